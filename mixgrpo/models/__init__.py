@@ -1,0 +1,59 @@
+"""A policy: encodes prompts, predicts the velocity, decodes latents. Chosen by name."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from mixgrpo import registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+Conditioning = dict[str, "Tensor"]
+"""What a prompt is turned into: tensors by name, each with the batch first."""
+
+
+class Policy(Protocol):
+    """A flow-matching text-to-image model, as far as the trainer knows it."""
+
+    latent_shape: tuple[int, ...]
+    """Shape of one latent, without the batch."""
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """Conditioning with one row per prompt."""
+        ...
+
+    def velocity(
+        self, latents: "Tensor", sigma: "float | Tensor", conditioning: Conditioning
+    ) -> "Tensor":
+        """v = eps - x0 at `latents` [B, ...] and sigma (one number, or [B]); like `latents`."""
+        ...
+
+    def decode(self, latents: "Tensor") -> "Tensor":
+        """Images [B, 3, H, W] in [0, 1] of latents at sigma = 0."""
+        ...
+
+    def trainable_parameters(self) -> "dict[str, Parameter]":
+        """The parameters that training changes, by name, in a fixed order."""
+        ...
+
+    def train_prompts(self) -> list[str]:
+        """Prompts to train on."""
+        ...
+
+    def held_out_prompts(self) -> list[str]:
+        """Prompts that are never trained on, for evaluation."""
+        ...
+
+
+_GROUP = "mixgrpo.models"
+_BUILT_IN = {"scenes": "mixgrpo.models.scenes:ScenesPolicy.load"}
+
+
+def model_names() -> list[str]:
+    return registry.names(_GROUP, _BUILT_IN)
+
+
+def load_model(name: str, checkpoint: str | None, device: str) -> Policy:
+    """The policy `name` with the weights of `checkpoint`, or its own where that is None."""
+    policy: Policy = registry.load(_GROUP, _BUILT_IN, name)(checkpoint, device)
+    return policy
