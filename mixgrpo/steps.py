@@ -1,0 +1,121 @@
+"""One step of a trajectory from sigma to sigma_next: deterministic, or random with its log-prob.
+
+x_sigma = (1 - sigma) x0 + sigma eps; the network predicts v = eps - x0; dt = sigma_next - sigma is
+negative. Everything is computed in float32 or better. Sigmas are host numbers (a float or a 0-dim
+CPU tensor), so that no step waits for a device.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Kernel = Literal["flow", "dance", "cps"]
+Sigma = float | Tensor
+
+
+class SDEStep(NamedTuple):
+    """A random step: x' = mean + std * noise."""
+
+    sample: Tensor
+    """x' [B, ...], in the dtype of x."""
+    mean: Tensor
+    """[B, ...], in float32 or better."""
+    std: Tensor
+    """[], on the CPU whatever the device: the same for every image and element."""
+
+
+def ode_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma) -> Tensor:
+    """Euler step x' = x + dt v of the probability-flow ODE (MixGRPO Eq. 3), [B, ...]."""
+    dt = float(sigma_next) - float(sigma)
+    return (wide(x) + dt * wide(v)).to(x.dtype)
+
+
+def predict_x0(x: Tensor, v: Tensor, sigma: Sigma) -> Tensor:
+    """x0 = x - sigma v, in float32 or better. [B, ...] -> [B, ...]."""
+    return wide(x) - float(sigma) * wide(v)
+
+
+def sde_step(
+    x: Tensor,
+    v: Tensor,
+    sigma: Sigma,
+    sigma_next: Sigma,
+    *,
+    eta: float,
+    kind: Kernel,
+    sigma_max: Sigma,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> SDEStep:
+    """A random step that keeps the ODE's marginals. x, v, noise: [B, ...].
+
+    flow and dance, with a noise level g (Flow-GRPO Eq. 9, MixGRPO Eq. 4, DanceGRPO Eq. 8):
+
+        mean = x (1 + g^2 dt / (2 sigma)) + v (1 + g^2 (1 - sigma) / (2 sigma)) dt
+        std  = g sqrt(-dt)
+
+    * flow: g = eta sqrt(sigma / (1 - sigma)), where at sigma = 1 the denominator takes
+      `sigma_max`, the schedule's second entry, for sigma.
+    * dance: g = eta.
+
+    cps, coefficients-preserving sampling (Flow-CPS):
+
+        std  = sigma' sin(eta pi / 2)
+        mean = (1 - sigma') x0 + sqrt(sigma'^2 - std^2) eps_hat,  eps_hat = x + (1 - sigma) v
+
+    Without `noise` it is drawn from `generator`. ValueError for steps that do not go down.
+    """
+    s, s_next = float(sigma), float(sigma_next)
+    dt = s_next - s
+    if not 0 <= s_next < s <= 1:
+        raise ValueError(f"a step goes from sigma {s} down to {s_next}, within [0, 1]")
+    xw, vw = wide(x), wide(v)
+    if kind == "cps":
+        std = s_next * math.sin(eta * math.pi / 2)
+        eps_hat = xw + (1 - s) * vw
+        mean = (1 - s_next) * (xw - s * vw) + math.sqrt(s_next**2 - std**2) * eps_hat
+    else:
+        g = (
+            eta
+            if kind == "dance"
+            else eta * math.sqrt(s / (1 - (float(sigma_max) if s == 1 else s)))
+        )
+        std = g * math.sqrt(-dt)
+        mean = xw * (1 + g**2 * dt / (2 * s)) + vw * ((1 + g**2 * (1 - s) / (2 * s)) * dt)
+    if noise is None:
+        noise = torch.randn(x.shape, generator=generator, dtype=mean.dtype, device=x.device)
+    sample = (mean + std * wide(noise)).to(x.dtype)
+    return SDEStep(sample, mean, torch.tensor(std, dtype=mean.dtype))
+
+
+def log_prob(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log-density of `sample` under N(mean, std^2), averaged over the elements of each image.
+
+        mean over elements of -(x' - mean)^2 / (2 std^2) - log std - log(2 pi) / 2
+
+    sample, mean: [B, ...]; std: []; returns [B]. The average (not the sum) over the D elements is
+    what clip ranges of the literature refer to (Flow-GRPO Eq. 10); the log-density itself is D
+    times larger. A step without noise (std = 0) has no density: 0, so that its ratio is 1.
+    """
+    if not std.any():
+        return torch.zeros(sample.shape[0], dtype=mean.dtype, device=mean.device)
+    squares = (wide(sample) - mean).square().flatten(1).mean(1)
+    return -squares / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
+
+
+def gaussian_kl(mean: Tensor, mean_reference: Tensor, std: Tensor) -> Tensor:
+    """KL between step Gaussians of the same std, averaged over elements (Flow-GRPO Eq. 11).
+
+    mean over elements of (mean - mean_reference)^2 / (2 std^2); [B, ...] -> [B]. Zero where
+    std = 0, as no density exists there.
+    """
+    if not std.any():
+        return torch.zeros(mean.shape[0], dtype=mean.dtype, device=mean.device)
+    return (mean - mean_reference).square().flatten(1).mean(1) / (2 * std**2)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
