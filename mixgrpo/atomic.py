@@ -1,0 +1,29 @@
+"""Writes a file whole or not at all: the one helper through which every small file goes.
+
+A reader sees the old content or the new one, also when the writer is killed or the disk is full.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` with `text` atomically. OSError leaves the old content as it was."""
+    # The process id keeps two writers of one file from sharing a temporary file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace `path` with `data` as indented JSON. ValueError for NaN, which JSON does not have."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,109 @@
+"""Checkpoints that are whole or absent, and what a run looked like when one was made.
+
+A checkpoint is a folder `<iteration>` with tensors (safetensors) and a manifest that holds the
+hash of every file. It is written beside its place, flushed to disk and renamed, so that a killed
+process leaves either the whole of it or nothing under its name.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mixgrpo.errors import RunError
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_PARTIAL = ".partial"
+
+
+def save(root: Path, iteration: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Write checkpoint `iteration` under `root`: groups of tensors, each by name.
+
+    Replaces one of the same iteration. OSError (a full disk) leaves the earlier ones untouched.
+    """
+    place = root / f"{iteration:06d}"
+    partial = place.with_name(place.name + _PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        files = {}
+        for group, members in tensors.items():
+            file = partial / f"{group}.safetensors"
+            save_file({k: v.detach().contiguous() for k, v in members.items()}, file)
+            files[file.name] = _digest(file)
+        manifest = {"format": FORMAT, "iteration": iteration, "files": files}
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for file in partial.iterdir():
+            _flush(file)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
+    _flush(root)
+
+
+def load_newest(root: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
+    """The newest whole checkpoint under `root`: its iteration and tensors. None without one.
+
+    A corrupt one is passed over with a warning that names it and what is wrong. RunError where
+    one has the format of another version.
+    """
+    for place in sorted(checkpoints(root), reverse=True):
+        try:
+            return _load(place)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            warnings.warn(
+                f"{place}: corrupt checkpoint ({error}); continuing from the one before it",
+                stacklevel=2,
+            )
+    return None
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what killed processes left half-written."""
+    for place in sorted(checkpoints(root))[:-keep]:
+        shutil.rmtree(place, ignore_errors=True)
+    for partial in root.glob(f"*{_PARTIAL}"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The folders under `root` that have a checkpoint's name."""
+    return [p for p in root.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+
+
+def _load(place: Path) -> tuple[int, dict[str, dict[str, Tensor]]]:
+    manifest = json.loads((place / _MANIFEST).read_text())
+    if manifest["format"] != FORMAT:
+        raise RunError(
+            f"{place}: a checkpoint of format {manifest['format']}, this version reads {FORMAT}; "
+            "finish the run with the version that began it, or remove its folder"
+        )
+    tensors = {}
+    for name, digest in manifest["files"].items():
+        file = place / name
+        if _digest(file) != digest:
+            raise ValueError(f"{name} is not what was written")
+        tensors[file.stem] = load_file(file)
+    return int(manifest["iteration"]), tensors
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,254 @@
+"""One run from its configuration to its result, in a folder that survives anything.
+
+    python -m mixgrpo.train CONFIG --out DIR [--set KEY=VALUE]...
+
+Run again, a folder continues from its newest whole checkpoint and ends with the same bytes in its
+metrics (timings apart) and weights as a run that was never interrupted.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mixgrpo.atomic import write_json, write_text
+from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash
+from mixgrpo.configfile import dump_config, load_config
+from mixgrpo.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from mixgrpo.evaluate import Evaluation
+
+Outcome = Literal["finished", "stopped"]
+
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ESTALE,
+}
+
+
+def run(
+    config: RunConfig, folder: Path, should_stop: Callable[[], bool] = lambda: False
+) -> Outcome:
+    """Begin or continue the run in `folder` until it is finished or `should_stop()`.
+
+    `should_stop` is asked after every iteration; a stopped run has a checkpoint of that iteration.
+    A finished run returns at once. ConfigError for what the configuration asks in vain, RunError
+    for what failed; a folder that holds another configuration's run is refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(config, folder)
+        if (folder / "result.json").exists():
+            return "finished"
+        return _Run(config, folder).go(should_stop)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise RunError(
+            f"{error.filename or folder}: {error.strerror}; the run is whole up to its newest "
+            "checkpoint: mend this and run the same command again to continue"
+        ) from error
+
+
+def claim(config: RunConfig, folder: Path) -> None:
+    """Write config.yaml, or check that the one there is of the same run and version."""
+    file = folder / "config.yaml"
+    header = f"# schema {SCHEMA_VERSION}, run {config_hash(config)}\n"
+    if not file.exists():
+        write_text(file, header + dump_config(config))
+        return
+    found = file.read_text().partition("\n")[0]
+    if found + "\n" != header:
+        raise ConfigError(
+            f"{file}: holds another run ({found.removeprefix('# ')}, not schema {SCHEMA_VERSION}, "
+            f"run {config_hash(config)}); choose another folder, or remove this one"
+        )
+
+
+class _Run:
+    """The folder's side of a run: files, checkpoints, the order of things."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        import torch
+
+        from mixgrpo.trainer import Trainer
+
+        self.config, self.folder = config, folder
+        self.trainer = Trainer(config, "cuda" if torch.cuda.is_available() else "cpu")
+        self.metrics = folder / "metrics.jsonl"
+        self.evals = folder / "eval.jsonl"
+        self.checkpoints = folder / "checkpoints"
+
+    def go(self, should_stop: Callable[[], bool]) -> Outcome:
+        done, saved = self._resume(), None
+        evaluated = {line["iteration"] for line in _read_lines(self.evals)}
+        while True:
+            due = done % self.config.evaluation.every == 0 or done == self.config.iterations
+            if due and done not in evaluated:
+                self._evaluate(done)
+            if done == self.config.iterations:
+                self._finish()
+                return "finished"
+            if should_stop():
+                if saved != done:
+                    self._save(done)
+                return "stopped"
+            _append(self.metrics, self.trainer.iterate(done))
+            done += 1
+            every = self.config.output.checkpoint_every
+            if done % every == 0 or done == self.config.iterations:
+                self._save(done)
+                saved = done
+
+    def _resume(self) -> int:
+        """Take over the newest whole checkpoint; drop what was written after it."""
+        from mixgrpo import checkpoint
+
+        found = checkpoint.load_newest(self.checkpoints)
+        done = 0
+        if found is not None:
+            done, tensors = found
+            self.trainer.load_tensors(tensors)
+        _keep_lines(self.metrics, lambda line: line["iteration"] < done)
+        _keep_lines(self.evals, lambda line: line["iteration"] <= done)
+        lines = len(_read_lines(self.metrics))
+        if lines != done:
+            raise RunError(
+                f"{self.metrics}: {lines} lines for {done} finished iterations; the file was "
+                "changed from outside: remove the run's folder to begin again"
+            )
+        return done
+
+    def _save(self, done: int) -> None:
+        from mixgrpo import checkpoint
+
+        # What a checkpoint vouches for must be on disk before the checkpoint is.
+        for file in (self.metrics, self.evals):
+            if file.exists():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        checkpoint.save(self.checkpoints, done, self.trainer.tensors())
+        checkpoint.prune(self.checkpoints, self.config.output.checkpoints_kept)
+
+    def _evaluate(self, done: int) -> None:
+        import time
+
+        begin = time.perf_counter()
+        judged = self.trainer.evaluate()
+        line: dict[str, Any] = {"iteration": done}
+        for name, scores in judged.scores.items():
+            line[f"reward_{name}_mean"] = float(scores.mean())
+            line[f"reward_{name}_std"] = float(scores.std())
+        line["prompts"] = len(judged.prompts)
+        line["images"] = judged.images.shape[0] * judged.images.shape[1]
+        line["seconds_total"] = time.perf_counter() - begin
+        self._keep_samples(done, judged)
+        _append(self.evals, line)
+
+    def _keep_samples(self, done: int, judged: "Evaluation") -> None:
+        from PIL import Image
+
+        # Spread over the prompts, whose neighbours are alike.
+        count = min(self.config.output.samples, len(judged.prompts))
+        chosen = [i * len(judged.prompts) // count for i in range(count)]
+        place = self.folder / "samples" / f"{done:06d}"
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place.parent / "prompts.json", [judged.prompts[i] for i in chosen])
+        for k, i in enumerate(chosen):
+            pixels = (judged.images[i, 0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            Image.fromarray(pixels).save(place / f"{k}.png")
+
+    def _finish(self) -> None:
+        lines, evals = _read_lines(self.metrics), _read_lines(self.evals)
+        names = [r.name for r in self.trainer.all_rewards]
+
+        def judged(line: dict[str, Any]) -> dict[str, float]:
+            return {name: line[f"reward_{name}_mean"] for name in names}
+
+        def total(key: str) -> Any:
+            return sum(line[key] for line in lines)
+
+        write_json(
+            self.folder / "result.json",
+            {
+                "schema": SCHEMA_VERSION,
+                "hash": config_hash(self.config),
+                "seed": self.config.seed,
+                "iterations": len(lines),
+                "before": judged(evals[0]),
+                "after": judged(evals[-1]),
+                "seconds_total": total("seconds_total"),
+                "evaluations_computed": total("evaluations_computed"),
+                "backward_computed": total("backward_computed"),
+                "nfe_rollout": total("nfe_rollout") / len(lines),
+                "nfe_train": total("nfe_train") / len(lines),
+            },
+        )
+
+
+def _append(file: Path, line: dict[str, Any]) -> None:
+    with file.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a last line that a killed process cut short is not."""
+    if not file.exists():
+        return []
+    lines = []
+    for text in file.read_text().splitlines(keepends=True):
+        if not text.endswith("\n"):
+            break
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _keep_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    if file.exists():
+        kept = [line for line in _read_lines(file) if keep(line)]
+        write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="Run configuration, a YAML file.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; an unfinished one continues.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, such as window.interval=25.")
+    ] = None,
+) -> None:
+    """Train one run. Run again, it continues; finished, it says so."""
+    stopping: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: stopping.append(n))
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        outcome = run(load_config(config, set_), out, lambda: bool(stopping))
+    except (ConfigError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    if outcome == "stopped":
+        print(f"{out}: stopped with a checkpoint; the same command continues", file=sys.stderr)
+        raise typer.Exit(130)
+    print(out / "result.json")
+
+
+if __name__ == "__main__":
+    typer.run(main)
