@@ -36,7 +36,7 @@ def save(root: Path, iteration: int, tensors: dict[str, dict[str, Tensor]]) -> N
         files = {}
         for group, members in tensors.items():
             file = partial / f"{group}.safetensors"
-            save_file({k: v.detach().contiguous() for k, v in members.items()}, file)
+            _write(file, {k: v.detach().contiguous() for k, v in members.items()})
             files[file.name] = _digest(file)
         manifest = {"format": FORMAT, "iteration": iteration, "files": files}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -94,6 +94,16 @@ def _load(place: Path) -> tuple[int, dict[str, dict[str, Tensor]]]:
             raise ValueError(f"{name} is not what was written")
         tensors[file.stem] = load_file(file)
     return int(manifest["iteration"]), tensors
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:  # how a full disk looks from there
+        raise RunError(
+            f"{file}: cannot be written: {error}; the run is whole up to its newest checkpoint: "
+            "mend this and run the same command again to continue"
+        ) from error
 
 
 def _digest(file: Path) -> str:

@@ -278,7 +278,7 @@ def add_overrides(layers: Layers, overrides: list[str]) -> None:
             raise ConfigError(f"--set {text}: expected KEY=VALUE, such as window.interval=25")
         try:
             parsed = parse_yaml(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigError(f"--set {text}: the value is not valid YAML") from None
         layers.set(key.strip(), parsed, f"--set {text}")
 

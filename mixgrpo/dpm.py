@@ -18,6 +18,9 @@ class DPMSolver:
     `order`: 1, 2 or 3. `variant`: "midpoint" or "heun", for the second order. The last step, to
     sigma = 0, is first order and returns x0; below 15 steps a third-order solver takes the last
     but one at second order.
+
+    The third-order update is the published one. Its D2 is half of h^2 m'', so its error falls with
+    the square of the step only.
     """
 
     def __init__(

@@ -75,9 +75,11 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     """
     about = f"reward {reward.name} on {len(prompts)} images, the first of {prompts[0]!r}"
     try:
-        values = reward.score(images, prompts)
+        values: object = reward.score(images, prompts)
     except Exception as error:
         raise RunError(f"{about}: {type(error).__name__}: {error}") from error
+    if not isinstance(values, Tensor):
+        raise RunError(f"{about}: returned a {type(values).__name__}, not a tensor")
     if tuple(values.shape) != (len(prompts),):
         raise RunError(f"{about}: returned shape {tuple(values.shape)}, not ({len(prompts)},)")
     values = values.detach().float().cpu()

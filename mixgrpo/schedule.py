@@ -9,7 +9,8 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
 
     Esser et al. 2024 (SD3), Eq. 23. (MixGRPO prints the denominator with the other sign.)
     """
-    return shift * t / (1 + (shift - 1) * t)
+    # Written so that t = 1 gives exactly 1 for every shift, on which steps rely.
+    return shift * t / (shift * t + (1 - t))
 
 
 def sigma_schedule(steps: int, shift: float = 3.0, dtype: torch.dtype = torch.float32) -> Tensor:

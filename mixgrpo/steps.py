@@ -97,10 +97,11 @@ def log_prob(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     sample, mean: [B, ...]; std: []; returns [B]. The average (not the sum) over the D elements is
     what clip ranges of the literature refer to (Flow-GRPO Eq. 10); the log-density itself is D
-    times larger. A step without noise (std = 0) has no density: 0, so that its ratio is 1.
+    times larger. A step without noise (std = 0) has no density: 0, so that its ratio is 1 and its
+    gradient 0.
     """
     if not std.any():
-        return torch.zeros(sample.shape[0], dtype=mean.dtype, device=mean.device)
+        return 0 * mean.flatten(1).sum(1)
     squares = (wide(sample) - mean).square().flatten(1).mean(1)
     return -squares / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
 
@@ -112,7 +113,7 @@ def gaussian_kl(mean: Tensor, mean_reference: Tensor, std: Tensor) -> Tensor:
     std = 0, as no density exists there.
     """
     if not std.any():
-        return torch.zeros(mean.shape[0], dtype=mean.dtype, device=mean.device)
+        return 0 * mean.flatten(1).sum(1)
     return (mean - mean_reference).square().flatten(1).mean(1) / (2 * std**2)
 
 

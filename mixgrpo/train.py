@@ -153,7 +153,8 @@ class _Run:
         line: dict[str, Any] = {"iteration": done}
         for name, scores in judged.scores.items():
             line[f"reward_{name}_mean"] = float(scores.mean())
-            line[f"reward_{name}_std"] = float(scores.std())
+            # One image alone has no spread; NaN would not be JSON.
+            line[f"reward_{name}_std"] = float(scores.std()) if scores.numel() > 1 else 0.0
         line["prompts"] = len(judged.prompts)
         line["images"] = judged.images.shape[0] * judged.images.shape[1]
         line["seconds_total"] = time.perf_counter() - begin

@@ -44,7 +44,7 @@ class Trainer:
         )
         # The reference of the KL is the model that training starts from.
         self.reference = (
-            load_model(config.model.name, config.model.checkpoint, device)
+            CountedVelocity(load_model(config.model.name, config.model.checkpoint, device).velocity)
             if config.objective.kl_weight
             else None
         )
@@ -71,7 +71,7 @@ class Trainer:
         """
         config, clock = self.config, _Clock(self.device)
         plan = make_plan(config.sampler, self.window.steps_at(iteration))
-        forward_before = self.velocity.evaluations
+        forward_before = self._evaluations()
 
         prompts = self._prompts_at(iteration)
         conditioning = self.policy.encode(prompts)
@@ -111,7 +111,7 @@ class Trainer:
             **update,
             "nfe_rollout": plan.steps,
             "nfe_train": len(plan.window),
-            "evaluations_computed": self.velocity.evaluations - forward_before,
+            "evaluations_computed": self._evaluations() - forward_before,
             "backward_computed": self.velocity.evaluations - forward_rollout,
             **clock.seconds(),
             "memory_peak_bytes": _memory_peak(self.device),
@@ -249,8 +249,13 @@ class Trainer:
         if self.reference is None:
             return loss, torch.zeros_like(loss), stats
         with torch.no_grad():
-            base = replay(self.reference.velocity, plan, step, images, conditioning, chunked)
+            base = replay(self.reference, plan, step, images, conditioning, chunked)
         return loss, gaussian_kl(today.mean, base.mean, today.std).mean(), stats
+
+    def _evaluations(self) -> int:
+        """Network evaluations so far, those of the reference model included."""
+        reference = self.reference.evaluations if self.reference else 0
+        return self.velocity.evaluations + reference
 
     @torch.no_grad()
     def _move_average(self) -> None:

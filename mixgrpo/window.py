@@ -79,8 +79,10 @@ class Window:
     def interval_at(self, position: int) -> int:
         """How many iterations a progressive window stays at `position`."""
         if self.strategy == "linear-decay":
-            fraction = position / self.last if self.last else 0.0
-            return math.ceil(self.interval + (self.interval_min - self.interval) * fraction)
+            # In whole numbers: a rounding error would round a whole interval up by one.
+            return self.interval - (self.interval - self.interval_min) * position // max(
+                1, self.last
+            )
         if self.strategy == "exp-decay":
             falling = math.exp(-self.decay * max(0, position - self.threshold))
             return max(1, math.ceil(self.interval * falling))
