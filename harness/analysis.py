@@ -1,0 +1,252 @@
+"""What a sweep's measurements say, arm by arm: the one place where numbers for a report are made.
+
+Takes finished runs only. Tables, figures and sentences read the result and compute nothing of
+their own, so that they cannot disagree. Quality comes from the evaluations on held-out prompts,
+never from rollout rewards, which depend on where the window stands.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness import paper
+from harness.spec import same_schedules
+from harness.stats import (
+    Comparison,
+    Interval,
+    compare,
+    mean_interval,
+    paired_interval,
+    ratio_interval,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.spec import Arm, Sweep
+    from harness.store import Results
+    from mixgrpo.config import RunConfig
+
+WARM_UP = 2
+"""First iterations of a run that no time statistic counts: caches and allocators fill up."""
+
+PHASES = ("rollout", "decode", "reward", "update", "other")
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Median and quartiles over all iterations and seeds of an arm, after warm-up."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RewardChange:
+    """One reward on held-out prompts, before and after training."""
+
+    before: Interval
+    after: Interval
+    change: Interval
+    """After minus before, paired by seed."""
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    arm: "Arm"
+    seeds: tuple[int, ...]
+    """Seeds that finished."""
+    after: dict[int, float]
+    """The measure after training, by seed."""
+    rewards: dict[str, RewardChange]
+    comparison: Comparison | None
+    """Against the reference; None for the reference itself."""
+    nfe_rollout: tuple[float, float]
+    """Smallest and largest over seeds; equal except where windows are drawn at random."""
+    nfe_train: tuple[float, float]
+    evaluations: float
+    """Network evaluations per iteration, counted after sharing; mean over seeds."""
+    backward: float
+    seconds: Quartiles
+    phases: dict[str, float]
+    """Median seconds per iteration of each phase."""
+    time_ratio: Interval | None
+    """Median iteration time over that of the reference, paired by seed."""
+    published_row: str | None
+    """Key of the paper's row that stands beside this arm."""
+    published: dict[str, Any]
+    """That row by column; empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    sweep: "Sweep"
+    measure: str
+    """The reward that answers the question."""
+    trained: tuple[str, ...]
+    held_out: tuple[str, ...]
+    arms: tuple[ArmResult, ...]
+    unfinished: tuple[tuple[str, int, str], ...]
+    """(arm, seed, state) of every run that is not finished."""
+    shared_until: dict[str, int]
+    """Per arm that differs from the reference in its window's movement alone: the first iteration
+    at which the windows differ; until then runs with the same seed are bit-identical."""
+    same_schedule: tuple[tuple[str, str], ...]
+    """Pairs of arms that are configured differently and compute the same."""
+
+    @property
+    def reference(self) -> ArmResult:
+        return self.by_name(self.sweep.reference)
+
+    def by_name(self, name: str) -> ArmResult:
+        return next(result for result in self.arms if result.arm.name == name)
+
+    @property
+    def compared(self) -> tuple[Comparison, ...]:
+        return tuple(r.comparison for r in self.arms if r.comparison is not None)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Every reward but the measure: first the trained ones, then the held-out ones."""
+        return tuple(r for r in (*self.trained, *self.held_out) if r != self.measure)
+
+
+def analyse(sweep: "Sweep", results: "Results") -> Analysis:
+    """All numbers of the report from the finished runs of a sweep."""
+    runs = results.runs
+    finished = runs[runs["state"] == "finished"]
+    trained, held_out = _reward_names(sweep)
+    measured = {
+        when: {
+            reward: {
+                arm.name: _by_seed(finished, arm.name, f"{when}_{reward}") for arm in sweep.arms
+            }
+            for reward in (*trained, *held_out)
+        }
+        for when in ("before", "after")
+    }
+    comparisons = compare(measured["after"][sweep.measure], sweep.reference)
+    steady = results.metrics[results.metrics["iteration"] >= WARM_UP]
+    medians = {arm.name: _median_by_seed(steady[steady["arm"] == arm.name]) for arm in sweep.arms}
+    arms = []
+    for arm in sweep.arms:
+        own, times = finished[finished["arm"] == arm.name], steady[steady["arm"] == arm.name]
+        is_reference, published_row = arm.name == sweep.reference, _published_row(sweep, arm.name)
+        arms.append(
+            ArmResult(
+                arm=arm,
+                seeds=tuple(sorted(int(seed) for seed in own["seed"])),
+                after=measured["after"][sweep.measure][arm.name],
+                rewards={
+                    reward: _change(
+                        measured["before"][reward][arm.name], measured["after"][reward][arm.name]
+                    )
+                    for reward in (*trained, *held_out)
+                },
+                comparison=None if is_reference else comparisons[arm.name],
+                nfe_rollout=_range(own, "nfe_rollout"),
+                nfe_train=_range(own, "nfe_train"),
+                evaluations=_per_iteration(own, "evaluations_computed"),
+                backward=_per_iteration(own, "backward_computed"),
+                seconds=_quartiles(times, "seconds_total"),
+                phases={phase: _quartiles(times, f"seconds_{phase}").median for phase in PHASES},
+                time_ratio=None
+                if is_reference
+                else ratio_interval(medians[arm.name], medians[sweep.reference]),
+                published_row=published_row,
+                published=paper.row(sweep.paper, published_row)
+                if sweep.paper and published_row
+                else {},
+            )
+        )
+    return Analysis(
+        sweep=sweep,
+        measure=sweep.measure,
+        trained=trained,
+        held_out=held_out,
+        arms=tuple(arms),
+        unfinished=tuple(
+            (str(arm), int(seed), str(state))
+            for arm, seed, state in zip(runs["arm"], runs["seed"], runs["state"], strict=True)
+            if state != "finished"
+        ),
+        shared_until=_shared_until(sweep),
+        same_schedule=tuple(same_schedules(sweep)),
+    )
+
+
+def _reward_names(sweep: "Sweep") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Rewards that any arm trains on, and those that are only measured, in the file's order."""
+    trained = _unique(name for run in sweep.runs for name in run.config.rewards.train)
+    measured = _unique(name for run in sweep.runs for name in run.config.rewards.held_out)
+    return trained, tuple(name for name in measured if name not in trained)
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _published_row(sweep: "Sweep", arm: str) -> str | None:
+    """The paper's row for an arm; None where the table has none, as for a value it did not try."""
+    key = sweep.paper_rows.get(arm)
+    return key if sweep.paper is not None and key in paper.find(sweep.paper).rows else None
+
+
+def _by_seed(runs: "pd.DataFrame", arm: str, column: str) -> dict[int, float]:
+    if column not in runs:
+        return {}
+    own = runs[runs["arm"] == arm]
+    pairs = sorted(zip(own["seed"], own[column], strict=True))
+    return {int(seed): float(value) for seed, value in pairs if math.isfinite(value)}
+
+
+def _change(before: dict[int, float], after: dict[int, float]) -> RewardChange:
+    return RewardChange(
+        before=mean_interval(list(before.values())),
+        after=mean_interval(list(after.values())),
+        change=paired_interval(after, before),
+    )
+
+
+def _range(runs: "pd.DataFrame", column: str) -> tuple[float, float]:
+    return (float(runs[column].min()), float(runs[column].max())) if len(runs) else (math.nan,) * 2
+
+
+def _per_iteration(runs: "pd.DataFrame", column: str) -> float:
+    return float((runs[column] / runs["iterations"]).mean()) if len(runs) else math.nan
+
+
+def _quartiles(metrics: "pd.DataFrame", column: str) -> Quartiles:
+    low, median, high = (float(metrics[column].quantile(q)) for q in (0.25, 0.5, 0.75))
+    return Quartiles(median, low, high)
+
+
+def _median_by_seed(metrics: "pd.DataFrame") -> dict[int, float]:
+    medians = metrics.groupby("seed")["seconds_total"].median().reset_index()
+    pairs = zip(medians["seed"], medians["seconds_total"], strict=True)
+    return {int(seed): float(value) for seed, value in pairs}
+
+
+def _shared_until(sweep: "Sweep") -> dict[str, int]:
+    """Where arms that differ from the reference in their window's movement alone part from it.
+
+    Read from the configurations of one seed: a window is a function of the iteration.
+    """
+    configs: dict[str, RunConfig] = {}
+    for run in sweep.runs:
+        configs.setdefault(run.arm, run.config)
+    base = configs.get(sweep.reference)
+    found: dict[str, int] = {}
+    for arm, config in configs.items():
+        if base is None or arm == sweep.reference or config.window.size != base.window.size:
+            continue
+        if config.model_copy(update={"window": base.window, "seed": base.seed}) != base:
+            continue
+        left, right = config.make_window(), base.make_window()
+        for m in range(config.iterations):
+            if left.start_at(m) != right.start_at(m):
+                found[arm] = m
+                break
+    return found

@@ -1,0 +1,271 @@
+"""The sentences of a report, each made from the numbers: what was found, and what was not.
+
+Says "cannot conclude" and "indistinguishable" where that is so. Every claim about a difference
+rests on `Comparison.verdict`, every claim about a change on an interval that leaves zero out.
+"""
+
+from collections.abc import Sequence
+
+from harness.analysis import Analysis, ArmResult
+from harness.numbers import interval, number, p_value
+from harness.stats import MIN_SEEDS, Comparison, seeds_needed
+
+
+def answer(analysis: Analysis) -> str:
+    """The answer to the sweep's question in one sentence."""
+    reference = analysis.reference
+    if not analysis.compared:
+        return f"Nothing is compared: {reference.arm.label} is the only arm."
+    if len(reference.seeds) < MIN_SEEDS:
+        return (
+            f"Cannot conclude: the reference {reference.arm.label} has {_seeds(reference)}, and "
+            f"fewer than {MIN_SEEDS} say nothing about chance."
+        )
+    better, worse, alike, unknown = (
+        [c for c in analysis.compared if c.verdict in kinds]
+        for kinds in (
+            ("better",),
+            ("worse",),
+            ("indistinguishable", "identical"),
+            ("too few", "no variance"),
+        )
+    )
+    if len(unknown) == len(analysis.compared):
+        if all(c.verdict == "no variance" for c in unknown):
+            return "Cannot conclude: the seeds do not vary, so nothing is known about chance."
+        return (
+            f"Cannot conclude: no arm shares {MIN_SEEDS} or more finished seeds with the "
+            f"reference {reference.arm.label}."
+        )
+    parts = []
+    for found, word in ((better, "better"), (worse, "worse")):
+        if found:
+            parts.append(_told_apart(analysis, found, word))
+    if alike:
+        arms = _list([_label(analysis, c) for c in alike])
+        parts.append(f"{arms} {_is(alike)} indistinguishable from {reference.arm.label}")
+    if unknown:
+        arms = _list([_label(analysis, c) for c in unknown])
+        parts.append(f"about {arms} nothing can be concluded")
+    return f"In {analysis.measure} on held-out prompts, {'; '.join(parts)} ({_pairs(analysis)})."
+
+
+def resolution(analysis: Analysis) -> str:
+    """How large a difference this many seeds could have shown; empty where nothing was tested."""
+    tested = [c for c in analysis.compared if c.detectable > 0]
+    if not tested:
+        return ""
+    low, high = (f(c.detectable for c in tested) for f in (min, max))
+    # In units of its own sd every arm's smallest difference is the same for the same seeds.
+    hardest = max(tested, key=lambda c: c.detectable)
+    half = seeds_needed(hardest.simultaneous.sd, hardest.detectable / 2, hardest.family)
+    span = number(low)
+    if number(low) != number(high):
+        span += f" to {number(high)} (depending on the arm)"
+    return (
+        f"With {_pairs(analysis)}, a true difference of {span} had an 80 % chance of being found. "
+        f"Half of that ({number(hardest.detectable / 2)}) needs {half} seeds per arm. Both figures "
+        "rest on the spread seen here, which few seeds estimate roughly."
+    )
+
+
+def gain(analysis: Analysis) -> str:
+    """Whether training itself changed the measure, per arm with intervals."""
+    measure = analysis.measure
+    known = [r for r in analysis.arms if r.rewards[measure].change.known]
+    if not known:
+        return (
+            f"Whether training gained cannot be concluded: no arm has {MIN_SEEDS} finished seeds."
+        )
+    rose, fell = ([r for r in known if r.rewards[measure].change.sign == sign] for sign in (1, -1))
+    first = next((r for r in known if r.arm.name == analysis.sweep.reference), known[0])
+    found = first.rewards[measure]
+    start = (
+        f"{first.arm.label}: {number(found.before.mean)} before, {number(found.after.mean)} after, "
+        f"gain {interval(found.change, signed=True)}"
+    )
+    if len(rose) == len(known):
+        where = "in every arm" if len(known) > 1 else "in the only arm that can be judged"
+        return f"Training gained {where}: the interval of the gain lies above zero ({start})."
+    if rose:
+        return (
+            f"Training gained in {_list([r.arm.label for r in rose])}, but not in "
+            f"{_list([r.arm.label for r in known if r not in rose])} ({start})."
+        )
+    if fell:
+        return (
+            f"Training did not gain: {measure} fell in {_list([r.arm.label for r in fell])} "
+            f"({start})."
+        )
+    return f"Training did not gain: every interval of the gain includes zero ({start})."
+
+
+def other_rewards(analysis: Analysis) -> list[str]:
+    """What the rewards beside the measure did: where reward hacking shows."""
+    sentences = []
+    for reward in analysis.others:
+        known = [r for r in analysis.arms if r.rewards[reward].change.known]
+        if not known:
+            continue
+        kind = "trained on as well" if reward in analysis.trained else "only measured"
+        first = next((r for r in known if r.arm.name == analysis.sweep.reference), known[0])
+        change = first.rewards[reward]
+        numbers = (
+            f"{first.arm.label}: {number(change.before.mean)} to {number(change.after.mean)}, "
+            f"change {interval(change.change, signed=True)}"
+        )
+        counts = {
+            sign: sum(r.rewards[reward].change.sign == sign for r in known) for sign in (1, -1)
+        }
+        if counts[-1]:
+            verb = f"fell in {_of(counts[-1], len(known))}"
+        elif counts[1]:
+            verb = f"rose in {_of(counts[1], len(known))}"
+        else:
+            verb = "changed in no arm by more than chance"
+        sentence = f"The reward {reward} ({kind}) {verb} ({numbers})."
+        gained = any(r.rewards[analysis.measure].change.sign == 1 for r in known)
+        if counts[-1] and reward in analysis.held_out and gained:
+            sentence += (
+                f" It fell while {analysis.measure} rose: what the trained reward does not see got "
+                "worse. That is what reward hacking looks like."
+            )
+        sentences.append(sentence)
+    return sentences
+
+
+def missing(analysis: Analysis) -> list[str]:
+    """Runs that are not in the report, and seeds that a comparison could not pair."""
+    sentences = []
+    total = len(analysis.sweep.runs)
+    if analysis.unfinished:
+        sentences.append(
+            f"{len(analysis.unfinished)} of {total} runs are not finished and not in this report."
+        )
+        by_state: dict[str, list[str]] = {}
+        labels = {r.arm.name: r.arm.label for r in analysis.arms}
+        for arm, seed, state in analysis.unfinished:
+            by_state.setdefault(state, []).append(f"{labels[arm]} seed {seed}")
+        sentences += [f"{state}: {_list(runs)}." for state, runs in by_state.items()]
+    for comparison in analysis.compared:
+        if comparison.left_out:
+            seeds = ", ".join(map(str, comparison.left_out))
+            sentences.append(
+                f"{_label(analysis, comparison)} is compared over {len(comparison.seeds)} seeds; "
+                f"only one side has seed {seeds}."
+            )
+    return sentences
+
+
+def statistics_notes(analysis: Analysis) -> list[str]:
+    """How to read the numbers: what an interval says and what it does not."""
+    notes = [
+        "An interval of an arm is a 95 % Student interval of the mean over seeds: were the sweep "
+        "repeated with fresh seeds, 95 of 100 such intervals would hold the true mean. It says "
+        "nothing about other prompts, models or tasks. Two intervals that overlap do not show "
+        "that two arms are the same.",
+        "Quality is measured by ODE sampling of held-out prompts with fixed noise and averaged "
+        "weights. Rollout rewards are not shown: they are not comparable across window positions, "
+        "because late noise does less damage. Comparing arms by them fakes an effect.",
+    ]
+    tested = [c for c in analysis.compared if c.simultaneous.n >= MIN_SEEDS]
+    if tested:
+        family = tested[0].family
+        notes.insert(
+            1,
+            "Arms are compared with the reference seed by seed: runs with the same seed share "
+            "prompts, initial noise and evaluation noise. An arm is called better or worse only "
+            "where the interval of its difference leaves zero out, widened so that all "
+            f"{family} intervals hold together with 95 % (Bonferroni)."
+            if family > 1
+            else "The arm is compared with the reference seed by seed: runs with the same seed "
+            "share prompts, initial noise and evaluation noise. It is called better or worse only "
+            "where the 95 % interval of its difference leaves zero out.",
+        )
+        notes.insert(2, _tests_note(tested))
+        only_holm = [c for c in tested if c.verdict == "indistinguishable" and c.p_holm < 0.05]
+        if only_holm:
+            arms = _list([f"{_label(analysis, c)} (p = {p_value(c.p_holm)})" for c in only_holm])
+            notes.insert(
+                3,
+                f"Close call: Holm's test by itself would tell {arms} from the reference. The "
+                "interval does not, and the interval decides here.",
+            )
+    if any(c.verdict == "indistinguishable" for c in tested):
+        notes.append(
+            "Indistinguishable is not the same as equal: a difference smaller than what this many "
+            "seeds can show may well exist."
+        )
+    parts = [
+        f"{analysis.by_name(arm).arm.label} from iteration {m}"
+        for arm, m in analysis.shared_until.items()
+        if m > 0
+    ]
+    if parts:
+        notes.append(
+            "Arms with the same seed are bit-identical until their windows first differ. They part "
+            f"from {analysis.reference.arm.label}: {_list(parts)}."
+        )
+    for first, second in analysis.same_schedule:
+        a, b = (analysis.by_name(name).arm.label for name in (first, second))
+        notes.append(
+            f"{a} and {b} are the same schedule over the whole run: their configurations differ, "
+            "what they compute does not."
+        )
+    return notes
+
+
+def _tests_note(tested: Sequence[Comparison]) -> str:
+    pairs, family = min(len(c.seeds) for c in tested), tested[0].family
+    floor = 2.0 ** (1 - pairs)
+    text = (
+        "Beside it stand two p values, adjusted by Holm over the arms: of the paired t test, and "
+        "of the sign-flip test, which assumes only that differences are symmetric. "
+    )
+    if min(1.0, floor * family) > 0.05:
+        adjusted = "" if family == 1 else f", {min(1.0, floor * family):g} after adjustment"
+        text += (
+            f"With {pairs} seeds the sign-flip p cannot be below {floor:g}{adjusted}: it "
+            "can never reach 0.05 here, and a large value is no evidence against a difference."
+        )
+    return text.strip()
+
+
+def _label(analysis: Analysis, comparison: Comparison) -> str:
+    return analysis.by_name(comparison.arm).arm.label
+
+
+def _told_apart(analysis: Analysis, found: Sequence[Comparison], word: str) -> str:
+    reference = analysis.reference.arm.label
+    if len(found) == 1:
+        return f"{_label(analysis, found[0])} is {word} than {reference} by {_size(found[0])}"
+    arms = _list([f"{_label(analysis, c)} (by {_size(c)})" for c in found])
+    return f"{arms} are {word} than {reference}"
+
+
+def _size(comparison: Comparison) -> str:
+    found = comparison.simultaneous
+    low, high = sorted((abs(found.low), abs(found.high)))
+    return f"{number(abs(found.mean))} [{number(low)}, {number(high)}]"
+
+
+def _pairs(analysis: Analysis) -> str:
+    counts = sorted({len(c.seeds) for c in analysis.compared if len(c.seeds) >= MIN_SEEDS})
+    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+
+
+def _seeds(result: ArmResult) -> str:
+    count = len(result.seeds)
+    return f"{count or 'no'} finished seed{'' if count == 1 else 's'}"
+
+
+def _of(count: int, total: int) -> str:
+    return "every arm" if count == total else f"{count} of {total} arms"
+
+
+def _is(found: Sequence[object]) -> str:
+    return "is" if len(found) == 1 else "are"
+
+
+def _list(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

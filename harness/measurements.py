@@ -1,0 +1,184 @@
+"""Where a report's numbers come from: the run folders, or the copies committed with a report.
+
+A report keeps its measurements beside it (three Parquet files, the pictures, what it ran on), so
+that a fresh clone can draw the same tables and figures without running anything.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixgrpo.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.spec import Run, Sweep
+    from harness.store import Results
+
+FRAMES = ("runs", "metrics", "evals")
+MADE = "made.json"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures of one run for the same prompts and noise, before and after training."""
+
+    arm: str
+    seed: int
+    iterations: int
+    prompts: tuple[str, ...]
+    before: tuple[bytes, ...]
+    """PNG files."""
+    after: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    results: "Results"
+    samples: Samples | None
+    committed: bool
+    """Whether they are the copies kept with the report, for want of run folders."""
+
+
+def gather(sweep: "Sweep", runs_dir: Path, report: Path) -> Measurements:
+    """The finished runs of a sweep, or what an earlier report kept where there are none.
+
+    ConfigError where there is neither, or where the report kept another configuration's numbers.
+    """
+    from harness.store import collect
+
+    results = collect(sweep, runs_dir)
+    if (results.runs["state"] == "finished").any():
+        return Measurements(_sorted(sweep, results), _read_samples(sweep, results, runs_dir), False)
+    if all((report / f"{name}.parquet").exists() for name in FRAMES):
+        return _committed(sweep, report)
+    raise ConfigError(
+        f"{sweep.file}: nothing to report: no finished run under {runs_dir / sweep.name} and no "
+        f"measurements in {report}; run `python -m harness.sweep {sweep.file}` first"
+    )
+
+
+def _sorted(sweep: "Sweep", results: "Results") -> "Results":
+    """Rows in the order of the sweep, whatever order they were found in."""
+    from harness.store import Results
+
+    order = {arm.name: index for index, arm in enumerate(sweep.arms)}
+
+    def arrange(frame: "pd.DataFrame", *keys: str) -> "pd.DataFrame":
+        place = frame.assign(_place=frame["arm"].map(order))
+        return place.sort_values(["_place", *keys]).drop(columns="_place").reset_index(drop=True)
+
+    return Results(
+        arrange(results.runs, "seed"),
+        arrange(results.metrics, "seed", "iteration"),
+        arrange(results.evals, "seed", "iteration"),
+        sorted(results.env),
+    )
+
+
+def _read_samples(sweep: "Sweep", results: "Results", runs_dir: Path) -> Samples | None:
+    """Pictures of the reference arm's first finished run; of another arm's where it has none."""
+    finished = results.runs[results.runs["state"] == "finished"]
+    done = set(zip(finished["arm"], finished["seed"], strict=True))
+    runs = sorted(sweep.runs, key=lambda run: (run.arm != sweep.reference, run.seed))
+    for run in runs:
+        if (run.arm, run.seed) in done:
+            found = _samples_of(run, runs_dir / sweep.name / run.folder_name / "samples")
+            if found is not None:
+                return found
+    return None
+
+
+def _samples_of(run: "Run", folder: Path) -> Samples | None:
+    total = run.config.iterations
+    try:
+        prompts = tuple(map(str, json.loads((folder / "prompts.json").read_text("utf-8"))))
+        before, after = (
+            tuple((folder / f"{m:06d}" / f"{k}.png").read_bytes() for k in range(len(prompts)))
+            for m in (0, total)
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{folder}: the pictures cannot be read: {error}") from None
+    return Samples(run.arm, run.seed, total, prompts, before, after) if prompts else None
+
+
+def to_files(sweep: "Sweep", measurements: Measurements) -> dict[str, bytes]:
+    """The files, by path inside the report's folder, that `gather` reads back."""
+    results = measurements.results
+    made: dict[str, Any] = {"profile": sweep.profile, "machines": results.env, "samples": None}
+    files = {}
+    for name in FRAMES:
+        stream = io.BytesIO()
+        getattr(results, name).to_parquet(stream, index=False)
+        files[f"{name}.parquet"] = stream.getvalue()
+    samples = measurements.samples
+    if samples is not None:
+        made["samples"] = {key: getattr(samples, key) for key in ("arm", "seed", "iterations")}
+        prompts = json.dumps(samples.prompts, indent=1, ensure_ascii=False) + "\n"
+        files["samples/prompts.json"] = prompts.encode()
+        for name, pictures in (("before", samples.before), ("after", samples.after)):
+            for k, picture in enumerate(pictures):
+                files[f"samples/{name}/{k}.png"] = picture
+    files[MADE] = (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def _committed(sweep: "Sweep", report: Path) -> Measurements:
+    import pandas as pd
+
+    from harness.store import Results
+
+    try:
+        made = json.loads((report / MADE).read_text("utf-8"))
+        frames = {name: pd.read_parquet(report / f"{name}.parquet") for name in FRAMES}
+        runs = frames["runs"]
+        wanted = {(run.arm, run.seed): run.hash for run in sweep.runs}
+        fits = [
+            wanted.get((arm, seed)) == identity
+            for arm, seed, identity in zip(runs["arm"], runs["seed"], runs["hash"], strict=True)
+        ]
+        machines = [str(machine) for machine in made["machines"]]
+        samples = _committed_samples(report / "samples", made["samples"])
+        profile = str(made["profile"])
+    except Exception as error:  # whatever a damaged file makes pyarrow, json or pandas raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunError(
+            f"{report}: the measurements kept there cannot be read ({reason}); restore them, or "
+            f"run `python -m harness.sweep {sweep.file}`"
+        ) from None
+    if not all(fits):
+        hint = f"; they were made with --profile {profile}" if profile != sweep.profile else ""
+        raise ConfigError(
+            f"{sweep.file}: no finished runs, and {report} keeps measurements of another "
+            f"configuration{hint}"
+        )
+    kept = set(zip(runs["arm"], runs["seed"], strict=True))
+    new = [
+        {"arm": run.arm, "seed": run.seed, "hash": run.hash, "state": "waiting"}
+        for run in sweep.runs
+        if (run.arm, run.seed) not in kept
+    ]
+    if new:  # arms or seeds that the file got since
+        runs = pd.concat([runs, pd.DataFrame(new)], ignore_index=True)
+    return Measurements(
+        Results(runs, frames["metrics"], frames["evals"], machines), samples, committed=True
+    )
+
+
+def _committed_samples(folder: Path, made: Mapping[str, Any] | None) -> Samples | None:
+    if made is None:
+        return None
+    prompts = tuple(map(str, json.loads((folder / "prompts.json").read_text("utf-8"))))
+    before, after = (
+        tuple((folder / name / f"{k}.png").read_bytes() for k in range(len(prompts)))
+        for name in ("before", "after")
+    )
+    return Samples(
+        str(made["arm"]), int(made["seed"]), int(made["iterations"]), prompts, before, after
+    )

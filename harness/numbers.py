@@ -1,0 +1,40 @@
+"""Numbers as a report writes them: true minus signs, a dash where there is none."""
+
+import math
+
+from harness.stats import Interval
+
+NOTHING = "–"
+
+
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    if not math.isfinite(value):
+        return NOTHING
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def interval(found: Interval, digits: int = 3, signed: bool = False) -> str:
+    """`mean [low, high]`, or the mean with its n where too few seeds give no interval."""
+    mean = number(found.mean, digits, signed)
+    if not found.known:
+        return f"{mean} (n = {found.n})" if found.n else NOTHING
+    low, high = number(found.low, digits, signed), number(found.high, digits, signed)
+    return f"{mean} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    if not math.isfinite(p):
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds(value: float) -> str:
+    """Three significant digits."""
+    if not math.isfinite(value):
+        return NOTHING
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return number(value, digits)

@@ -1,0 +1,225 @@
+"""Writes the report of a sweep: tables, figures, the measurements themselves, and one page.
+
+    python -m harness.report sweeps/tau.yaml
+    python -m harness.report --all
+
+Everything is made from the run folders in seconds, or, where there are none, from the measurements
+that an earlier report kept. The same measurements give the same bytes. Nothing is trained here.
+"""
+
+import base64
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness import cli
+from harness.measurements import FRAMES, Measurements, gather, to_files
+from harness.spec import Sweep, load_sweep
+from mixgrpo.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from harness.analysis import Analysis
+    from harness.figures import Picture
+
+SWEEPS = Path("sweeps")
+
+
+def write_report(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> Path:
+    """Write reports/<sweep>/ and return the path of its page.
+
+    Files are replaced one by one, each atomically, the page last. ConfigError where there is
+    nothing to report, RunError where a place cannot be read or written.
+    """
+    folder = reports_dir / sweep.name
+    return _write(sweep, gather(sweep, runs_dir, folder), folder)
+
+
+def _write(sweep: Sweep, measurements: Measurements, folder: Path) -> Path:
+    from harness import tables
+    from harness.analysis import analyse
+    from harness.figures import draw
+
+    analysis = analyse(sweep, measurements.results)
+    pictures = draw(analysis, measurements.results, measurements.samples)
+    files = {} if measurements.committed else to_files(sweep, measurements)
+    files |= {
+        "table.md": tables.to_markdown(analysis).encode(),
+        "table.csv": tables.to_csv(analysis).encode(),
+        "table.tex": tables.to_latex(analysis).encode(),
+    }
+    for picture in pictures:
+        files[f"figures/{picture.name}.png"] = picture.png
+        files[f"figures/{picture.name}.pdf"] = picture.pdf
+    files["index.html"] = _page(analysis, pictures, measurements).encode()
+    for name, content in files.items():
+        _replace(folder / name, content)
+    if not measurements.committed:
+        _remove_stale(folder, set(files))
+    return folder / "index.html"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment it is either the old one or the new one, whole."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=".", suffix=".tmp", delete=False
+        ) as stream:
+            temporary = Path(stream.name)
+            stream.write(content)
+        temporary.chmod(0o666 & ~_umask())  # what open() would have given
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove_stale(folder: Path, written: set[str]) -> None:
+    """Remove pictures of an earlier report that this one does not have."""
+    for part, pattern in (("figures", "*.p[nd][gf]"), ("samples", "*/*.png")):
+        for path in (folder / part).glob(pattern):
+            if path.relative_to(folder).as_posix() not in written:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def _page(analysis: "Analysis", pictures: "list[Picture]", measurements: Measurements) -> str:
+    """The page: one file, pictures inside, autoescaped."""
+    import jinja2
+
+    from harness import findings
+    from harness.tables import tables
+
+    sweep = analysis.sweep
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("harness"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tight"] = _tight
+    arguments = f"{_shown(sweep.file)}{f' --profile {sweep.profile}' if sweep.profile else ''}"
+    return environment.get_template("report.html").render(
+        name=sweep.name,
+        profile=sweep.profile,
+        question=sweep.question,
+        notes=sweep.notes,
+        answer=findings.answer(analysis),
+        resolution=findings.resolution(analysis),
+        gain=findings.gain(analysis),
+        others=findings.other_rewards(analysis),
+        missing=findings.missing(analysis),
+        pictures=[
+            {
+                "name": picture.name,
+                "title": picture.title,
+                "caption": picture.caption,
+                "source": f"data:image/png;base64,{base64.b64encode(picture.png).decode()}",
+            }
+            for picture in pictures
+        ],
+        tables=tables(analysis),
+        statistics=findings.statistics_notes(analysis),
+        made=_made(analysis, measurements),
+        command_sweep=f"python -m harness.sweep {arguments}",
+        command_report=f"python -m harness.report {arguments}",
+    )
+
+
+def _tight(text: str) -> str:
+    """No line break inside `τ = 15` and `95 %`."""
+    return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
+
+
+def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, str]]:
+    sweep, runs = analysis.sweep, measurements.results.runs
+    finished = runs[runs["state"] == "finished"]
+    config = sweep.runs[0].config
+    hours = float(finished["seconds_total"].sum()) / 3600
+    made: list[tuple[str, Any]] = [
+        ("Sweep file", _shown(sweep.file)),
+        ("Profile", sweep.profile),
+        ("Model", config.model.name),
+        ("Trained on", ", ".join(analysis.trained)),
+        ("Held out", ", ".join(analysis.held_out)),
+        ("Arms", ", ".join(arm.label for arm in sweep.arms)),
+        ("Seeds", ", ".join(map(str, sweep.seeds))),
+        ("Iterations", _distinct(int(run.config.iterations) for run in sweep.runs)),
+        ("Runs", f"{len(finished)} finished, {hours:.2f} hours of training in all"),
+        *(("Machine", text) for text in measurements.results.env),
+    ]
+    return [(term, str(text)) for term, text in made if text != ""]
+
+
+def _distinct(values: Any) -> str:
+    return ", ".join(str(value) for value in sorted(set(values)))
+
+
+def _shown(file: Path) -> str:
+    """A sweep file as a reader can use it: relative to here, never a path of this machine."""
+    with contextlib.suppress(ValueError):
+        return file.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    return file.name
+
+
+def _has_results(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> bool:
+    runs = runs_dir / sweep.name
+    if any((runs / run.folder_name / "result.json").exists() for run in sweep.runs):
+        return True
+    return all((reports_dir / sweep.name / f"{name}.parquet").exists() for name in FRAMES)
+
+
+def _sweep_files() -> list[Path]:
+    files = sorted(SWEEPS.glob("*.yaml"))
+    if not files:
+        raise ConfigError(f"--all: no sweep files in {SWEEPS}/; run it where that folder is")
+    return files
+
+
+def main(
+    file: Annotated[Path | None, typer.Argument(help="Sweep file (YAML).")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every sweeps/*.yaml that has results.")
+    ] = False,
+    profile: cli.ProfileOption = None,
+    runs: cli.RunsOption = Path("runs"),
+    reports: cli.ReportsOption = Path("reports"),
+) -> None:
+    """Write a sweep's report from its run folders, or from the measurements kept with it."""
+    if (file is None) != every:
+        raise ConfigError("give either a sweep file or --all")
+    files = [file] if file is not None else _sweep_files()
+    reported = 0
+    for path in files:
+        sweep = load_sweep(path, profile)
+        if every and not _has_results(sweep, runs, reports):
+            print(f"{path}: no results yet")
+            continue
+        folder = reports / sweep.name
+        measurements = gather(sweep, runs, folder)
+        if measurements.committed:
+            print(f"{path}: no run folders; using the measurements kept in {folder}")
+        print(_write(sweep, measurements, folder))
+        reported += 1
+    if not reported:
+        raise ConfigError("--all: no sweep has results; run `python -m harness.sweep FILE` first")
+
+
+if __name__ == "__main__":
+    cli.run(main)

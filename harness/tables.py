@@ -1,0 +1,334 @@
+"""The report's tables: Markdown to read, CSV to compute with, LaTeX (booktabs) to print.
+
+One numeric frame (`frame`) with every number, and a few narrow text tables (`tables`) that fit a
+page. The same measurements give the same bytes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness import paper
+from harness.analysis import Analysis, ArmResult, Quartiles
+from harness.numbers import NOTHING, interval, number, p_value, seconds
+from harness.stats import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERDICTS = {
+    "better": "better",
+    "worse": "worse",
+    "indistinguishable": "indistinguishable",
+    "identical": "identical",
+    "no variance": "cannot conclude: seeds do not vary",
+    "too few": "cannot conclude: too few seeds",
+}
+
+PUBLISHED_NAMES = {
+    "nfe_old": "NFE_old",
+    "nfe_theta": "NFE_θ",
+    "seconds_per_iteration": "s / iteration",
+    "seconds_per_image": "s / image",
+    "hps": "HPS-v2.1",
+    "clip": "CLIP",
+    "pick": "PickScore",
+    "ir": "ImageReward",
+    "ur": "UnifiedReward",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text: the first column names the arm."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def _count(value: float) -> str:
+    return NOTHING if not math.isfinite(value) else f"{value:.1f}".removesuffix(".0")
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    low, high = (_count(value) for value in bounds)
+    return low if low == high else f"{low} to {high}"
+
+
+def _quartiles(found: Quartiles) -> str:
+    if not math.isfinite(found.median):
+        return NOTHING
+    return f"{seconds(found.median)} ({seconds(found.low)} to {seconds(found.high)})"
+
+
+def tables(analysis: Analysis) -> list[Table]:
+    """The tables of the report, in the order a reader wants them."""
+    found = [_quality(analysis)]
+    if analysis.compared:
+        found.append(_comparison(analysis))
+    if analysis.others:
+        found.append(_other_rewards(analysis))
+    found.append(_cost(analysis))
+    if any(result.published for result in analysis.arms):
+        found.append(_published(analysis))
+    return found
+
+
+def _name(analysis: Analysis, result: ArmResult) -> str:
+    reference = result.arm.name == analysis.sweep.reference
+    return f"{result.arm.label} (reference)" if reference else result.arm.label
+
+
+def _quality(analysis: Analysis) -> Table:
+    rows = []
+    for result in analysis.arms:
+        change = result.rewards[analysis.measure]
+        rows.append(
+            (
+                _name(analysis, result),
+                str(len(result.seeds)),
+                interval(change.before),
+                interval(change.after),
+                interval(change.change, signed=True),
+            )
+        )
+    return Table(
+        f"The reward {analysis.measure} on held-out prompts",
+        ("arm", "seeds", "before", "after", "gain"),
+        tuple(rows),
+        "Mean over seeds [95 % Student interval]. The gain is paired by seed.",
+    )
+
+
+def _comparison(analysis: Analysis) -> Table:
+    return Table(
+        f"Compared with {analysis.reference.arm.label}: {analysis.measure} on held-out prompts",
+        (
+            *("arm", "pairs", "difference", "p (t, Holm)", "p (sign-flip, Holm)"),
+            *("could have been shown", "verdict"),
+        ),
+        tuple(
+            (
+                analysis.by_name(comparison.arm).arm.label,
+                str(len(comparison.seeds)),
+                interval(comparison.simultaneous, signed=True),
+                p_value(comparison.p_holm),
+                p_value(comparison.p_sign_flip_holm),
+                number(comparison.detectable),
+                VERDICTS[comparison.verdict],
+            )
+            for comparison in analysis.compared
+        ),
+        "Arm minus reference after training, paired by seed. The intervals hold for all "
+        "comparisons together with 95 % and decide the verdict. Could have been shown: the "
+        "smallest true difference with an 80 % chance of a verdict.",
+    )
+
+
+def _other_rewards(analysis: Analysis) -> Table:
+    columns = ["arm"]
+    for reward in analysis.others:
+        columns += [f"{reward} before", "after", "change"]
+    rows = []
+    for result in analysis.arms:
+        row = [_name(analysis, result)]
+        for reward in analysis.others:
+            found = result.rewards[reward]
+            row += [number(found.before.mean), number(found.after.mean)]
+            row.append(interval(found.change, signed=True))
+        rows.append(tuple(row))
+    return Table(
+        "The other rewards on held-out prompts",
+        tuple(columns),
+        tuple(rows),
+        f"Trained on: {', '.join(analysis.trained)}. Only measured: "
+        f"{', '.join(analysis.held_out) or 'none'}. A held-out reward that falls while the trained "
+        "one rises is reward hacking.",
+    )
+
+
+def _cost(analysis: Analysis) -> Table:
+    rows = [
+        (
+            _name(analysis, result),
+            _range(result.nfe_rollout),
+            _range(result.nfe_train),
+            _count(result.evaluations),
+            _count(result.backward),
+            _quartiles(result.seconds),
+            NOTHING if result.time_ratio is None else interval(result.time_ratio),
+        )
+        for result in analysis.arms
+    ]
+    return Table(
+        "Cost",
+        (
+            *("arm", "NFE_old", "NFE_θ", "evaluations / iteration", "backward / iteration"),
+            *("s / iteration (quartiles)", "time ratio to reference"),
+        ),
+        tuple(rows),
+        "NFE_old and NFE_θ count per image, as the paper does. Evaluations and backward passes "
+        "are counted, after sharing. Seconds: median over iterations and seeds without the first "
+        "two iterations; their ratio is paired by seed, and means little where runs shared a "
+        "machine.",
+    )
+
+
+def _published(analysis: Analysis) -> Table:
+    assert analysis.sweep.paper is not None
+    source = paper.find(analysis.sweep.paper)
+    columns = [c for c in source.columns if c in PUBLISHED_NAMES]
+    rows = []
+    for result in analysis.arms:
+        change = result.rewards[analysis.measure]
+        row = [_name(analysis, result), interval(change.after), result.published_row or NOTHING]
+        for column in columns:
+            value = result.published.get(column)
+            costs = column.startswith(("nfe", "seconds"))
+            row.append(NOTHING if value is None else f"{value:g}" if costs else f"{value:.3f}")
+        rows.append(tuple(row))
+    return Table(
+        f"Published beside measured: {source.title}",
+        (
+            *("arm", f"measured here: {analysis.measure}", "published row"),
+            *(f"published: {PUBLISHED_NAMES[column]}" for column in columns),
+        ),
+        tuple(rows),
+        f"The columns on the right: {source.label}. Scores of another model, task and reward: only "
+        "the order of the arms can be set side by side, not the numbers.",
+    )
+
+
+def frame(analysis: Analysis) -> "pd.DataFrame":
+    """Every number of the report, one row per arm."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for result in analysis.arms:
+        row: dict[str, Any] = {
+            "arm": result.arm.name,
+            "label": result.arm.label,
+            "reference": result.arm.name == analysis.sweep.reference,
+            "seeds": len(result.seeds),
+        }
+        for reward, found in result.rewards.items():
+            for part in ("before", "after", "change"):
+                row |= _columns(f"{reward}_{part}", getattr(found, part))
+        comparison = result.comparison
+        if comparison is not None:
+            row |= _columns("difference", comparison.difference)
+            row |= _columns("difference_simultaneous", comparison.simultaneous)
+            row |= {
+                "pairs": len(comparison.seeds),
+                "p_t": comparison.p,
+                "p_t_holm": comparison.p_holm,
+                "p_sign_flip": comparison.p_sign_flip,
+                "p_sign_flip_holm": comparison.p_sign_flip_holm,
+                "detectable_difference": comparison.detectable,
+                "verdict": comparison.verdict,
+            }
+        row |= {
+            "nfe_old_min": result.nfe_rollout[0],
+            "nfe_old_max": result.nfe_rollout[1],
+            "nfe_theta_min": result.nfe_train[0],
+            "nfe_theta_max": result.nfe_train[1],
+            "evaluations_per_iteration": result.evaluations,
+            "backward_per_iteration": result.backward,
+            "seconds_per_iteration_median": result.seconds.median,
+            "seconds_per_iteration_q25": result.seconds.low,
+            "seconds_per_iteration_q75": result.seconds.high,
+        }
+        row |= {f"seconds_{phase}_median": value for phase, value in result.phases.items()}
+        if result.time_ratio is not None:
+            row |= _columns("time_ratio", result.time_ratio)
+        row["published_row"] = result.published_row
+        row |= {f"published_{column}": value for column, value in result.published.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _columns(name: str, found: Interval) -> dict[str, Any]:
+    return {
+        f"{name}_mean": found.mean,
+        f"{name}_low": found.low,
+        f"{name}_high": found.high,
+        f"{name}_sd": found.sd,
+    }
+
+
+def to_csv(analysis: Analysis) -> str:
+    return str(frame(analysis).to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def to_markdown(analysis: Analysis) -> str:
+    parts = [f"# {_plain(analysis.sweep.question)}"]
+    for table in tables(analysis):
+        lines = [f"| {' | '.join(_cell(c) for c in table.columns)} |"]
+        lines.append(f"|{'---|' * len(table.columns)}")
+        lines += [f"| {' | '.join(_cell(c) for c in row)} |" for row in table.rows]
+        parts += [f"## {_plain(table.title)}", "\n".join(lines), table.note]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def to_latex(analysis: Analysis) -> str:
+    """Floats with booktabs rules, for \\input; needs \\usepackage{booktabs, graphicx}."""
+    parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}"]
+    for table in tables(analysis):
+        head = " & ".join(latex_escape(c) for c in table.columns)
+        body = [" & ".join(latex_escape(c) for c in row) + r" \\" for row in table.rows]
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{latex_escape(f'{table.title}. {table.note}'.strip())}}}",
+                    r"\medskip",
+                    r"\resizebox{\linewidth}{!}{%",
+                    rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+                    r"\toprule",
+                    rf"{head} \\",
+                    r"\midrule",
+                    *body,
+                    r"\bottomrule",
+                    r"\end{tabular}}",
+                    r"\end{table}",
+                ]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{c: rf"\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "−": "$-$",
+    "–": "--",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "τ": r"$\tau$",
+    "η": r"$\eta$",
+    "β": r"$\beta$",
+    "σ": r"$\sigma$",
+    "θ": r"$\theta$",
+    "Δ": r"$\Delta$",
+}
+
+
+def latex_escape(text: str) -> str:
+    """Text for LaTeX: special characters escaped, the project's Greek letters as mathematics."""
+    return "".join(_LATEX.get(character, character) for character in _plain(text))

@@ -1,0 +1,60 @@
+"""The published numbers: complete, consistent, and found by name."""
+
+import pytest
+
+from harness import paper
+from mixgrpo.errors import ConfigError
+
+
+def test_every_table_is_a_frame_with_its_name():
+    for name, published in paper.TABLES.items():
+        frame = paper.table(name)
+        assert len(frame) == len(published.rows)
+        assert set(frame["table"]) == {name}
+        assert list(frame["key"]) == list(published.rows)
+        assert list(frame.columns) == ["table", "key", *published.columns]
+
+
+def test_rows_by_key():
+    assert paper.row("tau", "25") == {"hps": 0.367, "pick": 0.237, "ir": 1.629, "ur": 3.418}
+    assert paper.row("main", "DanceGRPO")["seconds_per_iteration"] == 291.284
+    assert paper.row("main", "FLUX.1-dev") == {"hps": 0.313, "pick": 0.227, "ir": 1.088, "ur": 3.37}
+    assert paper.row("alignment", "MixGRPO")["nfe_theta"] == 4
+
+
+def test_what_the_paper_says_of_its_numbers_holds():
+    seconds = {
+        key: paper.row("main", key).get("seconds_per_iteration")
+        for key in paper.TABLES["main"].rows
+    }
+    base = seconds["DanceGRPO"]
+    assert 1 - seconds["MixGRPO-Flash*"] / base == pytest.approx(0.71, abs=0.005)
+    assert 1 - seconds["MixGRPO-Flash"] / base == pytest.approx(0.61, abs=0.005)
+    assert 1 - seconds["MixGRPO"] / base == pytest.approx(0.48, abs=0.005)
+    # The same setting, printed in several tables.
+    assert paper.row("tau", "25") == paper.row("strategy", "constant") == paper.row("stride", "1")
+    assert paper.row("size", "4") == paper.row("tau", "25")
+    # Digit for digit: the ablations were probably scored with hybrid inference.
+    assert paper.row("tau", "20") == paper.row("hybrid", "80")
+
+
+def test_scores_lie_where_such_scores_lie():
+    ranges = {
+        "hps": (0.3, 0.38),
+        "clip": (0.34, 0.42),
+        "pick": (0.22, 0.24),
+        "ir": (1.08, 1.65),
+        "ur": (3.2, 3.45),
+    }
+    for name in paper.TABLES:
+        frame = paper.table(name)
+        for column, (low, high) in ranges.items():
+            if column in frame:
+                assert frame[column].between(low, high).all(), (name, column)
+
+
+def test_errors_name_what_there_is():
+    with pytest.raises(ConfigError, match="did you mean stride"):
+        paper.table("strides")
+    with pytest.raises(ConfigError, match="no row 40"):
+        paper.row("tau", "40")
