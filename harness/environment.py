@@ -1,0 +1,105 @@
+"""What a result was computed with: code, versions, device. For env.json; imports no torch."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("mixgrpo", "torch", "diffusers", "numpy", "scipy")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Read by numerical libraries when they are loaded, so they must be set before torch is."""
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """The ids of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name not in ("", "-1", "NoDevFiles")]
+    return [line.split(",")[0] for line in _nvidia_smi("index")]
+
+
+def describe(threads: int, gpu: str | None) -> dict[str, Any]:
+    """The contents of env.json."""
+    commit, dirty = _commit()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "threads": threads,
+        "device": "cpu" if gpu is None else _gpu_name(gpu),
+    }
+
+
+def in_words(env: dict[str, Any]) -> str:
+    """One line of env.json for a report's footer."""
+    code = f"commit {env['commit'][:10]}" if env.get("commit") else "no commit known"
+    if env.get("dirty"):
+        code += " with uncommitted changes"
+    threads = env.get("threads")
+    device = "" if env.get("device") == "cpu" else f"{env.get('device')}, "
+    return (
+        f"{device}{env.get('cpu')}, {threads} thread{'' if threads == 1 else 's'} per run, "
+        f"Python {env.get('python')}, torch {env.get('versions', {}).get('torch')}, {code}"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the code and whether it was changed since; None outside a checkout."""
+    place = Path(__file__).parent
+    commit = _output(["git", "-C", str(place), "rev-parse", "HEAD"])
+    if not commit:
+        return None, None
+    # Only the two packages: what else lies about changes no result.
+    code = [str(place), str(place.parent / "mixgrpo")]
+    changed = _output(["git", "-C", str(place), "status", "--porcelain", "--", *code])
+    return commit[0], bool(changed)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu_name(gpu: str) -> str:
+    names = _nvidia_smi("name", "-i", gpu)
+    return names[0] if names else f"GPU {gpu}"
+
+
+def _nvidia_smi(field: str, *arguments: str) -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = [f"--query-gpu={field}", "--format=csv,noheader"]
+    return _output(["nvidia-smi", *query, *arguments])
+
+
+def _output(command: list[str]) -> list[str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.splitlines()

@@ -1,0 +1,284 @@
+"""A sweep file -> a validated list of runs, each with the hash that identifies its result.
+
+Reads one YAML file and the run configurations it stands on; knows nothing of what has run. Errors
+name file, line, key and the nearest valid one.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.arms import Arm as Arm
+from harness.arms import make_arms, place_of, ways_to_name
+from harness.paper import TABLES
+from harness.sweepfile import Chosen, Given, did_you_mean, read_file
+from mixgrpo.config import RunConfig, config_hash
+from mixgrpo.configfile import Layers, add_overrides, load_layers
+from mixgrpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    config: RunConfig
+    hash: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-{self.hash}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file says, with one profile chosen."""
+
+    name: str
+    question: str
+    """One sentence, the title of the report."""
+    file: Path
+    profile: str
+    """The profile chosen; empty where the file has none."""
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]
+    """Seed by seed, so that what is finished compares all arms at any time."""
+    reference: str
+    """Name of the arm with which every other one is compared."""
+    measure: str
+    """The reward that answers the question, judged on held-out prompts."""
+    paper: str | None
+    """The published table that has a row for (some of) the arms."""
+    paper_rows: dict[str, str]
+    """Row of that table by arm name."""
+    notes: str
+    """A remark about the profile, shown in the report."""
+
+    def runs_of(self, arm: str) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.arm == arm)
+
+
+def profile_names(path: Path) -> list[str]:
+    """The profiles of a sweep file, in its order."""
+    return list(read_file(path)[1].profiles)
+
+
+def load_sweep(path: Path, profile: str | None = None, overrides: Iterable[str] = ()) -> Sweep:
+    """The sweep that a file describes. ConfigError names place, key and mend.
+
+    `overrides` are `KEY=VALUE` texts laid on top of every arm.
+    """
+    chosen = Chosen(path, profile)
+    arms, seeds = make_arms(chosen), _seeds(chosen)
+    configs = _configs(chosen, list(overrides), arms, seeds[0])
+    _check_distinct(chosen, arms, configs)
+    runs = []
+    for seed in seeds:
+        for arm in arms:
+            config = configs[arm.name].model_copy(update={"seed": seed})
+            runs.append(Run(arm.name, seed, config, config_hash(config)))
+    notes = chosen.get("notes")
+    return Sweep(
+        name=chosen.file.name,
+        question=chosen.file.question,
+        file=path,
+        profile=chosen.profile,
+        arms=tuple(arms),
+        seeds=seeds,
+        runs=tuple(runs),
+        reference=_reference(chosen, arms),
+        measure=_measure(chosen, configs),
+        paper=chosen.file.paper,
+        paper_rows=_paper_rows(chosen, arms),
+        notes=notes.value.strip() if notes else "",
+    )
+
+
+def known_folders(path: Path) -> set[str]:
+    """The run folders that belong to the file, whichever profile is chosen."""
+    profiles: list[str | None] = [*profile_names(path)] or [None]
+    return {run.folder_name for name in profiles for run in load_sweep(path, name).runs}
+
+
+def _configs(
+    chosen: Chosen, overrides: list[str], arms: list[Arm], seed: int
+) -> dict[str, RunConfig]:
+    shared = _shared(chosen)
+    varied = {key for arm in arms for key in arm.settings}
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if key == "seed":
+            raise ConfigError(f"--set {text}: the sweep file's `seeds:` sets the seeds")
+        if key in varied:
+            raise ConfigError(f"--set {text}: {key} is what the arms differ in; change the file")
+    configs = {}
+    for arm in arms:
+        layers = shared.copy()
+        for key, value in arm.settings.items():
+            layers.set(key, value, place_of(chosen, arm, key))
+        add_overrides(layers, overrides)
+        try:
+            configs[arm.name] = layers.validate(seed)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (arm {arm.name})") from None
+    return configs
+
+
+def _shared(chosen: Chosen) -> Layers:
+    """What all arms stand on: the base, then `set` of the file and of the profile."""
+    base = chosen.get("base")
+    layers = Layers()
+    if base:
+        path = Path(chosen.document.file).parent / base.value
+        if not path.exists():
+            try:
+                load_layers(path)
+            except ConfigError as error:  # knows the nearest file
+                raise chosen.error(base.key, str(error)) from None
+        layers = load_layers(path)
+    for part, prefix in chosen.parts:
+        for key, value in chosen.flat(part.set or {}, (*prefix, "set")).items():
+            layers.set(key, value, chosen.place_under((*prefix, "set"), key))
+    return layers
+
+
+def _check_distinct(chosen: Chosen, arms: list[Arm], configs: dict[str, RunConfig]) -> None:
+    first: dict[str, str] = {}
+    for arm in arms:
+        identity = config_hash(configs[arm.name])
+        if identity in first:
+            key = (chosen.get("arms") or chosen.get("grid") or Given(None, ())).key
+            raise chosen.error(
+                key,
+                f"the arms {first[identity]} and {arm.name} are the same configuration; "
+                "change one or remove it",
+            )
+        first[identity] = arm.name
+
+
+def _seeds(chosen: Chosen) -> tuple[int, ...]:
+    given = chosen.get("seeds")
+    if given is None:
+        raise ConfigError(
+            f"{chosen.document.file}: seeds: this key is missing; give their number, such as 5"
+        )
+    if isinstance(given.value, int):
+        return tuple(range(given.value))
+    seeds: tuple[int, ...] = given.value
+    if not seeds:
+        raise chosen.error(given.key, "is empty; give a count such as 5, or a list of seeds")
+    for i, seed in enumerate(seeds):
+        if seed in seeds[:i]:
+            raise chosen.error((*given.key, i), f"the seed {seed} is given twice; keep one")
+    return seeds
+
+
+def _reference(chosen: Chosen, arms: list[Arm]) -> str:
+    given = chosen.get("reference")
+    if given is None:
+        return arms[0].name
+    names = [arm.name for arm in arms]
+    if isinstance(given.value, str):
+        if given.value not in names:
+            hint = did_you_mean(given.value, names)
+            raise chosen.error(given.key, f"no such arm: {given.value}{hint}")
+        return given.value
+    wanted = chosen.flat(given.value, given.key)
+    missing = object()
+    fits = [
+        arm.name
+        for arm in arms
+        if all(arm.settings.get(key, missing) == value for key, value in wanted.items())
+    ]
+    if len(fits) == 1:
+        return fits[0]
+    text = ", ".join(f"{key} = {value}" for key, value in wanted.items()) or "nothing"
+    raise chosen.error(
+        given.key,
+        f"no arm has {text}; the arms are {', '.join(names)}"
+        if not fits
+        else f"{text} fits the arms {', '.join(fits)}; say more, so that one is left",
+    )
+
+
+def _measure(chosen: Chosen, configs: dict[str, RunConfig]) -> str:
+    measured = [{*c.rewards.train, *c.rewards.held_out} for c in configs.values()]
+    everywhere = set.intersection(*measured)
+    measure = chosen.file.measure or next(iter(next(iter(configs.values())).rewards.train))
+    if measure not in everywhere:
+        hint = did_you_mean(measure, sorted(everywhere))
+        raise chosen.error(("measure",), f"not every arm measures the reward {measure}{hint}")
+    return measure
+
+
+def _paper_rows(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
+    if chosen.file.paper is None:
+        return {}
+    if chosen.file.paper not in TABLES:
+        hint = did_you_mean(chosen.file.paper, TABLES)
+        raise chosen.error(("paper",), f"no such table: {chosen.file.paper}{hint}")
+    published = TABLES[chosen.file.paper].rows
+    ways = {arm.name: ways_to_name(arm) for arm in arms}
+    given = chosen.get("paper_rows")
+    if given is None:
+        return {name: texts[-1] for name, texts in ways.items() if texts[-1] in published}
+    rows = {str(key): str(row) for key, row in given.value.items()}
+    for key, row in rows.items():
+        if row not in published:
+            raise chosen.error(
+                (*given.key, key),
+                f"the table {chosen.file.paper} has no row {row}{did_you_mean(row, published)}",
+            )
+        if not any(key in texts for texts in ways.values()):
+            known = [text for texts in ways.values() for text in texts]
+            raise chosen.error(
+                (*given.key, key),
+                f"no such arm or grid value: {key}{did_you_mean(key, known)}",
+            )
+    return {
+        name: next(rows[text] for text in texts if text in rows)
+        for name, texts in ways.items()
+        if any(text in rows for text in texts)
+    }
+
+
+def same_schedules(sweep: Sweep) -> list[tuple[str, str]]:
+    """Pairs of arms that are configured differently and yet compute the same.
+
+    Their windows stand at the same steps in every iteration and all else is equal: with 300
+    iterations and tau = 25, an exponentially shrinking interval never comes to shrink.
+    """
+    seed = sweep.seeds[0]
+    first_runs = [run for run in sweep.runs if run.seed == seed]
+    keys = {run.arm: _schedule(run.config) for run in first_runs}
+    return [
+        (a.arm, b.arm)
+        for a, b in itertools.combinations(first_runs, 2)
+        if keys[a.arm] == keys[b.arm]
+    ]
+
+
+def _schedule(config: RunConfig) -> tuple[Any, ...]:
+    window = config.make_window()
+    path = tuple(window.start_at(m) for m in range(config.iterations))
+    rest = config.model_dump(mode="json", exclude={"window", "output"})
+    return (window.size, path, repr(rest))
+
+
+def only(sweep: Sweep, names: list[str]) -> Sweep:
+    """The part of a sweep that concerns these arms; all of it where none is named."""
+    known = [arm.name for arm in sweep.arms]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--only {name}: no such arm{did_you_mean(name, known)}")
+    if not names:
+        return sweep
+    return replace(sweep, runs=tuple(run for run in sweep.runs if run.arm in names))

@@ -1,0 +1,19 @@
+"""`python -m harness.sweep` with the fake trainer and without a report: a real launcher process."""
+
+import sys
+from pathlib import Path
+
+from harness import cli, sweep
+from harness.spec import Sweep
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def no_report(made: Sweep, runs: Path, reports: Path) -> Path:
+    return reports / made.name / "index.html"
+
+
+if __name__ == "__main__":
+    sweep.TRAIN = "fake_train:run"
+    sweep.write_report = no_report
+    cli.run(sweep.main)

@@ -1,0 +1,98 @@
+"""Stands in for mixgrpo.train: writes the same files, learns nothing, and misbehaves on demand.
+
+The environment variable FAKE_TRAIN holds JSON: behaviour by run name (`interval=1-seed0`), or "*".
+Behaviours: seconds (per iteration), raise_at, no_space_at, config_error, kill_at (once).
+"""
+
+import errno
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from mixgrpo.atomic import write_json
+from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.train import claim
+
+
+def run(
+    config: RunConfig, folder: Path, should_stop: Callable[[], bool]
+) -> Literal["finished", "stopped"]:
+    claim(config, folder)
+    if (folder / "result.json").exists():
+        return "finished"
+    behaviours: dict[str, Any] = json.loads(os.environ.get("FAKE_TRAIN", "{}"))
+    behaviour = behaviours.get("*", {}) | behaviours.get(folder.name.rpartition("-")[0], {})
+    if behaviour.get("config_error"):
+        raise ConfigError("the rollout has more prompts than there are")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    done = max((int(p.name) for p in (folder / "checkpoints").iterdir()), default=0)
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        kept = metrics.read_text().splitlines()[:done]
+        metrics.write_text("".join(line + "\n" for line in kept))
+    value = 0.5 + 0.01 * config.window.interval + 0.001 * config.seed
+    if done == 0:
+        _evaluate(config, folder, 0, 0.5)
+    while done < config.iterations:
+        if should_stop():
+            (folder / "checkpoints" / f"{done:06d}").mkdir(exist_ok=True)
+            return "stopped"
+        time.sleep(behaviour.get("seconds", 0.01))
+        if done == behaviour.get("raise_at"):
+            raise ValueError("the fake trainer was told to raise")
+        if done == behaviour.get("no_space_at"):
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(metrics))
+            raise RunError(f"{metrics}: no space left; free some and run again") from full
+        if done == behaviour.get("kill_at") and not (folder / "killed_once").exists():
+            (folder / "killed_once").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        line = {
+            "iteration": done,
+            "pid": os.getpid(),
+            "window_start": config.make_window().start_at(done),
+            "reward_composition_mean": value,
+            "seconds_total": behaviour.get("seconds", 0.01),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+        }
+        with metrics.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        done += 1
+        if done % config.output.checkpoint_every == 0:
+            (folder / "checkpoints" / f"{done:06d}").mkdir(exist_ok=True)
+    _evaluate(config, folder, done, value)
+    rewards = {"composition": 0.5, "palette": 0.9, "strict": 0.3}
+    write_json(
+        folder / "result.json",
+        {
+            "schema": SCHEMA_VERSION,
+            "hash": config_hash(config),
+            "seed": config.seed,
+            "iterations": done,
+            "before": rewards,
+            "after": rewards | {"composition": value},
+            "seconds_total": 0.01 * done,
+            "evaluations_computed": 100 * done,
+            "backward_computed": 10 * done,
+            "nfe_rollout": 8.0,
+            "nfe_train": 2.0,
+        },
+    )
+    return "finished"
+
+
+def _evaluate(config: RunConfig, folder: Path, iteration: int, value: float) -> None:
+    line = {
+        "iteration": iteration,
+        "reward_composition_mean": value,
+        "reward_composition_std": 0.1,
+        "prompts": 16,
+        "images": 16,
+        "seconds_total": 0.001,
+    }
+    with (folder / "eval.jsonl").open("a") as stream:
+        stream.write(json.dumps(line) + "\n")

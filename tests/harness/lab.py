@@ -1,0 +1,92 @@
+"""A folder with a sweep file and real launcher processes on it, for tests."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.spec import Sweep, load_sweep
+from harness.store import RunState, look_at_all
+
+HERE = Path(__file__).parent
+
+SWEEP = """\
+name: toy
+question: Does it work?
+set: {iterations: 6, output.checkpoint_every: 2}
+grid: {window.interval: [1, 3]}
+seeds: 2
+"""
+
+SMALL = SWEEP.replace("seeds: 2", "seeds: 1")
+
+
+@dataclass
+class Lab:
+    """A folder with a sweep file, its runs, and launchers on it that end with the test."""
+
+    root: Path
+    launchers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def file(self) -> Path:
+        return self.root / "toy.yaml"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def sweep(self) -> Sweep:
+        return load_sweep(self.file)
+
+    def write(self, text: str = SWEEP) -> Path:
+        self.file.write_text(text)
+        return self.file
+
+    def launch(self, *options: str, fake: dict[str, Any] | None = None) -> "subprocess.Popen[str]":
+        """Start `harness.sweep` with the fake trainer in a process of its own."""
+        command = [sys.executable, str(HERE / "fake_sweep.py"), str(self.file)]
+        folders = ["--runs", str(self.runs), "--reports", str(self.root / "reports")]
+        environment = {
+            **os.environ,
+            "FAKE_TRAIN": json.dumps(fake or {}),
+            "PYTHONPATH": str(HERE),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        launcher = subprocess.Popen(
+            [*command, *folders, *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # As a shell does: a Ctrl-C goes to the whole group.
+            start_new_session=True,
+        )
+        self.launchers.append(launcher)
+        return launcher
+
+    def finish(self, *options: str, fake: dict[str, Any] | None = None) -> tuple[int, str]:
+        """Run a launcher to its end: exit code and everything it printed."""
+        launcher = self.launch(*options, fake=fake)
+        output, _ = launcher.communicate(timeout=60)
+        return launcher.returncode, output
+
+    def states(self) -> dict[str, RunState]:
+        return {state.run.name: state for state in look_at_all(self.sweep, self.runs)}
+
+    def wait_for(self, condition: Callable[[dict[str, RunState]], bool]) -> dict[str, RunState]:
+        """Look until `condition` holds."""
+        begin = time.monotonic()
+        while not condition(states := self.states()):
+            if time.monotonic() - begin > 30:
+                raise TimeoutError(
+                    f"{[(s.run.name, s.state, s.iteration) for s in states.values()]}"
+                )
+            time.sleep(0.05)
+        return states

@@ -1,0 +1,162 @@
+"""One attempt at one run, in this process: ownership, records, reasons, stopping."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import job as jobs
+from harness import lock
+from harness.job import Job, make_job
+from harness.spec import Run
+from harness.store import LOCK, STOP, read_attempts, read_result
+
+from .lab import HERE, Lab
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def run(lab: Lab) -> Run:
+    return lab.sweep.runs[0]
+
+
+@pytest.fixture
+def job(lab: Lab, run: Run, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.syspath_prepend(str(HERE))
+    folder = lab.runs / "toy" / run.folder_name
+    return make_job(folder, run.config, 1, None, "fake_train:run")
+
+
+def behave(monkeypatch: pytest.MonkeyPatch, **behaviour: Any) -> None:
+    monkeypatch.setenv("FAKE_TRAIN", json.dumps({"*": behaviour}))
+
+
+def reasons(job: Job) -> list[str | None]:
+    return [attempt.reason for attempt in read_attempts(Path(job.folder))]
+
+
+def test_a_job_finishes_and_leaves_a_record_and_its_environment(job: Job) -> None:
+    assert job.run(never) == "finished"
+    folder = Path(job.folder)
+    assert read_result(folder) is not None
+    (attempt,) = read_attempts(folder)
+    assert (attempt.number, attempt.reason, attempt.error) == (1, "finished", None)
+    assert attempt.ended is not None
+    assert attempt.ended >= attempt.started
+    env = json.loads((folder / "env.json").read_text())
+    assert env["threads"] == 1
+    assert env["device"] == "cpu"
+    assert env["versions"]["torch"]
+    assert set(env) == {
+        "commit",
+        "dirty",
+        "python",
+        "versions",
+        "system",
+        "cpu",
+        "threads",
+        "device",
+    }
+
+
+def test_the_config_survives_the_way_into_the_job(job: Job, run: Run) -> None:
+    assert type(run.config).model_validate_json(job.config) == run.config
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "error"),
+    [
+        ({"raise_at": 2}, "exception", "Traceback"),
+        ({"config_error": True}, "config", "more prompts than there are"),
+        ({"no_space_at": 2}, "no-space", "no space left; free some and run again"),
+    ],
+)
+def test_every_failure_is_recorded_with_its_reason(
+    behaviour: dict[str, Any],
+    reason: str,
+    error: str,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    behave(monkeypatch, **behaviour)
+    assert job.run(never) == reason
+    (attempt,) = read_attempts(Path(job.folder))
+    assert attempt.reason == reason
+    assert error in (attempt.error or "")
+    assert error in capfd.readouterr().err  # the log has it too
+    behave(monkeypatch)
+    assert job.run(never) == "finished"
+    assert reasons(job) == [reason, "finished"]
+
+
+def test_a_stop_file_and_a_signal_both_stop_after_the_iteration(job: Job) -> None:
+    asked = iter([False, False, False, True])
+    assert job.run(lambda: next(asked)) == "stopped"
+    folder = Path(job.folder)
+    before = (folder / "metrics.jsonl").read_text()
+    (folder / STOP).touch()
+    assert job.run(never) == "stopped"
+    assert (folder / "metrics.jsonl").read_text() == before
+    (folder / STOP).unlink()
+    assert job.run(never) == "finished"
+    assert (folder / "metrics.jsonl").read_text().startswith(before)
+    assert reasons(job) == ["stopped", "stopped", "finished"]
+
+
+def test_a_folder_that_is_owned_is_left_alone(job: Job) -> None:
+    held = lock.acquire(Path(job.folder) / LOCK)
+    assert held is not None
+    assert lock.is_held(held.path)
+    assert job.run(never) == "busy"
+    assert read_attempts(Path(job.folder)) == ()
+    held.release()
+    assert not lock.is_held(held.path)
+    assert job.run(never) == "finished"
+
+
+def test_an_attempt_that_was_killed_is_closed_by_the_next(job: Job) -> None:
+    folder = Path(job.folder)
+    (folder / "attempts").mkdir(parents=True)
+    killed = {"number": 1, "pid": 1, "job_id": None, "started": 5.0, "ended": None}
+    (folder / "attempts" / "1.json").write_text(json.dumps(killed))
+    assert job.run(never) == "finished"
+    first, second = read_attempts(folder)
+    assert (first.reason, first.ended) == ("killed", 5.0)
+    assert (second.number, second.reason) == (2, "finished")
+
+
+def test_a_record_that_cannot_be_written_loses_only_words(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write: Callable[..., None] = jobs.write_json
+
+    def full_at_the_end(path: Path, data: dict[str, Any]) -> None:
+        if data.get("ended"):
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(jobs, "write_json", full_at_the_end)
+    assert job.run(never) == "finished"
+    assert reasons(job) == [None]
+
+
+def test_a_trainer_that_cannot_be_imported_is_a_failure_with_a_record(lab: Lab, run: Run) -> None:
+    job = make_job(lab.runs / "x", run.config, 1, None, "no_such_module:run")
+    assert job.run(never) == "exception"
+    assert "no_such_module" in (read_attempts(lab.runs / "x")[0].error or "")
+
+
+def test_threads_are_pinned_and_gpus_hidden_unless_given() -> None:
+    assert Job("folder", "{}").variables() == {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    assert Job("folder", "{}", gpu="3").variables()["CUDA_VISIBLE_DEVICES"] == "3"
