@@ -17,11 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from harness import environment, lock
-from harness.store import LOCK, STOP, Attempt, Reason, last_seen, read_attempts
+from harness import environment
+from harness.store import STOP, Attempt, Reason, last_seen, read_attempts
+from mixgrpo import lock
 from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.train import OWNER_LOCK
 
 TRAIN = "mixgrpo.train:run"
 
@@ -69,7 +71,7 @@ class Job:
     def run(self, should_stop: Callable[[], bool]) -> Outcome:
         """One attempt in this process. Every end that leaves a word is returned, none raised."""
         folder = Path(self.folder)
-        owner = lock.acquire(folder / LOCK, patience_s=2.0)
+        owner = lock.acquire(folder / OWNER_LOCK, patience_s=2.0)
         if owner is None:
             return "busy"
         try:

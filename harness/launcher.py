@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from harness import lock
 from harness.dispatch import Executor, ExecutorName, Handle, make_executor
 from harness.job import TRAIN
 from harness.progress import Progress
 from harness.spec import Run, Sweep
-from harness.store import LOCK, STOP, RunState, look, look_at_all, sweep_folder
+from harness.store import STOP, RunState, look, look_at_all, sweep_folder
+from mixgrpo import lock
 from mixgrpo.errors import RunError
+from mixgrpo.train import OWNER_LOCK
 
 Retry = Literal["none", "lost", "failed"]
 """What runs again: nothing that ended by itself, infrastructure failures, exceptions as well."""
@@ -223,13 +224,13 @@ def ask_to_stop(folders: list[Path]) -> None:
 
 def prune(folders: list[Path], say: Callable[[str], None]) -> None:
     """Remove run folders that are no longer in the sweep file; running ones are stopped first."""
-    live = [folder for folder in folders if lock.is_held(folder / LOCK)]
+    live = [folder for folder in folders if lock.is_held(folder / OWNER_LOCK)]
     ask_to_stop(live)
     begin = time.monotonic()
     for folder in folders:
         patience = STOP_PATIENCE_S - (time.monotonic() - begin) if folder in live else 1.0
         # Owning the run keeps a job from beginning in it while it is removed.
-        owned = lock.acquire(folder / LOCK, patience)
+        owned = lock.acquire(folder / OWNER_LOCK, patience)
         if owned is None:
             raise RunError(
                 f"{folder}: still runs and was not removed; it stops after its iteration: "

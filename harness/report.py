@@ -19,6 +19,7 @@ import typer
 from harness import cli
 from harness.measurements import FRAMES, Measurements, gather, to_files
 from harness.spec import Sweep, load_sweep
+from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -222,4 +223,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_command(main)

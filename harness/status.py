@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness import cli, lock
+from harness import cli
 from harness.launcher import LAUNCHER_LOCK, owner
 from harness.progress import cells, counts, duration, seconds_left, summary, time_left
 from harness.spec import Sweep, known_folders, load_sweep
@@ -23,6 +23,8 @@ from harness.store import (
     strangers,
     sweep_folder,
 )
+from mixgrpo import lock
+from mixgrpo.cli import run as run_command
 
 TRACEBACK_LINES = 6
 WATCH_EVERY_S = 2.0
@@ -158,4 +160,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_command(main)

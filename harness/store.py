@@ -18,17 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness import environment, lock
+from harness import environment
 from harness.spec import Run, Sweep
+from mixgrpo import lock
 from mixgrpo.config import SCHEMA_VERSION
 from mixgrpo.errors import RunError
+from mixgrpo.train import OWNER_LOCK
 
 if TYPE_CHECKING:
     import pandas as pd
 
 State = Literal["finished", "running", "stopped", "failed", "lost", "waiting"]
 
-LOCK = "owner.lock"
 STOP = "stop"
 """A file of this name in a run's folder asks its job to checkpoint and stop."""
 
@@ -113,7 +114,7 @@ def look(sweep: Sweep, run: Run, runs_dir: Path) -> RunState:
     if read_result(folder) is not None:
         return _with_progress(sweep, RunState(run, folder, "finished", read_attempts(folder)))
     # In this order: an attempt that ends between the two looks is then seen as running, not lost.
-    running = lock.is_held(folder / LOCK)
+    running = lock.is_held(folder / OWNER_LOCK)
     attempts = read_attempts(folder)
     if running:
         # A job takes the lock, then writes its record: until then there is nothing to show.
@@ -140,7 +141,7 @@ def strangers(known: set[str], folder: Path) -> list[Path]:
 
 
 def _looks_like_a_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.yaml", "attempts", LOCK))
+    return any((folder / name).exists() for name in ("config.yaml", "attempts", OWNER_LOCK))
 
 
 def _with_progress(sweep: Sweep, state: RunState) -> RunState:

@@ -18,11 +18,12 @@ from harness import cli
 from harness.dispatch import ExecutorName, Local
 from harness.job import TRAIN
 from harness.launcher import Launcher, Retry, own, owner, prune, wait_for_lock
-from harness.lock import Lock
 from harness.progress import Progress, duration
 from harness.spec import Sweep, known_folders, load_sweep, only
 from harness.store import look_at_all, strangers, sweep_folder
+from mixgrpo.cli import run as run_command
 from mixgrpo.errors import RunError
+from mixgrpo.lock import Lock
 
 LOG = "launcher.log"
 INTERRUPTED = 130
@@ -169,4 +170,4 @@ def _go_to_background(sweep: Sweep, runs: Path, held: Lock) -> bool:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_command(main)

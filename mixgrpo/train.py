@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mixgrpo import cli, lock
 from mixgrpo.atomic import write_json, write_text
 from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash
 from mixgrpo.configfile import dump_config, load_config
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from mixgrpo.evaluate import Evaluation
 
 Outcome = Literal["finished", "stopped"]
+
+OWNER_LOCK = "owner.lock"
+"""The file in a run's folder that its owner, one process at a time, holds locked."""
 
 _DISK_ERRORS = {
     errno.ENOSPC,
@@ -232,24 +236,29 @@ def main(
     config: Annotated[Path, typer.Argument(help="Run configuration, a YAML file.")],
     out: Annotated[Path, typer.Option(help="The run's folder; an unfinished one continues.")],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, such as window.interval=25.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting on top, window.interval=25."),
     ] = None,
-) -> None:
+) -> int:
     """Train one run. Run again, it continues; finished, it says so."""
+    resolved = load_config(config, set_)
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stopping.append(n))
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    owner = lock.acquire(out / OWNER_LOCK)
+    if owner is None:
+        raise RunError(f"{out}: {lock.holder(out / OWNER_LOCK)} is training in this folder")
     try:
-        outcome = run(load_config(config, set_), out, lambda: bool(stopping))
-    except (ConfigError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        outcome = run(resolved, out, lambda: bool(stopping))
+    finally:
+        owner.release()
     if outcome == "stopped":
         print(f"{out}: stopped with a checkpoint; the same command continues", file=sys.stderr)
-        raise typer.Exit(130)
+        return 130
     print(out / "result.json")
+    return 0
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cli.run(main)

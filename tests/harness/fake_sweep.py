@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from harness import cli, sweep
+from harness import sweep
 from harness.spec import Sweep
+from mixgrpo.cli import run as run_command
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,4 +17,4 @@ def no_report(made: Sweep, runs: Path, reports: Path) -> Path:
 if __name__ == "__main__":
     sweep.TRAIN = "fake_train:run"
     sweep.write_report = no_report
-    cli.run(sweep.main)
+    run_command(sweep.main)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from harness import job as jobs
-from harness import lock
 from harness.job import Job, make_job
 from harness.spec import Run
-from harness.store import LOCK, STOP, read_attempts, read_result
+from harness.store import STOP, read_attempts, read_result
+from mixgrpo import lock
+from mixgrpo.train import OWNER_LOCK
 
 from .lab import HERE, Lab
 
@@ -110,7 +111,7 @@ def test_a_stop_file_and_a_signal_both_stop_after_the_iteration(job: Job) -> Non
 
 
 def test_a_folder_that_is_owned_is_left_alone(job: Job) -> None:
-    held = lock.acquire(Path(job.folder) / LOCK)
+    held = lock.acquire(Path(job.folder) / OWNER_LOCK)
     assert held is not None
     assert lock.is_held(held.path)
     assert job.run(never) == "busy"

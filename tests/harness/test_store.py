@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from harness import lock
 from harness.spec import Run
-from harness.store import LOCK, collect, look, read_lines, strangers, sweep_folder
-from mixgrpo import atomic
+from harness.store import collect, look, read_lines, strangers, sweep_folder
+from mixgrpo import atomic, lock
 from mixgrpo.errors import RunError
+from mixgrpo.train import OWNER_LOCK
 
 from .lab import Lab
 
@@ -91,7 +91,7 @@ def test_a_held_lock_means_running_and_a_result_means_finished(
 ) -> None:
     assert look(lab.sweep, run, lab.runs).state == "waiting"
     attempt(folder, 1, None)
-    held = lock.acquire(folder / LOCK)
+    held = lock.acquire(folder / OWNER_LOCK)
     assert held is not None
     assert look(lab.sweep, run, lab.runs).state == "running"
     finish(folder)

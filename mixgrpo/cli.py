@@ -1,0 +1,46 @@
+"""Runs a command line: errors as one line on stderr, and their exit codes.
+
+2 for what the user wrote, 1 for what failed, 130 for what was interrupted. A defect of the program
+keeps its traceback.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from mixgrpo.errors import ConfigError, RunError
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a typer command and end the process. `command` returns its exit code, or None for 0."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    try:
+        code = app(standalone_mode=False)
+    except (ConfigError, RunError) as error:
+        fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing is left to say, also not at the last flush.
+        sys.stdout = None
+        sys.exit(1)
+    except OSError as error:
+        # Disks and permissions; without a file's name it is a defect of the program.
+        if not error.filename:
+            raise
+        fail(f"{error.filename}: {error.strerror}", 1)
+    except Exception as error:
+        # Usage errors of click, which typer may carry inside itself: known by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        fail(error.format_message(), 2)
+    sys.exit(code or 0)
+
+
+def fail(message: str, code: int) -> None:
+    """Print `error: ...` and end the process with `code`."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
