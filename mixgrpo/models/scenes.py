@@ -1,0 +1,93 @@
+"""The embedded policy: the scenes' base model behind the interface that the trainer knows."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from mixgrpo.scenes import prompts as scenes
+from mixgrpo.scenes.render import SIZE
+
+if TYPE_CHECKING:
+    from mixgrpo.scenes.model import ScenesModel
+
+# mixgrpo.scenes.model imports diffusers, which costs seconds; it is imported where it is used.
+
+BASE_WEIGHTS = Path(scenes.__file__).parent / "weights" / "base.safetensors"
+
+
+class ScenesPolicy:
+    """Velocity, text encoder and pixels of the scenes. The text encoder is frozen.
+
+    Latents are the pixels themselves, mapped from [0, 1] to [-1, 1]. On the CPU the same inputs
+    give the same bytes.
+    """
+
+    latent_shape: tuple[int, ...] = (3, SIZE, SIZE)
+
+    def __init__(self, model: "ScenesModel") -> None:
+        self.model = model.eval()
+        self.model.text.requires_grad_(False)
+        self.model.transformer.requires_grad_(True)
+
+    @classmethod
+    def load(cls, checkpoint: str | None = None, device: str = "cpu") -> Self:
+        """The weights in the file `checkpoint`, or the ones that ship with the package.
+
+        ConfigError where the file is missing or holds no scenes model.
+        """
+        from mixgrpo.scenes.model import load_model
+
+        return cls(load_model(Path(checkpoint) if checkpoint else BASE_WEIGHTS)).to(device)
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> Self:
+        """A randomly initialised model of dim 16 and one block of each kind, for tests."""
+        from mixgrpo.scenes.model import TINY, random_model
+
+        return cls(random_model(TINY, seed))
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Move to a device, a dtype, or both; in place."""
+        self.model.to(device=device, dtype=dtype)
+        return self
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """`text` [B, 8, dim] and `pooled` [B, dim]. ValueError naming a prompt it cannot read."""
+        from mixgrpo.scenes.model import word_indices
+
+        words = word_indices(prompts).to(self.model.text.positions.device)
+        with torch.no_grad():
+            text, pooled = self.model.text(words)
+        return {"text": text, "pooled": pooled}
+
+    def velocity(
+        self, latents: Tensor, sigma: float | Tensor, conditioning: dict[str, Tensor]
+    ) -> Tensor:
+        """v = eps - x0 at latents [B, 3, 16, 16] with sigma in [0, 1]: a number, [] or [B].
+
+        Returns [B, 3, 16, 16] in the dtype of `latents`. Sigma itself is the model's time.
+        """
+        weights = self.model.transformer.proj_out.weight
+        x = latents.to(weights.dtype)
+        time = torch.as_tensor(sigma, dtype=weights.dtype, device=x.device).expand(len(x))
+        text, pooled = (conditioning[k].to(weights.dtype) for k in ("text", "pooled"))
+        return self.model.velocity(x, time, text, pooled).to(latents.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, 16, 16] in [0, 1] of latents at sigma = 0, clamped."""
+        return ((latents + 1) / 2).clamp(0, 1)
+
+    def trainable_parameters(self) -> dict[str, Parameter]:
+        """The transformer's parameters by name, in the order of the model."""
+        return dict(self.model.transformer.named_parameters())
+
+    def train_prompts(self) -> list[str]:
+        return scenes.train_prompts()
+
+    def held_out_prompts(self) -> list[str]:
+        return scenes.held_out_prompts()
