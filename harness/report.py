@@ -201,6 +201,7 @@ def main(
     profile: cli.ProfileOption = None,
     runs: cli.RunsOption = Path("runs"),
     reports: cli.ReportsOption = Path("reports"),
+    set_: cli.SetOption = None,
 ) -> None:
     """Write a sweep's report from its run folders, or from the measurements kept with it."""
     if (file is None) != every:
@@ -208,7 +209,7 @@ def main(
     files = [file] if file is not None else _sweep_files()
     reported = 0
     for path in files:
-        sweep = load_sweep(path, profile)
+        sweep = load_sweep(path, profile, set_ or [])
         if every and not _has_results(sweep, runs, reports):
             print(f"{path}: no results yet")
             continue
