@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from mixgrpo.config import RunConfig
 
 WARM_UP = 2
-"""First iterations of a run that no time statistic counts: caches and allocators fill up."""
+"""First iterations of a run that no time statistic counts: caches and allocators fill up.
+
+The last iteration counts in any case, so that a run of one or two has times too."""
 
 PHASES = ("rollout", "decode", "reward", "update", "other")
 
@@ -128,7 +130,7 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         for when in ("before", "after")
     }
     comparisons = compare(measured["after"][sweep.measure], sweep.reference)
-    steady = results.metrics[results.metrics["iteration"] >= WARM_UP]
+    steady = _steady(results.metrics)
     medians = {arm.name: _median_by_seed(steady[steady["arm"] == arm.name]) for arm in sweep.arms}
     arms = []
     for arm in sweep.arms:
@@ -229,24 +231,34 @@ def _median_by_seed(metrics: "pd.DataFrame") -> dict[int, float]:
     return {int(seed): float(value) for seed, value in pairs}
 
 
+def _steady(metrics: "pd.DataFrame") -> "pd.DataFrame":
+    """The iterations after warm-up, and never none of a run."""
+    last = metrics.groupby(["arm", "seed"])["iteration"].transform("max")
+    return metrics[metrics["iteration"] >= last.clip(upper=WARM_UP)]
+
+
 def _shared_until(sweep: "Sweep") -> dict[str, int]:
     """Where arms that differ from the reference in their window's movement alone part from it.
 
-    Read from the configurations of one seed: a window is a function of the iteration.
+    The earliest over seeds: windows drawn at random part elsewhere with each seed.
     """
-    configs: dict[str, RunConfig] = {}
-    for run in sweep.runs:
-        configs.setdefault(run.arm, run.config)
-    base = configs.get(sweep.reference)
+    bases = {run.seed: run.config for run in sweep.runs if run.arm == sweep.reference}
     found: dict[str, int] = {}
-    for arm, config in configs.items():
-        if base is None or arm == sweep.reference or config.window.size != base.window.size:
-            continue
-        if config.model_copy(update={"window": base.window, "seed": base.seed}) != base:
-            continue
-        left, right = config.make_window(), base.make_window()
-        for m in range(config.iterations):
-            if left.start_at(m) != right.start_at(m):
-                found[arm] = m
-                break
+    for run in sweep.runs:
+        base = bases.get(run.seed)
+        if base is not None and run.arm != sweep.reference:
+            parting = _parting(run.config, base)
+            if parting is not None:
+                found[run.arm] = min(parting, found.get(run.arm, parting))
     return found
+
+
+def _parting(config: "RunConfig", base: "RunConfig") -> int | None:
+    """First iteration at which the windows differ; None where never, or where more differs."""
+    if config.window.size != base.window.size:
+        return None
+    if config.model_copy(update={"window": base.window}) != base:
+        return None
+    left, right = config.make_window(), base.make_window()
+    steps = range(config.iterations)
+    return next((m for m in steps if left.start_at(m) != right.start_at(m)), None)

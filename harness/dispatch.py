@@ -38,7 +38,10 @@ class Executor(Protocol):
     slots: int
 
     def start(self, slot: int, folder: Path, config: RunConfig) -> Handle:
-        """Start a job in slot 0 .. slots - 1 that begins or continues the run in `folder`."""
+        """Start a job in slot 0 .. slots - 1 that begins or continues the run in `folder`.
+
+        OSError where the folder cannot be written, as on a full disk.
+        """
         ...
 
 
@@ -81,7 +84,7 @@ class Local:
         import submitit
 
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
-        job = make_job(folder.resolve(), config, THREADS, gpu, self.train)
+        job = make_job(folder.resolve(), config, THREADS, gpu, self.train, "local")
         executor = submitit.LocalExecutor(folder=_fresh(folder / "log"))
         # submitit kills what takes longer than its limit, and its limit cannot be left out.
         executor.update_parameters(timeout_min=_NO_TIME_LIMIT_MIN, stderr_to_stdout=True)

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from mixgrpo.machine import processor
+
 PACKAGES = ("mixgrpo", "torch", "diffusers", "numpy", "scipy")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -38,7 +40,7 @@ def describe(threads: int, gpu: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": processor(),
         "threads": threads,
         "device": "cpu" if gpu is None else _gpu_name(gpu),
     }
@@ -74,15 +76,6 @@ def _commit() -> tuple[str | None, bool | None]:
     code = [str(place), str(place.parent / "mixgrpo")]
     changed = _output(["git", "-C", str(place), "status", "--porcelain", "--", *code])
     return commit[0], bool(changed)
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpu_name(gpu: str) -> str:

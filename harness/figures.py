@@ -71,7 +71,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         drawn.append(("differences", title, caption, lambda: plots.differences(analysis)))
     caption = (
         f"{reward} on held-out prompts after training: every seed, the mean and its 95 % interval. "
-        "Open marks: the same seeds before training."
+        "Open mark: the mean before training."
     )
     drawn.append(("final", "Final reward", caption, lambda: plots.final(analysis)))
     caption = (

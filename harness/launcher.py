@@ -4,6 +4,7 @@ Decides only from what the folders show, so it can be killed and started again a
 picks up jobs that an earlier launcher left running. One launcher at a time works on a sweep.
 """
 
+import contextlib
 import shutil
 import signal
 import time
@@ -62,9 +63,20 @@ class Launcher:
             while True:
                 self._reap()
                 states = self._look()
+                self.progress.warnings(states)
                 if self.signals:
                     return self._stop()
-                started = self._start_missing(states)
+                try:
+                    started = self._start_missing(states)
+                except BrokenPipeError:  # whoever read the output (`| head`) has gone
+                    raise
+                except OSError as error:
+                    self._stop()
+                    raise RunError(
+                        f"no space (or not writable) under {self.runs_dir}: "
+                        f"{error.strerror or error}; everything is resumable: make room and run "
+                        "the same command again"
+                    ) from error
                 if not (started or self._running(states) or self.signals):
                     self.progress.update(self._look, self.executor.slots, force=True)
                     return True
@@ -89,6 +101,7 @@ class Launcher:
             run = next(run for run in self.sweep.runs if run.folder_name == name)
             state = self._states[name] = look(self.sweep, run, self.runs_dir)
             self.no_space = self.no_space or state.reason == "no-space"
+            self.progress.warnings([state])
             self.progress.ended(state)
 
     def _running(self, states: list[RunState]) -> set[str]:
@@ -150,7 +163,8 @@ class Launcher:
     def _stop(self) -> bool:
         """Ask every running job to checkpoint and stop, and wait for a while."""
         running = self._running(self._look())
-        ask_to_stop([sweep_folder(self.sweep, self.runs_dir) / name for name in running])
+        with contextlib.suppress(OSError):  # a disk too full to be asked ends the jobs by itself
+            ask_to_stop([sweep_folder(self.sweep, self.runs_dir) / name for name in running])
         if running:
             self.progress.say(
                 f"stopping: {len(running)} running run(s) finish their iteration and checkpoint "
@@ -174,10 +188,7 @@ class Launcher:
 
 def own(sweep: Sweep, runs_dir: Path) -> lock.Lock | None:
     """The sweep's lock, or None where another launcher holds it."""
-    held = lock.acquire(sweep_folder(sweep, runs_dir) / LAUNCHER_LOCK)
-    if held is not None:
-        held.sign()
-    return held
+    return lock.acquire(sweep_folder(sweep, runs_dir) / LAUNCHER_LOCK)
 
 
 def owner(sweep: Sweep, runs_dir: Path) -> str:
@@ -188,12 +199,14 @@ def owner(sweep: Sweep, runs_dir: Path) -> str:
 def wait_for_lock(sweep: Sweep, runs_dir: Path, progress: Progress) -> lock.Lock | None:
     """Follow the launcher that owns the sweep until it is gone. None where it was interrupted."""
     signals: list[int] = []
+    progress.warnings(look_at_all(sweep, runs_dir))
     with _handling(lambda: signals.append(1)):
         while (held := own(sweep, runs_dir)) is None:
             if signals:
                 return None
             progress.update(lambda: look_at_all(sweep, runs_dir), None)
             time.sleep(PAUSE_S)
+    progress.warnings(look_at_all(sweep, runs_dir))
     return held
 
 

@@ -120,6 +120,8 @@ class Progress:
         self.terminal = sys.stdout.isatty() if terminal is None else terminal
         self._live: Live | None = None
         self._shown = 0.0
+        self._warned: set[tuple[str, int, str]] | None = None
+        """Run, attempt and text of the warnings that were said or older; None before any look."""
 
     def __enter__(self) -> "Progress":
         if self.terminal:
@@ -160,6 +162,21 @@ class Progress:
             text += f": the job ended before it began; see {state.folder / 'log'}"
         self.say(text)
 
+    def warnings(self, states: list[RunState]) -> None:
+        """Say what the jobs warned of, each once, and nothing of what was over before."""
+        found = {
+            (state.run.name, attempt.number, text): state
+            for state in states
+            for attempt in state.attempts
+            for text in attempt.warnings
+        }
+        if self._warned is None:
+            self._warned = {key for key, state in found.items() if state.state != "running"}
+        for key in found:
+            if key not in self._warned:
+                self._warned.add(key)
+                self.say(f"{key[0]}: warning: {key[2]}")
+
     def update(
         self, look: Callable[[], list[RunState]], slots: int | None, force: bool = False
     ) -> None:
@@ -170,6 +187,7 @@ class Progress:
             return
         self._shown = now
         states = look()
+        self.warnings(states)
         running = [cells(s, self.measure) for s in states if s.state == "running"]
         if self._live is not None:
             self._live.update(_table(running, summary(states, slots)), refresh=True)

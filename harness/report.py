@@ -9,8 +9,6 @@ that an earlier report kept. The same measurements give the same bytes. Nothing 
 
 import base64
 import contextlib
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +17,7 @@ import typer
 from harness import cli
 from harness.measurements import FRAMES, Measurements, gather, to_files
 from harness.spec import Sweep, load_sweep
+from mixgrpo.atomic import write_bytes
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError, RunError
 
@@ -65,29 +64,11 @@ def _write(sweep: Sweep, measurements: Measurements, folder: Path) -> Path:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that at any moment it is either the old one or the new one, whole."""
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".", suffix=".tmp", delete=False
-        ) as stream:
-            temporary = Path(stream.name)
-            stream.write(content)
-        temporary.chmod(0o666 & ~_umask())  # what open() would have given
-        temporary.replace(path)
-        temporary = None
+        write_bytes(path, content)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _remove_stale(folder: Path, written: set[str]) -> None:

@@ -62,9 +62,6 @@ class Sweep:
     notes: str
     """A remark about the profile, shown in the report."""
 
-    def runs_of(self, arm: str) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if run.arm == arm)
-
 
 def profile_names(path: Path) -> list[str]:
     """The profiles of a sweep file, in its order."""

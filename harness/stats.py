@@ -85,8 +85,6 @@ class Comparison:
     p_holm: float
     p_sign_flip: float
     p_sign_flip_holm: float
-    sign_flip_floor: float
-    """The smallest p that the sign-flip test can give with this many pairs."""
     detectable: float
     """The smallest true difference with an 80 % chance of a verdict, at the observed sd."""
     verdict: Verdict
@@ -161,8 +159,6 @@ def compare(
     comparisons = {}
     for arm in arms:
         simultaneous = mean_interval(differences[arm], 1 - error)
-        n = simultaneous.n
-        known = n >= MIN_SEEDS
         comparisons[arm] = Comparison(
             arm=arm,
             reference=reference,
@@ -175,8 +171,7 @@ def compare(
             p_holm=p_holm[arm],
             p_sign_flip=p_flip[arm],
             p_sign_flip_holm=p_flip_holm[arm],
-            sign_flip_floor=2.0 ** (1 - n) if n else 1.0,
-            detectable=detectable_effect(n, error) * simultaneous.sd if known else math.nan,
+            detectable=detectable_difference(simultaneous.sd, simultaneous.n, family, level),
             verdict=_verdict(simultaneous),
         )
     return comparisons
@@ -262,9 +257,12 @@ def detectable_effect(n: int, error: float = 1 - LEVEL, chance: float = POWER) -
     return float(optimize.brentq(lambda effect: power(n, effect, error) - chance, 0.0, high))
 
 
-def detectable_difference(sd: float, n: int, family: int = 1) -> float:
-    """The smallest true difference that n pairs show with 80 % probability among `family` tests."""
-    return detectable_effect(n, (1 - LEVEL) / family) * sd
+def detectable_difference(sd: float, n: int, family: int = 1, level: float = LEVEL) -> float:
+    """The smallest true difference that n pairs show with 80 % probability among `family` tests.
+
+    NaN with too few pairs. `sd` is that of the paired differences.
+    """
+    return detectable_effect(n, (1 - level) / family) * sd
 
 
 def seeds_needed(sd: float, difference: float, family: int = 1) -> int:

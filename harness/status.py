@@ -3,6 +3,7 @@
 python -m harness.status sweeps/tau.yaml
 """
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def _run_data(state: RunState) -> dict[str, Any]:
         "seconds_left": seconds_left(state) if state.state == "running" else None,
         "score": state.score,
         "error": state.attempts[-1].error if state.attempts else None,
+        "warnings": list(state.warnings),
     }
 
 
@@ -114,12 +116,15 @@ def as_text(sweep: Sweep, runs_dir: Path) -> str:
     for state in states:
         if state.state in ("failed", "lost"):
             lines += _failure(state)
+    for state in states:
+        lines += [f"{state.run.name}: warning: {text}" for text in state.warnings]
     stopped = [state.run.name for state in states if state.state == "stopped"]
     if stopped:
         lines.append(f"stopped, the sweep's command continues them: {', '.join(stopped)}")
     others = _strangers(sweep, runs_dir)
     if others:
-        lines.append(f"no longer in the file: {', '.join(folder.name for folder in others)}")
+        names = ", ".join(folder.name for folder in others)
+        lines.append(f"no longer in the file, or made with other --set values: {names}")
     return "\n".join(lines)
 
 
@@ -148,15 +153,19 @@ def main(
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
 ) -> None:
     """Show what a sweep is doing. Writes nothing."""
-    while True:
+
+    def show(before: str = "") -> None:
         sweep = load_sweep(file, profile, set_ or [])
-        text = json.dumps(as_data(sweep, runs)) if as_json else as_text(sweep, runs)
-        if watch and not as_json:
-            text = f"\x1b[H\x1b[2J{text}"
+        text = json.dumps(as_data(sweep, runs)) if as_json else before + as_text(sweep, runs)
         print(text, flush=True)
-        if not watch:
-            return
-        time.sleep(WATCH_EVERY_S)
+
+    if not watch:
+        show()
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        while True:
+            show("\x1b[H\x1b[2J")
+            time.sleep(WATCH_EVERY_S)
 
 
 if __name__ == "__main__":

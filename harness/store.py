@@ -14,7 +14,7 @@ A run's state, from what lies in its folder, in this order of trust:
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,7 +61,13 @@ class Attempt:
     ended: float | None
     reason: str | None
     error: str | None
-    """Why it failed: one line of message, or the traceback of an exception."""
+    """Why it failed: one line of message, or a traceback with the message last."""
+    executor: str | None = None
+    """inline or local: how the job was started."""
+    host: str | None = None
+    """The machine, for its owner: whom a process id belongs to."""
+    warnings: tuple[str, ...] = ()
+    """What the job warned of, each text once; the log has them with their places."""
 
     @property
     def last_line(self) -> str:
@@ -102,6 +108,11 @@ class RunState:
         if not self.attempts or self.state == "running":
             return None
         return self.attempts[-1].reason or "killed"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What any attempt warned of, each text once."""
+        return tuple(dict.fromkeys(text for a in self.attempts for text in a.warnings))
 
 
 def sweep_folder(sweep: Sweep, runs_dir: Path) -> Path:
@@ -147,7 +158,7 @@ def _looks_like_a_run(folder: Path) -> bool:
 def _with_progress(sweep: Sweep, state: RunState) -> RunState:
     metrics = list(_last_lines(state.folder / "metrics.jsonl", count=20))
     evals = list(_last_lines(state.folder / "eval.jsonl", count=1))
-    values = dict(state.__dict__)
+    values: dict[str, Any] = {}
     if metrics:
         seconds = sorted(float(line["seconds_total"]) for line in metrics)
         values["iteration"] = int(metrics[-1]["iteration"]) + 1
@@ -156,7 +167,7 @@ def _with_progress(sweep: Sweep, state: RunState) -> RunState:
     if evals:
         values["seconds_per_evaluation"] = evals[-1].get("seconds_total")
         values["score"] = evals[-1].get(f"reward_{sweep.measure}_mean")
-    return RunState(**values)
+    return replace(state, **values)
 
 
 # ---- files of one run ------------------------------------------------------------------------
@@ -196,10 +207,12 @@ def read_attempts(folder: Path) -> tuple[Attempt, ...]:
 def _read_attempt(file: Path) -> Attempt | None:
     try:
         data = json.loads(file.read_text())
-        return Attempt(**{name: data.get(name) for name in Attempt.__dataclass_fields__})
+        values = {name: data.get(name) for name in Attempt.__dataclass_fields__}
+        # Earlier versions kept no warnings.
+        return Attempt(**values | {"warnings": tuple(values["warnings"] or ())})
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         raise RunError(
             f"{file}: is not a record of this program; remove it, the run itself is unharmed"
         ) from None

@@ -56,7 +56,11 @@ def main(
         typer.Option(help="What runs again: nothing, infrastructure failures, exceptions too."),
     ] = "lost",
     prune_: Annotated[
-        bool, typer.Option("--prune", help="Remove runs that are no longer in the file.")
+        bool,
+        typer.Option(
+            "--prune",
+            help="Remove runs that are no longer in the file; those of other --set values too.",
+        ),
     ] = False,
 ) -> int:
     """Run what a sweep file asks for and is not there yet, follow it, and write the report."""
@@ -143,7 +147,10 @@ def _tell_strangers(sweep: Sweep, runs: Path, remove: bool = False) -> None:
     if remove:
         prune(found, print)
     elif found:
-        print(f"{len(found)} run(s) are no longer in {sweep.file} (--prune removes them):")
+        print(
+            f"{len(found)} run(s) are no longer in {sweep.file}, or were made with other --set "
+            "values (--prune removes them):"
+        )
         for folder in found:
             print(f"  {folder}")
 

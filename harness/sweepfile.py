@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, StrictInt, ValidationError
 
 from mixgrpo.config import Name, Section
-from mixgrpo.configfile import Document, Key, check_key, known_keys, read_yaml
+from mixgrpo.configfile import Document, Key, as_tuples, check_key, known_keys, read_yaml
 from mixgrpo.errors import ConfigError
 
 DEFAULT_PROFILE = "laptop"
@@ -57,16 +57,9 @@ class SweepFile(Part):
 def read_file(path: Path) -> tuple[Document, SweepFile]:
     document = read_yaml(path)
     try:
-        return document, SweepFile.model_validate(_tuples(document.data))
+        return document, SweepFile.model_validate(as_tuples(document.data))
     except ValidationError as error:
         raise ConfigError(_explain(document, error)) from None
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as tuples, which is what strict validation takes for them."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def _explain(document: Document, error: ValidationError) -> str:

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` with `text` atomically. OSError leaves the old content as it was."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` with `content` atomically. OSError leaves the old content as it was."""
     # The process id keeps two writers of one file from sharing a temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` with `text` atomically, as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -8,9 +8,11 @@ process leaves either the whole of it or nothing under its name.
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,8 +25,12 @@ _MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 
 
-def save(root: Path, iteration: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+def save(
+    root: Path, iteration: int, tensors: dict[str, dict[str, Tensor]], made_on: dict[str, Any]
+) -> None:
     """Write checkpoint `iteration` under `root`: groups of tensors, each by name.
+
+    `made_on` says what the bytes of a result depend on beside its configuration, such as threads.
 
     Replaces one of the same iteration. OSError (a full disk) leaves the earlier ones untouched.
     """
@@ -38,7 +44,7 @@ def save(root: Path, iteration: int, tensors: dict[str, dict[str, Tensor]]) -> N
             file = partial / f"{group}.safetensors"
             _write(file, {k: v.detach().contiguous() for k, v in members.items()})
             files[file.name] = _digest(file)
-        manifest = {"format": FORMAT, "iteration": iteration, "files": files}
+        manifest = {"format": FORMAT, "iteration": iteration, "files": files, "made_on": made_on}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         for file in partial.iterdir():
             _flush(file)
@@ -50,8 +56,16 @@ def save(root: Path, iteration: int, tensors: dict[str, dict[str, Tensor]]) -> N
     _flush(root)
 
 
-def load_newest(root: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
-    """The newest whole checkpoint under `root`: its iteration and tensors. None without one.
+class Checkpoint(NamedTuple):
+    """What `save` wrote."""
+
+    iteration: int
+    tensors: dict[str, dict[str, Tensor]]
+    made_on: dict[str, Any]
+
+
+def load_newest(root: Path) -> Checkpoint | None:
+    """The newest whole checkpoint under `root`. None without one.
 
     A corrupt one is passed over with a warning that names it and what is wrong. RunError where
     one has the format of another version.
@@ -59,17 +73,23 @@ def load_newest(root: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
     for place in sorted(checkpoints(root), reverse=True):
         try:
             return _load(place)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
             warnings.warn(
-                f"{place}: corrupt checkpoint ({error}); continuing from the one before it",
+                f"{place}: corrupt checkpoint ({error}); falling back to the one before it, or to "
+                "the beginning where there is none",
                 stacklevel=2,
             )
     return None
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what killed processes left half-written."""
-    for place in sorted(checkpoints(root))[:-keep]:
+def prune(root: Path, keep: int, newest: int) -> None:
+    """Remove all but the last `keep` checkpoints up to iteration `newest`.
+
+    Later ones are corrupt and were passed over; what killed processes left half-written goes too.
+    """
+    places = sorted(checkpoints(root))
+    good = [place for place in places if int(place.name) <= newest]
+    for place in set(places) - set(good[-keep:]):
         shutil.rmtree(place, ignore_errors=True)
     for partial in root.glob(f"*{_PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
@@ -80,30 +100,34 @@ def checkpoints(root: Path) -> list[Path]:
     return [p for p in root.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
 
 
-def _load(place: Path) -> tuple[int, dict[str, dict[str, Tensor]]]:
+def _load(place: Path) -> Checkpoint:
     manifest = json.loads((place / _MANIFEST).read_text())
     if manifest["format"] != FORMAT:
         raise RunError(
             f"{place}: a checkpoint of format {manifest['format']}, this version reads {FORMAT}; "
             "finish the run with the version that began it, or remove its folder"
         )
+    if int(manifest["iteration"]) != int(place.name):
+        raise ValueError(f"its manifest is of iteration {manifest['iteration']}")
     tensors = {}
     for name, digest in manifest["files"].items():
         file = place / name
         if _digest(file) != digest:
             raise ValueError(f"{name} is not what was written")
         tensors[file.stem] = load_file(file)
-    return int(manifest["iteration"]), tensors
+    return Checkpoint(int(manifest["iteration"]), tensors, manifest["made_on"])
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, file)
-    except SafetensorError as error:  # how a full disk looks from there
-        raise RunError(
-            f"{file}: cannot be written: {error}; the run is whole up to its newest checkpoint: "
-            "mend this and run the same command again to continue"
-        ) from error
+    except SafetensorError as error:
+        # A full disk reaches us as text only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(file)) from error
 
 
 def _digest(file: Path) -> str:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from mixgrpo.models import model_weights
+from mixgrpo.rewards import reward_weights
 from mixgrpo.window import Strategy, Window
 
 SCHEMA_VERSION = 1
@@ -127,10 +129,12 @@ class EvaluationConfig(Section):
     every: int = Field(15, ge=1)
     """Iterations between two evaluations; before the first and after the last always."""
     prompts: int = Field(0, ge=0)
-    """Held-out prompts, from the first on; 0 means all."""
+    """Held-out prompts, chosen by a hash of their text; 0 means all."""
     images_per_prompt: int = Field(2, ge=1)
-    steps: int = Field(0, ge=0, le=1000)
-    """ODE steps of an evaluated image; 0 means sampler.steps."""
+    steps: int = Field(25, ge=1, le=1000)
+    """ODE steps of an evaluated image, whatever sampler an arm trains with."""
+    shift: float = Field(3.0, gt=0)
+    """Time shift of these steps."""
 
 
 class OutputConfig(Section):
@@ -172,6 +176,11 @@ class RunConfig(Section):
                 f"objective.updates {self.objective.updates}; every update takes the same number "
                 "of images of each prompt"
             )
+        if self.sampler.kernel == "cps" and self.sampler.eta > 1:
+            raise ValueError(
+                f"sampler.eta {self.sampler.eta} is above 1, which the cps kernel does not know: "
+                "its noise is sigma' sin(eta pi / 2)"
+            )
         if w.strategy == "linear-decay" and w.interval_min > w.interval:
             raise ValueError(
                 f"window.interval_min {w.interval_min} is larger than window.interval {w.interval}"
@@ -183,12 +192,12 @@ class RunConfig(Section):
         return Window(steps=self.sampler.steps, seed=self.seed, **self.window.model_dump())
 
 
-UNHASHED_SECTIONS = frozenset({"output"})
+UNHASHED_SECTIONS = {"output"}
 
 
 def differences(config: RunConfig) -> dict[str, Any]:
     """The settings that change the result and differ from the defaults, by dotted key."""
-    default = RunConfig().model_dump(mode="json", exclude=set(UNHASHED_SECTIONS))
+    default = RunConfig().model_dump(mode="json", exclude=UNHASHED_SECTIONS)
     found: dict[str, Any] = {}
 
     def walk(value: Any, base: Any, key: str) -> None:
@@ -199,15 +208,26 @@ def differences(config: RunConfig) -> dict[str, Any]:
         elif value != base:
             found[key] = value
 
-    walk(config.model_dump(mode="json", exclude=set(UNHASHED_SECTIONS)), default, "")
+    walk(config.model_dump(mode="json", exclude=UNHASHED_SECTIONS), default, "")
     return found
 
 
 def config_hash(config: RunConfig) -> str:
     """Eight hex digits that identify the result of a run.
 
-    Taken over the differences from the defaults and the schema version: a field that is added
-    later with a default that changes nothing orphans no finished run.
+    Taken over the differences from the defaults, the contents of the weights that it starts from
+    and that score it, and the schema version: a field that is added later with a default that
+    changes nothing orphans no finished run, other weights under the same name do.
     """
-    text = json.dumps([SCHEMA_VERSION, differences(config)], sort_keys=True)
+    rewards = config.rewards
+    identity = differences(config)
+    identity.pop("model.checkpoint", None)
+    if "rewards.held_out" in identity:
+        identity["rewards.held_out"] = sorted(rewards.held_out)
+    weights = {
+        "model": model_weights(config.model.name, config.model.checkpoint),
+        **{name: reward_weights(name) for name in (*rewards.train, *rewards.held_out)},
+    }
+    known = {name: digest for name, digest in weights.items() if digest}
+    text = json.dumps([SCHEMA_VERSION, identity, known], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -76,7 +76,10 @@ def read_yaml(path: Path) -> Document:
     if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values")
     lines: dict[Key, int] = {}
-    _record_lines(node, (), lines, str(path))
+    try:
+        _record_lines(node, (), lines, str(path))
+    except RecursionError:
+        raise ConfigError(f"{path}: a value contains itself; write it out") from None
     return Document(str(path), data, lines)
 
 
@@ -156,8 +159,7 @@ class Layers:
         """The run these settings describe. ConfigError names the place, the key and the mend."""
         data = self.data if seed is None else {**self.data, "seed": seed}
         try:
-            # JSON mode of strict validation: lists stand for tuples, as in YAML.
-            config = RunConfig.model_validate(_tuples(data))
+            config = RunConfig.model_validate(as_tuples(data))
         except ValidationError as error:
             raise ConfigError(self._explain(error)) from None
         self._check_names(config)
@@ -171,6 +173,10 @@ class Layers:
         dotted = ".".join(str(part) for part in key)
         if first["type"] == "extra_forbidden":
             return f"{place}: {dotted}: unknown key{_nearest_key(dotted)}"
+        if first["type"] in ("model_type", "dict_type"):
+            return f"{place}: {dotted}: expected keys with values below it, not {first['input']!r}"
+        if first["type"] == "string_pattern_mismatch":
+            return f"{place}: {'.'.join(map(str, key[:2]))}: {first['input']!r} is not a name"
         message = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
         return f"{place}: {f'{dotted}: ' if dotted else ''}{message}{given}"
@@ -192,7 +198,9 @@ class Layers:
 
 def _first_named_place(message: str, layers: Layers) -> str:
     named = [w.strip(",;") for w in message.split() if "." in w]
-    known = [layers.place(tuple(w.split("."))) for w in named]
+    # A key that was set tells more than the section of one that was not.
+    exact = [layers.places[key] for w in named if (key := tuple(w.split("."))) in layers.places]
+    known = [*exact, *(layers.place(tuple(w.split("."))) for w in named)]
     return next((place for place in known if place != "configuration"), "configuration")
 
 
@@ -208,10 +216,11 @@ def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
+    """Lists as tuples, which is what strict validation takes for them."""
     if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+        return {k: as_tuples(v) for k, v in value.items()}
+    return tuple(as_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def known_keys() -> list[str]:
@@ -232,7 +241,11 @@ def known_keys() -> list[str]:
 
 def check_key(dotted: str, place: str) -> None:
     """ConfigError unless `dotted` is a field of the run configuration."""
-    if dotted not in known_keys():
+    keys = known_keys()
+    if any(key.startswith(f"{dotted}.") for key in keys):
+        inside = next(key for key in keys if key.startswith(f"{dotted}."))
+        raise ConfigError(f"{place}: {dotted}: is a section; set a key in it, such as {inside}")
+    if dotted not in keys:
         raise ConfigError(f"{place}: {dotted}: unknown key{_nearest_key(dotted)}")
 
 

@@ -14,3 +14,7 @@ class RunError(Exception):
     """A run failed for a reason outside what the user wrote (disk, corrupt data). Exit code 1."""
 
     exit_code = 1
+
+
+class RepeatableError(RunError):
+    """A failure that running again repeats: a reward that raises, a number that is not finite."""

@@ -4,18 +4,25 @@ The only measure by which settings are compared. Rewards of a rollout are not: t
 window's position alone, because late noise does less damage than early noise.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mixgrpo.errors import RunError
+from mixgrpo.errors import RepeatableError, RunError
 from mixgrpo.models import Policy
 from mixgrpo.randomness import normal
 from mixgrpo.rewards import Reward
 from mixgrpo.rollout import Velocity, sample_ode
 from mixgrpo.schedule import sigma_schedule
+
+
+def choose(prompts: list[str], count: int) -> list[str]:
+    """`count` of the prompts (0: all), chosen by their text so that no kind is preferred."""
+    chosen = sorted(prompts, key=lambda p: hashlib.sha256(p.encode()).digest())[: count or None]
+    return [p for p in prompts if p in chosen]
 
 
 @dataclass(frozen=True)
@@ -68,22 +75,27 @@ def evaluate(
 
 
 def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """Scores [B] in float32 on the CPU. RunError where the reward fails, naming it and its prompts.
+    """Scores [B] in float32 on the CPU. Errors name the reward and a prompt.
 
-    A failed reward is never replaced by a number: a zero would enter the advantages as if the
-    images were bad.
+    RunError where the reward cannot be reached (OSError); RepeatableError where it raises anything
+    else, or returns what are no scores. A failed reward is never replaced by a number: a zero
+    would enter the advantages as if the images were bad.
     """
     about = f"reward {reward.name} on {len(prompts)} images, the first of {prompts[0]!r}"
     try:
         values: object = reward.score(images, prompts)
-    except Exception as error:
+    except OSError as error:
         raise RunError(f"{about}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise RepeatableError(f"{about}: {type(error).__name__}: {error}") from error
     if not isinstance(values, Tensor):
-        raise RunError(f"{about}: returned a {type(values).__name__}, not a tensor")
+        raise RepeatableError(f"{about}: returned a {type(values).__name__}, not a tensor")
     if tuple(values.shape) != (len(prompts),):
-        raise RunError(f"{about}: returned shape {tuple(values.shape)}, not ({len(prompts)},)")
+        raise RepeatableError(
+            f"{about}: returned shape {tuple(values.shape)}, not ({len(prompts)},)"
+        )
     values = values.detach().float().cpu()
     if not bool(values.isfinite().all()):
         bad = prompts[int((~values.isfinite()).nonzero()[0])]
-        raise RunError(f"reward {reward.name}: returned NaN or Inf for {bad!r}")
+        raise RepeatableError(f"reward {reward.name}: returned NaN or Inf for {bad!r}")
     return values

@@ -24,7 +24,10 @@ class Lock:
     descriptor: int
 
     def sign(self) -> None:
-        """Write into the file who holds the lock, for those who find it held: this process."""
+        """Write into the file who holds the lock, for those who find it held: this process.
+
+        `acquire` does; a forked process that takes the lock over does so again.
+        """
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
         with contextlib.suppress(OSError):  # a full disk: the lock itself holds all the same
             os.ftruncate(self.descriptor, 0)
@@ -55,7 +58,9 @@ def acquire(path: Path, patience_s: float = 1.0) -> Lock | None:
             os.close(descriptor)
             raise
         else:
-            return Lock(path, descriptor)
+            held = Lock(path, descriptor)
+            held.sign()
+            return held
 
 
 def is_held(path: Path) -> bool:

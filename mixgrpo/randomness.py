@@ -6,24 +6,23 @@ same for every batch geometry, number of ranks, device, and after a resume.
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Key = tuple[str | int, ...]
 
-
-def generator(*key: str | int) -> torch.Generator:
-    """A fresh CPU generator for this key."""
+def generator(*key: str | int) -> np.random.Generator:
+    """A fresh generator for this key: Philox, whose 128 bits of key keep all streams apart."""
     digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
 
 def normal(shape: tuple[int, ...], *key: str | int) -> Tensor:
     """Standard normal numbers of `shape`, float32 on the CPU, for this key."""
-    return torch.randn(shape, generator=generator(*key))
+    return torch.from_numpy(generator(*key).standard_normal(shape, np.float32))
 
 
 def permutation(n: int, *key: str | int) -> list[int]:
     """A random order of 0 .. n - 1 for this key."""
-    order: list[int] = torch.randperm(n, generator=generator(*key)).tolist()
+    order: list[int] = generator(*key).permutation(n).tolist()
     return order

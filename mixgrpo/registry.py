@@ -4,7 +4,10 @@ A package adds its own with an entry point in the group `mixgrpo.models` or `mix
 Nothing is imported before it is asked for.
 """
 
+import hashlib
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from mixgrpo.errors import ConfigError
@@ -27,3 +30,18 @@ def load(group: str, built_in: dict[str, str], name: str) -> Any:
         return found.load()
     except Exception as error:
         raise ConfigError(f"{name}: its entry point {found.value} fails: {error}") from error
+
+
+def contents(file: Path) -> str:
+    """The sha256 of a file, or "" where there is none; computed once while it stays the same."""
+    try:
+        stat = file.stat()
+        return _sha256(file, stat.st_mtime_ns, stat.st_size)
+    except OSError:
+        return ""
+
+
+@cache
+def _sha256(file: Path, mtime_ns: int, size: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

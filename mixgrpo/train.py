@@ -3,7 +3,8 @@
     python -m mixgrpo.train CONFIG --out DIR [--set KEY=VALUE]...
 
 Run again, a folder continues from its newest whole checkpoint and ends with the same bytes in its
-metrics (timings apart) and weights as a run that was never interrupted.
+metrics (timings and memory apart) and weights as a run that was never interrupted, on the same
+device with the same number of threads.
 """
 
 import errno
@@ -35,12 +36,15 @@ OWNER_LOCK = "owner.lock"
 _DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EROFS,
     errno.EIO,
     errno.EACCES,
     errno.EPERM,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
     errno.ESTALE,
 }
 
@@ -76,12 +80,18 @@ def claim(config: RunConfig, folder: Path) -> None:
     if not file.exists():
         write_text(file, header + dump_config(config))
         return
-    found = file.read_text().partition("\n")[0]
-    if found + "\n" != header:
+    found = file.read_text().partition("\n")[0] + "\n"
+    if found == header:
+        return
+    if found.startswith(f"# schema {SCHEMA_VERSION}, run "):
         raise ConfigError(
-            f"{file}: holds another run ({found.removeprefix('# ')}, not schema {SCHEMA_VERSION}, "
-            f"run {config_hash(config)}); choose another folder, or remove this one"
+            f"{file}: is of another run ({found.split()[-1]}, not {config_hash(config)}); choose "
+            "another folder, or remove this one"
         )
+    raise ConfigError(
+        f"{file}: was written by another version (it begins {found.strip()!r}, this one writes "
+        f"{header.strip()!r}); finish the run with that version, or remove its folder"
+    )
 
 
 class _Run:
@@ -94,6 +104,7 @@ class _Run:
 
         self.config, self.folder = config, folder
         self.trainer = Trainer(config, "cuda" if torch.cuda.is_available() else "cpu")
+        self.made_on = {"device": self.trainer.device, "threads": torch.get_num_threads()}
         self.metrics = folder / "metrics.jsonl"
         self.evals = folder / "eval.jsonl"
         self.checkpoints = folder / "checkpoints"
@@ -102,8 +113,7 @@ class _Run:
         done, saved = self._resume(), None
         evaluated = {line["iteration"] for line in _read_lines(self.evals)}
         while True:
-            due = done % self.config.evaluation.every == 0 or done == self.config.iterations
-            if due and done not in evaluated:
+            if self._due(done) and done not in evaluated:
                 self._evaluate(done)
             if done == self.config.iterations:
                 self._finish()
@@ -126,8 +136,15 @@ class _Run:
         found = checkpoint.load_newest(self.checkpoints)
         done = 0
         if found is not None:
-            done, tensors = found
-            self.trainer.load_tensors(tensors)
+            done = found.iteration
+            self.trainer.load_tensors(found.tensors)
+            if found.made_on != self.made_on:
+                warnings.warn(
+                    f"{self.folder}: began with {_in_words(found.made_on)}, goes on with "
+                    f"{_in_words(self.made_on)}: right, but not to the byte what it would have "
+                    "been without the change",
+                    stacklevel=2,
+                )
         _keep_lines(self.metrics, lambda line: line["iteration"] < done)
         _keep_lines(self.evals, lambda line: line["iteration"] <= done)
         lines = len(_read_lines(self.metrics))
@@ -136,7 +153,19 @@ class _Run:
                 f"{self.metrics}: {lines} lines for {done} finished iterations; the file was "
                 "changed from outside: remove the run's folder to begin again"
             )
+        # One evaluation may be missing: that of a run killed between its checkpoint and it.
+        judged = [line["iteration"] for line in _read_lines(self.evals)]
+        expected = [m for m in range(done + 1) if self._due(m)]
+        if judged not in (expected, [m for m in expected if m < done]):
+            raise RunError(
+                f"{self.evals}: has the evaluations of {judged}, not of {expected}; the file was "
+                "changed from outside: remove the run's folder to begin again"
+            )
         return done
+
+    def _due(self, done: int) -> bool:
+        """Whether an evaluation belongs after `done` iterations."""
+        return done % self.config.evaluation.every == 0 or done == self.config.iterations
 
     def _save(self, done: int) -> None:
         from mixgrpo import checkpoint
@@ -146,8 +175,8 @@ class _Run:
             if file.exists():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-        checkpoint.save(self.checkpoints, done, self.trainer.tensors())
-        checkpoint.prune(self.checkpoints, self.config.output.checkpoints_kept)
+        checkpoint.save(self.checkpoints, done, self.trainer.tensors(), self.made_on)
+        checkpoint.prune(self.checkpoints, self.config.output.checkpoints_kept, done)
 
     def _evaluate(self, done: int) -> None:
         import time
@@ -168,12 +197,15 @@ class _Run:
     def _keep_samples(self, done: int, judged: "Evaluation") -> None:
         from PIL import Image
 
-        # Spread over the prompts, whose neighbours are alike.
-        count = min(self.config.output.samples, len(judged.prompts))
-        chosen = [i * len(judged.prompts) // count for i in range(count)]
         place = self.folder / "samples" / f"{done:06d}"
         place.mkdir(parents=True, exist_ok=True)
-        write_json(place.parent / "prompts.json", [judged.prompts[i] for i in chosen])
+        listing = place.parent / "prompts.json"
+        if listing.exists():  # a picture's number means the same prompt in every evaluation
+            chosen = [judged.prompts.index(p) for p in json.loads(listing.read_text())]
+        else:  # spread over the prompts, whose neighbours are alike
+            count = min(self.config.output.samples, len(judged.prompts))
+            chosen = [i * len(judged.prompts) // count for i in range(count)]
+            write_json(listing, [judged.prompts[i] for i in chosen])
         for k, i in enumerate(chosen):
             pixels = (judged.images[i, 0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             Image.fromarray(pixels).save(place / f"{k}.png")
@@ -204,6 +236,10 @@ class _Run:
                 "nfe_train": total("nfe_train") / len(lines),
             },
         )
+
+
+def _in_words(made_on: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in made_on.items())
 
 
 def _append(file: Path, line: dict[str, Any]) -> None:

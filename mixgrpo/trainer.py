@@ -4,9 +4,11 @@ Holds what changes (weights, their average, the optimizer) and turns an iteratio
 metrics. Files, resuming and stopping are `train`'s work.
 """
 
+import math
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from mixgrpo.advantages import group_advantages, has_variance
 from mixgrpo.config import RunConfig
-from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.evaluate import Evaluation, evaluate, evaluation_noise, score
+from mixgrpo.errors import ConfigError, RepeatableError, RunError
+from mixgrpo.evaluate import Evaluation, choose, evaluate, evaluation_noise, score
 from mixgrpo.models import Conditioning, load_model
 from mixgrpo.objective import LossStats, grpo_loss
 from mixgrpo.plan import Plan, make_plan
@@ -49,6 +51,7 @@ class Trainer:
             else None
         )
         self.window = config.make_window()
+        self._warned_of_noise = False
         self.train_rewards = {k: load_reward(k) for k in config.rewards.train}
         self.all_rewards = [
             *self.train_rewards.values(),
@@ -61,7 +64,7 @@ class Trainer:
                 f"{config.model.name} has {len(self.train_prompts)} to train on"
             )
         held_out = self.policy.held_out_prompts()
-        self.held_out = held_out[: config.evaluation.prompts or None]
+        self.held_out = choose(held_out, config.evaluation.prompts)
 
     def iterate(self, iteration: int) -> Metrics:
         """Sample, score, update: one iteration. Returns its line of metrics.jsonl.
@@ -102,7 +105,7 @@ class Trainer:
         for name, values in rewards.items():
             line[f"reward_{name}_mean"] = float(values.mean())
             line[f"reward_{name}_std"] = float(values.std())
-        informative = torch.stack([has_variance(values) for values in rewards.values()]).any(0)
+        informative = torch.stack([has_variance(values) for values in rewards.values()]).all(0)
         return {
             **line,
             "advantage_mean": float(raw.mean()),
@@ -133,8 +136,8 @@ class Trainer:
                 self.all_rewards,
                 self.held_out,
                 noise,
-                config.evaluation.steps or config.sampler.steps,
-                config.sampler.shift,
+                config.evaluation.steps,
+                config.evaluation.shift,
             )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -210,19 +213,22 @@ class Trainer:
                 self.parameters.values(), self.config.optimizer.max_grad_norm
             )
             if not bool(norm.isfinite()):
-                raise RunError(
+                raise RepeatableError(
                     f"iteration {iteration}: the gradient is not finite (norm {float(norm)}); "
                     "a smaller optimizer.lr or sampler.eta usually helps"
                 )
             norms.append(norm)
             self.optimizer.step()
             self._move_average()
-        first = len(sampled.window)
         ratios, clipped, deltas = (torch.stack(values) for values in zip(*stats, strict=True))
+        noise_floor = float(deltas[: len(sampled.window)].max())
+        self._check_noise(iteration, noise_floor)
         return {
             "ratio_max": float(ratios.max()),
             "clip_fraction": float(clipped.mean()),
-            "noise_floor": float(deltas[:first].max()),
+            "noise_floor": noise_floor,
+            # The density's own log-ratio: log-probs are means over the elements of a latent.
+            "log_ratio_sum_max": float(deltas.max()) * math.prod(self.policy.latent_shape),
             "grad_norm": float(torch.stack(norms).mean()),
             "loss": float(torch.stack(losses).mean()),
             "kl": float(torch.stack(kls).mean()),
@@ -256,6 +262,18 @@ class Trainer:
         """Network evaluations so far, those of the reference model included."""
         reference = self.reference.evaluations if self.reference else 0
         return self.velocity.evaluations + reference
+
+    def _check_noise(self, iteration: int, floor: float) -> None:
+        """Warn, once, where numerical noise alone would clip: the update then learns from it."""
+        clip = self.config.objective.clip_range
+        if floor > clip and not self._warned_of_noise:
+            self._warned_of_noise = True
+            warnings.warn(
+                f"iteration {iteration}: objective.clip_range {clip:g} lies below the numerical "
+                f"noise of the log-probs ({floor:.1e} before any update); raise it, or compute in "
+                "higher precision",
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def _move_average(self) -> None:

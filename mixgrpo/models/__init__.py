@@ -1,8 +1,10 @@
 """A policy: encodes prompts, predicts the velocity, decodes latents. Chosen by name."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from mixgrpo import registry
+from mixgrpo.scenes import BASE_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +49,7 @@ class Policy(Protocol):
 
 _GROUP = "mixgrpo.models"
 _BUILT_IN = {"scenes": "mixgrpo.models.scenes:ScenesPolicy.load"}
+_SHIPPED = {"scenes": BASE_WEIGHTS}
 
 
 def model_names() -> list[str]:
@@ -57,3 +60,12 @@ def load_model(name: str, checkpoint: str | None, device: str) -> Policy:
     """The policy `name` with the weights of `checkpoint`, or its own where that is None."""
     policy: Policy = registry.load(_GROUP, _BUILT_IN, name)(checkpoint, device)
     return policy
+
+
+def model_weights(name: str, checkpoint: str | None) -> str:
+    """What identifies the weights that `load_model` would load.
+
+    The sha256 of a file, given or shipped; else `checkpoint` as it is (a name on a hub).
+    """
+    file = Path(checkpoint) if checkpoint else _SHIPPED.get(name)
+    return (registry.contents(file) if file else "") or (checkpoint or "")

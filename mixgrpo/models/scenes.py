@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from mixgrpo.scenes import BASE_WEIGHTS
 from mixgrpo.scenes import prompts as scenes
 from mixgrpo.scenes.render import SIZE
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from mixgrpo.scenes.model import ScenesModel
 
 # mixgrpo.scenes.model imports diffusers, which costs seconds; it is imported where it is used.
-
-BASE_WEIGHTS = Path(scenes.__file__).parent / "weights" / "base.safetensors"
 
 
 class ScenesPolicy:

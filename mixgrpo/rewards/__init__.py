@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mixgrpo import registry
+from mixgrpo.scenes import CLARITY_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ _SCENES = {
     "strict": "mixgrpo.scenes.score:strict",
     "clarity": "mixgrpo.scenes.clarity:clarity",
 }
+_SHIPPED = {"clarity": CLARITY_WEIGHTS}
 
 
 def reward_names() -> list[str]:
@@ -46,3 +48,8 @@ def load_reward(name: str) -> Reward:
     """The reward `name`. An entry point of `mixgrpo.rewards` names a callable that makes one."""
     found = registry.load(_GROUP, _SCENES, name)
     return FunctionReward(name, found) if name in _SCENES else found()
+
+
+def reward_weights(name: str) -> str:
+    """The sha256 of the weights that a built-in reward scores with; "" where it has none."""
+    return registry.contents(_SHIPPED[name]) if name in _SHIPPED else ""

@@ -22,11 +22,11 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from mixgrpo import cli
+from mixgrpo.scenes import CLARITY_WEIGHTS
 from mixgrpo.scenes.machine import machine
 from mixgrpo.scenes.prompts import all_prompts, parse
 from mixgrpo.scenes.render import PALETTE, SIZE, render
 
-WEIGHTS = Path(__file__).parent / "weights" / "clarity.safetensors"
 CORRUPTIONS = ("blur", "noise", "residue", "erasure", "dullness", "jitter")
 VISIBLE = 0.2
 """Severity from which held-out accuracy counts a corruption."""
@@ -69,7 +69,7 @@ def clarity(images: Tensor, prompts: list[str]) -> Tensor:
 @cache
 def _shipped(device: str) -> ClarityNet:
     net = ClarityNet()
-    net.load_state_dict(load_file(WEIGHTS))
+    net.load_state_dict(load_file(CLARITY_WEIGHTS))
     return net.eval().requires_grad_(False).to(device)
 
 
@@ -180,7 +180,7 @@ def held_out_quality(net: ClarityNet, seed: int, batch: int = 4096) -> dict[str,
 
 def main(
     seed: Annotated[int, typer.Option(help="Of the weights and the examples.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where the weights go.")] = WEIGHTS,
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = CLARITY_WEIGHTS,
     iterations: Annotated[int, typer.Option(min=1, help="How long to train.")] = 2500,
 ) -> None:
     """Train the scorer and write it with a JSON file that describes it."""

@@ -1,9 +1,8 @@
 """Says in general words what a measurement ran on: no host name, no path."""
 
-import platform
-from pathlib import Path
-
 import torch
+
+from mixgrpo.machine import processor
 
 
 def machine(device: str = "cpu") -> str:
@@ -12,14 +11,5 @@ def machine(device: str = "cpu") -> str:
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+        name = f"{processor()}, {threads} thread{'s' * (threads > 1)}"
     return f"{name}, torch {torch.__version__.partition('+')[0]}"
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

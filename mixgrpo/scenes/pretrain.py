@@ -22,8 +22,9 @@ from torch.nn import Parameter
 
 from mixgrpo import cli
 from mixgrpo.evaluate import evaluate, evaluation_noise
-from mixgrpo.models.scenes import BASE_WEIGHTS, ScenesPolicy
+from mixgrpo.models.scenes import ScenesPolicy
 from mixgrpo.rewards import load_reward
+from mixgrpo.scenes import BASE_WEIGHTS, CLARITY_WEIGHTS
 from mixgrpo.scenes.machine import machine
 from mixgrpo.scenes.model import ModelConfig, ScenesModel, random_model, save_model, word_indices
 from mixgrpo.scenes.prompts import Scene, held_out_prompts, parse, train_prompts
@@ -142,7 +143,7 @@ def judge(
 ) -> dict[str, float]:
     """Mean rewards by ODE sampling with fixed noise, `images` per prompt."""
     names = ["composition", "strict", "palette"]
-    if (BASE_WEIGHTS.parent / "clarity.safetensors").exists():
+    if CLARITY_WEIGHTS.exists():
         names.append("clarity")
     policy.model.eval()
     noise = evaluation_noise(0, prompts, images, policy.latent_shape)

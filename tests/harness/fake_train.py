@@ -1,7 +1,8 @@
 """Stands in for mixgrpo.train: writes the same files, learns nothing, and misbehaves on demand.
 
 The environment variable FAKE_TRAIN holds JSON: behaviour by run name (`interval=1-seed0`), or "*".
-Behaviours: seconds (per iteration), raise_at, no_space_at, config_error, kill_at (once).
+Behaviours: seconds (per iteration), raise_at, repeatable_at, wrapped_at, no_space_at, fill_at (the
+disk, in truth), config_error, warn (in every iteration), kill_at (once).
 """
 
 import errno
@@ -9,13 +10,14 @@ import json
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from mixgrpo.atomic import write_json
 from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.train import claim
 
 
@@ -45,6 +47,19 @@ def run(
         time.sleep(behaviour.get("seconds", 0.01))
         if done == behaviour.get("raise_at"):
             raise ValueError("the fake trainer was told to raise")
+        if done == behaviour.get("repeatable_at"):
+            raise RepeatableError("the reward clip raised")
+        if done == behaviour.get("wrapped_at"):
+            try:
+                raise ValueError("the fake trainer was told to raise")
+            except ValueError as cause:
+                raise RunError("reward clip: failed") from cause
+        if done == behaviour.get("fill_at"):
+            with (folder.parent / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+        if "warn" in behaviour:
+            warnings.warn(behaviour["warn"], stacklevel=1)
         if done == behaviour.get("no_space_at"):
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(metrics))
             raise RunError(f"{metrics}: no space left; free some and run again") from full

@@ -46,7 +46,9 @@ def test_a_job_runs_to_its_end_with_one_thread_and_can_be_done_twice(
     line = json.loads((lab.root / "run" / "metrics.jsonl").read_text().split("\n")[0])
     assert line["threads"] == "1"
     start_and_wait(executor, lab.root / "run", run)
-    assert [a.reason for a in read_attempts(lab.root / "run")] == ["finished", "finished"]
+    attempts = read_attempts(lab.root / "run")
+    assert [a.reason for a in attempts] == ["finished", "finished"]
+    assert {a.executor for a in attempts} == {type(executor).__name__.lower()}
 
 
 def test_an_exception_ends_the_job_and_not_the_executor(

@@ -1,6 +1,9 @@
 """One attempt at one run, in this process: ownership, records, reasons, stopping."""
 
 import json
+import os
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,8 @@ def test_the_config_survives_the_way_into_the_job(job: Job, run: Run) -> None:
         ({"raise_at": 2}, "exception", "Traceback"),
         ({"config_error": True}, "config", "more prompts than there are"),
         ({"no_space_at": 2}, "no-space", "no space left; free some and run again"),
+        ({"repeatable_at": 2}, "exception", "the reward clip raised"),
+        ({"wrapped_at": 2}, "exception", "Traceback"),
     ],
 )
 def test_every_failure_is_recorded_with_its_reason(
@@ -94,6 +99,49 @@ def test_every_failure_is_recorded_with_its_reason(
     behave(monkeypatch)
     assert job.run(never) == "finished"
     assert reasons(job) == [reason, "finished"]
+
+
+def test_an_error_around_an_exception_keeps_its_traceback_and_ends_with_its_message(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behave(monkeypatch, wrapped_at=2)
+    job.run(never)
+    (attempt,) = read_attempts(Path(job.folder))
+    assert "ValueError: the fake trainer was told to raise" in (attempt.error or "")
+    assert attempt.last_line == "reward clip: failed"
+
+
+def test_warnings_are_recorded_when_they_happen_each_once(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    behave(monkeypatch, warn="the clip range lies\nbelow the noise floor")
+    meanwhile: list[tuple[str, ...]] = []
+
+    def watching() -> bool:
+        meanwhile.append(read_attempts(Path(job.folder))[-1].warnings)
+        return False
+
+    for _ in range(2):  # python itself would not warn twice from one place
+        (Path(job.folder) / "result.json").unlink(missing_ok=True)
+        shutil.rmtree(Path(job.folder) / "checkpoints", ignore_errors=True)
+        assert job.run(watching) == "finished"
+        assert "below the noise floor" in capfd.readouterr().err
+    text = "the clip range lies below the noise floor"
+    assert [a.warnings for a in read_attempts(Path(job.folder))] == [(text,), (text,)]
+    assert meanwhile[-1] == (text,)
+
+
+def test_a_record_says_where_the_job_ran_and_the_lock_who_holds_it(job: Job) -> None:
+    signed: list[str] = []
+
+    def look_at_lock() -> bool:
+        signed.append(lock.holder(Path(job.folder) / OWNER_LOCK))
+        return False
+
+    assert job.run(look_at_lock) == "finished"
+    (attempt,) = read_attempts(Path(job.folder))
+    assert (attempt.executor, attempt.host) == ("inline", socket.gethostname())
+    assert signed[0].startswith(f"process {os.getpid()} on {socket.gethostname()}")
 
 
 def test_a_stop_file_and_a_signal_both_stop_after_the_iteration(job: Job) -> None:
@@ -129,6 +177,7 @@ def test_an_attempt_that_was_killed_is_closed_by_the_next(job: Job) -> None:
     assert job.run(never) == "finished"
     first, second = read_attempts(folder)
     assert (first.reason, first.ended) == ("killed", 5.0)
+    assert (first.executor, first.host, first.warnings) == (None, None, ())
     assert (second.number, second.reason) == (2, "finished")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import findings, report
-from harness.analysis import analyse
+from harness.analysis import _shared_until, analyse
 from harness.report import write_report
 from harness.store import collect
 from mixgrpo.errors import ConfigError, RunError
@@ -243,6 +243,15 @@ def test_one_finished_run_makes_a_report(tmp_path, small_figures):
     assert "τ = 9, seed 0" in page  # pictures of the run there is
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_runs_of_one_or_two_iterations_make_a_report(iterations, tmp_path, small_figures):
+    sweep = make_sweep(seeds=3, iterations=iterations)
+    write_runs(sweep, tmp_path / "runs")
+    write_report(sweep, tmp_path / "runs", tmp_path / "reports")
+    last = analyse(sweep, collect(sweep, tmp_path / "runs")).reference
+    assert last.seconds.median > 0
+
+
 def test_a_lone_arm_and_many_arms(tmp_path, small_figures):
     lone = make_sweep((15,), seeds=3)
     write_runs(lone, tmp_path / "lone")
@@ -266,6 +275,24 @@ def test_answers(tmp_path):
     assert findings.gain(flat).startswith("Training did not gain: every interval")
     hacked = findings.other_rewards(better)
     assert "The reward palette (only measured) fell in every arm" in hacked[0]
+
+
+def test_random_windows_part_earliest_over_seeds():
+    sweep = make_sweep(intervals=(9, 15), seeds=40, iterations=60)
+    base = next(run.config for run in sweep.runs if run.arm == sweep.reference).make_window()
+    runs, partings = {}, {}
+    for run in sweep.runs:
+        if run.arm != sweep.reference:
+            window = run.config.window.model_copy(update={"strategy": "random"})
+            run = replace(run, config=run.config.model_copy(update={"window": window}))
+            own = run.config.make_window()
+            differing = (m for m in range(60) if own.start_at(m) != base.start_at(m))
+            partings[run.seed] = next(differing)
+        runs.setdefault(run.seed, []).append(run)
+    assert len(set(partings.values())) > 1
+    late_first = sorted(runs, key=lambda seed: -partings[seed])
+    sweep = replace(sweep, runs=tuple(run for seed in late_first for run in runs[seed]))
+    assert _shared_until(sweep) == {"interval=9": min(partings.values())}
 
 
 def test_arms_that_part_and_arms_that_do_not(tmp_path):

@@ -1,6 +1,7 @@
 """The status: counts, cost, why runs failed, and that it writes nothing."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_status_of_a_sweep_that_never_ran(lab: Lab) -> None:
     assert as_text(lab.sweep, lab.runs) == "toy: 4 runs: 4 waiting"
     assert as_data(lab.sweep, lab.runs)["counts"] == {"waiting": 4}
     assert not lab.runs.exists()
+
+
+def test_watch_ends_quietly_at_ctrl_c(lab: Lab) -> None:
+    command = [sys.executable, "-m", "harness.status", str(lab.file), "--watch"]
+    watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    assert "4 waiting" in watch.stdout.readline()
+    watch.send_signal(signal.SIGINT)
+    _, said = watch.communicate(timeout=10)
+    assert (watch.returncode, said) == (0, "")
 
 
 def test_time_left_counts_iterations_and_evaluations_over_the_slots(lab: Lab) -> None:

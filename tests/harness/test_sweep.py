@@ -4,11 +4,22 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
-from .lab import SMALL, SWEEP, Lab
+import pytest
+
+from harness.dispatch import Handle
+from harness.launcher import Launcher
+from harness.progress import Progress
+from harness.status import as_data, as_text
+from mixgrpo.config import RunConfig
+from mixgrpo.errors import RunError
+
+from .lab import HERE, SMALL, SWEEP, Lab
 
 SLOW = {"*": {"seconds": 0.3}}
 
@@ -155,6 +166,77 @@ def test_a_full_disk_stops_the_sweep_with_all_runs_resumable(lab: Lab) -> None:
     code, output = lab.finish(*inline)
     assert code == 0, output
     assert attempts(lab)["interval=1-seed0"] == ["no-space", "finished"]
+
+
+def test_a_disk_that_fills_up_ends_the_sweep_with_one_error(small_disk: Path, lab: Lab) -> None:
+    fake = {"interval=1-seed0": {"fill_at": 2}, "*": {"seconds": 0.3}}
+    code, output = lab.finish("--jobs", "2", fake=fake)
+    assert code == 1, output
+    assert "Traceback" not in output
+    assert "No space left on device" in output
+    assert not any(s.state in ("running", "failed") for s in lab.states().values())
+    (small_disk / "toy" / "filler").unlink()
+    code, output = lab.finish("--jobs", "2")
+    assert code == 0, output
+    assert all(iterations(lab, name) == list(range(6)) for name in lab.states())
+
+
+def test_a_disk_that_is_full_before_a_job_starts_stops_the_others(
+    small_disk: Path, lab: Lab
+) -> None:
+    launcher = lab.launch("--jobs", "2", fake={"*": {"seconds": 0.2}})
+    lab.wait_for(lambda s: sum(x.iteration >= 1 for x in s.values()) == 2)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1, output
+    assert "Traceback" not in output
+    filler.unlink()
+    code, output = lab.finish("--jobs", "2")
+    assert code == 0, output
+    assert all(iterations(lab, name) == list(range(6)) for name in lab.states())
+
+
+def test_a_place_where_jobs_cannot_start_is_one_error_and_stops_the_others(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("FAKE_TRAIN", json.dumps({"*": {"seconds": 0.3}}))
+    launcher = Launcher(
+        lab.sweep, lab.runs, Progress("composition", False), "local", 2, train="fake_train:run"
+    )
+    start = launcher.executor.start
+
+    def full_after_one(slot: int, folder: Path, config: RunConfig) -> Handle:
+        if slot:
+            lab.wait_for(lambda s: s["interval=1-seed0"].iteration >= 1)
+            raise OSError(28, "No space left on device")  # as submitit's own write: no file named
+        return start(slot, folder, config)
+
+    monkeypatch.setattr(launcher.executor, "start", full_after_one)
+    with pytest.raises(RunError, match=r"no space .* under .*runs: No space left.*make room"):
+        launcher.go()
+    states = [s.state for s in lab.states().values()]
+    assert states == ["stopped", "waiting", "waiting", "waiting"]
+
+
+def test_what_a_job_warns_of_is_said_once_and_kept(lab: Lab) -> None:
+    lab.write(SMALL)
+    text = "the clip range lies below the noise floor"
+    fake = {"interval=3-seed0": {"warn": text}}
+    for executor in ("local", "inline"):
+        code, output = lab.finish("--executor", executor, fake=fake)
+        assert code == 0, output
+        assert output.count(f"interval=3-seed0: warning: {text}") == 1
+        assert f"interval=3-seed0: warning: {text}" in as_text(lab.sweep, lab.runs)
+        warned = {run["arm"]: run["warnings"] for run in as_data(lab.sweep, lab.runs)["runs"]}
+        assert warned == {"interval=1": [], "interval=3": [text]}
+        code, output = lab.finish("--executor", executor)
+        assert (code, "warning" in output) == (0, False)  # said when it happened
+        shutil.rmtree(lab.runs)
 
 
 def test_two_launchers_at_once_run_nothing_twice(lab: Lab) -> None:

@@ -1,0 +1,528 @@
+"""The configuration: defaults, what is refused and how, what identifies a result, what is read."""
+
+import json
+import string
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mixgrpo import train
+from mixgrpo.config import OptimizerConfig, RunConfig, Section, config_hash, differences
+from mixgrpo.configfile import (
+    Layers,
+    dump_config,
+    known_keys,
+    load_config,
+    load_layers,
+    parse_yaml,
+)
+from mixgrpo.errors import ConfigError
+from mixgrpo.window import Window
+from tests.mixgrpo import toy
+
+
+def set_(dotted: str, value: Any, base: RunConfig | None = None) -> RunConfig:
+    """`base` with one key changed."""
+    data = (base or RunConfig()).model_dump()
+    *sections, last = dotted.split(".")
+    inner = data
+    for name in sections:
+        inner = inner[name]
+    inner[last] = value
+    return RunConfig.model_validate(data)
+
+
+# ---- Defaults
+
+
+def test_defaults_are_the_papers() -> None:
+    c = RunConfig()
+    assert (c.iterations, c.sampler.steps, c.sampler.shift, c.sampler.kernel) == (
+        300,
+        25,
+        3,
+        "flow",
+    )
+    assert (c.sampler.eta, c.sampler.tail_ratio, c.sampler.order) == (0.7, 1, 1)
+    assert (c.sampler.variant, c.sampler.history) == ("midpoint", "keep")
+    w = c.window
+    assert (w.size, w.interval, w.stride, w.strategy, w.at_end, w.start) == (
+        4,
+        25,
+        1,
+        "constant",
+        "hold",
+        0,
+    )
+    assert (w.decay, w.threshold) == (0.1, 13)
+    assert c.rollout.group_size == 12
+    assert c.rewards.aggregate == "sum"
+    o = c.objective
+    assert (o.clip_range, o.advantage_clip, o.updates, o.kl_weight) == (1e-4, 5, 4, 0)
+    a = c.optimizer
+    assert (a.lr, a.betas, a.weight_decay, a.max_grad_norm) == (1e-5, (0.9, 0.999), 1e-4, 1)
+
+
+def test_the_window_is_made_of_the_configuration() -> None:
+    c = toy.config(seed=9, window={"start": 1, "stride": 2, "strategy": "exp-decay", "decay": 0.3})
+    assert c.make_window() == Window(
+        steps=5, size=2, interval=1, stride=2, strategy="exp-decay", start=1, seed=9, decay=0.3
+    )
+
+
+# ---- What is refused: place, key and mend
+
+
+def refused(tmp_path: Path, text: str, overrides: list[str] | None = None) -> str:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(file, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "pydantic" not in message
+    return message
+
+
+BAD: list[tuple[str, str, list[str]]] = [
+    ("unknown key", "window: {intervall: 3}", [":1:", "window.intervall", "did you mean window.i"]),
+    ("unknown section", "seed: 1\nwindw: {size: 3}", [":2:", "windw", "unknown key"]),
+    ("key of another section", "eta: 0.3", ["eta: unknown key", "did you mean sampler.eta"]),
+    ("wrong type", "window:\n  size: 2\n  interval: soon", [":3:", "window.interval", "'soon'"]),
+    ("a text for a number", 'sampler: {eta: "0.7"}', ["sampler.eta", "'0.7'"]),
+    ("a fraction for a count", "iterations: 2.5", [":1:", "iterations", "2.5"]),
+    ("a bool for a count", "seed: true", ["seed", "True"]),
+    ("nothing", "iterations:", ["iterations", "None"]),
+    ("a section that is a number", "window: 3", [":1:", "window"]),
+    ("a section that is nothing", "window:", ["window"]),
+    ("a list for a section", "window: [1]", ["window"]),
+    ("unknown choice", "sampler: {kernel: cpps}", ["sampler.kernel", "'cps'", "'cpps'"]),
+    ("negative seed", "iterations: 3\nseed: -1", [":2:", "seed", "greater than or equal to 0"]),
+    ("huge seed", "seed: 4294967296", ["seed", "less than"]),
+    ("zero steps", "sampler: {steps: 0}", ["sampler.steps", "greater than"]),
+    ("nan", "sampler: {eta: .nan}", ["sampler.eta", "finite"]),
+    ("infinite", "optimizer:\n  lr: .inf", [":2:", "optimizer.lr", "finite"]),
+    ("nan inside a tuple", "optimizer: {betas: [0.9, .nan]}", ["optimizer.betas"]),
+    ("infinite weight", "rewards: {train: {composition: .inf}}", ["rewards.train.composition"]),
+    ("beta of one", "optimizer: {betas: [0.9, 1.0]}", ["optimizer.betas.1", "less than 1"]),
+    ("one beta", "optimizer: {betas: [0.9]}", ["optimizer.betas"]),
+    (
+        "window longer than the trajectory",
+        "sampler: {steps: 6}\nwindow:\n  size: 7",
+        [":3:", "window.size 7", "sampler.steps = 6", "shorten"],
+    ),
+    (
+        "window that starts too late",
+        "window: {start: 22}",
+        [":1:", "window.start 22", "window.size 4", "25"],
+    ),
+    (
+        "group that updates do not divide",
+        "rollout:\n  group_size: 10",
+        [":2:", "rollout.group_size 10", "objective.updates 4"],
+    ),
+    (
+        "decay upwards",
+        "window: {strategy: linear-decay, interval: 3, interval_min: 5}",
+        ["window.interval_min 5", "window.interval 3"],
+    ),
+    ("group of one", "rollout: {group_size: 1}", ["rollout.group_size"]),
+    ("no reward", "rewards: {train: {}}", ["rewards.train"]),
+    ("reward of no weight", "rewards: {train: {composition: 0}}", ["rewards.train.composition"]),
+    (
+        "unknown reward",
+        "rewards:\n  train: {compositon: 1}",
+        [":2", "rewards.train", "compositon", "did you mean composition"],
+    ),
+    (
+        "unknown held-out reward",
+        "rewards: {held_out: [pallete]}",
+        ["rewards.held_out", "did you mean palette"],
+    ),
+    (
+        "reward on both sides",
+        "rewards: {train: {palette: 1}, held_out: [palette]}",
+        [":1:", "rewards", "palette", "name it in one"],
+    ),
+    ("reward held out twice", "rewards: {held_out: [strict, strict]}", ["rewards", "twice"]),
+    ("noise beyond what the kernel knows", "sampler: {kernel: cps, eta: 1.2}", ["sampler.eta 1.2"]),
+    ("unknown model", "model: {name: scene}", [":1", "model.name", "did you mean scenes"]),
+    ("a path for a name", "model: {name: ../../etc}", ["model.name"]),
+    ("duplicate key", "seed: 1\niterations: 2\nseed: 3", [":3:", "seed", "given twice"]),
+    (
+        "duplicate key inside",
+        "window:\n  size: 1\n  stride: 1\n  size: 2",
+        [":4:", "size", "twice"],
+    ),
+    ("not YAML", "window: {size: 3", ["not valid YAML"]),
+    ("not YAML, with a line", "seed: 1\n\tseed: 2", [":2:", "not valid YAML"]),
+    ("a list", "- 1\n- 2", ["expected a mapping"]),
+    ("a text", "hello", ["expected a mapping"]),
+    ("empty", "", ["expected a mapping"]),
+    ("two documents", "seed: 1\n---\nseed: 2", ["not valid YAML"]),
+    ("a Python object", "seed: !!python/object/apply:os.getpid []", ["not valid YAML"]),
+    ("a date that is none", "seed: 2024-13-45", ["not valid YAML"]),
+    ("a key that is no word", "? [a, b]\n: 1", ["not valid YAML"]),
+    ("a key that is a number", "3: 1", ["3"]),
+    ("a key that is a number, inside", "window: {3: 1}", ["3"]),
+    ("a list inside itself", "a: &x [*x]", ["contains itself"]),
+    ("a mapping inside itself", "window: &x {size: *x}", ["contains itself"]),
+    ("base that is not there", "seed: 1\nbase: no.yaml", [":2:", "base", "no.yaml", "no such"]),
+    ("base that is no path", "base: [1]", [":1:", "base", "path of a file"]),
+    ("its own base", "base: run.yaml", ["base", "circle"]),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_input_names_place_key_and_mend(tmp_path: Path, text: str, parts: list[str]) -> None:
+    message = refused(tmp_path, text)
+    for part in parts:
+        assert part in message, message
+    assert str(tmp_path / "run.yaml") in message, message
+
+
+OVERRIDES: list[tuple[str, list[str]]] = [
+    ("window.interval", ["expected KEY=VALUE"]),
+    ("=3", ["expected KEY=VALUE"]),
+    ("", ["expected KEY=VALUE"]),
+    ("window.intervall=3", ["window.intervall", "did you mean window.interval"]),
+    ("interval=3", ["did you mean window.interval"]),
+    ("window=3", ["window: is a section", "window.size"]),
+    ("window.interval=soon", ["window.interval", "'soon'"]),
+    ("window.interval=", ["window.interval"]),
+    ("window.interval=[1", ["not valid YAML"]),
+    ("seed=2024-13-45", ["not valid YAML"]),
+    ("seed=-1", ["seed", "greater than or equal"]),
+    ("window.size=30", ["window.size 30", "sampler.steps = 25"]),
+    ("rewards.train={compositon: 1}", ["did you mean composition"]),
+]
+
+
+@pytest.mark.parametrize(("override", "parts"), OVERRIDES, ids=[o[0] for o in OVERRIDES])
+def test_bad_override_names_itself(tmp_path: Path, override: str, parts: list[str]) -> None:
+    message = refused(tmp_path, "seed: 1", [override])
+    assert f"--set {override}" in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_file_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "smoke.yaml").write_text("seed: 1")
+    with pytest.raises(ConfigError, match=r"smoek\.yaml: no such file; did you mean .*smoke\.yaml"):
+        load_config(tmp_path / "smoek.yaml")
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "no" / "such.yaml")
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "run.yaml").write_bytes(b"seed: \xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        load_config(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml").write_bytes(b"seed: \x00")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_a_circle_of_bases(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml")
+    (tmp_path / "b.yaml").write_text("seed: 1\nbase: a.yaml")
+    with pytest.raises(ConfigError, match=r"b\.yaml:2: base: .*circle"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_an_error_in_a_base_points_into_the_base(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "base.yaml").write_text("seed: 1\nwindow: {size: many}")
+    (tmp_path / "run.yaml").write_text("base: sub/base.yaml\niterations: 3")
+    with pytest.raises(ConfigError, match=r"sub/base\.yaml:2: window\.size"):
+        load_config(tmp_path / "run.yaml")
+    # What lies on top hides what is wrong below.
+    assert load_config(tmp_path / "run.yaml", ["window.size=3"]).window.size == 3
+
+
+def test_bases_and_overrides_lie_on_each_other_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text("seed: 1\nwindow: {size: 2, interval: 5, stride: 3}")
+    (tmp_path / "base.yaml").write_text("base: deep.yaml\nwindow: {interval: 6}")
+    (tmp_path / "run.yaml").write_text("base: base.yaml\nwindow: {stride: 4}\nseed: 2")
+    config = load_config(tmp_path / "run.yaml", ["seed=7", "optimizer.lr=3e-4"])
+    w = config.window
+    assert (config.seed, w.size, w.interval, w.stride, config.optimizer.lr) == (7, 2, 6, 4, 3e-4)
+
+
+def test_rewards_to_train_on_are_replaced_not_merged(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("rewards: {train: {composition: 2}}")
+    (tmp_path / "run.yaml").write_text("base: base.yaml\nrewards: {train: {clarity: 1}}")
+    assert load_config(tmp_path / "run.yaml").rewards.train == {"clarity": 1.0}
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-4", "+1e-4", ".1e-3", "1.e-4", "0.0001"])
+def test_numbers_with_an_exponent_are_numbers(text: str) -> None:
+    assert parse_yaml(f"x: {text}") == {"x": 1e-4}
+
+
+_scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(string.printable, max_size=8)
+    | st.sampled_from(["flow", "constant", "scenes", "composition", "1e-4", "~", ""])
+)
+_keys = st.sampled_from(
+    [part for key in known_keys() for part in key.split(".")] + ["base", "x", ""]
+) | st.integers(0, 3)
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_keys, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(_keys, _values, max_size=4))
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_mapping_is_a_configuration_or_a_clear_error(
+    tmp_path: Path, data: dict[Any, Any]
+) -> None:
+    file = tmp_path / "any.yaml"
+    file.write_text(yaml.safe_dump(data))
+    message = str(file)
+    try:
+        assert isinstance(load_config(file), RunConfig)
+    except ConfigError as error:
+        message = str(error)
+    assert str(file) in message
+
+
+# ---- The hash
+
+
+CHANGED: dict[str, Any] = {
+    "seed": 1,
+    "iterations": 299,
+    "model.name": "other",
+    "model.checkpoint": "weights.safetensors",
+    "sampler.steps": 24,
+    "sampler.shift": 1.0,
+    "sampler.kernel": "cps",
+    "sampler.eta": 0.8,
+    "sampler.tail_ratio": 0.4,
+    "sampler.order": 2,
+    "sampler.variant": "heun",
+    "sampler.history": "restart",
+    "window.size": 3,
+    "window.interval": 24,
+    "window.stride": 2,
+    "window.strategy": "random",
+    "window.at_end": "restart",
+    "window.start": 1,
+    "window.interval_min": 2,
+    "window.decay": 0.2,
+    "window.threshold": 12,
+    "rollout.prompts": 7,
+    "rollout.group_size": 16,
+    "rewards.train": {"composition": 2.0},
+    "rewards.held_out": ("palette",),
+    "rewards.aggregate": "mean",
+    "objective.clip_range": 2e-4,
+    "objective.advantage_clip": 4.0,
+    "objective.updates": 3,
+    "objective.kl_weight": 0.1,
+    "optimizer.lr": 2e-5,
+    "optimizer.betas": (0.9, 0.95),
+    "optimizer.weight_decay": 0.0,
+    "optimizer.max_grad_norm": 0.5,
+    "optimizer.ema_decay": 0.9,
+    "evaluation.every": 14,
+    "evaluation.prompts": 5,
+    "evaluation.images_per_prompt": 3,
+    "evaluation.steps": 20,
+    "evaluation.shift": 1.0,
+    "output.checkpoint_every": 3,
+    "output.checkpoints_kept": 5,
+    "output.samples": 1,
+}
+
+
+def test_every_field_has_an_example() -> None:
+    assert sorted(CHANGED) == sorted(known_keys())
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_hash_changes_with_what_changes_the_result_and_nothing_else(key: str) -> None:
+    changed = set_(key, CHANGED[key])
+    if key.startswith("output."):
+        assert config_hash(changed) == config_hash(RunConfig())
+        assert differences(changed) == {}
+    else:
+        assert config_hash(changed) != config_hash(RunConfig())
+        assert list(differences(changed)) == [key]
+
+
+def test_all_those_hashes_differ() -> None:
+    hashes = [config_hash(set_(k, v)) for k, v in CHANGED.items() if not k.startswith("output.")]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_recorded_hashes_stay() -> None:
+    """If this fails, finished runs of users are orphaned: raise SCHEMA_VERSION knowingly."""
+    # The toy, as what has no weights: those that ship are part of the hash.
+    plain = RunConfig.model_validate(
+        {
+            "model": {"name": "toy"},
+            "rewards": {"train": {"brightness": 1.0}, "held_out": ("contrast",)},
+        }
+    )
+    assert config_hash(plain) == "d7040f5a"
+    assert config_hash(set_("window.interval", 15, plain)) == "ef7a72ac"
+    assert config_hash(set_("optimizer.lr", 1e-4, set_("seed", 4, plain))) == "21874001"
+
+
+def test_hash_sees_the_contents_of_weights_and_not_their_place(tmp_path: Path) -> None:
+    hashes = []
+    for name, content in {"a": b"one", "b": b"one", "c": b"two"}.items():
+        (tmp_path / name).write_bytes(content)
+        hashes.append(config_hash(set_("model.checkpoint", str(tmp_path / name))))
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert config_hash(RunConfig()) not in hashes
+    (tmp_path / "a").write_bytes(b"two and more")
+    assert config_hash(set_("model.checkpoint", str(tmp_path / "a"))) != hashes[0]
+
+
+def test_hash_does_not_see_the_order_of_held_out_rewards() -> None:
+    a, b = (set_("rewards.held_out", v) for v in (("clarity", "palette"), ("palette", "clarity")))
+    assert config_hash(a) == config_hash(b)
+
+
+def test_hash_does_not_see_the_order_or_the_spelling_of_keys(tmp_path: Path) -> None:
+    texts = [
+        "seed: 4\nsampler: {eta: 1, steps: 20}\nrewards: {train: {composition: 1, clarity: 2}}",
+        "rewards:\n  train: {clarity: 2.0, composition: 1.0}\n"
+        "sampler:\n  steps: 20\n  eta: 1.0\nseed: 0x4\noutput: {samples: 2}",
+        "seed: 4\nsampler: {eta: 1.0e0, steps: 20, shift: 3}\nwindow: {}\n"
+        "rewards: {train: {composition: 1, clarity: 2}}",
+    ]
+    hashes = set()
+    for text in texts:
+        (tmp_path / "run.yaml").write_text(text)
+        hashes.add(config_hash(load_config(tmp_path / "run.yaml")))
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("key", [k for k in CHANGED if k != "model.name"])
+def test_dump_and_load_give_the_same_back(tmp_path: Path, key: str) -> None:
+    config = set_(key, CHANGED[key])
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "run.yaml") == config
+    # Complete: every key is written out.
+    written = yaml.safe_load(dump_config(config))
+    for dotted in known_keys():
+        inner = written
+        for part in dotted.split("."):
+            inner = inner[part]
+
+
+def test_a_configuration_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValidationError):
+        RunConfig().seed = 3  # type: ignore[misc]
+
+
+def test_layers_copy_does_not_touch_the_original(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("window: {size: 3}")
+    layers = load_layers(tmp_path / "run.yaml")
+    copy = layers.copy()
+    copy.set("window.size", 5, "here")
+    assert layers.validate().window.size == 3
+    assert copy.validate(seed=6).window.size == 5
+    assert copy.validate(seed=6).seed == 6
+    assert isinstance(layers, Layers)
+
+
+# ---- Every field is read somewhere
+
+
+@contextmanager
+def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, str]]]:
+    """(class, field) of every attribute that is read; of the window's, those Window reads."""
+    reads: set[tuple[str, str]] = set()
+
+    def watch(patch: pytest.MonkeyPatch, owner: type, label: str | None) -> None:
+        original = owner.__getattribute__
+
+        def reading(self: Any, name: str) -> Any:
+            reads.add((label or type(self).__name__, name))
+            return original(self, name)
+
+        patch.setattr(owner, "__getattribute__", reading)
+
+    with monkeypatch.context() as patch:
+        watch(patch, Section, None)
+        watch(patch, Window, "WindowConfig")
+        yield reads
+
+
+# What takes all branches together: each field is read by one of these.
+BRANCHES: list[dict[str, Any]] = [
+    {"objective": {"kl_weight": 0.1}, "sampler": {"tail_ratio": 0.5, "order": 2}},
+    {"window": {"strategy": "linear-decay", "interval": 2}},
+    {"window": {"strategy": "exp-decay"}},
+]
+
+
+def unread(
+    config_class: type[RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> set[str]:
+    """The keys of a configuration that no whole run reads."""
+    seen: set[tuple[str, str]] = set()
+    for i, branch in enumerate(BRANCHES):
+        plain = toy.config(**branch)
+        config = config_class.model_validate(plain.model_dump())
+        monkeypatch.setattr(train, "config_hash", lambda _: "00000000")
+        with recorded_reads(monkeypatch) as reads:
+            assert train.run(config, tmp_path / f"{config_class.__name__}{i}") == "finished"
+        seen |= reads
+    missing = set()
+    for name, field in config_class.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            fields = section.model_fields
+            missing |= {f"{name}.{f}" for f in fields if (section.__name__, f) not in seen}
+        elif (config_class.__name__, name) not in seen:
+            missing.add(name)
+    return missing
+
+
+@pytest.mark.usefixtures("toy_site")
+def test_every_field_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unread(RunConfig, tmp_path, monkeypatch) == set()
+
+
+class _Optimizer(OptimizerConfig):
+    momentum: float = 0.9
+
+
+class _WithUnread(RunConfig):
+    warmup: int = 3
+    optimizer: _Optimizer = _Optimizer()
+
+
+@pytest.mark.usefixtures("toy_site")
+def test_that_check_sees_a_field_that_nothing_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert unread(_WithUnread, tmp_path, monkeypatch) == {"warmup", "optimizer.momentum"}
+
+
+def test_differences_are_plain_data() -> None:
+    assert json.loads(json.dumps(differences(toy.config()))) == differences(toy.config())

@@ -1,0 +1,563 @@
+"""One iteration against an oracle, from noise to weights; what must stop it; what evaluates it."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mixgrpo import evaluate as evaluation
+from mixgrpo import trainer as module
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.evaluate import evaluation_noise, score
+from mixgrpo.plan import make_plan
+from mixgrpo.randomness import normal
+from mixgrpo.rollout import repeat, sample_ode
+from mixgrpo.schedule import sigma_schedule
+from mixgrpo.trainer import Trainer
+from tests.mixgrpo import oracle, toy
+
+pytestmark = pytest.mark.usefixtures("toy_site")
+
+
+def make(**sections: Any) -> Trainer:
+    return Trainer(toy.config(**sections), "cpu")
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
+    """Makes trainers that compute in float64: noise, rewards and policy."""
+    monkeypatch.setattr(module, "normal", lambda shape, *key: normal(shape, *key).double())
+
+    def load(name: str, checkpoint: str | None, device: str) -> toy.ToyPolicy:
+        return toy.ToyPolicy(0, torch.float64)
+
+    monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(module, "score", lambda r, images, prompts: r.score(images, prompts))
+    return make
+
+
+@dataclass
+class Recorder:
+    """Notes what the trainer gives to the rollout."""
+
+    calls: list[tuple[Any, ...]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(args)
+        return self.rollout(*args, **kwargs)
+
+    rollout: Callable[..., Any] = module.rollout
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    found = Recorder([])
+    monkeypatch.setattr(module, "rollout", found)
+    return found
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {k: p.detach().clone() for k, p in trainer.parameters.items()}
+
+
+def net(values: dict[str, Tensor]) -> oracle.ToyNet:
+    return oracle.ToyNet(values["inner"].double().numpy(), values["outer"].double().numpy())
+
+
+ITERATIONS: list[dict[str, Any]] = [
+    {},
+    {"sampler": {"kernel": "dance", "eta": 0.3}, "objective": {"updates": 4}},
+    {"sampler": {"kernel": "cps", "eta": 0.8}, "window": {"start": 3, "strategy": "frozen"}},
+    {"sampler": {"tail_ratio": 0.4, "order": 2}, "objective": {"updates": 1}},
+    {"objective": {"kl_weight": 0.7}},
+    {"optimizer": {"max_grad_norm": 1e-3}},
+    {"objective": {"advantage_clip": 0.5}},
+    {
+        "rewards": {
+            "train": {"brightness": 1.0, "contrast": 2.0},
+            "held_out": [],
+            "aggregate": "mean",
+        }
+    },
+    {"window": {"start": 2}, "objective": {"clip_range": 1e-4}, "optimizer": {"weight_decay": 0.5}},
+]
+
+
+@pytest.mark.parametrize("sections", ITERATIONS, ids=str)
+def test_two_iterations_are_the_oracles(
+    sections: dict[str, Any], wide: Callable[..., Trainer], recorder: Recorder
+) -> None:
+    """Rollout, rewards, advantages, loss, gradient, AdamW and EMA, all made by hand."""
+    base = {"optimizer": {"lr": 2e-2, "ema_decay": 0.6}}
+    merged = {k: {**base.get(k, {}), **sections.get(k, {})} for k in {*base, *sections}}
+    trainer = wide(**merged)
+    config = trainer.config
+    o, group = config.optimizer, config.rollout.group_size
+    start = weights(trainer)
+    mine = {k: torch.nn.Parameter(v.clone()) for k, v in start.items()}
+    average = {k: v.clone() for k, v in start.items()}
+    optimizer = torch.optim.AdamW(
+        mine.values(), o.lr, o.betas, eps=1e-8, weight_decay=o.weight_decay, fused=False
+    )
+    clipped_once = acted = False
+    for iteration in range(2):
+        line = trainer.iterate(iteration)
+        _, plan, conditioning, initial, noise = recorder.calls[-1][:5]
+        s = config.sampler
+        sampler = oracle.Sampler(
+            s.steps, s.shift, s.kernel, s.eta, s.tail_ratio, s.order, s.variant, s.history
+        )
+        text = np.repeat(conditioning["text"].numpy(), group, 0)
+        path = oracle.trajectory(
+            net(mine_now := {k: p.detach() for k, p in mine.items()}).velocity,
+            sampler,
+            plan.window[0],
+            config.window.size,
+            np.repeat(initial.flatten(1).numpy(), group, 0),
+            noise.flatten(3).flatten(0, 1).numpy(),
+            text,
+        )
+        assert set(mine_now) == {"inner", "outer"}
+        images = np.clip(path.final * 0.25 + 0.5, 0, 1)
+        values = {
+            "brightness": images[:, :4].mean(1),
+            "contrast": 10 * images.std(1, ddof=1),
+        }
+        rewards = {k: values[k].reshape(-1, group) for k in config.rewards.train}
+        raw = oracle.advantages(rewards, config.rewards.train, config.rewards.aggregate)
+        limit = config.objective.advantage_clip
+        clipped_once |= bool((abs(raw) > limit).any())
+        a = np.clip(raw, -limit, limit).ravel()
+        for name, value in rewards.items():
+            assert line[f"reward_{name}_mean"] == pytest.approx(value.mean(), rel=1e-8)
+            assert line[f"reward_{name}_std"] == pytest.approx(value.std(ddof=1), rel=1e-8)
+        assert line["advantage_mean"] == pytest.approx(raw.mean(), abs=1e-10)
+        assert line["advantage_std"] == pytest.approx(raw.std(ddof=1), rel=1e-8)
+        losses, kls, norms = [], [], []
+        for begin in range(0, group, size := group // config.objective.updates):
+            chosen = np.arange(len(a)).reshape(-1, group)[:, begin : begin + size].ravel()
+            reference = net(start) if config.objective.kl_weight else None
+            judged = oracle.judge(
+                net({k: p.detach() for k, p in mine.items()}),
+                path.window,
+                chosen,
+                a,
+                text,
+                config.objective.clip_range,
+                config.objective.kl_weight,
+                reference,
+            )
+            losses.append(judged.loss)
+            kls.append(judged.kl)
+            norms.append(math.sqrt(sum((g**2).sum() for g in judged.gradient.values())))
+            scale = min(1.0, o.max_grad_norm / (norms[-1] + 1e-6))
+            acted |= scale < 1
+            for name, parameter in mine.items():
+                parameter.grad = torch.from_numpy(scale * judged.gradient[name])
+            optimizer.step()
+            for name, parameter in mine.items():
+                average[name] = o.ema_decay * average[name] + (1 - o.ema_decay) * parameter.detach()
+        assert line["loss"] == pytest.approx(np.mean(losses), rel=1e-9, abs=1e-12)
+        assert line["kl"] == pytest.approx(np.mean(kls), rel=1e-8, abs=1e-14)
+        assert line["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-8)
+        assert line["noise_floor"] == 0
+        assert line["window_start"] == plan.window[0] == trainer.window.start_at(iteration)
+        assert line["nfe_rollout"] == plan.steps
+        assert line["nfe_train"] == line["window_size"] == config.window.size
+        for name, parameter in trainer.parameters.items():
+            torch.testing.assert_close(
+                parameter.detach(), mine[name].detach(), atol=1e-9, rtol=1e-7
+            )
+            torch.testing.assert_close(trainer.average[name], average[name], atol=1e-9, rtol=1e-7)
+            assert float((parameter.detach() - start[name]).abs().max()) > 1e-3
+    assert acted == ("max_grad_norm" in str(sections))
+    assert clipped_once == ("advantage_clip" in str(sections))
+
+
+@pytest.mark.parametrize("updates", [1, 2, 4])
+@pytest.mark.parametrize("start", [0, 2, 3])
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+def test_counted_cost_is_the_plans(updates: int, start: int, kl_weight: float) -> None:
+    trainer = make(
+        objective={"updates": updates, "kl_weight": kl_weight},
+        window={"start": start, "strategy": "frozen"},
+        sampler={"tail_ratio": 0.5, "order": 2},
+    )
+    prompts, group = trainer.config.rollout.prompts, trainer.config.rollout.group_size
+    plan = make_plan(trainer.config.sampler, range(start, start + 2))
+    policy = trainer.policy
+    assert isinstance(policy, toy.ToyPolicy)
+    policy.rows.clear()
+    line = trainer.iterate(0)
+    backward = prompts * plan.update_evaluations(group, updates)
+    forward = prompts * plan.evaluations(group) + backward
+    assert sum(policy.rows) == forward
+    assert line["backward_computed"] == backward
+    # A reference model is evaluated where the policy is, and costs as much.
+    reference = trainer.reference.evaluations if trainer.reference is not None else 0
+    assert reference == (backward if kl_weight else 0)
+    assert line["evaluations_computed"] == forward + reference
+
+
+def test_ratio_is_one_in_the_first_update_and_not_after_it() -> None:
+    """In float32, with the batch geometry of the configuration."""
+    for start in (0, 3):
+        trainer = make(objective={"updates": 1}, window={"start": start})
+        line = trainer.iterate(0)
+        assert (line["ratio_max"], line["noise_floor"], line["clip_fraction"]) == (0, 0, 0)
+        trainer = make(objective={"updates": 2}, window={"start": start})
+        line = trainer.iterate(0)
+        assert line["noise_floor"] == 0
+        assert line["ratio_max"] > 0
+        assert line["clip_fraction"] > 0
+
+
+def test_kl_is_zero_at_first_and_positive_once_the_policy_has_moved() -> None:
+    trainer = make(objective={"kl_weight": 0.1, "updates": 1})
+    assert trainer.iterate(0)["kl"] == 0
+    assert trainer.iterate(1)["kl"] > 0
+    assert make(objective={"updates": 1}).iterate(0)["kl"] == 0
+
+
+def test_the_window_may_end_with_a_step_without_noise() -> None:
+    """CPS at sigma' = 0, alone in the window: nothing to learn, and nothing breaks."""
+    trainer = make(
+        sampler={"kernel": "cps"},
+        window={"size": 1, "start": 4},
+        optimizer={"weight_decay": 0.0},
+        objective={"kl_weight": 0.5},
+    )
+    before = weights(trainer)
+    line = trainer.iterate(0)
+    assert line["ratio_max"] == line["grad_norm"] == 0
+    assert all(torch.equal(before[k], v) for k, v in weights(trainer).items())
+
+
+def test_log_ratio_of_the_density_is_that_of_the_mean_times_the_elements() -> None:
+    trainer = make(objective={"updates": 2, "clip_range": 0.5})
+    line = trainer.iterate(0)
+    largest = line["log_ratio_sum_max"] / 12
+    # ratio_max is the largest |ratio - 1| and the other the largest |log ratio|.
+    assert line["ratio_max"] in (
+        pytest.approx(math.expm1(largest), rel=1e-4),
+        pytest.approx(-math.expm1(-largest), rel=1e-4),
+    )
+
+
+def test_a_clip_below_the_numerical_noise_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(objective={"clip_range": 1e-4})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.iterate(0)
+    replay = module.replay
+
+    def noisy(*args: Any) -> Any:
+        step = replay(*args)
+        return step._replace(mean=step.mean + 0.01)
+
+    monkeypatch.setattr(module, "replay", noisy)
+    with pytest.warns(UserWarning, match=r"iteration 1: objective\.clip_range 0\.0001 lies below"):
+        line = trainer.iterate(1)
+    assert line["noise_floor"] > 1e-4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.iterate(2)
+
+
+# ---- Prompts
+
+
+def test_an_epoch_shows_each_prompt_at_most_once_in_an_order_of_its_own(
+    recorder: Recorder,
+) -> None:
+    trainer = make()
+
+    def prompts(t: Trainer, iteration: int) -> list[str]:
+        seen: list[str] = []
+        encode = t.policy.encode
+        t.policy.encode = lambda p: seen.extend(p) or encode(p)  # type: ignore[method-assign, func-returns-value]
+        t.iterate(iteration)
+        t.policy.encode = encode  # type: ignore[method-assign]
+        return seen
+
+    # Seven prompts, two per iteration: three iterations per epoch.
+    epochs = [[prompts(trainer, 3 * e + i) for i in range(3)] for e in range(4)]
+    for epoch in epochs:
+        flat = [p for batch in epoch for p in batch]
+        assert len(flat) == len(set(flat)) == 6
+        assert set(flat) <= set(toy.PROMPTS[:7])
+    assert len({str(e) for e in epochs}) > 1
+    # Of (seed, epoch) alone: another trainer, asked out of order, says the same.
+    again = make()
+    assert prompts(again, 7) == epochs[2][1]
+    assert prompts(again, 0) == epochs[0][0]
+    others = [prompts(make(seed=s), 0) for s in range(5)]
+    assert len({str(o) for o in others}) > 1
+
+
+def test_too_few_prompts_is_the_users_error() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.prompts: 8 prompts .* toy has 7"):
+        make(rollout={"prompts": 8})
+
+
+def test_noise_of_a_prompt_does_not_depend_on_its_neighbours(recorder: Recorder) -> None:
+    few, many = make(rollout={"prompts": 2}), make(rollout={"prompts": 3, "group_size": 6})
+    both = []
+    for trainer in (few, many):
+        prompts: list[str] = []
+        encode = trainer.policy.encode
+        trainer.policy.encode = lambda p, e=encode, s=prompts: s.extend(p) or e(p)  # type: ignore[method-assign, misc]
+        trainer.iterate(0)
+        _, _, _, initial, noise = recorder.calls[-1][:5]
+        both.append({p: (initial[i], noise[i]) for i, p in enumerate(prompts)})
+    common = both[0].keys() & both[1].keys()
+    assert common
+    for prompt in common:
+        assert torch.equal(both[0][prompt][0], both[1][prompt][0])
+        assert torch.equal(both[0][prompt][1], both[1][prompt][1][:4])
+
+
+# ---- What stops an iteration
+
+
+@dataclass
+class Faulty:
+    returns: Callable[[Tensor], Any]
+    name: str = "faulty"
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        value: Tensor = self.returns(images[:, 0].flatten(1).mean(1))
+        return value
+
+
+def _raise(_: Tensor) -> Tensor:
+    raise ZeroDivisionError("server is down")
+
+
+def _spoil(value: float) -> Callable[[Tensor], Tensor]:
+    def spoiled(scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[5] = value
+        return scores
+
+    return spoiled
+
+
+FAULTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "raises": (_raise, "ZeroDivisionError: server is down"),
+    "nan": (_spoil(math.nan), "NaN or Inf"),
+    "inf": (_spoil(-math.inf), "NaN or Inf"),
+    "too few": (lambda s: s[:-1], "shape (7,)"),
+    "one too many axes": (lambda s: s[:, None], "shape (8, 1)"),
+    "a scalar": (lambda s: s.mean(), "shape ()"),
+    "a list": (lambda s: s.tolist(), "a list"),
+    "nothing": (lambda s: None, "a NoneType"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failed_reward_stops_the_run_and_leaves_the_weights(fault: str) -> None:
+    returns, message = FAULTS[fault]
+    trainer = make()
+    trainer.train_rewards = {"faulty": Faulty(returns)}
+    before = weights(trainer)
+    with pytest.raises(RunError) as error:
+        trainer.iterate(0)
+    assert "reward faulty" in str(error.value)
+    assert message in str(error.value)
+    assert "'prompt " in str(error.value)
+    assert all(torch.equal(before[k], v) for k, v in weights(trainer).items())
+
+
+def test_the_spoiled_image_is_named_by_its_own_prompt() -> None:
+    with pytest.raises(RunError, match="'p5'"):
+        score(Faulty(_spoil(math.nan)), torch.rand(8, 3, 2, 2), [f"p{i}" for i in range(8)])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoiled() -> None:
+    trainer = make()
+    with torch.no_grad():
+        trainer.parameters["outer"][0, 0] = math.nan
+    before = weights(trainer)
+    with pytest.raises(RunError):
+        trainer.iterate(0)
+    for name, value in weights(trainer).items():
+        assert torch.equal(before[name].nan_to_num(), value.nan_to_num())
+
+
+def test_a_non_finite_gradient_names_the_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make()
+    before = weights(trainer)
+    monkeypatch.setattr(
+        module, "gaussian_kl", lambda *_: torch.tensor([math.nan], requires_grad=True)
+    )
+    monkeypatch.setattr(
+        module,
+        "log_prob",
+        lambda sample, mean, std: mean.flatten(1).sum(1) * math.inf,
+    )
+    with pytest.raises(RunError, match="iteration 5: the gradient is not finite"):
+        trainer.iterate(5)
+    assert all(torch.equal(before[k], v) for k, v in weights(trainer).items())
+
+
+def test_a_group_that_learns_nothing_is_counted() -> None:
+    trainer = make(rewards={"train": {"constant": 1.0}}, optimizer={"weight_decay": 0.0})
+    before = weights(trainer)
+    line = trainer.iterate(0)
+    assert line["groups_without_variance"] == trainer.config.rollout.prompts
+    assert line["grad_norm"] == 0
+    assert all(torch.equal(before[k], v) for k, v in weights(trainer).items())
+    assert make().iterate(0)["groups_without_variance"] == 0
+    # A group counts where any of the rewards does not tell its images apart.
+    both = make(rewards={"train": {"constant": 1.0, "brightness": 1.0}})
+    assert both.iterate(0)["groups_without_variance"] == both.config.rollout.prompts
+
+
+# ---- Evaluation
+
+
+def test_evaluation_uses_the_average_and_gives_the_weights_back() -> None:
+    trainer = make(optimizer={"lr": 1e-2}, evaluation={"steps": 7, "shift": 2.0})
+    trainer.iterate(0)
+    before = weights(trainer)
+    judged = trainer.evaluate()
+    assert all(torch.equal(before[k], v) for k, v in weights(trainer).items())
+    policy = toy.ToyPolicy()
+    policy.load_state_dict(trainer.average)
+    prompts = policy.held_out_prompts()
+    shape = policy.latent_shape
+    noise = evaluation_noise(trainer.config.seed, prompts, 2, shape)
+    latents = sample_ode(
+        policy.velocity,
+        sigma_schedule(7, 2.0, torch.float64),
+        repeat(policy.encode(prompts), 2),
+        noise,
+    )
+    assert torch.equal(judged.images.flatten(0, 1), policy.decode(latents))
+    assert judged.prompts == prompts
+    assert set(judged.scores) == {"brightness", "contrast"}
+    assert torch.equal(
+        judged.scores["brightness"].flatten(), policy.decode(latents)[:, 0].flatten(1).mean(1)
+    )
+
+
+def test_a_failed_evaluation_gives_the_weights_back() -> None:
+    trainer = make(optimizer={"lr": 1e-2})
+    trainer.iterate(0)
+    before = weights(trainer)
+    trainer.all_rewards = [Faulty(_raise)]
+    with pytest.raises(RunError):
+        trainer.evaluate()
+    assert all(torch.equal(before[k], v) for k, v in weights(trainer).items())
+
+
+def test_evaluation_changes_nothing_in_training() -> None:
+    plain, judged = make(), make()
+    for iteration in range(3):
+        judged.evaluate()
+        assert plain.iterate(iteration)["loss"] == judged.iterate(iteration)["loss"]
+
+
+def test_evaluation_noise_is_of_seed_prompt_and_index_alone() -> None:
+    shape = (2, 3)
+    noise = evaluation_noise(1, ["a", "b"], 3, shape).unflatten(0, (2, 3))
+    fewer = evaluation_noise(1, ["b"], 2, shape)
+    assert torch.equal(noise[1, :2], fewer)
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[0, 0], noise[0, 1])
+    assert not torch.equal(evaluation_noise(2, ["b"], 2, shape), fewer)
+
+
+def test_evaluation_settings_are_obeyed() -> None:
+    trainer = make(evaluation={"prompts": 1, "images_per_prompt": 3, "steps": 9})
+    policy = trainer.policy
+    assert isinstance(policy, toy.ToyPolicy)
+    policy.rows.clear()
+    judged = trainer.evaluate()
+    assert policy.rows == [3] * 9
+    assert len(judged.prompts) == 1
+    assert judged.prompts[0] in toy.PROMPTS[7:]
+    assert judged.images.shape == (1, 3, 3, 2, 2)
+    assert {k: tuple(v.shape) for k, v in judged.scores.items()} == {
+        "brightness": (1, 3),
+        "contrast": (1, 3),
+    }
+
+
+def test_held_out_prompts_are_chosen_by_what_they_say() -> None:
+    prompts = [f"a prompt {i}" for i in range(30)]
+    chosen = evaluation.choose(prompts, 6)
+    assert len(chosen) == 6
+    assert sorted(evaluation.choose(prompts[::-1], 6)) == sorted(chosen)
+    # More of them keep the ones that were there; of these, none is preferred by its place.
+    assert set(chosen) <= set(evaluation.choose(prompts, 12))
+    assert evaluation.choose(prompts, 0) == prompts
+    assert chosen != prompts[:6]
+    assert [p for p in prompts if p in chosen] == chosen
+
+
+def test_batches_of_an_evaluation_do_not_mix_images_up() -> None:
+    policy = toy.ToyPolicy()
+    prompts = toy.PROMPTS[:5]
+    noise = evaluation_noise(0, prompts, 2, policy.latent_shape)
+    whole, parts = (
+        evaluation.evaluate(policy, policy.velocity, [toy.Brightness()], prompts, noise, 4, 3.0, n)
+        for n in (128, 3)
+    )
+    torch.testing.assert_close(whole.images, parts.images)
+    torch.testing.assert_close(whole.scores, parts.scores)
+
+
+# ---- State
+
+
+def test_state_that_is_saved_and_loaded_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    straight = make()
+    for iteration in range(2):
+        straight.iterate(iteration)
+    state = {
+        g: {k: v.detach().clone() for k, v in t.items()} for g, t in straight.tensors().items()
+    }
+    resumed = make()
+    resumed.load_tensors(state)
+    for iteration in range(2, 4):
+        a, b = straight.iterate(iteration), resumed.iterate(iteration)
+        timed = ("seconds", "memory")
+        assert {k: v for k, v in a.items() if not k.startswith(timed)} == {
+            k: v for k, v in b.items() if not k.startswith(timed)
+        }
+    for group, members in straight.tensors().items():
+        for name, value in members.items():
+            assert torch.equal(value, resumed.tensors()[group][name]), (group, name)
+    assert {k.split("/")[1] for k in straight.tensors()["optimizer"]} == {
+        "exp_avg",
+        "exp_avg_sq",
+        "step",
+    }
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    trainer = make()
+    state = trainer.tensors()
+    with pytest.raises(RunError, match="of another model: inner"):
+        trainer.load_tensors({**state, "weights": {"outer": state["weights"]["outer"]}})
+    with pytest.raises(RunError, match="of another model: outer"):
+        trainer.load_tensors({**state, "weights": {**state["weights"], "outer": torch.zeros(1)}})
+
+
+def test_learning_raises_the_reward() -> None:
+    """The sign of everything: brightness on held-out prompts grows with training."""
+    trainer = make(optimizer={"lr": 1e-2}, rollout={"group_size": 8}, window={"interval": 20})
+    before = float(trainer.evaluate().scores["brightness"].mean())
+    for iteration in range(40):
+        trainer.iterate(iteration)
+    after = float(trainer.evaluate().scores["brightness"].mean())
+    assert after > before + 0.02

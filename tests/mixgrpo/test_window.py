@@ -1,0 +1,196 @@
+"""The window's path: what each strategy must do, and what holds for all of them."""
+
+import math
+from collections import Counter
+from fractions import Fraction
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from mixgrpo.window import Strategy, Window
+
+PROGRESSIVE = ["constant", "linear-decay", "exp-decay"]
+
+
+@st.composite
+def windows(draw: st.DrawFn, strategies: tuple[str, ...] = get_args(Strategy)) -> Window:
+    steps = draw(st.integers(1, 40))
+    size = draw(st.integers(1, steps))
+    interval = draw(st.integers(1, 30))
+    return Window(
+        steps=steps,
+        size=size,
+        interval=interval,
+        stride=draw(st.integers(1, 5)),
+        strategy=draw(st.sampled_from(strategies)),
+        at_end=draw(st.sampled_from(["hold", "restart"])),
+        start=draw(st.integers(0, steps - size)),
+        seed=draw(st.integers(0, 1000)),
+        interval_min=draw(st.integers(1, interval)),
+        decay=draw(st.floats(0, 1)),
+        threshold=draw(st.integers(0, 20)),
+    )
+
+
+def make(strategy: Strategy = "constant", **changes: Any) -> Window:
+    given: dict[str, Any] = {"steps": 25, "size": 4, "interval": 25, "stride": 1} | changes
+    return Window(strategy=strategy, **given)
+
+
+@given(windows(), st.integers(0, 3000))
+def test_window_is_whole_and_inside(window: Window, iteration: int) -> None:
+    steps = list(window.steps_at(iteration))
+    assert len(steps) == window.size
+    assert steps == list(range(steps[0], steps[0] + window.size))
+    assert steps[0] >= 0
+    assert steps[-1] < window.steps
+    assert window.start_at(iteration) == steps[0]
+
+
+@given(windows(), st.lists(st.integers(0, 500), min_size=1, max_size=8))
+def test_window_has_no_memory(window: Window, iterations: list[int]) -> None:
+    fresh = [Window(**_fields(window)).start_at(m) for m in iterations]
+    assert [window.start_at(m) for m in reversed(iterations)][::-1] == fresh
+
+
+def _fields(window: Window) -> dict[str, Any]:
+    return {name: getattr(window, name) for name in Window.__dataclass_fields__}
+
+
+def intervals_by_the_formula(w: Window, position: int) -> int:
+    last = w.steps - w.size
+    if w.strategy == "linear-decay":
+        fraction = Fraction(position, last) if last else Fraction(0)
+        return math.ceil(w.interval + (w.interval_min - w.interval) * fraction)
+    if w.strategy == "exp-decay":
+        return math.ceil(w.interval * math.exp(-w.decay * max(0, position - w.threshold)))
+    return w.interval
+
+
+@given(windows(("constant", "linear-decay", "exp-decay")))
+def test_progressive_path_step_by_step(w: Window) -> None:
+    """A direct simulation with a state: move when the interval at this position has passed."""
+    last, position, stayed = w.steps - w.size, w.start, 0
+    for m in range(400):
+        assert w.start_at(m) == position
+        stayed += 1
+        if stayed == intervals_by_the_formula(w, position):
+            stayed = 0
+            if position < last:
+                position = min(last, position + w.stride)
+            elif w.at_end == "restart":
+                position = w.start
+
+
+@given(windows(("linear-decay",)), st.data())
+def test_linear_decay_is_exact(w: Window, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, w.last))
+    assert w.interval_at(position) == intervals_by_the_formula(w, position)
+
+
+def test_linear_decay_does_not_round_up_a_whole_number() -> None:
+    # In floating point 25 - 24 * (k / L) may come out a little above a whole number.
+    for last in range(1, 120):
+        w = make("linear-decay", steps=last + 1, size=1, interval=last + 1)
+        assert [w.interval_at(k) for k in range(last + 1)] == [
+            last + 1 - k for k in range(last + 1)
+        ]
+
+
+@given(
+    st.integers(0, 5000), st.integers(1, 40), st.integers(1, 6), st.integers(1, 20), st.booleans()
+)
+def test_constant_is_the_closed_form(m: int, tau: int, stride: int, size: int, hold: bool) -> None:
+    w = make(size=size, interval=tau, stride=stride, at_end="hold" if hold else "restart")
+    last = 25 - size
+    if not hold:
+        # From 0 to L takes ceil(L / s) shifts; L's own interval must pass as well.
+        m %= (math.ceil(last / stride) + 1) * tau
+    assert w.start_at(m) == min(last, stride * (m // tau))
+
+
+def test_hold_and_restart_at_the_end() -> None:
+    hold = make(interval=2, steps=6, at_end="hold")
+    restart = make(interval=2, steps=6, at_end="restart")
+    assert [hold.start_at(m) for m in range(10)] == [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert [restart.start_at(m) for m in range(10)] == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]
+    assert hold.start_at(10**9) == 2
+
+
+def test_restart_goes_back_to_the_start_not_to_zero() -> None:
+    w = make(interval=1, steps=8, start=2, at_end="restart")
+    assert [w.start_at(m) for m in range(6)] == [2, 3, 4, 2, 3, 4]
+
+
+@pytest.mark.parametrize("start", [0, 7, 21])
+def test_frozen_stays_at_its_start(start: int) -> None:
+    assert {make("frozen", start=start).start_at(m) for m in range(1000)} == {start}
+
+
+def test_random_is_uniform_over_all_whole_windows() -> None:
+    w = make("random", steps=13, size=4, seed=5)
+    counts = Counter(w.start_at(m) for m in range(20_000))
+    assert sorted(counts) == list(range(10))
+    assert chisquare(list(counts.values())).pvalue > 1e-4
+
+
+def test_random_is_drawn_from_seed_and_iteration_alone() -> None:
+    a, b, other = make("random", seed=1), make("random", seed=1), make("random", seed=2)
+    path = [a.start_at(m) for m in range(300)]
+    assert [b.start_at(m) for m in reversed(range(300))][::-1] == path
+    assert [other.start_at(m) for m in range(300)] != path
+    # Nothing of a progressive window's description moves it.
+    assert [make("random", seed=1, interval=3, stride=2).start_at(m) for m in range(300)] == path
+
+
+def test_random_is_the_same_on_every_machine() -> None:
+    w = make("random", seed=0)
+    assert [w.start_at(m) for m in range(8)] == [6, 11, 5, 15, 0, 13, 12, 20]
+
+
+def test_the_papers_run_reaches_start_11() -> None:
+    w = make()
+    assert w.start_at(299) == 11
+    assert max(max(w.steps_at(m)) for m in range(300)) == 14
+
+
+def test_the_papers_exponential_decay_is_its_constant_schedule() -> None:
+    constant, decaying = make(), make("exp-decay", decay=0.1, threshold=13)
+    assert [constant.start_at(m) for m in range(300)] == [decaying.start_at(m) for m in range(300)]
+    assert [constant.start_at(m) for m in range(420)] != [decaying.start_at(m) for m in range(420)]
+
+
+def test_iteration_576_at_tau_25_where_the_released_code_crashes() -> None:
+    assert list(make().steps_at(576)) == [21, 22, 23, 24]
+
+
+@pytest.mark.parametrize("strategy", PROGRESSIVE)
+def test_a_window_as_long_as_the_trajectory_never_moves(strategy: Strategy) -> None:
+    for at_end in ("hold", "restart"):
+        w = make(strategy, size=25, at_end=at_end)
+        assert {w.start_at(m) for m in range(100)} == {0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": 0},
+        {"interval": 0},
+        {"stride": 0},
+        {"interval_min": 0},
+        {"start": -1},
+        {"start": 22},
+        {"size": 26},
+    ],
+)
+def test_a_window_that_does_not_fit_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"at least 1|longer than"):
+        make(**wrong)
+
+
+def test_a_negative_iteration_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        make().start_at(-1)
