@@ -40,9 +40,10 @@ def kill_one_job(runs: Path, launcher: subprocess.Popen[str]) -> str:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and launcher.poll() is None:
         for metrics in runs.glob("smoke/*/metrics.jsonl"):
-            if metrics.read_text().count("\n") >= 3 and not (
-                metrics.parent / "result.json"
-            ).exists():
+            if (
+                metrics.read_text().count("\n") >= 3
+                and not (metrics.parent / "result.json").exists()
+            ):
                 attempt = json.loads((metrics.parent / "attempts" / "1.json").read_text())
                 os.kill(attempt["pid"], signal.SIGKILL)
                 return metrics.parent.name

@@ -44,7 +44,8 @@ def test_steps_are_the_formulas(order: Order, variant: Variant, steps: int) -> N
     sigmas = sigma_schedule(steps, 3.0, torch.float64)
     x = torch.randn(2, 5, generator=torch.manual_seed(0), dtype=torch.float64)
     path = run(DPMSolver(order, variant), x, sigmas)
-    y, seen = x.numpy(), []
+    y = x.numpy()
+    seen: list[oracle.Array] = []
     for i in range(steps):
         sigma = float(sigmas[i])
         seen.insert(0, y - sigma * velocity(torch.from_numpy(y), sigma).numpy())
@@ -88,6 +89,7 @@ def test_first_order_on_the_tail_is_diffusers_euler() -> None:
 @pytest.mark.parametrize(("order", "variant"), SOLVERS)
 @pytest.mark.parametrize("steps", [5, 10, 14, 15, 25])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_multistep_solver_of_diffusers(
     order: Order, variant: Variant, steps: int, shift: float
 ) -> None:

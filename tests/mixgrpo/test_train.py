@@ -413,7 +413,7 @@ def small_disk(place: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def fill(place: Path) -> None:
@@ -494,13 +494,19 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     ):
         with pytest.raises((RunError, ConfigError), match=str(place)[:20]):
             train.run(SMALL, place)
-    read_only = tmp_path / "read-only"
-    read_only.mkdir()
-    read_only.chmod(0o500)
-    if os.access(read_only, os.W_OK):
-        pytest.skip("this user may write everywhere")
-    with pytest.raises(RunError, match="Permission denied"):
-        train.run(SMALL, read_only / "run")
+
+
+def test_a_read_only_place(tmp_path: Path) -> None:
+    if os.geteuid():
+        place = tmp_path / "read-only"
+        place.mkdir(mode=0o500)
+        with pytest.raises(RunError, match="Permission denied"):
+            train.run(SMALL, place / "run")
+        return
+    with small_disk(tmp_path / "disk") as disk:  # to root only a mount says no
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(RunError, match="Read-only file system"):
+            train.run(SMALL, disk / "run")
 
 
 # ---- The command

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mixgrpo.config import RunConfig
+from mixgrpo.configfile import as_tuples
 from mixgrpo.models import Conditioning
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ PROMPTS = [f"prompt {i}" for i in range(9)]
 class ToyPolicy(nn.Module):
     """v = outer^T tanh(inner^T [x, sigma, text]). `rows` notes the size of every batch it sees."""
 
-    latent_shape = (3, 2, 2)
+    latent_shape: tuple[int, ...] = (3, 2, 2)
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -145,10 +146,4 @@ def settings(**sections: Any) -> dict[str, Any]:
 
 def config(**sections: Any) -> RunConfig:
     """The validated form of `settings`."""
-    return RunConfig.model_validate(_tuples(settings(**sections)))
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    return RunConfig.model_validate(as_tuples(settings(**sections)))
