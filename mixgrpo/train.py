@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,8 @@ class _Run:
         self.checkpoints = folder / "checkpoints"
 
     def go(self, should_stop: Callable[[], bool]) -> Outcome:
-        done, saved = self._resume(), None
+        done = self._resume()
+        saved = done or None  # what was resumed from need not be written again
         evaluated = {line["iteration"] for line in _read_lines(self.evals)}
         while True:
             if self._due(done) and done not in evaluated:
@@ -179,8 +181,6 @@ class _Run:
         checkpoint.prune(self.checkpoints, self.config.output.checkpoints_kept, done)
 
     def _evaluate(self, done: int) -> None:
-        import time
-
         begin = time.perf_counter()
         judged = self.trainer.evaluate()
         line: dict[str, Any] = {"iteration": done}
