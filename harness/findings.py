@@ -64,8 +64,8 @@ def resolution(analysis: Analysis) -> str:
         span += f" to {number(high)} (depending on the arm)"
     return (
         f"With {_pairs(analysis)}, a true difference of {span} had an 80 % chance of being found. "
-        f"Half of that ({number(hardest.detectable / 2)}) needs {half} seeds per arm. Both figures "
-        "rest on the spread seen here, which few seeds estimate roughly."
+        f"To find {number(hardest.detectable / 2)}, half of the largest, takes {half} seeds per "
+        "arm. These figures rest on the spread seen here, which few seeds estimate roughly."
     )
 
 
@@ -98,6 +98,19 @@ def gain(analysis: Analysis) -> str:
             f"({start})."
         )
     return f"Training did not gain: every interval of the gain includes zero ({start})."
+
+
+def cost(analysis: Analysis) -> str:
+    """Which arms take another time per iteration than the reference; empty where none does."""
+    ratios = [(r.arm.label, r.time_ratio) for r in analysis.arms if r.time_ratio is not None]
+    found = [
+        f"{label} {interval(ratio)}"
+        for label, ratio in ratios
+        if ratio.known and not ratio.low <= 1 <= ratio.high
+    ]
+    if not found:
+        return ""
+    return f"Time per iteration as a multiple of {analysis.reference.arm.label}'s: {_list(found)}."
 
 
 def other_rewards(analysis: Analysis) -> list[str]:

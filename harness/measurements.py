@@ -182,3 +182,14 @@ def _committed_samples(folder: Path, made: Mapping[str, Any] | None) -> Samples 
     return Samples(
         str(made["arm"]), int(made["seed"]), int(made["iterations"]), prompts, before, after
     )
+
+
+def kept_finished(report: Path) -> int:
+    """How many finished runs the measurements kept with a report hold; 0 where there are none."""
+    import pandas as pd
+
+    try:
+        kept = pd.read_parquet(report / "runs.parquet", columns=["state"])
+    except (OSError, ValueError, KeyError):
+        return 0
+    return int((kept["state"] == "finished").sum())

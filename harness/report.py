@@ -9,13 +9,14 @@ that an earlier report kept. The same measurements give the same bytes. Nothing 
 
 import base64
 import contextlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness import cli
-from harness.measurements import FRAMES, Measurements, gather, to_files
+from harness.measurements import FRAMES, Measurements, gather, kept_finished, to_files
 from harness.spec import Sweep, load_sweep
 from mixgrpo.atomic import write_bytes
 from mixgrpo.cli import run as run_command
@@ -28,13 +29,18 @@ if TYPE_CHECKING:
 SWEEPS = Path("sweeps")
 
 
+class FullerReport(RunError):
+    """The report that is there has more finished runs than the one that would replace it."""
+
+
 def write_report(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> Path:
     """Write reports/<sweep>/ and return the path of its page.
 
     Files are replaced one by one, each atomically, the page last. ConfigError where there is
-    nothing to report, RunError where a place cannot be read or written.
+    nothing to report, RunError where a place cannot be read or written, FullerReport where a part
+    would replace more.
     """
-    folder = reports_dir / sweep.name
+    folder = reports_dir / sweep.report_name
     return _write(sweep, gather(sweep, runs_dir, folder), folder)
 
 
@@ -43,6 +49,7 @@ def _write(sweep: Sweep, measurements: Measurements, folder: Path) -> Path:
     from harness.analysis import analyse
     from harness.figures import draw
 
+    _check_replaces_less(sweep, measurements, folder)
     analysis = analyse(sweep, measurements.results)
     pictures = draw(analysis, measurements.results, measurements.samples)
     files = {} if measurements.committed else to_files(sweep, measurements)
@@ -60,6 +67,17 @@ def _write(sweep: Sweep, measurements: Measurements, folder: Path) -> Path:
     if not measurements.committed:
         _remove_stale(folder, set(files))
     return folder / "index.html"
+
+
+def _check_replaces_less(sweep: Sweep, measurements: Measurements, folder: Path) -> None:
+    """FullerReport where a part of the sweep would replace the report of a larger part."""
+    finished = int((measurements.results.runs["state"] == "finished").sum())
+    kept = kept_finished(folder)
+    if finished < min(kept, len(sweep.runs)):
+        raise FullerReport(
+            f"{folder} has {kept} finished runs and is kept; now {finished} of {len(sweep.runs)} "
+            "are finished (--reports DIR reports them elsewhere)"
+        )
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -97,14 +115,17 @@ def _page(analysis: "Analysis", pictures: "list[Picture]", measurements: Measure
     )
     environment.filters["tight"] = _tight
     arguments = f"{_shown(sweep.file)}{f' --profile {sweep.profile}' if sweep.profile else ''}"
+    arguments += "".join(f" --set {shlex.quote(text)}" for text in sweep.overrides)
     return environment.get_template("report.html").render(
         name=sweep.name,
         profile=sweep.profile,
         question=sweep.question,
-        notes=sweep.notes,
+        # The file's remark is about the file's settings.
+        notes="" if sweep.overrides else sweep.notes,
         answer=findings.answer(analysis),
         resolution=findings.resolution(analysis),
         gain=findings.gain(analysis),
+        cost=findings.cost(analysis),
         others=findings.other_rewards(analysis),
         missing=findings.missing(analysis),
         pictures=[
@@ -137,6 +158,7 @@ def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, s
     made: list[tuple[str, Any]] = [
         ("Sweep file", _shown(sweep.file)),
         ("Profile", sweep.profile),
+        ("Settings on top", ", ".join(sweep.overrides)),
         ("Model", config.model.name),
         ("Trained on", ", ".join(analysis.trained)),
         ("Held out", ", ".join(analysis.held_out)),
@@ -164,7 +186,7 @@ def _has_results(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> bool:
     runs = runs_dir / sweep.name
     if any((runs / run.folder_name / "result.json").exists() for run in sweep.runs):
         return True
-    return all((reports_dir / sweep.name / f"{name}.parquet").exists() for name in FRAMES)
+    return all((reports_dir / sweep.report_name / f"{name}.parquet").exists() for name in FRAMES)
 
 
 def _sweep_files() -> list[Path]:
@@ -194,7 +216,7 @@ def main(
         if every and not _has_results(sweep, runs, reports):
             print(f"{path}: no results yet")
             continue
-        folder = reports / sweep.name
+        folder = reports / sweep.report_name
         measurements = gather(sweep, runs, folder)
         if measurements.committed:
             print(f"{path}: no run folders; using the measurements kept in {folder}")

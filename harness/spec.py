@@ -4,8 +4,9 @@ Reads one YAML file and the run configurations it stands on; knows nothing of wh
 name file, line, key and the nearest valid one.
 """
 
+import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from harness.arms import Arm as Arm
 from harness.arms import make_arms, place_of, ways_to_name
 from harness.paper import TABLES
-from harness.sweepfile import Chosen, Given, did_you_mean, read_file
+from harness.sweepfile import Chosen, Given, choose_profile, did_you_mean, read_file
 from mixgrpo.config import RunConfig, config_hash
 from mixgrpo.configfile import Layers, add_overrides, load_layers
 from mixgrpo.errors import ConfigError
@@ -61,6 +62,15 @@ class Sweep:
     """Row of that table by arm name."""
     notes: str
     """A remark about the profile, shown in the report."""
+    overrides: tuple[str, ...] = ()
+    """`KEY=VALUE` texts that were laid on top of every arm."""
+    variant: str = ""
+    """What tells this sweep from the file's default one: its profile, its overrides."""
+
+    @property
+    def report_name(self) -> str:
+        """The report's folder: no other profile or trial replaces the default one's report."""
+        return self.name + self.variant
 
 
 def profile_names(path: Path) -> list[str]:
@@ -68,7 +78,7 @@ def profile_names(path: Path) -> list[str]:
     return list(read_file(path)[1].profiles)
 
 
-def load_sweep(path: Path, profile: str | None = None, overrides: Iterable[str] = ()) -> Sweep:
+def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
     """The sweep that a file describes. ConfigError names place, key and mend.
 
     `overrides` are `KEY=VALUE` texts laid on top of every arm.
@@ -83,6 +93,7 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Iterable[str] 
             config = configs[arm.name].model_copy(update={"seed": seed})
             runs.append(Run(arm.name, seed, config, config_hash(config)))
     notes = chosen.get("notes")
+    laid_on_top = tuple(overrides)
     return Sweep(
         name=chosen.file.name,
         question=chosen.file.question,
@@ -96,7 +107,17 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Iterable[str] 
         paper=chosen.file.paper,
         paper_rows=_paper_rows(chosen, arms),
         notes=notes.value.strip() if notes else "",
+        overrides=laid_on_top,
+        variant=_variant(chosen, laid_on_top),
     )
+
+
+def _variant(chosen: Chosen, overrides: tuple[str, ...]) -> str:
+    usual = choose_profile(chosen.document, chosen.file, None)
+    variant = f"-{chosen.profile}" if chosen.profile != usual else ""
+    if overrides:
+        variant += f"-set-{hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()[:6]}"
+    return variant
 
 
 def known_folders(path: Path) -> set[str]:

@@ -133,11 +133,15 @@ def _run(
     return 1 if unfinished else 0
 
 
-def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path:
+def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
     """The report of what is finished; imported late, for it brings pandas and matplotlib."""
+    from harness.report import FullerReport
     from harness.report import write_report as write
 
-    return write(sweep, runs, reports)
+    try:
+        return write(sweep, runs, reports)
+    except FullerReport as kept:
+        return kept
 
 
 def _tell_strangers(sweep: Sweep, runs: Path, remove: bool = False) -> None:

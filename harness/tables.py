@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness import paper
+from harness import findings, paper
 from harness.analysis import Analysis, ArmResult, Quartiles
 from harness.numbers import NOTHING, interval, number, p_value, seconds
 from harness.stats import Interval
@@ -263,7 +263,8 @@ def to_csv(analysis: Analysis) -> str:
 
 
 def to_markdown(analysis: Analysis) -> str:
-    parts = [f"# {_plain(analysis.sweep.question)}"]
+    said = [findings.answer(analysis), findings.gain(analysis), findings.cost(analysis)]
+    parts = [f"# {_plain(analysis.sweep.question)}", *map(_plain, said)]
     for table in tables(analysis):
         lines = [f"| {' | '.join(_cell(c) for c in table.columns)} |"]
         lines.append(f"|{'---|' * len(table.columns)}")

@@ -9,6 +9,7 @@ device with the same number of threads.
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ from mixgrpo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from mixgrpo.evaluate import Evaluation
+
+log = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "stopped"]
 
@@ -193,6 +196,8 @@ class _Run:
         line["seconds_total"] = time.perf_counter() - begin
         self._keep_samples(done, judged)
         _append(self.evals, line)
+        means = "  ".join(f"{k} {float(v.mean()):.3f}" for k, v in judged.scores.items())
+        log.info("%s: %d of %d iterations  %s", self.folder, done, self.config.iterations, means)
 
     def _keep_samples(self, done: int, judged: "Evaluation") -> None:
         from PIL import Image
@@ -281,7 +286,10 @@ def main(
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stopping.append(n))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    if (out / "result.json").exists():
+        log.info("%s: finished before", out)
     owner = lock.acquire(out / OWNER_LOCK)
     if owner is None:
         raise RunError(f"{out}: {lock.holder(out / OWNER_LOCK)} is training in this folder")

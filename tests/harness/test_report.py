@@ -13,7 +13,8 @@ import pytest
 
 from harness import findings, report
 from harness.analysis import _shared_until, analyse
-from harness.report import write_report
+from harness.report import FullerReport, write_report
+from harness.spec import load_sweep
 from harness.store import collect
 from mixgrpo.errors import ConfigError, RunError
 
@@ -393,3 +394,33 @@ def test_help_is_quick_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
     assert command("--help").returncode == 0
+
+
+def test_a_part_does_not_replace_the_report_of_more(tmp_path: Path) -> None:
+    sweep = make_sweep()
+    write_runs(sweep, tmp_path / "all")
+    page = write_report(sweep, tmp_path / "all", tmp_path / "reports")
+    before = {p: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()}
+    write_runs(sweep, tmp_path / "part", skip=frozenset({("interval=12", 1)}))
+    with pytest.raises(FullerReport, match="is kept"):
+        write_report(sweep, tmp_path / "part", tmp_path / "reports")
+    assert {p: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()} == before
+    # A sweep that asks for less and has all of it is no part.
+    smaller = make_sweep(seeds=3)
+    write_report(smaller, tmp_path / "all", tmp_path / "reports")
+    assert page.read_bytes() != before[page]
+
+
+def test_a_trial_has_a_report_of_its_own() -> None:
+    file = Path(__file__).parents[2] / "sweeps" / "tau.yaml"
+    trial = load_sweep(file, overrides=["rollout.prompts=2"])
+    names = [
+        load_sweep(file).report_name,
+        load_sweep(file, "laptop").report_name,
+        load_sweep(file, "full").report_name,
+        trial.report_name,
+        load_sweep(file, overrides=["rollout.prompts=3"]).report_name,
+    ]
+    assert names[:3] == ["tau", "tau", "tau-full"]
+    assert len(set(names)) == 4
+    assert all(name.startswith("tau-set-") for name in names[3:])
