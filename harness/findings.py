@@ -104,13 +104,13 @@ def cost(analysis: Analysis) -> str:
     """Which arms take another time per iteration than the reference; empty where none does."""
     ratios = [(r.arm.label, r.time_ratio) for r in analysis.arms if r.time_ratio is not None]
     found = [
-        f"{label} {interval(ratio)}"
+        f"{interval(ratio)} for {label}"
         for label, ratio in ratios
         if ratio.known and not ratio.low <= 1 <= ratio.high
     ]
     if not found:
         return ""
-    return f"Time per iteration as a multiple of {analysis.reference.arm.label}'s: {_list(found)}."
+    return f"Time per iteration, as a multiple of {analysis.reference.arm.label}'s: {_list(found)}."
 
 
 def other_rewards(analysis: Analysis) -> list[str]:
