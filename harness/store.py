@@ -241,7 +241,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         return []
     texts.pop()  # what follows the last line's end: nothing, or a line cut short
     try:
-        # One parse of the whole file is several times faster than one per line.
+        # One parse of the whole file, not one per line: many runs are read at a time.
         lines: list[dict[str, Any]] = json.loads(f"[{','.join(texts)}]")
     except ValueError:
         lines = []
