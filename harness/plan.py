@@ -9,7 +9,7 @@ from harness.progress import counts, duration, seconds_per_run
 from harness.spec import Sweep, same_schedules
 from harness.store import RunState, look_at_all
 from mixgrpo.config import RunConfig
-from mixgrpo.plan import make_plan
+from mixgrpo.plan import iteration_cost
 
 _MANY_STRETCHES = 6
 
@@ -83,10 +83,7 @@ def evaluations(config: RunConfig) -> int:
     for m in range(config.iterations):
         start = window.start_at(m)
         if start not in cost:
-            plan = make_plan(config.sampler, window.steps_at(m))
-            n, updates = config.rollout.group_size, config.objective.updates
-            group = plan.evaluations(n) + plan.update_evaluations(n, updates)
-            cost[start] = config.rollout.prompts * group
+            cost[start] = iteration_cost(config, m).forward
         total += cost[start]
     return total
 

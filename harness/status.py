@@ -20,12 +20,12 @@ from harness.store import (
     RunState,
     last_seen,
     look_at_all,
-    read_lines,
     strangers,
     sweep_folder,
 )
 from mixgrpo import lock
 from mixgrpo.cli import run as run_command
+from mixgrpo.jsonlines import read_lines
 
 TRACEBACK_LINES = 6
 WATCH_EVERY_S = 2.0

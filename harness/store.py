@@ -23,6 +23,7 @@ from harness.spec import Run, Sweep
 from mixgrpo import lock
 from mixgrpo.config import SCHEMA_VERSION
 from mixgrpo.errors import RunError
+from mixgrpo.jsonlines import read_lines
 from mixgrpo.train import OWNER_LOCK
 
 if TYPE_CHECKING:
@@ -228,32 +229,6 @@ def last_seen(folder: Path, attempt: Attempt) -> float:
         if file.exists():
             times.append(file.stat().st_mtime)
     return max(times)
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last one that a kill cut short is left out.
-
-    RunError where another line is broken.
-    """
-    try:
-        texts = file.read_text().split("\n")
-    except FileNotFoundError:
-        return []
-    texts.pop()  # what follows the last line's end: nothing, or a line cut short
-    try:
-        # One parse of the whole file, not one per line: many runs are read at a time.
-        lines: list[dict[str, Any]] = json.loads(f"[{','.join(texts)}]")
-    except ValueError:
-        lines = []
-        for number, text in enumerate(texts, 1):
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                raise RunError(
-                    f"{file}:{number}: not valid JSON; the file was changed from outside: remove "
-                    "the run's folder and run the sweep again"
-                ) from None
-    return lines
 
 
 def _last_lines(file: Path, count: int) -> Iterator[dict[str, Any]]:

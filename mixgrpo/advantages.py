@@ -40,6 +40,18 @@ def has_variance(rewards: Tensor) -> Tensor:
     return (rewards != rewards[:, :1]).any(1)
 
 
+def best_and_worst(advantages: Tensor, k: int) -> Tensor:
+    """The images with the k largest and the k smallest advantages of each group, by index.
+
+    [P, N] -> [P, 2 k], ascending. Of equal ones the lower index is taken. Needs 2 k <= N.
+    """
+    order = advantages.argsort(dim=1, descending=True, stable=True)
+    best = order[:, :k]
+    # Ascending among the others, so that equal advantages give the lower index here too.
+    rest = advantages.scatter(1, best, float("inf")).argsort(dim=1, stable=True)
+    return torch.cat([best, rest[:, :k]], 1).sort(1).values
+
+
 def _normalise(rewards: Tensor) -> Tensor:
     centred = rewards - rewards.mean(1, keepdim=True)
     normalised = centred / (rewards.std(1, keepdim=True) + EPSILON)

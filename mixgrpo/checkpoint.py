@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mixgrpo.errors import RunError
+from mixgrpo.errors import ConfigError, RunError
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+_CORRUPT = (OSError, ValueError, LookupError, TypeError, SafetensorError)
 
 
 def save(
@@ -73,13 +74,26 @@ def load_newest(root: Path) -> Checkpoint | None:
     for place in sorted(checkpoints(root), reverse=True):
         try:
             return _load(place)
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        except _CORRUPT as error:
             warnings.warn(
                 f"{place}: corrupt checkpoint ({error}); falling back to the one before it, or to "
                 "the beginning where there is none",
                 stacklevel=2,
             )
     return None
+
+
+def load_at(root: Path, iteration: int) -> Checkpoint:
+    """Checkpoint `iteration` under `root`. ConfigError naming those there are, RunError for a
+    corrupt one."""
+    places = {int(place.name): place for place in sorted(checkpoints(root))}
+    if iteration not in places:
+        known = ", ".join(map(str, places)) or "none"
+        raise ConfigError(f"{root}: no checkpoint of iteration {iteration}; it has: {known}")
+    try:
+        return _load(places[iteration])
+    except _CORRUPT as error:
+        raise RunError(f"{places[iteration]}: corrupt checkpoint ({error})") from error
 
 
 def prune(root: Path, keep: int, newest: int) -> None:

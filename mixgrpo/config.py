@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from mixgrpo.models import model_weights
 from mixgrpo.rewards import reward_weights
-from mixgrpo.window import Strategy, Window
+from mixgrpo.window import AtEnd, Strategy, Window
 
 SCHEMA_VERSION = 1
 """Raised when a default or a meaning changes so that old results are no longer comparable."""
@@ -32,6 +32,14 @@ class ModelConfig(Section):
     """Which policy: a name from the entry-point group `mixgrpo.models`."""
     checkpoint: str | None = None
     """Weights to start from; none means the ones the model ships with."""
+    train: Literal["full", "lora"] = "full"
+    """All weights of the network, or low-rank adapters beside frozen ones (LoRA)."""
+    lora_rank: int = Field(32, ge=1)
+    """Rank of the adapters."""
+    lora_alpha: float = Field(64.0, gt=0)
+    """The adapters' output is scaled by lora_alpha / lora_rank."""
+    lora_targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Layers that get an adapter, by the end of their names; the default is the attention."""
 
 
 class SamplerConfig(Section):
@@ -43,10 +51,18 @@ class SamplerConfig(Section):
     """Noise of the SDE steps: Flow-GRPO's, DanceGRPO's, or coefficients-preserving."""
     eta: float = Field(0.7, gt=0)
     """Size of the noise of the SDE steps, in the kernel's own unit."""
+    density: Literal["normalised", "released"] = "normalised"
+    """Log-prob of a cps step: the Gaussian's, or the released code's -(x' - mean)^2."""
+    sde: Literal["window", "all"] = "window"
+    """Which steps are random: those of the window (MixGRPO), or all (Flow-GRPO, DanceGRPO)."""
+    decode: Literal["sample", "x0"] = "sample"
+    """What becomes the image: the last sample, or the last prediction of x0 (DanceGRPO)."""
+    head_ratio: float = Field(1.0, gt=0, le=1)
+    """The steps before the window run in this fraction of their number, by DPM-Solver++."""
     tail_ratio: float = Field(1.0, gt=0, le=1)
     """The steps after the window run in this fraction of their number (MixGRPO-Flash)."""
     order: Literal[1, 2, 3] = 1
-    """Order of DPM-Solver++ after the window; order 1 is Euler."""
+    """Order of DPM-Solver++ after the window (before it: with head_ratio); order 1 is Euler."""
     variant: Literal["midpoint", "heun"] = "midpoint"
     """Which second-order DPM-Solver++."""
     history: Literal["keep", "restart"] = "keep"
@@ -55,17 +71,23 @@ class SamplerConfig(Section):
 
 class WindowConfig(Section):
     size: int = Field(4, ge=1)
-    """w, the number of SDE steps, which are the trained ones."""
+    """w, the number of consecutive steps that are trained."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """The fraction of the window's steps trained with an image, drawn for each image anew."""
+    count: int | None = Field(None, ge=1)
+    """The same as a number of steps, instead of a fraction."""
     interval: int = Field(25, ge=1)
     """tau, the iterations between two shifts of the window."""
     stride: int = Field(1, ge=1)
     """s, the steps by which the window moves at a shift."""
     strategy: Strategy = "constant"
     """How the window moves: frozen, random, or progressive (constant, linear-decay, exp-decay)."""
-    at_end: Literal["hold", "restart"] = "hold"
-    """At the last position: stay (Algorithm 1) or begin again."""
+    at_end: AtEnd = "hold"
+    """At the last position: stay (Algorithm 1), begin again, or as the released code does."""
     start: int = Field(0, ge=0)
-    """First step of the window at iteration 0."""
+    """First step of the window at iteration 0; random: the lowest first step."""
+    stop: int | None = Field(None, ge=1)
+    """The window ends before this step; none means the end of the trajectory."""
     interval_min: int = Field(1, ge=1)
     """linear-decay: the interval at the last position."""
     decay: float = Field(0.1, ge=0)
@@ -78,7 +100,11 @@ class RolloutConfig(Section):
     prompts: int = Field(8, ge=1)
     """Prompts (groups) per iteration."""
     group_size: int = Field(12, ge=2)
-    """N, the images of one prompt, which share their initial noise."""
+    """N, the images of one prompt."""
+    noise: Literal["shared", "own"] = "shared"
+    """Initial noise: the same for all images of a group, or one for each."""
+    block: int | None = Field(None, ge=1)
+    """Prompts sampled together while the block before is decoded and scored; none: all."""
 
 
 class RewardsConfig(Section):
@@ -107,13 +133,29 @@ class ObjectiveConfig(Section):
     advantage_clip: float = Field(5.0, gt=0)
     """Advantages are clipped to plus or minus this."""
     updates: int = Field(4, ge=1)
-    """Optimizer steps per iteration, each on group_size / updates images of every prompt."""
+    """Optimizer steps per iteration, each on an equal share of the images of every prompt."""
+    best_of: int | None = Field(None, ge=1)
+    """Train only with the k best and the k worst images of every group."""
+    skip_constant_groups: bool = False
+    """Leave groups without any advantage out of the update and of its mean."""
+    ratio: Literal["plain", "guard"] = "plain"
+    """The policy ratio, or GRPO-Guard's, normalised for every image and step."""
+    step_weight: Literal["none", "noise", "inverse-dt"] = "none"
+    """Weight of a step's loss: by its noise (TempFlow-GRPO) or 1 / -dt (GRPO-Guard)."""
     kl_weight: float = Field(0.0, ge=0)
     """beta of the KL to the base model; 0 evaluates no reference model."""
 
 
 class OptimizerConfig(Section):
+    name: str = Field("adamw", min_length=1)
+    """adamw, or an optimizer's import path such as torch.optim.Muon."""
+    options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Further arguments of the optimizer, by name."""
     lr: float = Field(1e-5, gt=0)
+    warmup: int = Field(0, ge=0)
+    """Iterations over which the rate rises linearly to lr."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on after the warm-up: stays, or falls to 0 at the last iteration."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
@@ -137,6 +179,28 @@ class EvaluationConfig(Section):
     """Time shift of these steps."""
 
 
+class ComputeConfig(Section):
+    """How it is computed. Changes results by rounding only."""
+
+    micro_batch: int | None = Field(None, ge=1)
+    """The most latents in one forward inside the window and in the update; none: no limit."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's arithmetic. Trained weights, optimizer and samples stay in fp32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+
+
+class HealthConfig(Section):
+    """What is measured beside the training. Changes no result, so it is not part of the hash."""
+
+    gradient_conflict: bool = True
+    """Cosine between the gradients of the window's first and last step, once per iteration."""
+    drift: bool = True
+    """Distance between SDE and ODE from the same start, whenever the window moves."""
+
+
 class OutputConfig(Section):
     """What is kept in the run folder. Changes no result, so it is not part of the hash."""
 
@@ -145,6 +209,12 @@ class OutputConfig(Section):
     checkpoints_kept: int = Field(2, ge=1)
     samples: int = Field(8, ge=0)
     """Held-out prompts whose first image is kept as a picture at every evaluation."""
+    export: bool = True
+    """Whether a finished run leaves its averaged weights as diffusers loads them."""
+    trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Where metrics go besides metrics.jsonl."""
+    project: Name = "mixgrpo"
+    """The project's name at Weights & Biases."""
 
 
 class RunConfig(Section):
@@ -160,39 +230,120 @@ class RunConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    compute: ComputeConfig = ComputeConfig()
+    health: HealthConfig = HealthConfig()
     output: OutputConfig = OutputConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        w, steps = self.window, self.sampler.steps
-        if w.start + w.size > steps:
-            raise ValueError(
-                f"window.start {w.start} + window.size {w.size} is longer than the trajectory of "
-                f"sampler.steps = {steps}; shorten the window or raise sampler.steps"
-            )
-        if self.rollout.group_size % self.objective.updates:
-            raise ValueError(
-                f"rollout.group_size {self.rollout.group_size} is not a multiple of "
-                f"objective.updates {self.objective.updates}; every update takes the same number "
-                "of images of each prompt"
-            )
-        if self.sampler.kernel == "cps" and self.sampler.eta > 1:
-            raise ValueError(
-                f"sampler.eta {self.sampler.eta} is above 1, which the cps kernel does not know: "
-                "its noise is sigma' sin(eta pi / 2)"
-            )
-        if w.strategy == "linear-decay" and w.interval_min > w.interval:
-            raise ValueError(
-                f"window.interval_min {w.interval_min} is larger than window.interval {w.interval}"
-            )
+        for check in (_fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer):
+            check(self)
         return self
 
     def make_window(self) -> Window:
         """The window's position as a function of the iteration."""
-        return Window(steps=self.sampler.steps, seed=self.seed, **self.window.model_dump())
+        settings = self.window.model_dump(exclude={"fraction", "count"})
+        return Window(steps=self.sampler.steps, seed=self.seed, **settings)
+
+    @property
+    def trained_per_image(self) -> int:
+        """Steps that are trained with one image: the paper's NFE_theta."""
+        w = self.window
+        return w.count if w.count is not None else max(1, round(w.size * w.fraction))
+
+    @property
+    def trained_images(self) -> int:
+        """Images of a group that its updates are made of."""
+        best_of = self.objective.best_of
+        return self.rollout.group_size if best_of is None else 2 * best_of
 
 
-UNHASHED_SECTIONS = {"output"}
+def _fits_trajectory(config: RunConfig) -> None:
+    w, steps = config.window, config.sampler.steps
+    stop = steps if w.stop is None else w.stop
+    if stop > steps:
+        raise ValueError(
+            f"window.stop {w.stop} lies behind the trajectory's end, sampler.steps = {steps}"
+        )
+    if w.at_end == "released":
+        stop = min(stop, steps - 2)
+    if w.start + w.size > stop:
+        bound = f"the trajectory of sampler.steps = {steps}"
+        if stop < steps:
+            bound = f"the steps before {stop}" + (
+                " that window.at_end released leaves it" if w.at_end == "released" else ""
+            )
+        raise ValueError(
+            f"window.start {w.start} + window.size {w.size} is longer than {bound}; shorten the "
+            "window or raise sampler.steps"
+        )
+    if w.count is not None and w.fraction < 1:
+        raise ValueError("window.count and window.fraction say the same twice; give one of them")
+    if w.count is not None and w.count > w.size:
+        raise ValueError(
+            f"window.count {w.count} is more than the window has steps, window.size {w.size}"
+        )
+    if w.strategy == "linear-decay" and w.interval_min > w.interval:
+        raise ValueError(
+            f"window.interval_min {w.interval_min} is larger than window.interval {w.interval}"
+        )
+
+
+def _fits_sampler(config: RunConfig) -> None:
+    s = config.sampler
+    if s.kernel == "cps" and s.eta > 1:
+        raise ValueError(
+            f"sampler.eta {s.eta} is above 1, which the cps kernel does not know: "
+            "its noise is sigma' sin(eta pi / 2)"
+        )
+    if s.density == "released" and s.kernel != "cps":
+        raise ValueError(
+            f"sampler.density released is a form of the cps kernel's, sampler.kernel is {s.kernel}"
+        )
+    if s.sde == "all" and (s.order > 1 or s.head_ratio < 1 or s.tail_ratio < 1):
+        raise ValueError(
+            "sampler.sde all leaves no ODE step for sampler.order, sampler.head_ratio and "
+            "sampler.tail_ratio to speak of; leave them at 1"
+        )
+    guard = config.objective.ratio == "guard" or config.objective.step_weight == "noise"
+    if guard and s.density == "released":
+        raise ValueError(
+            "sampler.density released has no std that objective.ratio guard and "
+            "objective.step_weight noise could use; take the normalised density"
+        )
+
+
+def _fits_group(config: RunConfig) -> None:
+    o, group = config.objective, config.rollout.group_size
+    if o.best_of is not None and 2 * o.best_of > group:
+        raise ValueError(
+            f"objective.best_of {o.best_of} best and as many worst images are more than "
+            f"rollout.group_size {group}"
+        )
+    if o.updates > config.trained_images:
+        raise ValueError(
+            f"objective.updates {o.updates} is more than the {config.trained_images} images of a "
+            "group that rollout.group_size and objective.best_of leave to train with; every "
+            "update takes at least one image of each prompt"
+        )
+
+
+def _fits_optimizer(config: RunConfig) -> None:
+    o = config.optimizer
+    if o.warmup >= config.iterations and o.warmup:
+        raise ValueError(
+            f"optimizer.warmup {o.warmup} is not shorter than iterations {config.iterations}"
+        )
+    if o.name != "adamw" and "." not in o.name:
+        raise ValueError(
+            f"optimizer.name {o.name} is neither adamw nor an import path such as torch.optim.Muon"
+        )
+
+
+_MAPPINGS = {"rewards.train", "optimizer.options"}
+"""Values whose keys are the user's, not settings."""
+
+UNHASHED_SECTIONS = {"health", "output"}
 
 
 def differences(config: RunConfig) -> dict[str, Any]:
@@ -201,8 +352,7 @@ def differences(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(value: Any, base: Any, key: str) -> None:
-        # `rewards.train` is a value, not a section: its keys are names of rewards.
-        if isinstance(value, dict) and key != "rewards.train":
+        if isinstance(value, dict) and key not in _MAPPINGS:
             for name, inner in value.items():
                 walk(inner, base[name], f"{key}.{name}" if key else name)
         elif value != base:

@@ -1,22 +1,43 @@
 """Judges a policy on held-out prompts: ODE sampling, fixed noise, every reward.
 
+    python -m mixgrpo.evaluate RUN [--checkpoint ITER] [--p-mix P]... [--json]
+
 The only measure by which settings are compared. Rewards of a rollout are not: they change with the
 window's position alone, because late noise does less damage than early noise.
 """
 
 import hashlib
+import json
+import sys
+import textwrap
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
+import typer
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mixgrpo.errors import RepeatableError, RunError
+from mixgrpo import cli
+from mixgrpo.atomic import write_text
+from mixgrpo.errors import ConfigError, RepeatableError, RunError
+from mixgrpo.inference import Sampling, draw, images_at_once
 from mixgrpo.models import Policy
-from mixgrpo.randomness import normal
-from mixgrpo.rewards import Reward
-from mixgrpo.rollout import Velocity, sample_ode
-from mixgrpo.schedule import sigma_schedule
+from mixgrpo.randomness import generator, normal
+from mixgrpo.rewards import Reward, load_reward
+from mixgrpo.rollout import Velocity
+
+if TYPE_CHECKING:
+    from mixgrpo.policy import Loaded
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+FEW_PROMPTS = 20
+"""Below this a bootstrap interval is clearly too narrow, and the table says so."""
 
 
 def choose(prompts: list[str], count: int) -> list[str]:
@@ -54,22 +75,18 @@ def evaluate(
     steps: int,
     shift: float,
     batch: int = 128,
+    reference: Velocity | None = None,
+    p_mix: float = 1.0,
 ) -> Evaluation:
     """Sample every prompt by the ODE from `noise` [prompts * images, ...] and score the images.
 
+    With `reference`, the base model, the trained one takes the fraction `p_mix` of the steps only.
     Batches of the same size give the same bytes; `batch` is part of what is held fixed.
     """
     per_prompt = len(noise) // len(prompts)
     repeated = [p for p in prompts for _ in range(per_prompt)]
-    sigmas = sigma_schedule(steps, shift, torch.float64)
-    images = []
-    for begin in range(0, len(repeated), batch):
-        part = slice(begin, begin + batch)
-        with torch.no_grad():
-            conditioning = policy.encode(repeated[part])
-            latents = sample_ode(velocity, sigmas, conditioning, noise[part])
-            images.append(policy.decode(latents))
-    pixels = torch.cat(images)
+    sampling = Sampling(steps, shift, p_mix)
+    pixels = draw(policy, velocity, reference or velocity, sampling, repeated, noise, batch)
     scores = {r.name: score(r, pixels, repeated).unflatten(0, (-1, per_prompt)) for r in rewards}
     return Evaluation(prompts, pixels.unflatten(0, (-1, per_prompt)), scores)
 
@@ -99,3 +116,255 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
         bad = prompts[int((~values.isfinite()).nonzero()[0])]
         raise RepeatableError(f"reward {reward.name}: returned NaN or Inf for {bad!r}")
     return values
+
+
+class Interval(NamedTuple):
+    """A mean and its interval, NaN where one value alone tells nothing of the others."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: NDArray[np.float64], seed: int) -> list[Interval]:
+    """95 % percentile bootstrap intervals of the column means of `values` [prompts, columns].
+
+    Prompts are drawn with replacement, whole rows, so that columns stay paired; the same `seed`
+    and number of prompts draw the same rows. Efron and Tibshirani 1993, section 13.3.
+    """
+    count = len(values)
+    rng = generator("bootstrap", seed)
+    means = np.stack([values[rng.integers(count, size=count)].mean(0) for _ in range(RESAMPLES)])
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    if count < 2:
+        low = high = np.full(values.shape[1], np.nan)
+    return [Interval(*map(float, row)) for row in zip(values.mean(0), low, high, strict=True)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One reward of one way to sample."""
+
+    reward: str
+    role: str
+    """Whether the run trains on the reward, holds it out, or does not know it."""
+    sampling: Sampling
+    mean: Interval
+    difference: Interval | None
+    """Minus the base model, paired by prompt and noise. None for the base model itself."""
+
+
+def compare(
+    loaded: "Loaded",
+    ways: Sequence[Sampling],
+    rewards: dict[str, Reward],
+    prompts: list[str],
+    images: int,
+    seed: int,
+) -> list[Row]:
+    """Every reward of every way to sample the same images, the first of which is the base model's.
+
+    Intervals are over prompts, each of which counts by the mean of its `images`.
+    """
+    config, policy = loaded.config, loaded.policy
+    device = next(policy.network.parameters()).device
+    noise = evaluation_noise(seed, prompts, images, policy.latent_shape).to(device)
+    columns = []
+    for way in ways:
+        judged = evaluate(
+            policy,
+            loaded.velocity,
+            list(rewards.values()),
+            prompts,
+            noise,
+            way.steps,
+            way.shift,
+            images_at_once(config.compute),
+            loaded.reference,
+            way.p_mix,
+        )
+        columns += [judged.scores[r.name].double().mean(1).numpy() for r in rewards.values()]
+    means = np.stack(columns, 1)
+    base = np.tile(means[:, : len(rewards)], len(ways))
+    intervals, differences = bootstrap(means, seed), bootstrap(means - base, seed)
+    rows = []
+    for r, name in enumerate(rewards):
+        held_out = "held out" if name in config.rewards.held_out else "neither trained nor held out"
+        role = "trained on" if name in config.rewards.train else held_out
+        for w, way in enumerate(ways):
+            i = w * len(rewards) + r
+            rows.append(Row(name, role, way, intervals[i], differences[i] if w else None))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, a block for each reward, its columns as wide as they need to be."""
+    head = ["", "mean", "95 % interval", "minus base", "95 % interval"]
+    cells: list[list[str]] = []
+    for row in rows:
+        d = row.difference
+        change = ["", ""] if d is None else [f"{d.mean:+.4f}", _bounds(d, "+.4f")]
+        cells.append(
+            [f"  {row.sampling.label}", f"{row.mean.mean:.4f}", _bounds(row.mean, ".4f"), *change]
+        )
+    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+
+    def laid_out(line: list[str]) -> str:
+        first, *rest = (
+            text.rjust(w) if i else text.ljust(w)
+            for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    lines = [laid_out(head)]
+    for i, row in enumerate(rows):
+        if i == 0 or row.reward != rows[i - 1].reward:
+            lines.append(f"{row.reward} ({row.role})")
+        lines.append(laid_out(cells[i]))
+    return "\n".join(lines)
+
+
+def _bounds(interval: Interval, form: str) -> str:
+    if np.isnan(interval.low):
+        return "-"
+    return f"[{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _covers(prompts: int, images: int) -> str:
+    """What the intervals say, and what they do not."""
+    each = "1 image" if images == 1 else f"the mean of {images} images"
+    text = (
+        f"Intervals: {100 * LEVEL:g} % percentile bootstrap over the {prompts} prompts ({each} "
+        f"each; {RESAMPLES:,} resamples). They cover the choice of prompts, for this one trained "
+        "model: not what another seed of training would have given."
+    )
+    if prompts < 2:
+        return text + " One prompt alone has no interval."
+    if prompts < FEW_PROMPTS:
+        return text + f" With fewer than {FEW_PROMPTS} prompts they are too narrow."
+    return text
+
+
+def _hybrid(way: Sampling) -> str:
+    return (
+        f"{way.label}: the first {way.trained_steps} of {way.steps} steps with the trained model, "
+        "the rest with the base model."
+    )
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    def numbers(interval: Interval | None) -> dict[str, float | None] | None:
+        if interval is None:
+            return None
+        return {k: None if np.isnan(v) else v for k, v in interval._asdict().items()}
+
+    return {
+        "reward": row.reward,
+        "role": row.role,
+        "policy": row.sampling.label,
+        "p_mix": row.sampling.p_mix,
+        "trained_steps": row.sampling.trained_steps,
+        **(numbers(row.mean) or {}),
+        "minus_base": numbers(row.difference),
+    }
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="A run's folder; it is only read.")],
+    checkpoint: Annotated[
+        int | None, typer.Option(help="Iteration of the checkpoint; the newest without it.")
+    ] = None,
+    p_mix: Annotated[
+        list[float] | None,
+        typer.Option(help="Also hybrid: this fraction of the steps trained, the rest base model."),
+    ] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="A further reward beside those of the run.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="ODE steps.")] = None,
+    shift: Annotated[float | None, typer.Option(help="Time shift of the steps.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Images per prompt.")] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=0, help="Number of held-out prompts; 0 means all.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the images' noise.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file instead of the terminal.")
+    ] = None,
+) -> None:
+    """Score a run's model on its held-out prompts, beside the base model it started from.
+
+    What is not given is as in the run's own evaluations. Pure and hybrid inference are separate
+    rows: "pure" is the trained model alone.
+    """
+    from mixgrpo.policy import load_run
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    if out is not None:
+        check_outside(out, run)
+        if out.is_dir() or not out.parent.is_dir():
+            raise ConfigError(f"--out {out}: cannot be written as a file; name one in a folder")
+    loaded = load_run(run, checkpoint)
+    config = loaded.config
+    names = dict.fromkeys([*config.rewards.train, *config.rewards.held_out, *(reward or [])])
+    rewards = {name: load_reward(name) for name in names}
+    ev = config.evaluation
+    base = Sampling(steps or ev.steps, ev.shift if shift is None else shift, p_mix=0.0)
+    asked = dict.fromkeys([0.0, 1.0, *(p_mix or [])])
+    ways = [replace(base, p_mix=p) for p in asked]
+    if loaded.iteration == 0:  # nothing was trained: all of them would be the base model
+        ways = ways[:1]
+    chosen = choose(loaded.policy.held_out_prompts(), ev.prompts if prompts is None else prompts)
+    images = images or ev.images_per_prompt
+    seed = config.seed if seed is None else seed
+    rows = compare(loaded, ways, rewards, chosen, images, seed)
+
+    notes = [_covers(len(chosen), images)]
+    notes += [_hybrid(way) for way in ways if way.p_mix not in (0, 1)]
+    if loaded.iteration == 0:
+        notes.append("This is the base model: nothing was trained at iteration 0.")
+    if as_json:
+        text = json.dumps(
+            {
+                "run": str(run),
+                "checkpoint": loaded.iteration,
+                "prompts": len(chosen),
+                "images_per_prompt": images,
+                "seed": seed,
+                "steps": base.steps,
+                "shift": base.shift,
+                "notes": notes,
+                "rows": [_as_json(row) for row in rows],
+            },
+            indent=2,
+            allow_nan=False,
+        )
+    else:
+        text = "\n".join(
+            [
+                f"run {run}, checkpoint {loaded.iteration} of {config.iterations} iterations",
+                f"{len(chosen)} held-out prompts x {images} images, seed {seed}; "
+                f"{base.steps} ODE steps, shift {base.shift:g}",
+                "",
+                table(rows),
+                "",
+                *(textwrap.fill(note, 80) for note in notes),
+            ]
+        )
+    if out is None:
+        print(text)
+    else:
+        write_text(out, text + "\n")
+        print(out)
+
+
+def check_outside(place: Path, run: Path) -> None:
+    """ConfigError where `place` lies in the folder of `run`, which is only read."""
+    if place.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{place}: lies in the run's folder, which is only read; name another")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,6 +1,6 @@
 """The clipped policy objective of GRPO (MixGRPO Eq. 6; Schulman et al. 2017, Eq. 7)."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,14 +26,54 @@ def grpo_loss(
     Returns the loss [] and its statistics.
     """
     delta = new_log_prob - old_log_prob
-    ratio = delta.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
     with torch.no_grad():
-        distance = (ratio - 1).abs()
+        distance = (delta.exp() - 1).abs()
         stats = LossStats(
             ratio_max=distance.max(),
             clip_fraction=(distance > clip_range).to(delta.dtype).mean(),
             delta_max=delta.abs().max(),
         )
-    return loss, stats
+    return clipped_terms(delta, advantages, clip_range).mean(), stats
+
+
+def clipped_terms(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) of every entry; ratio = exp(log_ratio)."""
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.maximum(-advantages * ratio, -advantages * clipped)
+
+
+def guarded_log_ratio(log_ratio: Tensor, mean: Tensor, mean_old: Tensor, std: Tensor) -> Tensor:
+    """GRPO-Guard's normalised log-ratio [B] (arXiv 2510.22319), for every sample by itself.
+
+        (log_ratio + mean over elements of (mean - mean_old)^2 / (2 std^2)) std
+
+    Its expectation under the rollout policy is 0 and its size is that of the change of the mean at
+    every noise level, neither of which holds for the plain one. log_ratio [B]; mean, mean_old
+    [B, ...]; std [] or [B], on the CPU. Zero where std = 0.
+    """
+    noise = torch.where(std > 0, std, torch.ones_like(std)).to(log_ratio.dtype)
+    if noise.dim():
+        noise, std = noise.to(log_ratio.device), std.to(log_ratio.device)
+    bias = (mean - mean_old).square().flatten(1).mean(1) / (2 * noise**2)
+    return (log_ratio + bias) * noise * (std > 0)
+
+
+def step_weights(
+    kind: Literal["none", "noise", "inverse-dt"], stds: list[float], dts: list[float]
+) -> list[float]:
+    """Weight of each trained step's loss, with mean 1 over the steps.
+
+    * noise: in proportion to the step's std (TempFlow-GRPO, arXiv 2508.04324: as much as a step
+      explores).
+    * inverse-dt: in proportion to 1 / -dt (the gradient re-weighting of GRPO-Guard).
+
+    `dts` are negative. Equal weights where no step has noise.
+    """
+    raw = {
+        "none": [1.0] * len(stds),
+        "noise": stds,
+        "inverse-dt": [-1 / dt for dt in dts],
+    }[kind]
+    total = sum(raw)
+    return [value * len(raw) / total for value in raw] if total else [1.0] * len(raw)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from mixgrpo.config import SamplerConfig
+from mixgrpo.config import RunConfig, SamplerConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,12 +18,18 @@ StepKind = Literal["ode", "sde", "dpm"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of one trajectory: ODE before the window, SDE inside, ODE or DPM after it."""
+    """The steps of one trajectory: the head before the window, the window, the tail after it."""
 
     sampler: SamplerConfig
     kinds: tuple[StepKind, ...]
+    window: tuple[int, ...]
+    """Indices of the steps that are trained; all of them are SDE steps."""
+    head: int
+    """Steps before the window."""
+    head_on_grid: int
+    """Steps of the sampler's own grid that the head stands for: more where it is accelerated."""
     tail_begin: int
-    """First step after the window; the grid is the sampler's own up to there."""
+    """First step after the window."""
 
     @property
     def steps(self) -> int:
@@ -31,8 +37,8 @@ class Plan:
         return len(self.kinds)
 
     @property
-    def window(self) -> tuple[int, ...]:
-        """Indices of the SDE steps, which are the trained ones: as many as NFE_theta."""
+    def sde(self) -> tuple[int, ...]:
+        """Indices of the random steps: the window's, or all."""
         return tuple(i for i, kind in enumerate(self.kinds) if kind == "sde")
 
     @property
@@ -41,22 +47,34 @@ class Plan:
 
         That is every step up to and including the first SDE step.
         """
-        return min((*self.window, self.steps - 1)) + 1
+        return min((*self.sde, self.steps - 1)) + 1
+
+    @property
+    def window_begins_shared(self) -> bool:
+        """Whether the window's first step is the first random one."""
+        return bool(self.window) and self.window[0] == self.shared_steps - 1
 
     @cached_property
     def sigmas(self) -> "Tensor":
         """The grid [steps + 1] in float64, from 1 to 0."""
         import torch
 
-        from mixgrpo.schedule import sigma_schedule, tail_schedule
+        from mixgrpo.schedule import head_schedule, sigma_schedule, tail_schedule
 
         total, shift = self.sampler.steps, self.sampler.shift
         grid = sigma_schedule(total, shift, torch.float64)
-        if self.tail_begin == total:
-            return grid
-        tail_steps = self.steps - self.tail_begin
-        tail = tail_schedule(total, self.tail_begin, tail_steps, shift, torch.float64)
-        return torch.cat([grid[: self.tail_begin], tail])
+        begin = self.head_on_grid
+        end = begin + self.tail_begin - self.head
+        parts = [grid[begin : end + 1]]
+        if self.head != begin:
+            head = head_schedule(total, begin, self.head, shift, torch.float64)
+            parts.insert(0, head[:-1])
+        elif begin:
+            parts.insert(0, grid[:begin])
+        if end < total:
+            tail = tail_schedule(total, end, self.steps - self.tail_begin, shift, torch.float64)
+            parts = [*parts[:-1], parts[-1][:-1], tail]
+        return torch.cat(parts)
 
     def evaluations(self, group_size: int, shared_noise: bool = True) -> int:
         """Network evaluations of the rollout of one group of N images.
@@ -67,32 +85,80 @@ class Plan:
         return shared + group_size * (self.steps - shared)
 
     def update_evaluations(
-        self, group_size: int, updates: int = 1, shared_noise: bool = True
+        self,
+        group_size: int,
+        updates: int = 1,
+        shared_noise: bool = True,
+        per_image: int | None = None,
     ) -> int:
         """Network evaluations with gradient of one group in one iteration of `updates` updates.
 
-        With shared noise the window's first step is evaluated once per update, not per image.
+        `group_size`: its images that are trained with. `per_image`: the trained steps of each, all
+        of the window's where none is given. With shared noise the window's first step is
+        evaluated once per update, not per image, if all images train it.
         """
-        trained = len(self.window)
-        shared = 1 if shared_noise and trained else 0
+        size = len(self.window)
+        trained = size if per_image is None else per_image
+        shared = int(shared_noise and trained == size and self.window_begins_shared)
         return shared * updates + group_size * (trained - shared)
 
 
 def make_plan(sampler: SamplerConfig, window_steps: Iterable[int]) -> Plan:
-    """The trajectory of `sampler` with SDE steps at `window_steps`.
+    """The trajectory of `sampler` whose steps `window_steps` are trained.
 
     With l = the first and l + w - 1 = the last of them, n = max(1, round((T - l - w) ratio)) steps
-    follow, or none where l + w = T (MixGRPO Sec. 3.4). Without window steps: a pure ODE
-    trajectory. ValueError for steps outside the trajectory.
+    follow, or none where l + w = T (MixGRPO Sec. 3.4); the l steps before become
+    max(1, round(l head_ratio)). Without window steps: a pure ODE trajectory. ValueError for steps
+    outside the trajectory.
     """
     window = sorted(set(window_steps))
     total = sampler.steps
     if window and not 0 <= window[0] <= window[-1] < total:
         raise ValueError(f"window steps {window} are not within a trajectory of {total} steps")
-    begin = window[-1] + 1 if window else total
-    rest = total - begin
-    tail = max(1, round(rest * sampler.tail_ratio)) if rest else 0
-    tail_kind: StepKind = "dpm" if sampler.tail_ratio < 1 or sampler.order > 1 else "ode"
-    inside = set(window)
-    head: list[StepKind] = ["sde" if i in inside else "ode" for i in range(begin)]
-    return Plan(sampler, (*head, *[tail_kind] * tail), begin)
+    first, after = (window[0], window[-1] + 1) if window else (total, total)
+    head = _accelerated(first, sampler.head_ratio if window else 1.0)
+    tail = _accelerated(total - after, sampler.tail_ratio)
+    if sampler.sde == "all" and window:
+        kinds: list[StepKind] = ["sde"] * total
+    else:
+        head_kind: StepKind = "dpm" if sampler.head_ratio < 1 and window else "ode"
+        tail_kind: StepKind = "dpm" if sampler.tail_ratio < 1 or sampler.order > 1 else "ode"
+        inside = set(window)
+        middle: list[StepKind] = ["sde" if i in inside else "ode" for i in range(first, after)]
+        kinds = [*[head_kind] * head, *middle, *[tail_kind] * tail]
+    moved = head - first
+    return Plan(
+        sampler=sampler,
+        kinds=tuple(kinds),
+        window=tuple(i + moved for i in window),
+        head=head,
+        head_on_grid=first,
+        tail_begin=after + moved,
+    )
+
+
+def _accelerated(steps: int, ratio: float) -> int:
+    return max(1, round(steps * ratio)) if steps else 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Network evaluations of one iteration, counted as the trainer counts them."""
+
+    forward: int
+    """In the rollout and the updates, the reference model's included."""
+    backward: int
+    """With gradient, in the updates."""
+
+
+def iteration_cost(config: RunConfig, iteration: int) -> Cost:
+    """What `iteration` costs on one process where no group is skipped."""
+    plan = make_plan(config.sampler, config.make_window().steps_at(iteration))
+    shared = config.rollout.noise == "shared"
+    update = plan.update_evaluations(
+        config.trained_images, config.objective.updates, shared, config.trained_per_image
+    )
+    rollout = plan.evaluations(config.rollout.group_size, shared)
+    judged = update * (2 if config.objective.kl_weight else 1)
+    prompts = config.rollout.prompts
+    return Cost(prompts * (rollout + judged), prompts * update)

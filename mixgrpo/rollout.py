@@ -1,10 +1,10 @@
 """Runs a plan over groups of images and computes what the images share only once.
 
-With the same initial noise in a group, all its images are the same up to the window's first step:
+With the same initial noise in a group, all its images are the same up to the first random step:
 the steps before it and the velocity at it are evaluated once per prompt. This changes no result.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,10 +13,17 @@ from torch import Tensor
 from mixgrpo.dpm import DPMSolver
 from mixgrpo.models import Conditioning
 from mixgrpo.plan import Plan
-from mixgrpo.steps import SDEStep, log_prob, ode_step, predict_x0, sde_step
+from mixgrpo.steps import (
+    Coefficients,
+    log_prob,
+    ode_step,
+    predict_x0,
+    step_coefficients,
+    wide,
+)
 
-Velocity = Callable[[Tensor, float, Conditioning], Tensor]
-"""(latents [B, ...], sigma, conditioning of B rows) -> velocity [B, ...]."""
+Velocity = Callable[[Tensor, float | Tensor, Conditioning], Tensor]
+"""(latents [B, ...], sigma as one number or [B], conditioning of B rows) -> velocity [B, ...]."""
 
 
 class CountedVelocity:
@@ -26,34 +33,41 @@ class CountedVelocity:
         self._velocity = velocity
         self.evaluations = 0
 
-    def __call__(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+    def __call__(
+        self, latents: Tensor, sigma: float | Tensor, conditioning: Conditioning
+    ) -> Tensor:
         self.evaluations += len(latents)
         return self._velocity(latents, sigma, conditioning)
 
 
 @dataclass(frozen=True)
 class WindowStep:
-    """One SDE step as the rollout took it; what the update needs to judge it again."""
+    """One trained step as the rollout took it; what the update needs to judge it again."""
 
     index: int
     """Index of the step in the plan."""
     latents: Tensor
-    """Before the step: [P, ...] where the group shares them, else [P, N, ...]."""
+    """Before the step: [P, 1, ...] where the group shares them, else [P, N, ...]."""
     sample: Tensor
     """After the step: [P, N, ...]."""
+    mean: Tensor
+    """Of the step's distribution under the rollout policy: like `latents`, float32 or better."""
     log_prob: Tensor
     """Of `sample` under the rollout policy: [P, N]."""
-    shared: bool
-    """Whether `latents` are shared by the group."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether the images of a group begin the step from the same latents."""
+        return self.latents.shape[1] < self.sample.shape[1]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """P groups of N images, each from pure noise to sigma = 0."""
+    """P groups of N images, each from pure noise to the image."""
 
     plan: Plan
     latents: Tensor
-    """[P, N, ...] at sigma = 0."""
+    """What is decoded: [P, N, ...], or [P, 1, ...] where nothing random told the images apart."""
     window: list[WindowStep] = field(repr=False)
 
 
@@ -62,18 +76,48 @@ def repeat(conditioning: Conditioning, times: int) -> Conditioning:
     return {k: v.repeat_interleave(times, 0) for k, v in conditioning.items()}
 
 
-def sde_transition(plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor | None) -> SDEStep:
-    """Step `index` of `plan` as its sampler's kernel takes it; tensors [B, ...]."""
-    return sde_step(
-        x,
-        v,
+def take(conditioning: Conditioning, rows: slice | Tensor) -> Conditioning:
+    """Some rows."""
+    return {k: v[rows] for k, v in conditioning.items()}
+
+
+def slices(count: int, size: int | None) -> Iterator[slice]:
+    """0 .. count - 1 in consecutive slices of `size`, the last one shorter; none: one slice."""
+    size = size or max(1, count)
+    for begin in range(0, count, size):
+        yield slice(begin, min(begin + size, count))
+
+
+def plan_coefficients(plan: Plan, index: int) -> Coefficients:
+    """What random step `index` of `plan` does, by its sampler's kernel."""
+    return step_coefficients(
         plan.sigmas[index],
         plan.sigmas[index + 1],
         eta=plan.sampler.eta,
         kind=plan.sampler.kernel,
         sigma_max=plan.sigmas[1],
-        noise=noise,
     )
+
+
+def batched(
+    velocity: Velocity,
+    latents: Tensor,
+    sigma: float | Tensor,
+    conditioning: Conditioning,
+    limit: int | None,
+) -> Tensor:
+    """The velocity at latents [B, ...], at most `limit` of them in one forward."""
+    if limit is None or len(latents) <= limit:
+        return velocity(latents, sigma, conditioning)
+    parts = [
+        velocity(
+            latents[rows],
+            sigma[rows] if isinstance(sigma, Tensor) and sigma.dim() else sigma,
+            take(conditioning, rows),
+        )
+        for rows in slices(len(latents), limit)
+    ]
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -84,114 +128,106 @@ def rollout(
     initial_noise: Tensor,
     step_noise: Tensor,
     chunk: int,
+    limit: int | None = None,
     share: bool = True,
 ) -> Rollout:
     """Sample P groups of N images along `plan` (MixGRPO Alg. 1, lines 5 to 12).
 
-    conditioning: P rows. initial_noise: [P, ...], one per group. step_noise: [P, N, w, ...], the
-    noise of each image at each SDE step. `chunk`: images per prompt and forward inside the window;
-    with the number that an update takes, the update's replay has the same batch geometry, so that
-    the ratio before the first update is exactly 1. `share=False` evaluates every image on its own
-    from the first step on, to the same result (for tests and measurements).
+    conditioning: P rows. initial_noise: [P, 1, ...] shared by a group, or [P, N, ...]. step_noise:
+    [P, N, S, ...], the noise of each image at each of the S random steps. `chunk`: images per
+    prompt and forward inside the window; with the number that an update takes, the update has the
+    same batch geometry, so that the ratio before the first update is exactly 1. `limit`: the most
+    latents in one forward. `share=False` evaluates every image on its own from the first step on,
+    to the same result (for tests and measurements).
     """
     group = step_noise.shape[1]
-    if group % chunk:
-        raise ValueError(f"a chunk of {chunk} does not divide a group of {group}")
-    chunked = repeat(conditioning, chunk)
-    whole = repeat(conditioning, group)
-    # [P, 1, ...] while the group is one image, [P, N, ...] from the first SDE step on.
-    x = initial_noise.unsqueeze(1)
-    if not share:
-        x = _expand(x, group)
+    x = initial_noise if share else _expand(initial_noise, group)
+    final = x
     solver = DPMSolver(plan.sampler.order, plan.sampler.variant)
     seen: list[Tensor] = []  # x0 predictions, [P, 1 or N, ...]
     window: list[WindowStep] = []
+    trained = set(plan.window)
+    random_steps = 0
     for index, kind in enumerate(plan.kinds):
         sigma = float(plan.sigmas[index])
+        together = x.shape[1] if kind != "sde" or index not in trained else chunk
+        v = _velocity(velocity, x, sigma, conditioning, together, limit)
+        x0 = predict_x0(x, v, sigma)
         if kind == "sde":
-            noise = step_noise[:, :, len(window)]
-            step, x0 = _window_step(velocity, plan, index, x, noise, conditioning, chunked, chunk)
-            window.append(step)
-            seen.append(x0)
+            step = _random_step(plan, index, x, v, step_noise[:, :, random_steps], together)
+            random_steps += 1
+            if index in trained:
+                window.append(step)
             x = step.sample
-            continue
-        flat = x.flatten(0, 1)
-        v = velocity(flat, sigma, conditioning if x.shape[1] == 1 else whole)
-        if kind == "ode":
-            seen.append(predict_x0(flat, v, sigma).unflatten(0, x.shape[:2]))
-            after = ode_step(flat, v, sigma, plan.sigmas[index + 1])
+        elif kind == "ode":
+            x = ode_step(x, v, sigma, plan.sigmas[index + 1])
         else:
-            if index == plan.tail_begin and plan.sampler.history == "keep":
-                for x0 in seen[1 - plan.sampler.order :] if plan.sampler.order > 1 else []:
-                    solver.observe(_expand(x0, x.shape[1]).flatten(0, 1))
-            after = solver.step(flat, predict_x0(flat, v, sigma), plan.sigmas, index)
-        x = after.unflatten(0, x.shape[:2])
+            if index == plan.tail_begin:
+                solver.reset()
+                if plan.sampler.history == "keep" and plan.sampler.order > 1:
+                    for earlier in seen[1 - plan.sampler.order :]:
+                        solver.observe(_expand(earlier, x.shape[1]))
+            x = solver.step(x, x0, plan.sigmas, index)
+        seen.append(x0)
         del seen[:-2]  # no solver looks further back
-    return Rollout(plan, _expand(x, group), window)
+        final = x0.to(x.dtype) if plan.sampler.decode == "x0" else x
+    return Rollout(plan, _expand(final, group), window)
 
 
-def _window_step(
+def _velocity(
     velocity: Velocity,
-    plan: Plan,
-    index: int,
     x: Tensor,
-    noise: Tensor,
+    sigma: float,
     conditioning: Conditioning,
-    chunked: Conditioning,
-    chunk: int,
-) -> tuple[WindowStep, Tensor]:
-    """One SDE step of all groups, and its x0 predictions [P, 1 or N, ...]."""
-    prompts, group = noise.shape[:2]
-    sigma = float(plan.sigmas[index])
-    shared = x.shape[1] == 1
-    v_shared = velocity(x[:, 0], sigma, conditioning) if shared else None
-    samples, log_probs, x0s = [], [], []
-    for begin in range(0, group, chunk):
-        images = slice(begin, begin + chunk)
-        if v_shared is not None:
-            x_chunk = _rows(x, chunk)
-            v = v_shared.repeat_interleave(chunk, 0)
-        else:
-            x_chunk = x[:, images].flatten(0, 1)
-            v = velocity(x_chunk, sigma, chunked)
-            x0s.append(predict_x0(x_chunk, v, sigma).unflatten(0, (prompts, chunk)))
-        step = sde_transition(plan, index, x_chunk, v, noise[:, images].flatten(0, 1))
-        samples.append(step.sample.unflatten(0, (prompts, chunk)))
-        log_probs.append(log_prob(step.sample, step.mean, step.std).unflatten(0, (prompts, chunk)))
-    if v_shared is not None:
-        x0s.append(predict_x0(x[:, 0], v_shared, sigma).unsqueeze(1))
-    taken = WindowStep(
-        index=index,
-        latents=x[:, 0] if shared else x,
-        sample=torch.cat(samples, 1),
-        log_prob=torch.cat(log_probs, 1),
-        shared=shared,
-    )
-    return taken, torch.cat(x0s, 1)
+    together: int,
+    limit: int | None,
+) -> Tensor:
+    """The velocity at x [P, 1 or N, ...], `together` images of every prompt in one forward."""
+    parts = []
+    for images in slices(x.shape[1], together):
+        part = x[:, images]
+        rows = part.shape[1]
+        flat = batched(velocity, part.flatten(0, 1), sigma, repeat(conditioning, rows), limit)
+        parts.append(flat.unflatten(0, part.shape[:2]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def replay(
-    velocity: Velocity,
-    plan: Plan,
-    step: WindowStep,
-    images: slice,
-    conditioning: Conditioning,
-    chunked: Conditioning,
-) -> SDEStep:
-    """The distribution of one SDE step for some images of every group, under today's policy.
+def _random_step(
+    plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor, chunk: int
+) -> WindowStep:
+    """SDE step `index` from x [P, 1 or N, ...] with noise [P, N, ...]."""
+    c = plan_coefficients(plan, index)
+    mean = wide(x) * c.x + wide(v) * c.v
+    sample = (mean + c.std * wide(noise)).to(x.dtype)
+    std = torch.tensor(c.std, dtype=mean.dtype)
+    means = _expand(mean, noise.shape[1])
+    densities = [
+        log_prob(
+            sample[:, images].flatten(0, 1),
+            means[:, images].flatten(0, 1),
+            std,
+            plan.sampler.density,
+        ).unflatten(0, (len(x), -1))
+        for images in slices(noise.shape[1], chunk)
+    ]
+    return WindowStep(index, x, sample, mean, torch.cat(densities, 1))
 
-    conditioning: P rows; chunked: the same repeated for the images of the slice. Returns a step
-    whose mean is [P * images, ...]; its sample is that mean. Differentiable.
-    """
-    sigma = float(plan.sigmas[step.index])
-    size = images.stop - images.start
-    if step.shared:
-        x = step.latents.repeat_interleave(size, 0)
-        v = velocity(step.latents, sigma, conditioning).repeat_interleave(size, 0)
-    else:
-        x = step.latents[:, images].flatten(0, 1)
-        v = velocity(x, sigma, chunked)
-    return sde_transition(plan, step.index, x, v, torch.zeros_like(x))
+
+def join(rollouts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of the same plan, one group after the other."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+    window = [
+        WindowStep(
+            index=steps[0].index,
+            latents=torch.cat([s.latents for s in steps]),
+            sample=torch.cat([s.sample for s in steps]),
+            mean=torch.cat([s.mean for s in steps]),
+            log_prob=torch.cat([s.log_prob for s in steps]),
+        )
+        for steps in zip(*(r.window for r in rollouts), strict=True)
+    ]
+    return Rollout(rollouts[0].plan, torch.cat([r.latents for r in rollouts]), window)
 
 
 @torch.no_grad()
@@ -204,10 +240,6 @@ def sample_ode(
         v = velocity(x, float(sigmas[i]), conditioning)
         x = ode_step(x, v, sigmas[i], sigmas[i + 1])
     return x
-
-
-def _rows(x: Tensor, times: int) -> Tensor:
-    return x[:, 0].repeat_interleave(times, 0)
 
 
 def _expand(x: Tensor, group: int) -> Tensor:

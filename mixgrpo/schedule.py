@@ -23,6 +23,20 @@ def sigma_schedule(steps: int, shift: float = 3.0, dtype: torch.dtype = torch.fl
     return shift_times(_times(steps), shift).to(dtype)
 
 
+def head_schedule(
+    steps: int, end: int, head_steps: int, shift: float = 3.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A grid of `head_steps` steps from sigma = 1 to step `end` of a T-step schedule.
+
+    Uniform in unshifted time from 1 to t_end, then shifted. Returns [head_steps + 1]; its last
+    entry is sigma_schedule(steps, shift)[end].
+    """
+    if not 0 < end <= steps or head_steps < 1:
+        raise ValueError(f"no head of {head_steps} steps to step {end} of {steps}")
+    last = _times(steps)[end]
+    return shift_times(last + (1 - last) * _times(head_steps), shift).to(dtype)
+
+
 def tail_schedule(
     steps: int, begin: int, tail_steps: int, shift: float = 3.0, dtype: torch.dtype = torch.float32
 ) -> Tensor:

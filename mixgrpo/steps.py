@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 Kernel = Literal["flow", "dance", "cps"]
+Density = Literal["normalised", "released"]
 Sigma = float | Tensor
+
+
+class Coefficients(NamedTuple):
+    """Of a random step: x' = x * x + v * v + std * noise, all host numbers."""
+
+    x: float
+    v: float
+    std: float
 
 
 class SDEStep(NamedTuple):
@@ -24,6 +33,43 @@ class SDEStep(NamedTuple):
     """[B, ...], in float32 or better."""
     std: Tensor
     """[], on the CPU whatever the device: the same for every image and element."""
+
+
+def step_coefficients(
+    sigma: Sigma, sigma_next: Sigma, *, eta: float, kind: Kernel, sigma_max: Sigma
+) -> Coefficients:
+    """What a random step does to x, v and noise.
+
+    flow and dance, with a noise level g (Flow-GRPO Eq. 9, MixGRPO Eq. 4, DanceGRPO Eq. 8):
+
+        mean = x (1 + g^2 dt / (2 sigma)) + v (1 + g^2 (1 - sigma) / (2 sigma)) dt
+        std  = g sqrt(-dt)
+
+    * flow: g = eta sqrt(sigma / (1 - sigma)), where at sigma = 1 the denominator takes
+      `sigma_max`, the schedule's second entry, for sigma.
+    * dance: g = eta.
+
+    cps, coefficients-preserving sampling (Flow-CPS):
+
+        std  = sigma' sin(eta pi / 2)
+        mean = (1 - sigma') x0 + sqrt(sigma'^2 - std^2) eps_hat
+        x0 = x - sigma v,  eps_hat = x + (1 - sigma) v
+
+    ValueError for steps that do not go down.
+    """
+    s, s_next = float(sigma), float(sigma_next)
+    dt = s_next - s
+    if not 0 <= s_next < s <= 1:
+        raise ValueError(f"a step goes from sigma {s} down to {s_next}, within [0, 1]")
+    if kind == "cps":
+        std = s_next * math.sin(eta * math.pi / 2)
+        kept = math.sqrt(s_next**2 - std**2)
+        return Coefficients((1 - s_next) + kept, kept * (1 - s) - (1 - s_next) * s, std)
+    below_one = float(sigma_max) if s == 1 else s
+    g = eta if kind == "dance" else eta * math.sqrt(s / (1 - below_one))
+    x = 1 + g**2 * dt / (2 * s)
+    v = (1 + g**2 * (1 - s) / (2 * s)) * dt
+    return Coefficients(x, v, g * math.sqrt(-dt))
 
 
 def ode_step(x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma) -> Tensor:
@@ -51,70 +97,54 @@ def sde_step(
 ) -> SDEStep:
     """A random step that keeps the ODE's marginals. x, v, noise: [B, ...].
 
-    flow and dance, with a noise level g (Flow-GRPO Eq. 9, MixGRPO Eq. 4, DanceGRPO Eq. 8):
-
-        mean = x (1 + g^2 dt / (2 sigma)) + v (1 + g^2 (1 - sigma) / (2 sigma)) dt
-        std  = g sqrt(-dt)
-
-    * flow: g = eta sqrt(sigma / (1 - sigma)), where at sigma = 1 the denominator takes
-      `sigma_max`, the schedule's second entry, for sigma.
-    * dance: g = eta.
-
-    cps, coefficients-preserving sampling (Flow-CPS):
-
-        std  = sigma' sin(eta pi / 2)
-        mean = (1 - sigma') x0 + sqrt(sigma'^2 - std^2) eps_hat,  eps_hat = x + (1 - sigma) v
-
-    Without `noise` it is drawn from `generator`. ValueError for steps that do not go down.
+    The kernels are those of `step_coefficients`. Without `noise` it is drawn from `generator`.
+    ValueError for steps that do not go down.
     """
-    s, s_next = float(sigma), float(sigma_next)
-    dt = s_next - s
-    if not 0 <= s_next < s <= 1:
-        raise ValueError(f"a step goes from sigma {s} down to {s_next}, within [0, 1]")
-    xw, vw = wide(x), wide(v)
-    if kind == "cps":
-        std = s_next * math.sin(eta * math.pi / 2)
-        eps_hat = xw + (1 - s) * vw
-        mean = (1 - s_next) * (xw - s * vw) + math.sqrt(s_next**2 - std**2) * eps_hat
-    else:
-        g = (
-            eta
-            if kind == "dance"
-            else eta * math.sqrt(s / (1 - (float(sigma_max) if s == 1 else s)))
-        )
-        std = g * math.sqrt(-dt)
-        mean = xw * (1 + g**2 * dt / (2 * s)) + vw * ((1 + g**2 * (1 - s) / (2 * s)) * dt)
+    c = step_coefficients(sigma, sigma_next, eta=eta, kind=kind, sigma_max=sigma_max)
+    mean = wide(x) * c.x + wide(v) * c.v
     if noise is None:
         noise = torch.randn(x.shape, generator=generator, dtype=mean.dtype, device=x.device)
-    sample = (mean + std * wide(noise)).to(x.dtype)
-    return SDEStep(sample, mean, torch.tensor(std, dtype=mean.dtype))
+    sample = (mean + c.std * wide(noise)).to(x.dtype)
+    return SDEStep(sample, mean, torch.tensor(c.std, dtype=mean.dtype))
 
 
-def log_prob(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def log_prob(sample: Tensor, mean: Tensor, std: Tensor, density: Density = "normalised") -> Tensor:
     """Log-density of `sample` under N(mean, std^2), averaged over the elements of each image.
 
-        mean over elements of -(x' - mean)^2 / (2 std^2) - log std - log(2 pi) / 2
+        normalised: mean over elements of -(x' - mean)^2 / (2 std^2) - log std - log(2 pi) / 2
+        released:   mean over elements of -(x' - mean)^2, as the released code has it for cps
 
-    sample, mean: [B, ...]; std: []; returns [B]. The average (not the sum) over the D elements is
-    what clip ranges of the literature refer to (Flow-GRPO Eq. 10); the log-density itself is D
-    times larger. A step without noise (std = 0) has no density: 0, so that its ratio is 1 and its
-    gradient 0.
+    sample, mean: [B, ...]; std: [] or [B], on the CPU; returns [B]. The average (not the sum) over
+    the D elements is what clip ranges of the literature refer to (Flow-GRPO Eq. 10); the
+    log-density itself is D times larger. A step without noise (std = 0) has no density: 0, so that
+    its ratio is 1 and its gradient 0.
     """
-    if not std.any():
-        return 0 * mean.flatten(1).sum(1)
     squares = (wide(sample) - mean).square().flatten(1).mean(1)
-    return -squares / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
+    positive, scale = _positive(std, squares)
+    if density == "released":
+        return -squares * positive
+    normal = -squares / (2 * scale**2) - scale.log() - 0.5 * math.log(2 * math.pi)
+    return normal * positive
 
 
 def gaussian_kl(mean: Tensor, mean_reference: Tensor, std: Tensor) -> Tensor:
     """KL between step Gaussians of the same std, averaged over elements (Flow-GRPO Eq. 11).
 
-    mean over elements of (mean - mean_reference)^2 / (2 std^2); [B, ...] -> [B]. Zero where
-    std = 0, as no density exists there.
+    mean over elements of (mean - mean_reference)^2 / (2 std^2); [B, ...] -> [B]; std: [] or [B],
+    on the CPU. Zero where std = 0, as no density exists there.
     """
-    if not std.any():
-        return 0 * mean.flatten(1).sum(1)
-    return (mean - mean_reference).square().flatten(1).mean(1) / (2 * std**2)
+    squares = (mean - mean_reference).square().flatten(1).mean(1)
+    positive, scale = _positive(std, squares)
+    return squares / (2 * scale**2) * positive
+
+
+def _positive(std: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """1 where std > 0, else 0; and std with 1 for 0. Found on the CPU: no step waits."""
+    positive = std > 0
+    scale = torch.where(positive, std, torch.ones_like(std)).to(like.dtype)
+    if std.dim():
+        return positive.to(like.device, like.dtype), scale.to(like.device)
+    return positive.to(like.dtype), scale
 
 
 def wide(x: Tensor) -> Tensor:

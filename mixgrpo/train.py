@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mixgrpo import cli, lock
+from mixgrpo import cli, jsonlines, lock
 from mixgrpo.atomic import write_json, write_text
 from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash
 from mixgrpo.configfile import dump_config, load_config
@@ -29,6 +29,8 @@ from mixgrpo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from mixgrpo.evaluate import Evaluation
+    from mixgrpo.ranks import Ranks
+    from mixgrpo.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +56,28 @@ _DISK_ERRORS = {
 
 
 def run(
-    config: RunConfig, folder: Path, should_stop: Callable[[], bool] = lambda: False
+    config: RunConfig,
+    folder: Path,
+    should_stop: Callable[[], bool] = lambda: False,
+    ranks: "Ranks | None" = None,
 ) -> Outcome:
     """Begin or continue the run in `folder` until it is finished or `should_stop()`.
 
     `should_stop` is asked after every iteration; a stopped run has a checkpoint of that iteration.
-    A finished run returns at once. ConfigError for what the configuration asks in vain, RunError
-    for what failed; a folder that holds another configuration's run is refused.
+    A finished run returns at once. All `ranks` of a run must call it; the first of them writes.
+    ConfigError for what the configuration asks in vain, RunError for what failed; a folder that
+    holds another configuration's run is refused.
     """
+    from mixgrpo.ranks import join
+
+    ranks = ranks or join()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        claim(config, folder)
-        if (folder / "result.json").exists():
+        if ranks.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            claim(config, folder)
+        if ranks.any(ranks.first and (folder / "result.json").exists()):
             return "finished"
-        return _Run(config, folder).go(should_stop)
+        return _Run(config, folder, ranks).go(should_stop)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
@@ -101,38 +111,64 @@ def claim(config: RunConfig, folder: Path) -> None:
 class _Run:
     """The folder's side of a run: files, checkpoints, the order of things."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, config: RunConfig, folder: Path, ranks: "Ranks") -> None:
         import torch
 
+        from mixgrpo.health import Health
         from mixgrpo.trainer import Trainer
 
-        self.config, self.folder = config, folder
-        self.trainer = Trainer(config, "cuda" if torch.cuda.is_available() else "cpu")
-        self.made_on = {"device": self.trainer.device, "threads": torch.get_num_threads()}
+        self.config, self.folder, self.ranks = config, folder, ranks
+        self.trainer = Trainer(config, ranks)
+        self.made_on = {
+            "device": torch.device(ranks.device).type,
+            "threads": torch.get_num_threads(),
+            **({"processes": ranks.size} if ranks.size > 1 else {}),
+        }
         self.metrics = folder / "metrics.jsonl"
         self.evals = folder / "eval.jsonl"
         self.checkpoints = folder / "checkpoints"
+        self.health = Health(config)
+        self.trackers: Trackers | None = None
 
     def go(self, should_stop: Callable[[], bool]) -> Outcome:
+        from mixgrpo.trackers import open_trackers
+
         done = self._resume()
+        if self.ranks.first:
+            self.trackers = open_trackers(self.config, self.folder, self.folder.name)
+        try:
+            return self._go(done, should_stop)
+        finally:
+            if self.trackers is not None:
+                self.trackers.close()
+
+    def _go(self, done: int, should_stop: Callable[[], bool]) -> Outcome:
         saved = done or None  # what was resumed from need not be written again
-        evaluated = {line["iteration"] for line in _read_lines(self.evals)}
+        # Asked of the first rank, so that all do the same whatever they see of its disk.
+        missing = self._due(done) and not self._evaluated(done)
+        if self.ranks.any(self.ranks.first and missing):
+            self._evaluate(done)
         while True:
-            if self._due(done) and done not in evaluated:
-                self._evaluate(done)
             if done == self.config.iterations:
                 self._finish()
                 return "finished"
-            if should_stop():
+            if self.ranks.any(should_stop()):
                 if saved != done:
                     self._save(done)
                 return "stopped"
-            _append(self.metrics, self.trainer.iterate(done))
+            line = self.trainer.iterate(done)
+            if self.ranks.first:
+                jsonlines.append(self.metrics, line)
+                self._tell(self.health.iteration(line))
+                if self.trackers is not None:
+                    self.trackers.metrics(line)
             done += 1
             every = self.config.output.checkpoint_every
             if done % every == 0 or done == self.config.iterations:
                 self._save(done)
                 saved = done
+            if self._due(done):
+                self._evaluate(done)
 
     def _resume(self) -> int:
         """Take over the newest whole checkpoint; drop what was written after it."""
@@ -143,61 +179,94 @@ class _Run:
         if found is not None:
             done = found.iteration
             self.trainer.load_tensors(found.tensors)
-            if found.made_on != self.made_on:
+            if found.made_on != self.made_on and self.ranks.first:
                 warnings.warn(
                     f"{self.folder}: began with {_in_words(found.made_on)}, goes on with "
-                    f"{_in_words(self.made_on)}: right, but not to the byte what it would have "
-                    "been without the change",
+                    f"{_in_words(self.made_on)}: prompts, noise, windows and state are exactly "
+                    "those it would have had; sums are rounded otherwise, so it ends equal but "
+                    "not to the byte",
                     stacklevel=2,
                 )
-        _keep_lines(self.metrics, lambda line: line["iteration"] < done)
-        _keep_lines(self.evals, lambda line: line["iteration"] <= done)
-        lines = len(_read_lines(self.metrics))
-        if lines != done:
+        if self.ranks.first:
+            self._mend_files(done)
+        self.ranks.wait()
+        return done
+
+    def _mend_files(self, done: int) -> None:
+        """Leave the lines of `done` iterations, and let `health` remember them."""
+        jsonlines.keep_lines(self.metrics, lambda line: line["iteration"] < done)
+        jsonlines.keep_lines(self.evals, lambda line: line["iteration"] <= done)
+        lines = jsonlines.read_lines(self.metrics)
+        if len(lines) != done:
             raise RunError(
-                f"{self.metrics}: {lines} lines for {done} finished iterations; the file was "
+                f"{self.metrics}: {len(lines)} lines for {done} finished iterations; the file was "
                 "changed from outside: remove the run's folder to begin again"
             )
         # One evaluation may be missing: that of a run killed between its checkpoint and it.
-        judged = [line["iteration"] for line in _read_lines(self.evals)]
+        evals = jsonlines.read_lines(self.evals)
+        judged = [line["iteration"] for line in evals]
         expected = [m for m in range(done + 1) if self._due(m)]
         if judged not in (expected, [m for m in expected if m < done]):
             raise RunError(
                 f"{self.evals}: has the evaluations of {judged}, not of {expected}; the file was "
                 "changed from outside: remove the run's folder to begin again"
             )
-        return done
+        waiting = list(evals)
+        for line in lines:
+            while waiting and waiting[0]["iteration"] <= line["iteration"]:
+                self.health.evaluation(waiting.pop(0))
+            self.health.iteration(line)
+        for last in waiting:
+            self.health.evaluation(last)
+
+    def _tell(self, texts: list[str]) -> None:
+        for text in texts:
+            warnings.warn(text, stacklevel=2)
 
     def _due(self, done: int) -> bool:
         """Whether an evaluation belongs after `done` iterations."""
         return done % self.config.evaluation.every == 0 or done == self.config.iterations
 
+    def _evaluated(self, done: int) -> bool:
+        return any(line["iteration"] == done for line in jsonlines.read_lines(self.evals))
+
     def _save(self, done: int) -> None:
         from mixgrpo import checkpoint
 
-        # What a checkpoint vouches for must be on disk before the checkpoint is.
-        for file in (self.metrics, self.evals):
-            if file.exists():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        checkpoint.save(self.checkpoints, done, self.trainer.tensors(), self.made_on)
-        checkpoint.prune(self.checkpoints, self.config.output.checkpoints_kept, done)
+        tensors = self.trainer.tensors()
+        if self.ranks.first:
+            # What a checkpoint vouches for must be on disk before the checkpoint is.
+            for file in (self.metrics, self.evals):
+                if file.exists():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            checkpoint.save(self.checkpoints, done, tensors, self.made_on)
+            checkpoint.prune(self.checkpoints, self.config.output.checkpoints_kept, done)
 
     def _evaluate(self, done: int) -> None:
+        from mixgrpo.distributions import diversity
+
         begin = time.perf_counter()
         judged = self.trainer.evaluate()
+        if not self.ranks.first:
+            return
         line: dict[str, Any] = {"iteration": done}
         for name, scores in judged.scores.items():
             line[f"reward_{name}_mean"] = float(scores.mean())
             # One image alone has no spread; NaN would not be JSON.
             line[f"reward_{name}_std"] = float(scores.std()) if scores.numel() > 1 else 0.0
+        if judged.images.shape[1] > 1:
+            line["diversity"] = float(diversity(judged.images).mean())
         line["prompts"] = len(judged.prompts)
         line["images"] = judged.images.shape[0] * judged.images.shape[1]
         line["seconds_total"] = time.perf_counter() - begin
         self._keep_samples(done, judged)
-        _append(self.evals, line)
+        jsonlines.append(self.evals, line)
         means = "  ".join(f"{k} {float(v.mean()):.3f}" for k, v in judged.scores.items())
         log.info("%s: %d of %d iterations  %s", self.folder, done, self.config.iterations, means)
+        self._tell(self.health.evaluation(line))
+        if self.trackers is not None:
+            self.trackers.evaluation(line)
 
     def _keep_samples(self, done: int, judged: "Evaluation") -> None:
         from PIL import Image
@@ -216,7 +285,15 @@ class _Run:
             Image.fromarray(pixels).save(place / f"{k}.png")
 
     def _finish(self) -> None:
-        lines, evals = _read_lines(self.metrics), _read_lines(self.evals)
+        average = self.trainer.tensors()["average"] if self.config.output.export else None
+        if not self.ranks.first:
+            return
+        if average is not None:
+            from mixgrpo.export import export_weights
+
+            network = self.trainer.policy.network
+            export_weights(network, average, self.config.model, self.folder / "weights")
+        lines, evals = jsonlines.read_lines(self.metrics), jsonlines.read_lines(self.evals)
         names = [r.name for r in self.trainer.all_rewards]
 
         def judged(line: dict[str, Any]) -> dict[str, float]:
@@ -247,32 +324,6 @@ def _in_words(made_on: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in made_on.items())
 
 
-def _append(file: Path, line: dict[str, Any]) -> None:
-    with file.open("a") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line that a killed process cut short is not."""
-    if not file.exists():
-        return []
-    lines = []
-    for text in file.read_text().splitlines(keepends=True):
-        if not text.endswith("\n"):
-            break
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
-
-
-def _keep_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    if file.exists():
-        kept = [line for line in _read_lines(file) if keep(line)]
-        write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
-
-
 def main(
     config: Annotated[Path, typer.Argument(help="Run configuration, a YAML file.")],
     out: Annotated[Path, typer.Option(help="The run's folder; an unfinished one continues.")],
@@ -281,26 +332,38 @@ def main(
         typer.Option("--set", metavar="KEY=VALUE", help="A setting on top, window.interval=25."),
     ] = None,
 ) -> int:
-    """Train one run. Run again, it continues; finished, it says so."""
+    """Train one run. Run again, it continues; finished, it says so.
+
+    On several GPUs or machines: accelerate launch ... -m mixgrpo.train CONFIG --out DIR
+    """
     resolved = load_config(config, set_)
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stopping.append(n))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    from mixgrpo import ranks
+
+    own = ranks.join()
+    level = logging.INFO if own.first else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    if (out / "result.json").exists():
+    if own.first and (out / "result.json").exists():
         log.info("%s: finished before", out)
-    owner = lock.acquire(out / OWNER_LOCK)
-    if owner is None:
+    owner = lock.acquire(out / OWNER_LOCK) if own.first else None
+    if own.first and owner is None:
         raise RunError(f"{out}: {lock.holder(out / OWNER_LOCK)} is training in this folder")
     try:
-        outcome = run(resolved, out, lambda: bool(stopping))
+        outcome = run(resolved, out, lambda: bool(stopping), own)
     finally:
-        owner.release()
+        if owner is not None:
+            owner.release()
+    ranks.leave()
     if outcome == "stopped":
-        print(f"{out}: stopped with a checkpoint; the same command continues", file=sys.stderr)
+        if own.first:
+            print(f"{out}: stopped with a checkpoint; the same command continues", file=sys.stderr)
         return 130
-    print(out / "result.json")
+    if own.first:
+        print(out / "result.json")
     return 0
 
 

@@ -5,53 +5,69 @@ metrics. Files, resuming and stopping are `train`'s work.
 """
 
 import math
-import resource
-import sys
-import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mixgrpo.advantages import group_advantages, has_variance
+from mixgrpo import distributions
+from mixgrpo.advantages import best_and_worst, group_advantages, has_variance
+from mixgrpo.clock import Clock, memory_peak
+from mixgrpo.collect import Collected, collect, initial_noise
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
-from mixgrpo.evaluate import Evaluation, choose, evaluate, evaluation_noise, score
-from mixgrpo.models import Conditioning, load_model
-from mixgrpo.objective import LossStats, grpo_loss
+from mixgrpo.evaluate import Evaluation, choose, evaluate, evaluation_noise
+from mixgrpo.models import Conditioning
+from mixgrpo.optimizer import (
+    learning_rate,
+    load_state,
+    make_optimizer,
+    set_learning_rate,
+    state_tensors,
+)
 from mixgrpo.plan import Plan, make_plan
-from mixgrpo.randomness import normal, permutation
+from mixgrpo.policy import make_policy, reference_of, velocity_of
+from mixgrpo.randomness import permutation
+from mixgrpo.ranks import Ranks
 from mixgrpo.rewards import load_reward
-from mixgrpo.rollout import CountedVelocity, Rollout, WindowStep, repeat, replay, rollout
-from mixgrpo.steps import gaussian_kl, log_prob
+from mixgrpo.rollout import CountedVelocity, rollout
+from mixgrpo.update import (
+    Batch,
+    Conflict,
+    Rows,
+    drawn_steps,
+    gradients,
+    judge,
+    make_batch,
+    make_rows,
+    update_parts,
+)
 
 Metrics = dict[str, float | int]
 
 
 class Trainer:
-    """One run in memory. Every method is a function of its state and the iteration's number."""
+    """One run in memory, or this process's part of it. Every method is a function of its state and
+    the iteration's number."""
 
-    def __init__(self, config: RunConfig, device: str) -> None:
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         self.config = config
-        self.device = device
-        self.policy = load_model(config.model.name, config.model.checkpoint, device)
-        self.velocity = CountedVelocity(self.policy.velocity)
+        self.ranks = ranks
+        self.device = ranks.device
+        self.policy = make_policy(config, self.device, ranks)
+        self.plain_velocity = velocity_of(self.policy, config, self.device)
+        self.velocity = CountedVelocity(self.plain_velocity)
         self.parameters = self.policy.trainable_parameters()
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
-        o = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), o.lr, o.betas, weight_decay=o.weight_decay, fused=True
-        )
-        # The reference of the KL is the model that training starts from.
+        self.optimizer = make_optimizer(config.optimizer, self.parameters.values())
         self.reference = (
-            CountedVelocity(load_model(config.model.name, config.model.checkpoint, device).velocity)
+            CountedVelocity(reference_of(self.policy, config, self.device, ranks))
             if config.objective.kl_weight
             else None
         )
         self.window = config.make_window()
-        self._warned_of_noise = False
         self.train_rewards = {k: load_reward(k) for k in config.rewards.train}
         self.all_rewards = [
             *self.train_rewards.values(),
@@ -72,30 +88,25 @@ class Trainer:
         RunError where a reward fails or a number is not finite; the weights are then those of
         before the update that would have spoiled them.
         """
-        config, clock = self.config, _Clock(self.device)
+        config, clock = self.config, Clock(self.device)
         plan = make_plan(config.sampler, self.window.steps_at(iteration))
+        part = self._share(self._prompts_at(iteration))
         forward_before = self._evaluations()
 
-        prompts = self._prompts_at(iteration)
-        conditioning = self.policy.encode(prompts)
-        sampled = self._sample(iteration, plan, prompts, conditioning)
-        clock.lap("rollout")
-        with torch.no_grad():
-            images = self.policy.decode(sampled.latents.flatten(0, 1))
-        clock.lap("decode")
-        group = config.rollout.group_size
-        repeated = [p for p in prompts for _ in range(group)]
-        rewards = {
-            name: score(reward, images, repeated).unflatten(0, (-1, group))
-            for name, reward in self.train_rewards.items()
-        }
+        own = self._collect(iteration, plan, part, clock)
+        rewards = self._gather_rewards(part, own)
         clock.lap("reward")
         raw = group_advantages(rewards, config.rewards.train, config.rewards.aggregate)
         limit = config.objective.advantage_clip
-        advantages = raw.clamp(-limit, limit).to(self.device)
         forward_rollout = self.velocity.evaluations
-        update = self._update(iteration, sampled, advantages, conditioning)
+        update = self._update(iteration, part, own, raw.clamp(-limit, limit))
         clock.lap("update")
+        computed = [
+            self._evaluations() - forward_before,
+            self.velocity.evaluations - forward_rollout,
+        ]
+        health = self._health(iteration, plan, part, own)
+        clock.lap("health")
 
         line: Metrics = {
             "iteration": iteration,
@@ -106,48 +117,69 @@ class Trainer:
             line[f"reward_{name}_mean"] = float(values.mean())
             line[f"reward_{name}_std"] = float(values.std())
         informative = torch.stack([has_variance(values) for values in rewards.values()]).all(0)
+        of_all = self.ranks.gather(torch.tensor([[*computed, memory_peak(self.device)]]))
         return {
             **line,
             "advantage_mean": float(raw.mean()),
             "advantage_std": float(raw.std()),
+            "groups": len(part.prompts),
             "groups_without_variance": int((~informative).sum()),
             **update,
+            **health,
+            "lr": learning_rate(config.optimizer, iteration, config.iterations),
             "nfe_rollout": plan.steps,
-            "nfe_train": len(plan.window),
-            "evaluations_computed": self._evaluations() - forward_before,
-            "backward_computed": self.velocity.evaluations - forward_rollout,
+            "nfe_train": config.trained_per_image,
+            "evaluations_computed": int(of_all[:, 0].sum()),
+            "backward_computed": int(of_all[:, 1].sum()),
             **clock.seconds(),
-            "memory_peak_bytes": _memory_peak(self.device),
+            "memory_peak_bytes": int(of_all[:, 2].max()),
         }
 
     def evaluate(self) -> Evaluation:
         """Held-out prompts with the averaged weights, by the ODE from noise fixed per seed."""
         config = self.config
-        noise = evaluation_noise(
-            config.seed,
+        own, real = self.ranks.share(len(self.held_out))
+        prompts = [self.held_out[i] for i in own]
+        found = None
+        if prompts:
+            noise = evaluation_noise(
+                config.seed,
+                prompts,
+                config.evaluation.images_per_prompt,
+                self.policy.latent_shape,
+            ).to(self.device)
+            with self._averaged():
+                found = evaluate(
+                    self.policy,
+                    self.plain_velocity,
+                    self.all_rewards,
+                    prompts,
+                    noise,
+                    config.evaluation.steps,
+                    config.evaluation.shift,
+                    min(128, config.compute.micro_batch or 128),
+                )
+        if self.ranks.size == 1 and found is not None:
+            return found
+        part = None if found is None else (found.images[:real].cpu(), found.scores, real)
+        parts = [p for p in self.ranks.gather_objects(part) if p is not None]
+        return Evaluation(
             self.held_out,
-            config.evaluation.images_per_prompt,
-            self.policy.latent_shape,
-        ).to(self.device)
-        with self._averaged():
-            return evaluate(
-                self.policy,
-                self.policy.velocity,
-                self.all_rewards,
-                self.held_out,
-                noise,
-                config.evaluation.steps,
-                config.evaluation.shift,
-            )
+            torch.cat([images for images, _, _ in parts]),
+            {
+                r.name: torch.cat([scores[r.name][:count] for _, scores, count in parts])
+                for r in self.all_rewards
+            },
+        )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All state that a checkpoint must hold, by group and name."""
-        moments = {
-            f"{name}/{key}": value
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
+        """All state that a checkpoint must hold, by group and name; whole, on the CPU of every
+        rank. All ranks must ask for it."""
+        return {
+            "weights": {k: self.ranks.whole(p) for k, p in self.parameters.items()},
+            "average": {k: self.ranks.whole(p) for k, p in self.average.items()},
+            "optimizer": state_tensors(self.optimizer, self.parameters),
         }
-        return {"weights": dict(self.parameters), "average": self.average, "optimizer": moments}
 
     def load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Take over the state of a checkpoint of the same model. RunError for another's."""
@@ -155,14 +187,10 @@ class Trainer:
         for name, parameter in self.parameters.items():
             if name not in weights or weights[name].shape != parameter.shape:
                 raise RunError(f"the checkpoint is of another model: {name} does not fit")
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
-                self.average[name].copy_(average[name])
-        for key, value in tensors["optimizer"].items():
-            name, _, moment = key.rpartition("/")
-            state = self.optimizer.state[self.parameters[name]]
-            state[moment] = value.to(self.parameters[name].device)
+        for name, parameter in self.parameters.items():
+            self.ranks.put(weights[name], parameter)
+            self.ranks.put(average[name], self.average[name])
+        load_state(self.optimizer, self.parameters, tensors["optimizer"])
 
     def _prompts_at(self, iteration: int) -> list[str]:
         """The prompts of an iteration: each epoch a new order, a last partial batch left out."""
@@ -171,109 +199,207 @@ class Trainer:
         order = permutation(available, "prompts", self.config.seed, epoch)
         return [self.train_prompts[i] for i in order[batch * count : (batch + 1) * count]]
 
-    def _sample(
-        self, iteration: int, plan: Plan, prompts: list[str], conditioning: Conditioning
-    ) -> Rollout:
-        config, shape = self.config, self.policy.latent_shape
-        name = (config.seed, iteration)
-        initial = torch.stack([normal(shape, "initial", *name, p) for p in prompts])
-        group, drawn = config.rollout.group_size, (len(plan.window), *shape)
-        noise = torch.stack(
-            [normal(drawn, "steps", *name, p, i) for p in prompts for i in range(group)]
-        )
-        return rollout(
+    def _share(self, prompts: list[str]) -> "_Share":
+        indices, real = self.ranks.share(len(prompts))
+        own = [prompts[i] for i in indices]
+        return _Share(prompts, indices, real, own, self.policy.encode(own) if own else {})
+
+    def _collect(
+        self, iteration: int, plan: Plan, part: "_Share", clock: Clock
+    ) -> Collected | None:
+        """This rank's groups. None where it has none: there are more ranks than prompts."""
+        if not part.own:
+            return None
+        return collect(
+            self.config,
+            self.policy,
             self.velocity,
+            self.train_rewards,
+            self.device,
+            iteration,
             plan,
-            conditioning,
-            initial.to(self.device),
-            noise.unflatten(0, (len(prompts), group)).to(self.device),
-            chunk=group // config.objective.updates,
+            part.own,
+            part.conditioning,
+            clock,
         )
 
-    def _update(
-        self, iteration: int, sampled: Rollout, advantages: Tensor, conditioning: Conditioning
-    ) -> Metrics:
-        """Policy updates of one iteration, each on some images of every group."""
-        objective, group = self.config.objective, self.config.rollout.group_size
-        size = group // objective.updates
-        chunked = repeat(conditioning, size)
-        losses, kls, norms, stats = [], [], [], []
-        for begin in range(0, group, size):
-            images = slice(begin, begin + size)
-            self.optimizer.zero_grad()
-            for step in sampled.window:
-                loss, kl, stat = self._step_loss(
-                    sampled.plan, step, images, advantages, conditioning, chunked
-                )
-                ((loss + objective.kl_weight * kl) / len(sampled.window)).backward()
-                losses.append(loss.detach())
-                kls.append(kl.detach())
-                stats.append(stat)
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.parameters.values(), self.config.optimizer.max_grad_norm
-            )
-            if not bool(norm.isfinite()):
-                raise RepeatableError(
-                    f"iteration {iteration}: the gradient is not finite (norm {float(norm)}); "
-                    "a smaller optimizer.lr or sampler.eta usually helps"
-                )
-            norms.append(norm)
-            self.optimizer.step()
-            self._move_average()
-        ratios, clipped, deltas = (torch.stack(values) for values in zip(*stats, strict=True))
-        noise_floor = float(deltas[: len(sampled.window)].max())
-        self._check_noise(iteration, noise_floor)
+    def _gather_rewards(self, part: "_Share", own: Collected | None) -> dict[str, Tensor]:
+        """Rewards [P, N] of the groups of all ranks, on each of them."""
+        nothing = torch.zeros(0, self.config.rollout.group_size)
         return {
-            "ratio_max": float(ratios.max()),
-            "clip_fraction": float(clipped.mean()),
-            "noise_floor": noise_floor,
-            # The density's own log-ratio: log-probs are means over the elements of a latent.
-            "log_ratio_sum_max": float(deltas.max()) * math.prod(self.policy.latent_shape),
-            "grad_norm": float(torch.stack(norms).mean()),
-            "loss": float(torch.stack(losses).mean()),
-            "kl": float(torch.stack(kls).mean()),
+            name: self.ranks.gather(nothing if own is None else own.rewards[name][: part.real])
+            for name in self.train_rewards
         }
 
-    def _step_loss(
-        self,
-        plan: Plan,
-        step: WindowStep,
-        images: slice,
-        advantages: Tensor,
-        conditioning: Conditioning,
-        chunked: Conditioning,
-    ) -> tuple[Tensor, Tensor, LossStats]:
-        """Loss [] and KL [] of one window step for some images of every group."""
-        today = replay(self.velocity, plan, step, images, conditioning, chunked)
-        new = log_prob(step.sample[:, images].flatten(0, 1), today.mean, today.std)
-        loss, stats = grpo_loss(
-            new,
-            step.log_prob[:, images].flatten(),
-            advantages[:, images].flatten(),
-            self.config.objective.clip_range,
+    def _update(
+        self, iteration: int, part: "_Share", own: Collected | None, advantages: Tensor
+    ) -> Metrics:
+        """Policy updates of one iteration; advantages [P, N] of all ranks' groups."""
+        config, objective = self.config, self.config.objective
+        set_learning_rate(
+            self.optimizer, learning_rate(config.optimizer, iteration, config.iterations)
         )
-        if self.reference is None:
-            return loss, torch.zeros_like(loss), stats
+        prompts, group = advantages.shape
+        chosen = (
+            torch.arange(group).expand(prompts, group)
+            if objective.best_of is None
+            else best_and_worst(advantages, objective.best_of)
+        )
+        skips = objective.skip_constant_groups
+        kept = advantages.any(1).tolist() if skips else [True] * prompts
+        batch = None
+        if own is not None:
+            batch = make_batch(
+                config,
+                own.sampled,
+                part.conditioning,
+                advantages[part.indices].to(own.sampled.latents),
+                drawn_steps(config, iteration, part.own),
+            )
+        counts = [i < part.real and kept[index] for i, index in enumerate(part.indices)]
+        # Where a forward is collective all ranks must make it; elsewhere none is made in vain.
+        groups = [i for i, count in enumerate(counts) if count or self.ranks.sharded]
+        real = [counts[i] for i in groups]
+        outcomes = []
+        for number, images in enumerate(update_parts(chosen.shape[1], objective.updates)):
+            if not any(kept):
+                break
+            some = chosen[part.indices][:, images]
+            rows = None if batch is None else make_rows(batch, some, groups, real)
+            total = sum(kept) * (images.stop - images.start)
+            outcomes.append(self._one_update(iteration, number, batch, rows, total))
+        return self._outcome(outcomes)
+
+    def _one_update(
+        self, iteration: int, number: int, batch: Batch | None, rows: Rows | None, total: int
+    ) -> "_Outcome":
+        """One optimizer step on `total` images, those of all ranks together."""
+        slots, beta = self.config.trained_per_image, self.config.objective.kl_weight
+        parameters = list(self.parameters.values())
+        self.optimizer.zero_grad()
+        # In the first update, where the policy is still that of the rollout.
+        measures = self.config.health.gradient_conflict and number == 0 and slots > 1
+        conflict = Conflict(parameters) if measures else None
+        stats, kls = [torch.zeros(4, dtype=torch.float64)], [0.0]
+        seen, of_kl = [], []
+        for slot in range(slots):
+            if conflict is not None and slot == slots - 1:
+                conflict.before_last()
+            if batch is not None and rows is not None:
+                for judged in judge(self.config, batch, rows, slot, self.velocity, self.reference):
+                    ((judged.loss + beta * judged.kl) / (total * slots)).backward()
+                    seen.append(judged.stats)
+                    of_kl.append(judged.kl.detach())
+            if conflict is not None and slot == 0:
+                conflict.after_first()
+        cosine = conflict.cosine(self.ranks) if conflict is not None else None
+        found = gradients(parameters)
+        self.ranks.sum_gradients(found)
+        norm = torch.nn.utils.get_total_norm(found)
+        length = float(self.ranks.whole(norm))
+        if not math.isfinite(length):
+            self._blame(iteration, length)
+        limit = self.config.optimizer.max_grad_norm
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        self.optimizer.step()
+        self._move_average()
+        if seen:
+            stats = list(torch.stack(seen).cpu().double())
+            kls = [float(torch.stack(of_kl).sum())]
+        return _Outcome(torch.stack(stats), sum(kls), total * slots, length, cosine)
+
+    def _blame(self, iteration: int, norm: float) -> None:
+        """RepeatableError naming a parameter whose gradient is not finite."""
+        bad = "all weights together"
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None and not bool(
+                self.ranks.whole(parameter.grad).isfinite().all()
+            ):
+                bad = name
+                break
+        raise RepeatableError(
+            f"iteration {iteration}: the gradient of {bad} is not finite (norm {norm}); a smaller "
+            "optimizer.lr or sampler.eta usually helps"
+        )
+
+    def _outcome(self, outcomes: "list[_Outcome]") -> Metrics:
+        """The metrics of an iteration's updates, over all ranks."""
+        if not outcomes:  # no group told its images apart, and such groups are skipped
+            names = ("ratio_max", "clip_fraction", "noise_floor", "log_ratio_sum_max")
+            return dict.fromkeys((*names, "grad_norm", "loss", "kl"), 0.0)
+        entries = sum(o.entries for o in outcomes)
+        mine = [
+            max(float(o.stats[:, 0].max()) for o in outcomes),
+            max(float(o.stats[:, 2].max()) for o in outcomes),
+            # Before the first update the policy is still that of the rollout.
+            float(outcomes[0].stats[:, 2].max()),
+            sum(float(o.stats[:, 1].sum()) for o in outcomes) / entries,
+            sum(float(o.stats[:, 3].sum()) / o.entries for o in outcomes) / len(outcomes),
+            sum(o.kl / o.entries for o in outcomes) / len(outcomes),
+        ]
+        of_all = self.ranks.gather(torch.tensor([mine], dtype=torch.float64))
+        ratio_max, delta_max, floor = of_all[:, :3].max(0).values.tolist()
+        clip_fraction, loss, kl = of_all[:, 3:].sum(0).tolist()
+        cosine = outcomes[0].cosine
+        return {
+            "ratio_max": ratio_max,
+            "clip_fraction": clip_fraction,
+            "noise_floor": floor,
+            # The density's own log-ratio: log-probs are means over the elements of a latent.
+            "log_ratio_sum_max": delta_max * math.prod(self.policy.latent_shape),
+            "grad_norm": sum(o.norm for o in outcomes) / len(outcomes),
+            "loss": loss,
+            "kl": kl,
+            **({} if cosine is None else {"gradient_cosine": cosine}),
+        }
+
+    def _health(self, iteration: int, plan: Plan, part: "_Share", own: Collected | None) -> Metrics:
+        """Diversity within the groups; where the window moves, the drift between SDE and ODE.
+
+        Its evaluations are counted apart: they are no part of the method.
+        """
+        drifts = self.config.health.drift and self.window.moves_at(iteration)
+        columns = torch.zeros(0, 3 if drifts else 1, dtype=torch.float64)
+        evaluations = 0
+        if own is not None:
+            found = [distributions.diversity(own.images[: part.real])]
+            if drifts:
+                by_ode, evaluations = self._by_ode(iteration, plan, part)
+                found.append(distributions.step_drift(own.sampled)[: part.real])
+                found.append(distributions.image_drift(own.images, by_ode)[: part.real])
+            columns = torch.stack([values.cpu().double() for values in found], 1)
+        means = self.ranks.gather(columns).mean(0).tolist()
+        line: Metrics = {"group_diversity": means[0]}
+        if drifts:
+            line["drift_step_kl"], line["drift_image_kl"] = means[1:]
+            counts = self.ranks.gather(torch.tensor([evaluations]))
+            line["evaluations_health"] = int(counts.sum())
+        return line
+
+    def _by_ode(self, iteration: int, plan: Plan, part: "_Share") -> tuple[Tensor, int]:
+        """The images [P, 1 or N, 3, H, W] that the ODE reaches from the rollout's first noise, and
+        the evaluations that took."""
+        config, shape = self.config, self.policy.latent_shape
+        calm = replace(plan, kinds=tuple("ode" if kind == "sde" else kind for kind in plan.kinds))
+        velocity = CountedVelocity(self.plain_velocity)
+        initial = initial_noise(config, iteration, part.own, shape).to(self.device)
+        reached = rollout(
+            velocity,
+            calm,
+            part.conditioning,
+            initial,
+            initial.new_empty(*initial.shape[:2], 0, *shape),
+            chunk=initial.shape[1],
+            limit=config.compute.micro_batch,
+        )
         with torch.no_grad():
-            base = replay(self.reference, plan, step, images, conditioning, chunked)
-        return loss, gaussian_kl(today.mean, base.mean, today.std).mean(), stats
+            images = self.policy.decode(reached.latents.flatten(0, 1))
+        return images.unflatten(0, initial.shape[:2]), velocity.evaluations
 
     def _evaluations(self) -> int:
         """Network evaluations so far, those of the reference model included."""
         reference = self.reference.evaluations if self.reference else 0
         return self.velocity.evaluations + reference
-
-    def _check_noise(self, iteration: int, floor: float) -> None:
-        """Warn, once, where numerical noise alone would clip: the update then learns from it."""
-        clip = self.config.objective.clip_range
-        if floor > clip and not self._warned_of_noise:
-            self._warned_of_noise = True
-            warnings.warn(
-                f"iteration {iteration}: objective.clip_range {clip:g} lies below the numerical "
-                f"noise of the log-probs ({floor:.1e} before any update); raise it, or compute in "
-                "higher precision",
-                stacklevel=2,
-            )
 
     @torch.no_grad()
     def _move_average(self) -> None:
@@ -296,34 +422,27 @@ class Trainer:
             parameter.copy_(weights[name])
 
 
-class _Clock:
-    """Seconds per phase of one iteration; waits for the device only at the end of a phase."""
+@dataclass(frozen=True)
+class _Share:
+    """An iteration's prompts, and which of them are this rank's."""
 
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        self._begin = self._last = self._now()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        now = self._now()
-        self._laps[phase] = now - self._last
-        self._last = now
-
-    def seconds(self) -> dict[str, float]:
-        total = self._now() - self._begin
-        named = {f"seconds_{phase}": value for phase, value in self._laps.items()}
-        other = total - sum(self._laps.values())
-        return {**named, "seconds_other": other, "seconds_total": total}
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
+    prompts: list[str]
+    indices: list[int]
+    real: int
+    """So many of the indices count; the rest keeps the ranks in step."""
+    own: list[str]
+    conditioning: Conditioning
+    """One row for each of its own."""
 
 
-def _memory_peak(device: str) -> int:
-    """Bytes: of the device where there is one, else the process's largest resident size."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+@dataclass(frozen=True)
+class _Outcome:
+    """One update: statistics of this rank's forwards, and what all ranks have in common."""
+
+    stats: Tensor
+    """[forwards, 4], as `judge` gives them."""
+    kl: float
+    entries: int
+    """Images times steps of all ranks."""
+    norm: float
+    cosine: float | None

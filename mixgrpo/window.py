@@ -13,21 +13,28 @@ from functools import cached_property
 from typing import Literal
 
 Strategy = Literal["frozen", "random", "constant", "linear-decay", "exp-decay"]
+AtEnd = Literal["hold", "restart", "released"]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window of `size` SDE steps that moves through a trajectory of `steps` steps.
+    """A window of `size` steps that moves through a trajectory of `steps` steps.
+
+    It stays before step `stop`, by default the trajectory's end: L = stop - w.
 
     * frozen: stays at `start`.
-    * random: l uniform in 0 .. L, drawn from (seed, iteration) alone.
+    * random: l uniform in start .. L, drawn from (seed, iteration) alone.
     * constant: moves by `stride` every `interval` iterations.
     * linear-decay: the interval at position l falls linearly from `interval` at l = 0 to
       `interval_min` at l = L (rounded up).
     * exp-decay: the interval at position l is ceil(interval exp(-decay max(0, l - threshold))).
 
-    The progressive strategies move from `start`; at L they stay (`at_end="hold"`, Algorithm 1) or,
+    The progressive strategies move from `start`. At L they stay (`at_end="hold"`, Algorithm 1) or,
     when the interval at L has passed, begin again at `start` (`"restart"`).
+
+    `"released"` shifts when the released code shifts: its bound is T - 2, so that no window covers
+    the last two steps; it goes on to first steps as far as T - 3 and then begins again. Where it
+    would shrink the window (first steps above T - 2 - w), this one stays whole, at T - 2 - w.
 
     Raises ValueError where the window does not fit the trajectory.
     """
@@ -37,8 +44,9 @@ class Window:
     interval: int
     stride: int
     strategy: Strategy
-    at_end: Literal["hold", "restart"] = "hold"
+    at_end: AtEnd = "hold"
     start: int = 0
+    stop: int | None = None
     seed: int = 0
     interval_min: int = 1
     decay: float = 0.1
@@ -55,8 +63,11 @@ class Window:
 
     @property
     def last(self) -> int:
-        """L = T - w, the last position of the window's first step."""
-        return self.steps - self.size
+        """L, the last position of the window's first step: T - w without `stop`."""
+        stop = self.steps if self.stop is None else min(self.stop, self.steps)
+        if self.at_end == "released":
+            stop = min(stop, self.steps - 2)
+        return stop - self.size
 
     def start_at(self, iteration: int) -> int:
         """l, the window's first step at `iteration` = 0, 1, 2, ..."""
@@ -67,7 +78,7 @@ class Window:
         if self.strategy == "random":
             return self._draw(iteration)
         positions, begins, total = self._path
-        if self.at_end == "restart":
+        if self.at_end != "hold":
             iteration %= total
         return positions[bisect_right(begins, iteration) - 1]
 
@@ -75,6 +86,13 @@ class Window:
         """The indices of the window's steps at `iteration`: never empty, always `size` long."""
         first = self.start_at(iteration)
         return range(first, first + self.size)
+
+    def moves_at(self, iteration: int) -> bool:
+        """Whether `iteration` begins a stay: a progressive window has just moved, or is at its
+        first iteration; a frozen or random one, every `interval` iterations."""
+        if self.strategy in ("frozen", "random"):
+            return iteration % self.interval == 0
+        return iteration == 0 or self.start_at(iteration) != self.start_at(iteration - 1)
 
     def interval_at(self, position: int) -> int:
         """How many iterations a progressive window stays at `position`."""
@@ -91,7 +109,11 @@ class Window:
     @cached_property
     def _path(self) -> tuple[list[int], list[int], int]:
         """Positions, the iteration at which each begins, and the length of one whole pass."""
-        positions = [*range(self.start, self.last, self.stride), self.last]
+        if self.at_end == "released":
+            moves = range(self.start, self.steps - 2, self.stride)
+            positions = [min(position, self.last) for position in moves]
+        else:
+            positions = [*range(self.start, self.last, self.stride), self.last]
         begins, begin = [], 0
         for position in positions:
             begins.append(begin)
@@ -102,4 +124,5 @@ class Window:
         # A hash is the same on every platform, rank and version; 2^64 values over at most a
         # thousand positions leave a bias below 1e-16.
         digest = hashlib.sha256(f"window/{self.seed}/{iteration}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") % (self.last + 1)
+        choices = self.last - self.start + 1
+        return self.start + int.from_bytes(digest[:8], "big") % choices

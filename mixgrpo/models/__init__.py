@@ -8,7 +8,7 @@ from mixgrpo.scenes import BASE_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Parameter
+    from torch.nn import Module, Parameter
 
 Conditioning = dict[str, "Tensor"]
 """What a prompt is turned into: tensors by name, each with the batch first."""
@@ -19,6 +19,11 @@ class Policy(Protocol):
 
     latent_shape: tuple[int, ...]
     """Shape of one latent, without the batch."""
+
+    @property
+    def network(self) -> "Module":
+        """The network that predicts the velocity: what is trained, adapted, sharded, compiled."""
+        ...
 
     def encode(self, prompts: list[str]) -> Conditioning:
         """Conditioning with one row per prompt."""
@@ -35,7 +40,7 @@ class Policy(Protocol):
         ...
 
     def trainable_parameters(self) -> "dict[str, Parameter]":
-        """The parameters that training changes, by name, in a fixed order."""
+        """The parameters of `network` that require a gradient, by name, in a fixed order."""
         ...
 
     def train_prompts(self) -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from mixgrpo.scenes import BASE_WEIGHTS
 from mixgrpo.scenes import prompts as scenes
@@ -55,6 +55,12 @@ class ScenesPolicy:
         self.model.to(device=device, dtype=dtype)
         return self
 
+    @property
+    def network(self) -> Module:
+        """The FLUX transformer."""
+        network: Module = self.model.transformer
+        return network
+
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """`text` [B, 8, dim] and `pooled` [B, dim]. ValueError naming a prompt it cannot read."""
         from mixgrpo.scenes.model import word_indices
@@ -71,10 +77,12 @@ class ScenesPolicy:
 
         Returns [B, 3, 16, 16] in the dtype of `latents`. Sigma itself is the model's time.
         """
-        weights = self.model.transformer.proj_out.weight
-        x = latents.to(weights.dtype)
-        time = torch.as_tensor(sigma, dtype=weights.dtype, device=x.device).expand(len(x))
-        text, pooled = (conditioning[k].to(weights.dtype) for k in ("text", "pooled"))
+        dtype = self.model.transformer.proj_out.weight.dtype
+        if torch.is_autocast_enabled(latents.device.type):
+            dtype = latents.dtype  # autocast lowers what may be lowered; sigma may not
+        x = latents.to(dtype)
+        time = torch.as_tensor(sigma, dtype=dtype, device=x.device).expand(len(x))
+        text, pooled = (conditioning[k].to(dtype) for k in ("text", "pooled"))
         return self.model.velocity(x, time, text, pooled).to(latents.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -82,8 +90,9 @@ class ScenesPolicy:
         return ((latents + 1) / 2).clamp(0, 1)
 
     def trainable_parameters(self) -> dict[str, Parameter]:
-        """The transformer's parameters by name, in the order of the model."""
-        return dict(self.model.transformer.named_parameters())
+        """The transformer's trained parameters by name, in the order of the model."""
+        named = self.model.transformer.named_parameters()
+        return {name: p for name, p in named if p.requires_grad}
 
     def train_prompts(self) -> list[str]:
         return scenes.train_prompts()

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from harness.spec import Run
-from harness.store import collect, look, read_lines, strangers, sweep_folder
+from harness.store import collect, look, strangers, sweep_folder
 from mixgrpo import atomic, lock
 from mixgrpo.errors import RunError
+from mixgrpo.jsonlines import read_lines
 from mixgrpo.train import OWNER_LOCK
 
 from .lab import Lab

@@ -53,7 +53,7 @@ def _train(data: dict[str, Any], folder: Path, site: Path, kill_at: int | None) 
 
 def _kill_at(number: int) -> None:
     """End the process, without any clean-up, at its n-th operation on the disk."""
-    from mixgrpo import checkpoint, train
+    from mixgrpo import checkpoint, jsonlines
 
     count = 0
 
@@ -76,7 +76,7 @@ def _kill_at(number: int) -> None:
     def half_a_file(tensors: Any, file: Path) -> None:
         file.write_bytes(b"\x00" * 100)
 
-    train._append = counted(train._append, half_a_line)
+    jsonlines.append = counted(jsonlines.append, half_a_line)
     checkpoint.save_file = counted(checkpoint.save_file, half_a_file)
     os.fsync = counted(os.fsync)
     shutil.rmtree = counted(shutil.rmtree)

@@ -5,7 +5,7 @@ One image is a vector of its elements; batches are [B, D].
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,20 @@ def schedule(steps: int, shift: float) -> Array:
     return shifted(np.array([1 - i / steps for i in range(steps + 1)]), shift)
 
 
-def grid(steps: int, shift: float, begin: int, tail: int) -> Array:
-    """T steps up to index `begin`, then `tail` steps uniform in unshifted t to 0."""
-    head = [1 - i / steps for i in range(begin)]
+def grid(steps: int, shift: float, begin: int, tail: int, first: int = 0, head: int = 0) -> Array:
+    """T steps up to index `begin`, then `tail` steps uniform in unshifted t to 0.
+
+    `head` steps uniform in unshifted t, from 1 to t_first, stand in for the first `first` ones.
+    """
+    before = [1 - (first / steps) * (j / head) for j in range(head)]
+    window = [1 - i / steps for i in range(first, begin)]
     rest = [(1 - begin / steps) * (1 - j / tail) for j in range(tail + 1)] if tail else [0.0]
-    return shifted(np.array(head + rest), shift)
+    return shifted(np.array(before + window + rest), shift)
+
+
+def shortened(steps: int, ratio: float) -> int:
+    """max(1, round(steps * ratio)), and 0 where there are none."""
+    return max(1, round(steps * ratio)) if steps else 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,16 @@ def sde(kind: str, eta: float, sigma: float, after: float, sigma_one: float) -> 
     )
 
 
-def log_prob(sample: Array, mean: Array, std: float) -> Array:
-    """Mean over elements of the log-density of N(mean, std^2). [B, D] -> [B]."""
+def log_prob(sample: Array, mean: Array, std: float, density: str = "normalised") -> Array:
+    """Mean over elements of the log-density of N(mean, std^2), or of -(x' - mean)^2. -> [B].
+
+    A step without noise has no density: 0, whatever the mean.
+    """
+    if std == 0:
+        return np.zeros(len(sample))
+    if density == "released":
+        squares: Array = ((sample - mean) ** 2).mean(1)
+        return -squares
     terms = -((sample - mean) ** 2) / (2 * std**2) - math.log(std) - math.log(2 * math.pi) / 2
     result: Array = terms.mean(1)
     return result
@@ -135,6 +152,10 @@ class Sampler:
     order: int = 1
     variant: str = "midpoint"
     history: str = "keep"
+    sde: str = "window"
+    decode: str = "sample"
+    head_ratio: float = 1.0
+    density: str = "normalised"
 
 
 @dataclass
@@ -146,14 +167,23 @@ class Step:
     before: Array
     after: Array
     log_prob: Array
+    mean: Array
+    dt: float
+    index: int
+    """In the trajectory as it ran, an accelerated head counted in its own steps."""
 
 
 @dataclass
 class Trajectory:
     final: Array
+    """What is decoded: the last sample, or the last prediction of x0."""
     window: list[Step]
+    """The window's steps, which are the trained ones."""
     sigmas: Array
     path: list[Array]
+    """The samples at all sigmas."""
+    sde: list[Step]
+    """All SDE steps: those of the window, or all there are."""
 
 
 Velocity = Callable[[Array, float, Array], Array]
@@ -162,31 +192,38 @@ Velocity = Callable[[Array, float, Array], Array]
 def trajectory(
     velocity: Velocity, s: Sampler, first: int, size: int, x: Array, noise: Array, text: Array
 ) -> Trajectory:
-    """Images [B, D] from sigma 1 to 0: ODE, SDE at first .. first + size - 1, the tail."""
-    begin = first + size
-    rest = s.steps - begin
-    tail = max(1, round(rest * s.tail_ratio)) if rest else 0
-    sigmas = grid(s.steps, s.shift, begin, tail)
+    """Images [B, D] from sigma 1 to 0: the head, SDE at first .. first + size - 1, the tail.
+
+    `first` counts in the T steps of the schedule. x: the initial noise of every image [B, D].
+    noise: [B, number of SDE steps, D].
+    """
+    head = first if s.head_ratio == 1 else shortened(first, s.head_ratio)
+    tail = shortened(s.steps - first - size, s.tail_ratio)
+    sigmas = grid(s.steps, s.shift, first + size, tail, first, head)
+    begin = head + size
     total = begin + tail
     predictions: list[Array] = []
     window: list[Step] = []
+    taken: list[Step] = []
     path = [x]
     for i in range(total):
         sigma, after = float(sigmas[i]), float(sigmas[i + 1])
         v = velocity(x, sigma, text)
         predictions.append(x - sigma * v)
-        if first <= i < begin:
+        if s.sde == "all" or head <= i < begin:
             t = sde(s.kernel, s.eta, sigma, after, float(sigmas[1]))
             mean = t.cx * x + t.cv * v
-            y = mean + t.std * noise[:, i - first]
-            logp = log_prob(y, mean, t.std) if t.std else np.zeros(len(x))
-            window.append(Step(sigma, t, x, y, logp))
+            y = mean + t.std * noise[:, len(taken)]
+            logp = log_prob(y, mean, t.std, s.density)
+            taken.append(Step(sigma, t, x, y, logp, mean, after - sigma, i))
+            if head <= i < begin:
+                window.append(taken[-1])
             x = y
-        elif i < begin or (s.order == 1 and s.tail_ratio == 1):
+        elif (i < head and s.head_ratio == 1) or (s.order == 1 and s.tail_ratio == 1):
             x = x + (after - sigma) * v
         else:
-            known = i - (begin if s.history == "restart" else 0) + 1
-            order = min(s.order, known)
+            oldest = begin if s.history == "restart" and i >= begin else 0
+            order = min(s.order, i - oldest + 1)
             if i == total - 1:
                 order = 1
             elif i == total - 2 and total < 15:
@@ -196,7 +233,8 @@ def trajectory(
                 order, s.variant, x, newest, [float(sigmas[i - k]) for k in range(order)], after
             )
         path.append(x)
-    return Trajectory(x, window, sigmas, path)
+    final = predictions[-1] if s.decode == "x0" else x
+    return Trajectory(final, window, sigmas, path, taken)
 
 
 def advantages(rewards: dict[str, Array], weights: dict[str, float], aggregate: str) -> Array:
@@ -222,9 +260,54 @@ def objective(ratio: Array, a: Array, clip: float) -> Array:
     return np.maximum(-a * ratio, -a * np.clip(ratio, 1 - clip, 1 + clip))
 
 
+def constant_groups(advantages: Array) -> NDArray[np.bool_]:
+    """Which groups [P, N] have no advantage at all: every one exactly 0. -> [P]."""
+    return np.array([all(a == 0 for a in group) for group in advantages])
+
+
+def best_and_worst(advantages: Array, k: int) -> NDArray[np.int64]:
+    """The k best and the k worst images of every group [P, N], by index: [P, 2k].
+
+    Of equal ones the lower index, for the best and, among the images that are left, the worst.
+    """
+    chosen = []
+    for group in advantages:
+        images = list(range(len(group)))
+        best = sorted(images, key=lambda i: (-group[i], i))[:k]
+        rest = [i for i in images if i not in best]
+        worst = sorted(rest, key=lambda i: (group[i], i))[:k]
+        chosen.append(sorted(best + worst))
+    return np.array(chosen)
+
+
+def step_weights(steps: Sequence[Step], kind: str) -> Array:
+    """Weights of the window's steps, of mean 1: by std (TempFlow-GRPO) or 1 / -dt (GRPO-Guard)."""
+    if kind == "none":
+        return np.ones(len(steps))
+    raw = [step.transition.std if kind == "noise" else 1 / -step.dt for step in steps]
+    mean = math.fsum(raw) / len(raw)
+    # Where no step has noise there is no gradient to weigh.
+    return np.array([value / mean if mean else 1.0 for value in raw])
+
+
+def log_ratio(step: Step, mean: Array, kind: str, density: str, chosen: Any) -> Array:
+    """log of the policy ratio of the images `chosen`, whose mean today is `mean`. -> [B].
+
+    plain: logp_new - logp_old. guard (GRPO-Guard, arXiv 2510.22319): (that + b) * std with
+    b = mean over elements of (mean_new - mean_old)^2 / (2 std^2), which is mean over elements of
+    eps (mean_new - mean_old): of the same size at every step, and without b's drift below 1.
+    """
+    std = step.transition.std
+    change: Array = log_prob(step.after[chosen], mean, std, density) - step.log_prob[chosen]
+    if kind == "plain" or std == 0:
+        return change
+    bias: Array = ((mean - step.mean[chosen]) ** 2).mean(1) / (2 * std**2)
+    return (change + bias) * std
+
+
 @dataclass
 class Judged:
-    """Loss and KL of one update, as means over images and steps, with the gradient."""
+    """Loss and KL of one update, as means over images and each one's steps, with the gradient."""
 
     loss: float
     kl: float
@@ -240,28 +323,52 @@ def judge(
     clip: float,
     kl_weight: float = 0.0,
     reference: ToyNet | None = None,
+    *,
+    trained: Sequence[Collection[int]] | None = None,
+    ratio_kind: str = "plain",
+    step_weight: str = "none",
+    density: str = "normalised",
 ) -> Judged:
-    """Loss of the images `chosen` (an index of the batch) over all window steps."""
+    """Loss of the images `chosen` (an index of the batch) over their steps of the window.
+
+    steps: all of the window. trained: for each image of the batch, the places in `steps` of those
+    that it trains; none: all of them. The KL is not weighted.
+    """
     loss = kl = 0.0
     gradient = {"inner": np.zeros_like(net.inner), "outer": np.zeros_like(net.outer)}
+    images = np.arange(len(a))[chosen]
     a, text = a[chosen], text[chosen]
-    for step in steps:
+    weights = step_weights(steps, step_weight)
+    for place, step in enumerate(steps):
+        # Each image's mean over its steps, then the mean over images.
+        share = np.full(len(images), 1 / (len(images) * len(steps)))
+        if trained is not None:
+            share = np.array(
+                [(place in trained[b]) / (len(images) * len(trained[b])) for b in images]
+            )
+        weight = weights[place]
         x, y, t = step.before[chosen], step.after[chosen], step.transition
-        entries = x.size
         if t.std == 0:  # no density: ratio 1, no gradient
-            loss += -a.mean() / len(steps)
+            loss += (share * weight * -a).sum()
             continue
+        elements = x.shape[1]
         mean = t.cx * x + t.cv * net.velocity(x, step.sigma, text)
-        ratio = np.exp(log_prob(y, mean, t.std) - step.log_prob[chosen])
-        loss += objective(ratio, a, clip).mean() / len(steps)
+        ratio = np.exp(log_ratio(step, mean, ratio_kind, density, chosen))
+        loss += (share * weight * objective(ratio, a, clip)).sum()
         # The unclipped branch counts where it is the larger one, or where clip does nothing.
         acts = -a * ratio >= -a * np.clip(ratio, 1 - clip, 1 + clip)
-        by_log_prob = np.where(acts, -a * ratio, 0.0)[:, None]
-        by_mean = by_log_prob * (y - mean) / t.std**2 / entries
+        by_log_ratio = np.where(acts, share * weight * -a * ratio, 0.0)[:, None]
+        if density == "released":
+            by_mean = by_log_ratio * 2 * (y - mean) / elements
+        elif ratio_kind == "guard":
+            # Of (logp_new + b) std: the terms in today's mean cancel.
+            by_mean = by_log_ratio * (y - step.mean[chosen]) / t.std / elements
+        else:
+            by_mean = by_log_ratio * (y - mean) / t.std**2 / elements
         if reference is not None:
             base = t.cx * x + t.cv * reference.velocity(x, step.sigma, text)
-            kl += ((mean - base) ** 2 / (2 * t.std**2)).mean() / len(steps)
-            by_mean = by_mean + kl_weight * (mean - base) / t.std**2 / entries
-        parts = net.backward(x, step.sigma, text, t.cv * by_mean / len(steps))
+            kl += (share * ((mean - base) ** 2 / (2 * t.std**2)).mean(1)).sum()
+            by_mean = by_mean + kl_weight * share[:, None] * (mean - base) / t.std**2 / elements
+        parts = net.backward(x, step.sigma, text, t.cv * by_mean)
         gradient = {k: gradient[k] + parts[k] for k in gradient}
     return Judged(float(loss), float(kl), gradient)

@@ -125,10 +125,67 @@ BAD: list[tuple[str, str, list[str]]] = [
         [":1:", "window.start 22", "window.size 4", "25"],
     ),
     (
-        "group that updates do not divide",
-        "rollout:\n  group_size: 10",
-        [":2:", "rollout.group_size 10", "objective.updates 4"],
+        "more updates than images",
+        "rollout:\n  group_size: 3",
+        [":2:", "objective.updates 4", "3 images", "rollout.group_size"],
     ),
+    (
+        "more updates than chosen images",
+        "objective:\n  updates: 3\n  best_of: 1",
+        [":2:", "objective.updates 3", "2 images"],
+    ),
+    (
+        "more best and worst than images",
+        "objective: {best_of: 7}",
+        [":1:", "objective.best_of 7", "rollout.group_size 12"],
+    ),
+    (
+        "window behind its stop",
+        "window: {start: 10, stop: 12}",
+        ["window.start 10", "window.size 4", "steps before 12"],
+    ),
+    (
+        "window behind the released bound",
+        "window: {start: 20, at_end: released}",
+        ["window.start 20", "steps before 23", "window.at_end released"],
+    ),
+    (
+        "stop behind the end",
+        "sampler: {steps: 8}\nwindow:\n  stop: 9",
+        [":3:", "window.stop 9", "sampler.steps = 8"],
+    ),
+    (
+        "count and fraction",
+        "window: {count: 2, fraction: 0.5}",
+        ["window.count", "window.fraction", "one of them"],
+    ),
+    ("more steps than the window has", "window: {count: 5}", ["window.count 5", "window.size 4"]),
+    (
+        "released density of another kernel",
+        "sampler: {density: released}",
+        ["sampler.density released", "sampler.kernel is flow"],
+    ),
+    (
+        "guard without a std",
+        "sampler: {density: released, kernel: cps}\nobjective: {ratio: guard}",
+        ["sampler.density released", "objective.ratio guard"],
+    ),
+    (
+        "a solver where no ODE step is",
+        "sampler: {sde: all, tail_ratio: 0.4}",
+        ["sampler.sde all", "sampler.tail_ratio"],
+    ),
+    (
+        "warm-up without end",
+        "iterations: 10\noptimizer: {warmup: 10}",
+        [":2:", "optimizer.warmup 10", "iterations 10"],
+    ),
+    (
+        "optimizer by a mere name",
+        "optimizer: {name: adam}",
+        [":1:", "optimizer.name adam", "torch.optim.Muon"],
+    ),
+    ("unknown tracker", "output: {trackers: [mlflow]}", ["output.trackers.0", "'wandb'"]),
     (
         "decay upwards",
         "window: {strategy: linear-decay, interval: 3, interval_min: 5}",
@@ -313,15 +370,26 @@ CHANGED: dict[str, Any] = {
     "iterations": 299,
     "model.name": "other",
     "model.checkpoint": "weights.safetensors",
+    "model.train": "lora",
+    "model.lora_rank": 8,
+    "model.lora_alpha": 16.0,
+    "model.lora_targets": ("to_q",),
     "sampler.steps": 24,
     "sampler.shift": 1.0,
     "sampler.kernel": "cps",
     "sampler.eta": 0.8,
+    "sampler.density": "released",
+    "sampler.sde": "all",
+    "sampler.decode": "x0",
+    "sampler.head_ratio": 0.5,
     "sampler.tail_ratio": 0.4,
     "sampler.order": 2,
     "sampler.variant": "heun",
     "sampler.history": "restart",
     "window.size": 3,
+    "window.fraction": 0.5,
+    "window.count": 2,
+    "window.stop": 20,
     "window.interval": 24,
     "window.stride": 2,
     "window.strategy": "random",
@@ -332,14 +400,24 @@ CHANGED: dict[str, Any] = {
     "window.threshold": 12,
     "rollout.prompts": 7,
     "rollout.group_size": 16,
+    "rollout.noise": "own",
+    "rollout.block": 2,
     "rewards.train": {"composition": 2.0},
     "rewards.held_out": ("palette",),
     "rewards.aggregate": "mean",
     "objective.clip_range": 2e-4,
     "objective.advantage_clip": 4.0,
     "objective.updates": 3,
+    "objective.best_of": 3,
+    "objective.skip_constant_groups": True,
+    "objective.ratio": "guard",
+    "objective.step_weight": "noise",
     "objective.kl_weight": 0.1,
+    "optimizer.name": "torch.optim.SGD",
+    "optimizer.options": {"eps": 1e-6},
     "optimizer.lr": 2e-5,
+    "optimizer.warmup": 5,
+    "optimizer.schedule": "cosine",
     "optimizer.betas": (0.9, 0.95),
     "optimizer.weight_decay": 0.0,
     "optimizer.max_grad_norm": 0.5,
@@ -349,10 +427,27 @@ CHANGED: dict[str, Any] = {
     "evaluation.images_per_prompt": 3,
     "evaluation.steps": 20,
     "evaluation.shift": 1.0,
+    "compute.micro_batch": 8,
+    "compute.precision": "bf16",
+    "compute.gradient_checkpointing": True,
+    "compute.compile": True,
+    "health.gradient_conflict": False,
+    "health.drift": False,
     "output.checkpoint_every": 3,
     "output.checkpoints_kept": 5,
     "output.samples": 1,
+    "output.export": False,
+    "output.trackers": ("tensorboard",),
+    "output.project": "other",
 }
+
+
+UNHASHED = ("output.", "health.")
+
+
+def base_of(key: str) -> RunConfig:
+    """Where the key may be changed alone."""
+    return set_("sampler.kernel", "cps") if key == "sampler.density" else RunConfig()
 
 
 def test_every_field_has_an_example() -> None:
@@ -361,17 +456,22 @@ def test_every_field_has_an_example() -> None:
 
 @pytest.mark.parametrize("key", CHANGED)
 def test_hash_changes_with_what_changes_the_result_and_nothing_else(key: str) -> None:
-    changed = set_(key, CHANGED[key])
-    if key.startswith("output."):
-        assert config_hash(changed) == config_hash(RunConfig())
-        assert differences(changed) == {}
+    base = base_of(key)
+    changed = set_(key, CHANGED[key], base)
+    if key.startswith(UNHASHED):
+        assert config_hash(changed) == config_hash(base)
+        assert differences(changed) == differences(base)
     else:
-        assert config_hash(changed) != config_hash(RunConfig())
-        assert list(differences(changed)) == [key]
+        assert config_hash(changed) != config_hash(base)
+        assert differences(changed).keys() - differences(base).keys() == {key}
 
 
 def test_all_those_hashes_differ() -> None:
-    hashes = [config_hash(set_(k, v)) for k, v in CHANGED.items() if not k.startswith("output.")]
+    hashes = [
+        config_hash(set_(k, v, base_of(k)))
+        for k, v in CHANGED.items()
+        if not k.startswith(UNHASHED)
+    ]
     assert len(set(hashes)) == len(hashes)
 
 
@@ -422,7 +522,7 @@ def test_hash_does_not_see_the_order_or_the_spelling_of_keys(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("key", [k for k in CHANGED if k != "model.name"])
 def test_dump_and_load_give_the_same_back(tmp_path: Path, key: str) -> None:
-    config = set_(key, CHANGED[key])
+    config = set_(key, CHANGED[key], base_of(key))
     (tmp_path / "run.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "run.yaml") == config
     # Complete: every key is written out.
@@ -477,6 +577,13 @@ BRANCHES: list[dict[str, Any]] = [
     {"objective": {"kl_weight": 0.1}, "sampler": {"tail_ratio": 0.5, "order": 2}},
     {"window": {"strategy": "linear-decay", "interval": 2}},
     {"window": {"strategy": "exp-decay"}},
+    {
+        "iterations": 1,
+        "model": {"name": "scenes", "train": "lora"},
+        "rewards": {"train": {"composition": 1.0}, "held_out": []},
+        "evaluation": {"prompts": 1, "steps": 1},
+        "output": {"trackers": ["wandb"]},
+    },
 ]
 
 

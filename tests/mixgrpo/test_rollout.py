@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mixgrpo.config import SamplerConfig
 from mixgrpo.models import Conditioning
-from mixgrpo.objective import grpo_loss
 from mixgrpo.plan import Plan, make_plan
-from mixgrpo.rollout import CountedVelocity, Rollout, repeat, replay, rollout, sample_ode
-from mixgrpo.steps import log_prob, ode_step
-from tests.mixgrpo import oracle
+from mixgrpo.rollout import CountedVelocity, Rollout, join, repeat, rollout, sample_ode, take
+from mixgrpo.steps import ode_step
+from mixgrpo.update import judge, make_batch, make_rows
+from tests.mixgrpo import oracle, toy
 from tests.mixgrpo.toy import PROMPTS, ToyPolicy
 
 PROMPT_COUNT, GROUP, STEPS = 2, 4, 6
@@ -36,37 +36,51 @@ class Case:
     noise: Tensor
     advantages: Tensor
 
-    def run(self, share: bool = True, chunk: int = 2) -> tuple[Rollout, int]:
+    def run(
+        self, share: bool = True, chunk: int = 2, limit: int | None = None
+    ) -> tuple[Rollout, int]:
         counted = CountedVelocity(self.policy.velocity)
         self.policy.rows.clear()
         done = rollout(
-            counted, self.plan, self.conditioning, self.initial, self.noise, chunk, share
+            counted,
+            self.plan,
+            self.conditioning,
+            self.initial,
+            self.noise,
+            chunk,
+            limit,
+            share,
         )
         assert counted.evaluations == sum(self.policy.rows)
         return done, counted.evaluations
 
     def update(
-        self, done: Rollout, images: slice, clip: float = CLIP
+        self, done: Rollout, images: slice, clip: float = CLIP, limit: int | None = None
     ) -> tuple[float, dict[str, Tensor], Tensor]:
-        """Loss, gradient and log-probs [P, images, w] of one update."""
-        chunked = repeat(self.conditioning, images.stop - images.start)
-        total, seen = torch.zeros((), dtype=torch.float64), []
-        for step in done.window:
-            today = replay(
-                self.policy.velocity, self.plan, step, images, self.conditioning, chunked
-            )
-            new = log_prob(step.sample[:, images].flatten(0, 1), today.mean, today.std)
-            seen.append(new.detach().unflatten(0, (PROMPT_COUNT, -1)))
-            old = step.log_prob[:, images].flatten()
-            loss, _ = grpo_loss(new, old, self.advantages[:, images].flatten(), clip)
-            total = total + loss / len(done.window)
-        parameters = self.policy.trainable_parameters()
-        gradients = torch.autograd.grad(total, list(parameters.values()))
-        return (
-            float(total.detach()),
-            dict(zip(parameters, gradients, strict=True)),
-            torch.stack(seen, 2),
+        """Loss, gradient and the largest |ratio - 1| and |delta log-prob| of one update."""
+        config = toy.config(
+            sampler=self.plan.sampler.model_dump(),
+            window={"size": len(done.window)},
+            rollout={"prompts": PROMPT_COUNT, "group_size": GROUP},
+            objective={"clip_range": clip},
+            compute={"micro_batch": limit},
         )
+        batch = make_batch(config, done, self.conditioning, self.advantages, None)
+        chosen = torch.arange(GROUP).expand(PROMPT_COUNT, GROUP)[:, images]
+        groups = list(range(PROMPT_COUNT))
+        rows = make_rows(batch, chosen, groups, [True] * PROMPT_COUNT)
+        parameters = self.policy.trainable_parameters()
+        for parameter in parameters.values():
+            parameter.grad = None
+        loss, stats = 0.0, []
+        for slot in range(len(done.window)):
+            for part in judge(config, batch, rows, slot, self.policy.velocity, None):
+                whole = part.loss / (len(rows) * len(done.window))
+                whole.backward()
+                loss += float(whole.detach())
+                stats.append(part.stats)
+        gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        return loss, gradients, torch.stack(stats).max(0).values[[0, 2]]
 
 
 def case(first: int, size: int = 2, dtype: torch.dtype = torch.float64, **sampler: Any) -> Case:
@@ -79,7 +93,7 @@ def case(first: int, size: int = 2, dtype: torch.dtype = torch.float64, **sample
         policy,
         make_plan(config, range(first, first + size)),
         policy.encode(PROMPTS[:PROMPT_COUNT]),
-        draw((PROMPT_COUNT, *shape)),
+        draw((PROMPT_COUNT, 1, *shape)),
         draw((PROMPT_COUNT, GROUP, size, *shape)),
         draw((PROMPT_COUNT, GROUP)),
     )
@@ -98,7 +112,7 @@ def by_the_oracle(c: Case) -> tuple[oracle.Trajectory, oracle.Array]:
     sampler = oracle.Sampler(
         s.steps, s.shift, s.kernel, s.eta, s.tail_ratio, s.order, s.variant, s.history
     )
-    x = np.repeat(c.initial.flatten(1).numpy(), GROUP, 0)
+    x = np.repeat(c.initial[:, 0].flatten(1).numpy(), GROUP, 0)
     noise = c.noise.flatten(3).flatten(0, 1).numpy()
     window = c.plan.window
     net = net_of(c.policy)
@@ -151,9 +165,9 @@ def test_shared_is_unshared_is_the_oracle(first: int, setting: dict[str, Any]) -
         c.policy.inner.mul_(1.01)
         c.policy.outer.add_(0.003)
     images = slice(2, 4)
-    loss, gradient, new = c.update(shared, images)
-    loss_alone, gradient_alone, new_alone = c.update(alone, images)
-    close(new, new_alone)
+    loss, gradient, stats = c.update(shared, images)
+    loss_alone, gradient_alone, stats_alone = c.update(alone, images)
+    close(stats, stats_alone)
     assert loss == pytest.approx(loss_alone, abs=1e-10)
     chosen = np.arange(PROMPT_COUNT * GROUP).reshape(PROMPT_COUNT, GROUP)[:, images].ravel()
     judged = oracle.judge(
@@ -202,22 +216,82 @@ def test_ratio_is_exactly_one_before_the_first_update(
     for first in (0, 1, STEPS - 2):
         c = case(first, dtype=dtype, kernel=kernel, tail_ratio=0.5, order=2)
         done, _ = c.run(share, chunk)
-        old = torch.stack([s.log_prob for s in done.window], 2)
         for begin in range(0, GROUP, chunk):
             images = slice(begin, begin + chunk)
-            _, _, new = c.update(done, images)
-            assert torch.equal(new, old[:, images])
+            _, _, stats = c.update(done, images)
+            assert stats.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("first", [0, 2, 4])
 def test_chunks_change_nothing_but_rounding(first: int) -> None:
     c = case(first, tail_ratio=0.5, order=3)
-    runs = [c.run(chunk=chunk) for chunk in (1, 2, 4)]
+    runs = [c.run(chunk=chunk) for chunk in (1, 2, 3, 4)]
+    runs += [c.run(chunk=chunk, limit=limit) for chunk, limit in ((4, 3), (2, 1), (4, 100))]
     for done, evaluations in runs[1:]:
         torch.testing.assert_close(done.latents, runs[0][0].latents, atol=1e-12, rtol=1e-12)
         assert evaluations == runs[0][1]
-    with pytest.raises(ValueError, match="does not divide"):
-        c.run(chunk=3)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_micro_batches_change_nothing_but_rounding_and_keep_to_their_size(limit: int) -> None:
+    c = case(1)
+    done, _ = c.run()
+    with torch.no_grad():
+        c.policy.inner.mul_(1.01)
+    c.policy.rows.clear()
+    loss, gradient, stats = c.update(done, slice(0, GROUP))
+    whole = sum(c.policy.rows)
+    c.policy.rows.clear()
+    loss_parts, gradient_parts, stats_parts = c.update(done, slice(0, GROUP), limit=limit)
+    assert max(c.policy.rows) <= limit
+    # The window's first step stays one evaluation per prompt.
+    assert sum(c.policy.rows) == whole == PROMPT_COUNT * (1 + GROUP)
+    assert loss == pytest.approx(loss_parts, abs=1e-14)
+    torch.testing.assert_close(stats, stats_parts, atol=1e-12, rtol=0)
+    for name, value in gradient.items():
+        torch.testing.assert_close(value, gradient_parts[name], atol=1e-12, rtol=1e-12)
+
+
+def test_own_noise_shares_nothing() -> None:
+    c = case(2)
+    c.initial = torch.randn(PROMPT_COUNT, GROUP, *c.policy.latent_shape, dtype=torch.float64)
+    done, evaluations = c.run()
+    assert evaluations == PROMPT_COUNT * c.plan.evaluations(GROUP, shared_noise=False)
+    assert [s.shared for s in done.window] == [False, False]
+    # Each image is what it is as a group of its own.
+    for image in range(GROUP):
+        part = slice(image, image + 1)
+        alone, _ = Case(
+            c.policy,
+            c.plan,
+            c.conditioning,
+            c.initial[:, part],
+            c.noise[:, part],
+            c.advantages[:, part],
+        ).run(chunk=1)
+        torch.testing.assert_close(alone.latents[:, 0], done.latents[:, image])
+
+
+def test_groups_rolled_out_apart_and_joined_are_those_rolled_out_together() -> None:
+    c = case(1, tail_ratio=0.5, order=2)
+    together, _ = c.run()
+    parts = [
+        Case(
+            c.policy,
+            c.plan,
+            take(c.conditioning, slice(p, p + 1)),
+            c.initial[p : p + 1],
+            c.noise[p : p + 1],
+            c.advantages[p : p + 1],
+        ).run()[0]
+        for p in range(PROMPT_COUNT)
+    ]
+    joined = join(parts)
+    torch.testing.assert_close(joined.latents, together.latents)
+    for a, b in zip(joined.window, together.window, strict=True):
+        assert a.index == b.index
+        for name in ("latents", "sample", "mean", "log_prob"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name))
 
 
 def test_sharing_computes_each_shared_step_once_per_prompt() -> None:
@@ -264,17 +338,18 @@ def test_a_plan_without_a_window_gives_the_group_one_image() -> None:
     assert evaluations == PROMPT_COUNT * STEPS
     alone, _ = c.run(share=False)
     assert torch.allclose(done.latents, alone.latents, atol=1e-12)
-    pure = sample_ode(c.policy.velocity, c.plan.sigmas, c.conditioning, c.initial)
+    pure = sample_ode(c.policy.velocity, c.plan.sigmas, c.conditioning, c.initial[:, 0])
     assert torch.allclose(done.latents[:, 0], pure, atol=1e-12)
 
 
 def test_sample_ode_is_euler_step_by_step() -> None:
     c = case(0)
-    x = c.initial
+    x = c.initial[:, 0]
     for i in range(STEPS):
         s, after = c.plan.sigmas[i], c.plan.sigmas[i + 1]
         x = ode_step(x, c.policy.velocity(x, s, c.conditioning), s, after)
-    assert torch.equal(x, sample_ode(c.policy.velocity, c.plan.sigmas, c.conditioning, c.initial))
+    pure = sample_ode(c.policy.velocity, c.plan.sigmas, c.conditioning, c.initial[:, 0])
+    assert torch.equal(x, pure)
 
 
 def test_rollout_leaves_no_graph_and_repeat_keeps_rows_together() -> None:

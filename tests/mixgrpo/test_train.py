@@ -21,7 +21,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from mixgrpo import checkpoint, train
+from mixgrpo import checkpoint, jsonlines, train
 from mixgrpo.config import RunConfig, config_hash
 from mixgrpo.configfile import dump_config
 from mixgrpo.errors import ConfigError, RunError
@@ -458,7 +458,7 @@ def test_a_full_disk_stops_and_room_lets_it_finish(
 def test_a_write_that_fails_is_one_clear_error(
     tmp_path: Path, where: str, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, save_file, calls = train._append, checkpoint.save_file, 0
+    append, save_file, calls = jsonlines.append, checkpoint.save_file, 0
 
     def full(file: Path, line: dict[str, Any]) -> None:
         nonlocal calls
@@ -477,7 +477,7 @@ def test_a_write_that_fails_is_one_clear_error(
         save_file(tensors, file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_append", full)
+        patch.setattr(jsonlines, "append", full)
         patch.setattr(checkpoint, "save_file", full_file if where == "checkpoint" else save_file)
         with pytest.raises(RunError, match=r"No space left.*run the same command again"):
             train.run(SMALL, tmp_path)

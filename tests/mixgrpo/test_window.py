@@ -10,15 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from mixgrpo.window import Strategy, Window
+from mixgrpo.window import AtEnd, Strategy, Window
 
 PROGRESSIVE = ["constant", "linear-decay", "exp-decay"]
 
 
+AT_ENDS: tuple[AtEnd, ...] = get_args(AtEnd)
+
+
 @st.composite
-def windows(draw: st.DrawFn, strategies: tuple[str, ...] = get_args(Strategy)) -> Window:
-    steps = draw(st.integers(1, 40))
-    size = draw(st.integers(1, steps))
+def windows(
+    draw: st.DrawFn,
+    strategies: tuple[str, ...] = get_args(Strategy),
+    at_ends: tuple[AtEnd, ...] = AT_ENDS,
+) -> Window:
+    at_end = draw(st.sampled_from(at_ends))
+    # The released code never touches the last two steps.
+    kept = 2 if at_end == "released" else 0
+    steps = draw(st.integers(1 + kept, 40))
+    stop = draw(st.one_of(st.none(), st.integers(1, steps)))
+    bound = min(stop or steps, steps - kept)
+    size = draw(st.integers(1, bound))
     interval = draw(st.integers(1, 30))
     return Window(
         steps=steps,
@@ -26,13 +38,22 @@ def windows(draw: st.DrawFn, strategies: tuple[str, ...] = get_args(Strategy)) -
         interval=interval,
         stride=draw(st.integers(1, 5)),
         strategy=draw(st.sampled_from(strategies)),
-        at_end=draw(st.sampled_from(["hold", "restart"])),
-        start=draw(st.integers(0, steps - size)),
+        at_end=at_end,
+        start=draw(st.integers(0, bound - size)),
+        stop=stop,
         seed=draw(st.integers(0, 1000)),
         interval_min=draw(st.integers(1, interval)),
         decay=draw(st.floats(0, 1)),
         threshold=draw(st.integers(0, 20)),
     )
+
+
+def last_position(w: Window) -> int:
+    """L: the window ends before `stop`, and before T - 2 where it does as the released code."""
+    bounds = [w.steps] + ([w.stop] if w.stop else [])
+    if w.at_end == "released":
+        bounds.append(w.steps - 2)
+    return min(bounds) - w.size
 
 
 def make(strategy: Strategy = "constant", **changes: Any) -> Window:
@@ -47,6 +68,10 @@ def test_window_is_whole_and_inside(window: Window, iteration: int) -> None:
     assert steps == list(range(steps[0], steps[0] + window.size))
     assert steps[0] >= 0
     assert steps[-1] < window.steps
+    assert steps[-1] < (window.stop or window.steps)
+    if window.at_end == "released":
+        assert steps[-1] < window.steps - 2
+    assert window.start <= steps[0] <= last_position(window) == window.last
     assert window.start_at(iteration) == steps[0]
 
 
@@ -61,7 +86,7 @@ def _fields(window: Window) -> dict[str, Any]:
 
 
 def intervals_by_the_formula(w: Window, position: int) -> int:
-    last = w.steps - w.size
+    last = last_position(w)
     if w.strategy == "linear-decay":
         fraction = Fraction(position, last) if last else Fraction(0)
         return math.ceil(w.interval + (w.interval_min - w.interval) * fraction)
@@ -73,13 +98,18 @@ def intervals_by_the_formula(w: Window, position: int) -> int:
 @given(windows(("constant", "linear-decay", "exp-decay")))
 def test_progressive_path_step_by_step(w: Window) -> None:
     """A direct simulation with a state: move when the interval at this position has passed."""
-    last, position, stayed = w.steps - w.size, w.start, 0
+    last, position, stayed = last_position(w), w.start, 0
     for m in range(400):
-        assert w.start_at(m) == position
+        assert w.start_at(m) == min(position, last)
         stayed += 1
-        if stayed == intervals_by_the_formula(w, position):
+        if stayed == intervals_by_the_formula(w, min(position, last)):
             stayed = 0
-            if position < last:
+            if w.at_end == "released":
+                # It goes on as if windows could begin anywhere before T - 2.
+                position += w.stride
+                if position >= w.steps - 2:
+                    position = w.start
+            elif position < last:
                 position = min(last, position + w.stride)
             elif w.at_end == "restart":
                 position = w.start
@@ -120,6 +150,38 @@ def test_hold_and_restart_at_the_end() -> None:
     assert hold.start_at(10**9) == 2
 
 
+@given(st.integers(0, 5000), st.integers(1, 40), st.integers(1, 6), st.integers(0, 19))
+def test_released_is_the_closed_form(m: int, tau: int, stride: int, start: int) -> None:
+    w = make(interval=tau, stride=stride, start=start, at_end="released")
+    shifts = (m // tau) % math.ceil((23 - start) / stride)
+    assert w.start_at(m) == min(19, start + stride * shifts)
+
+
+def test_released_at_the_papers_setting() -> None:
+    """Windows of the released code: 4 steps up to first step 19, then shorter ones to 22."""
+    w = make(at_end="released")
+    assert [w.start_at(25 * p) for p in range(24)] == [*range(20), 19, 19, 19, 0]
+    assert [w.start_at(m) for m in (474, 475, 574, 575, 576)] == [18, 19, 19, 0, 0]
+    # Up to there it is where the others are.
+    assert [w.start_at(m) for m in range(500)] == [make().start_at(m) for m in range(500)]
+
+
+@given(windows(at_ends=("hold", "restart")))
+def test_stop_is_the_end_of_a_shorter_trajectory(w: Window) -> None:
+    shorter = Window(**_fields(w) | {"steps": w.stop or w.steps, "stop": None})
+    assert [w.start_at(m) for m in range(200)] == [shorter.start_at(m) for m in range(200)]
+
+
+@given(windows())
+def test_moves_are_the_iterations_that_begin_a_stay(w: Window) -> None:
+    starts = [w.start_at(m) for m in range(200)]
+    moves = [m for m in range(200) if w.moves_at(m)]
+    if w.strategy in PROGRESSIVE:
+        assert moves == [0, *(m for m in range(1, 200) if starts[m] != starts[m - 1])]
+    else:
+        assert moves == list(range(0, 200, w.interval))
+
+
 def test_restart_goes_back_to_the_start_not_to_zero() -> None:
     w = make(interval=1, steps=8, start=2, at_end="restart")
     assert [w.start_at(m) for m in range(6)] == [2, 3, 4, 2, 3, 4]
@@ -134,6 +196,20 @@ def test_random_is_uniform_over_all_whole_windows() -> None:
     w = make("random", steps=13, size=4, seed=5)
     counts = Counter(w.start_at(m) for m in range(20_000))
     assert sorted(counts) == list(range(10))
+    assert chisquare(list(counts.values())).pvalue > 1e-4
+
+
+@given(windows(("random",)))
+def test_random_goes_from_start_to_the_last_position_and_nowhere_else(w: Window) -> None:
+    """Of 40 positions at most, 1,500 draws miss one with a probability below 1e-14."""
+    seen = {w.start_at(m) for m in range(1500)}
+    assert seen == set(range(w.start, last_position(w) + 1))
+
+
+def test_random_is_uniform_between_start_and_stop() -> None:
+    w = make("random", size=3, start=2, stop=13, seed=5)
+    counts = Counter(w.start_at(m) for m in range(20_000))
+    assert sorted(counts) == list(range(2, 11))
     assert chisquare(list(counts.values())).pvalue > 1e-4
 
 
@@ -169,8 +245,8 @@ def test_iteration_576_at_tau_25_where_the_released_code_crashes() -> None:
 
 @pytest.mark.parametrize("strategy", PROGRESSIVE)
 def test_a_window_as_long_as_the_trajectory_never_moves(strategy: Strategy) -> None:
-    for at_end in ("hold", "restart"):
-        w = make(strategy, size=25, at_end=at_end)
+    for at_end in AT_ENDS:
+        w = make(strategy, size=23 if at_end == "released" else 25, at_end=at_end)
         assert {w.start_at(m) for m in range(100)} == {0}
 
 
@@ -184,9 +260,13 @@ def test_a_window_as_long_as_the_trajectory_never_moves(strategy: Strategy) -> N
         {"start": -1},
         {"start": 22},
         {"size": 26},
+        {"stop": 3},
+        {"stop": 10, "start": 7},
+        {"at_end": "released", "size": 24},
+        {"at_end": "released", "start": 20},
     ],
 )
-def test_a_window_that_does_not_fit_is_refused(wrong: dict[str, int]) -> None:
+def test_a_window_that_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"at least 1|longer than"):
         make(**wrong)
 

@@ -44,6 +44,10 @@ class ToyPolicy(nn.Module):
         """As a model's loader is called; `checkpoint` is a seed."""
         return cls(int(checkpoint or 0)).to(device)
 
+    @property
+    def network(self) -> nn.Module:
+        return self
+
     def encode(self, prompts: list[str]) -> Conditioning:
         values = [[((i + 1) * (ord(p[-1]) % 13)) % 7 / 7 for i in range(4)] for p in prompts]
         return {"text": torch.tensor(values, dtype=self.inner.dtype, device=self.inner.device)}
@@ -52,8 +56,9 @@ class ToyPolicy(nn.Module):
         self, latents: Tensor, sigma: float | Tensor, conditioning: Conditioning
     ) -> Tensor:
         self.rows.append(len(latents))
-        self.sigmas.append(float(sigma))
-        time = latents.new_full((len(latents), 1), float(sigma))
+        time = torch.as_tensor(sigma, dtype=latents.dtype).expand(len(latents))
+        self.sigmas += sorted(set(time.tolist()))
+        time = time.unsqueeze(1).to(latents)
         seen = torch.cat([latents.flatten(1), time, conditioning["text"]], 1)
         return (torch.tanh(seen @ self.inner) @ self.outer).unflatten(1, self.latent_shape)
 
@@ -61,7 +66,7 @@ class ToyPolicy(nn.Module):
         return (latents * 0.25 + 0.5).clamp(0, 1)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.named_parameters())
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def train_prompts(self) -> list[str]:
         return PROMPTS[:7]

@@ -1,0 +1,113 @@
+"""Images from a trained model and the one it started from, by the ODE: pure or hybrid.
+
+Hybrid inference (MixGRPO, section 4) takes the first steps with the trained model and the rest with
+the base model. What is reported must say which of the two it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mixgrpo.config import ComputeConfig
+from mixgrpo.dpm import DPMSolver
+from mixgrpo.errors import ConfigError
+from mixgrpo.models import Conditioning, Policy
+from mixgrpo.rollout import Velocity, slices
+from mixgrpo.schedule import sigma_schedule
+from mixgrpo.steps import ode_step, predict_x0
+
+Order = Literal[1, 2, 3]
+Variant = Literal["midpoint", "heun"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an image is made of its noise. ConfigError for what is not possible."""
+
+    steps: int
+    shift: float
+    """Time shift of the sigma schedule."""
+    p_mix: float = 1.0
+    """The fraction of the steps, the first ones, that the trained model takes."""
+    order: Order = 1
+    """Of DPM-Solver++ over the whole trajectory; order 1 is Euler."""
+    variant: Variant = "midpoint"
+    """Which second-order DPM-Solver++."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps {self.steps}: a trajectory has at least 1")
+        if not 0 < self.shift < float("inf"):
+            raise ConfigError(f"shift {self.shift}: must be a number above 0")
+        if not 0 <= self.p_mix <= 1:
+            raise ConfigError(
+                f"p_mix {self.p_mix}: must lie between 0 (base model) and 1 (trained model)"
+            )
+
+    @property
+    def trained_steps(self) -> int:
+        """The number of steps that the trained model takes, a half rounded to the even number."""
+        return round(self.p_mix * self.steps)
+
+    @property
+    def label(self) -> str:
+        """`pure`, `base model`, or `p_mix 80 %`: by what was asked for, not by its rounding."""
+        return {0: "base model", 1: "pure"}.get(self.p_mix, f"p_mix {100 * self.p_mix:.10g} %")
+
+
+@torch.no_grad()
+def sample(
+    velocity: Velocity,
+    reference: Velocity,
+    sampling: Sampling,
+    conditioning: Conditioning,
+    noise: Tensor,
+) -> Tensor:
+    """noise [B, ...] at sigma = 1 -> latents [B, ...] at sigma = 0; conditioning: B rows.
+
+    `velocity` is the trained model's, `reference` the base model's. The solver begins anew where
+    the base model takes over: a prediction of the other model would be no derivative of this one's.
+    """
+    sigmas = sigma_schedule(sampling.steps, sampling.shift, torch.float64)
+    solver = DPMSolver(sampling.order, sampling.variant)
+    x = noise
+    for i in range(sampling.steps):
+        sigma = float(sigmas[i])
+        if i == sampling.trained_steps:
+            solver.reset()
+        v = (velocity if i < sampling.trained_steps else reference)(x, sigma, conditioning)
+        if sampling.order == 1:
+            x = ode_step(x, v, sigma, sigmas[i + 1])
+        else:
+            x = solver.step(x, predict_x0(x, v, sigma), sigmas, i)
+    return x
+
+
+@torch.no_grad()
+def draw(
+    policy: Policy,
+    velocity: Velocity,
+    reference: Velocity,
+    sampling: Sampling,
+    prompts: Sequence[str],
+    noise: Tensor,
+    batch: int,
+) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] of B prompts from noise [B, ...], `batch` in one forward.
+
+    Batches of the same size give the same bytes; `batch` is part of what is held fixed.
+    """
+    images = []
+    for part in slices(len(prompts), batch):
+        conditioning = policy.encode(list(prompts[part]))
+        latents = sample(velocity, reference, sampling, conditioning, noise[part])
+        images.append(policy.decode(latents))
+    return torch.cat(images)
+
+
+def images_at_once(compute: ComputeConfig) -> int:
+    """The images that an evaluation samples in one forward."""
+    return min(128, compute.micro_batch or 128)

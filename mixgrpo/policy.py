@@ -1,0 +1,121 @@
+"""Makes the policy that a configuration describes, fresh or as a run's checkpoint left it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixgrpo import checkpoint
+from mixgrpo.adapters import add_lora, without_adapters
+from mixgrpo.config import RunConfig
+from mixgrpo.configfile import load_config
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.models import Conditioning, Policy, load_model
+from mixgrpo.ranks import Ranks
+from mixgrpo.rollout import Velocity
+
+
+def make_policy(config: RunConfig, device: str, ranks: Ranks | None = None) -> Policy:
+    """The model with its adapters, sharded, checkpointed and compiled as the configuration says.
+
+    ConfigError where the model does not offer what is asked for.
+    """
+    policy = load_model(config.model.name, config.model.checkpoint, device)
+    network, compute = policy.network, config.compute
+    if config.model.train == "lora":
+        if compute.precision == "bf16":
+            network.to(torch.bfloat16)  # frozen: it needs no master weights
+        add_lora(network, config.model, config.seed)
+    if compute.gradient_checkpointing:
+        enable = getattr(network, "enable_gradient_checkpointing", None)
+        if enable is None:
+            raise ConfigError(
+                f"compute.gradient_checkpointing: model {config.model.name} does not offer it; "
+                "leave it off"
+            )
+        enable()
+    if ranks is not None and ranks.sharded:
+        ranks.shard(network, compute.precision == "bf16")
+    if compute.compile:
+        network.compile()
+    return policy
+
+
+def velocity_of(policy: Policy, config: RunConfig, device: str) -> Velocity:
+    """The policy's velocity, computed in the configured precision."""
+    if config.compute.precision == "fp32":
+        return policy.velocity
+    kind = torch.device(device).type
+
+    def lowered(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+        with torch.autocast(kind, torch.bfloat16):
+            return policy.velocity(latents, sigma, conditioning).to(latents.dtype)
+
+    return lowered
+
+
+def reference_of(
+    policy: Policy, config: RunConfig, device: str, ranks: Ranks | None = None
+) -> Velocity:
+    """The velocity of the model that training starts from: with adapters, the same one without."""
+    if config.model.train == "lora":
+        velocity = velocity_of(policy, config, device)
+
+        def base(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+            with without_adapters(policy.network):
+                return velocity(latents, sigma, conditioning)
+
+        return base
+    frozen = make_policy(config, device, ranks)
+    frozen.network.requires_grad_(False)
+    return velocity_of(frozen, config, device)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A policy as a run's checkpoint left it."""
+
+    config: RunConfig
+    policy: Policy
+    velocity: Velocity
+    """Of the trained model, in the run's precision."""
+    reference: Velocity
+    """Of the model that training started from."""
+    iteration: int
+
+
+def load_run(
+    folder: Path, iteration: int | None = None, averaged: bool = True, device: str | None = None
+) -> Loaded:
+    """The policy of the run in `folder` after `iteration` iterations; read-only.
+
+    `iteration`: none is the newest whole checkpoint, 0 the model that training starts from.
+    `averaged`: the averaged weights, which are the ones that evaluations judge. ConfigError for a
+    folder that holds no run and for an iteration without a checkpoint.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{folder}: holds no run; name a run's folder, with a config.yaml in it")
+    config = load_config(file)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    policy = make_policy(config, device)
+    root = folder / "checkpoints"
+    if iteration:
+        found: checkpoint.Checkpoint | None = checkpoint.load_at(root, iteration)
+    else:
+        found = checkpoint.load_newest(root) if iteration is None else None
+    if found is not None:
+        weights = found.tensors["average" if averaged else "weights"]
+        with torch.no_grad():
+            for name, parameter in policy.trainable_parameters().items():
+                if name not in weights or weights[name].shape != parameter.shape:
+                    raise RunError(f"{root}: the checkpoint is of another model: {name} is amiss")
+                parameter.copy_(weights[name])
+    return Loaded(
+        config=config,
+        policy=policy,
+        velocity=velocity_of(policy, config, device),
+        reference=reference_of(policy, config, device),
+        iteration=found.iteration if found else 0,
+    )

@@ -1,0 +1,210 @@
+"""Weights & Biases and TensorBoard beside a run's own files, each by option.
+
+metrics.jsonl and eval.jsonl are the truth; a tracker shows them elsewhere. One that fails warns
+once and is off from then on: it never stops a run. Beside the metrics and the configuration they
+get nothing: no command, environment, code or user.
+"""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from mixgrpo.config import RunConfig, config_hash
+from mixgrpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 30.0
+"""Seconds that Weights & Biases may hold up a run, at its begin and at its end."""
+
+_NOTHING_PRIVATE: dict[str, Any] = {
+    "console": "off",
+    "save_code": False,
+    "disable_code": True,
+    "disable_git": True,
+    "disable_job_creation": True,
+    "host": "",
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_disable_stats": True,
+    "x_disable_viewer": True,
+    "x_save_requirements": False,
+}
+"""Settings that keep command, environment, code, git, host and user out of what is recorded.
+
+They overlap, on purpose: the library does not say which of them keeps out what.
+"""
+
+Part = Literal["train", "eval"]
+"""Both files of a run have keys of the same name, such as the mean of a reward."""
+
+
+class Tracker(Protocol):
+    def log(self, part: Part, iteration: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Trackers:
+    """The trackers of one run by name; what goes wrong in one is a warning, never an error."""
+
+    def __init__(self, folder: Path, opened: dict[str, Tracker]) -> None:
+        self._folder, self._opened = folder, opened
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Show one line of metrics.jsonl."""
+        self._log("train", line)
+
+    def evaluation(self, line: dict[str, Any]) -> None:
+        """Show one line of eval.jsonl."""
+        self._log("eval", line)
+
+    def close(self) -> None:
+        """Write out what is pending; the trackers are gone after that."""
+        for name, tracker in list(self._opened.items()):
+            with _harmless(name, self._folder, self._opened):
+                tracker.close()
+        self._opened.clear()
+
+    def _log(self, part: Part, line: dict[str, Any]) -> None:
+        values = {
+            key: float(value)
+            for key, value in line.items()
+            if key != "iteration" and isinstance(value, int | float)
+        }
+        for name, tracker in list(self._opened.items()):
+            with _harmless(name, self._folder, self._opened):
+                tracker.log(part, line["iteration"], values)
+
+
+def open_trackers(config: RunConfig, folder: Path, run_name: str) -> Trackers:
+    """The trackers of `output.trackers` for the run in `folder`, below which they write.
+
+    ConfigError where one is not installed. Nothing is imported that is not asked for.
+    """
+    opened: dict[str, Tracker] = {}
+    for name in dict.fromkeys(config.output.trackers):
+        with _harmless(name, folder, opened):
+            try:
+                opened[name] = (
+                    _WeightsAndBiases(config, folder, run_name)
+                    if name == "wandb"
+                    else _TensorBoard(folder)
+                )
+            except ImportError as error:
+                raise ConfigError(
+                    f"output.trackers: {name} cannot be imported ({error}); "
+                    "pip install 'mixgrpo[trackers]', or leave it out"
+                ) from error
+    return Trackers(folder, opened)
+
+
+def run_id(config: RunConfig, run_name: str) -> str:
+    """The id at Weights & Biases: the same for a run that is continued, another for any other."""
+    return hashlib.sha256(f"{run_name} {config_hash(config)}".encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _harmless(name: str, folder: Path, opened: dict[str, Tracker]) -> Iterator[None]:
+    """Make a warning of what a tracker raises inside, and take it out of `opened`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        opened.pop(name, None)
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(
+            f"{folder}: {name} failed ({type(error).__name__}: {reason}) and is off from here on; "
+            "the run goes on, and metrics.jsonl and eval.jsonl have everything",
+            stacklevel=2,
+        )
+
+
+class _WeightsAndBiases:
+    """One run at Weights & Biases, under an id that the same run finds again."""
+
+    def __init__(self, config: RunConfig, folder: Path, run_name: str) -> None:
+        # By name: a mere folder called wandb in the working directory can be imported, too.
+        from wandb import Settings, init, setup
+        from wandb.sdk.lib import wbauth
+
+        user = setup().settings
+        # Asked of the library, which knows a server by several names, and asked first, because
+        # `init` without a key asks the user.
+        keyless = user.mode not in ("offline", "dryrun", "disabled") and not (
+            wbauth.authenticate_session(
+                host=user.base_url, source="mixgrpo", prompt=False, update_session=False
+            )
+        )
+        self._run = init(
+            project=config.output.project,
+            name=run_name,
+            id=run_id(config, run_name),
+            resume="allow",
+            dir=folder,
+            config=config.model_dump(mode="json"),
+            mode="offline" if keyless else None,
+            settings=Settings(
+                # A process may hold several runs, each with its own object.
+                reinit="create_new",
+                use_dot_wandb=False,
+                symlink=False,
+                silent=True,
+                init_timeout=PATIENCE,
+                finish_timeout=PATIENCE,
+                # Its own process dies with a killed run, and what it holds in memory with it.
+                x_transaction_log_flush_interval=1.0,
+                **_NOTHING_PRIVATE,
+            ),
+        )
+        self._run.define_metric("*", step_metric="iteration")
+        if keyless:
+            log.info(
+                "%s: no API key for wandb, so it is kept offline; upload with wandb sync %s",
+                folder,
+                folder / "wandb" / "offline-run-*",
+            )
+
+    def log(self, part: Part, iteration: int, values: dict[str, float]) -> None:
+        named = {f"{part}/{key}": value for key, value in values.items()}
+        # A step that a resumed run comes to again is ignored there: it has the same numbers. The
+        # evaluation before an iteration is of the same step, which the iteration completes.
+        self._run.log({**named, "iteration": iteration}, step=iteration, commit=part == "train")
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _TensorBoard:
+    """A folder for each part, so that one chart shows training and evaluation of the same name."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch.utils.tensorboard as tensorboard
+
+        self._library = tensorboard
+        self._folder = folder / "tensorboard"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writers: dict[Part, SummaryWriter] = {}
+
+    def log(self, part: Part, iteration: int, values: dict[str, float]) -> None:
+        if part not in self._writers:
+            # What an interrupted process wrote from here on is about to be written again.
+            self._writers[part] = self._library.SummaryWriter(
+                str(self._folder / part), purge_step=iteration
+            )
+        writer = self._writers[part]
+        for key, value in values.items():
+            writer.add_scalar(key, value, iteration)
+        # As metrics.jsonl is whole after every line, so that a killed run loses nothing.
+        writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()

@@ -1,0 +1,354 @@
+"""Two whole iterations of every method and setting against an oracle, from noise to weights.
+
+The oracle is numpy in float64 and computes every image on its own; the package shares what a
+group's images share.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mixgrpo import collect
+from mixgrpo import policy as policies
+from mixgrpo.config import RunConfig
+from mixgrpo.configfile import load_layers
+from mixgrpo.plan import iteration_cost
+from mixgrpo.randomness import normal
+from mixgrpo.ranks import Ranks
+from mixgrpo.trainer import Trainer
+from mixgrpo.update import drawn_steps, update_parts
+from tests.mixgrpo import oracle, toy
+
+pytestmark = pytest.mark.usefixtures("toy_site")
+
+PRESETS = sorted((toy.ROOT / "sweeps" / "presets").glob("*.yaml"))
+METHODS = {
+    "flow-grpo",
+    "flow-grpo-fast",
+    "dance-grpo",
+    "mixgrpo",
+    "mixgrpo-cps",
+    "mixgrpo-flash",
+    "mixgrpo-flash-star",
+}
+
+
+def on_the_toy(preset: Path, **further: Any) -> RunConfig:
+    """A preset with everything of its method, on the toy and two small groups."""
+    layers = load_layers(preset)
+    small = toy.settings(optimizer={"lr": 2e-2, "ema_decay": 0.6, "max_grad_norm": 1.0})
+    for name in ("seed", "iterations", "model", "rollout", "rewards", "evaluation", "output"):
+        layers.add({name: small[name]}, "test")
+    layers.add({"optimizer": small["optimizer"], "objective": {"updates": 2}}, "test")
+    layers.add(further, "test")
+    return layers.validate()
+
+
+def test_every_method_has_a_preset() -> None:
+    assert {p.stem for p in PRESETS} == METHODS | {"scenes"}
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunConfig], Trainer]:
+    """Makes trainers that compute in float64: noise, rewards and policy."""
+    monkeypatch.setattr(collect, "normal", lambda shape, *key: normal(shape, *key).double())
+
+    def load(name: str, checkpoint: str | None, device: str) -> toy.ToyPolicy:
+        return toy.ToyPolicy(0, torch.float64)
+
+    monkeypatch.setattr(policies, "load_model", load)
+    monkeypatch.setattr(collect, "score", lambda r, images, prompts: r.score(images, prompts))
+    return lambda config: Trainer(config, Ranks())
+
+
+ITERATIONS: list[dict[str, Any]] = [
+    {},
+    {"sampler": {"kernel": "dance", "eta": 0.3}, "objective": {"updates": 4}},
+    {"sampler": {"kernel": "cps", "eta": 0.8}, "window": {"start": 3, "strategy": "frozen"}},
+    {
+        "sampler": {"kernel": "cps", "eta": 0.8, "density": "released"},
+        "window": {"start": 2, "strategy": "frozen"},
+        "objective": {"clip_range": 0.01},
+    },
+    {"sampler": {"tail_ratio": 0.4, "order": 2}, "objective": {"updates": 1}},
+    {"sampler": {"head_ratio": 0.5, "order": 2, "steps": 7}, "window": {"start": 4}},
+    {
+        "sampler": {"head_ratio": 0.6, "tail_ratio": 0.5, "order": 3, "steps": 9},
+        "window": {"start": 4, "strategy": "frozen"},
+    },
+    {"sampler": {"sde": "all"}, "window": {"start": 1, "strategy": "frozen"}},
+    {"sampler": {"sde": "all", "decode": "x0"}, "window": {"size": 4}},
+    {"sampler": {"sde": "all"}, "window": {"size": 4, "count": 2}},
+    {"window": {"size": 4, "fraction": 0.5}, "objective": {"kl_weight": 0.3}},
+    {"rollout": {"noise": "own"}, "window": {"start": 2}},
+    {"rollout": {"noise": "own"}, "window": {"size": 3, "count": 1}},
+    {"rollout": {"group_size": 5}, "objective": {"updates": 3}},
+    {"rollout": {"prompts": 3, "block": 2}},
+    {"objective": {"best_of": 1}},
+    {"rollout": {"group_size": 6}, "objective": {"best_of": 2, "updates": 3}},
+    {"objective": {"ratio": "guard", "clip_range": 0.01}},
+    {"objective": {"step_weight": "noise"}, "window": {"size": 3}},
+    {"objective": {"step_weight": "inverse-dt"}, "window": {"size": 3}},
+    {
+        "objective": {"ratio": "guard", "step_weight": "inverse-dt", "clip_range": 0.01},
+        "sampler": {"sde": "all"},
+        "window": {"size": 4, "count": 3},
+    },
+    {"objective": {"kl_weight": 0.7}},
+    {"optimizer": {"max_grad_norm": 1e-3}},
+    {"objective": {"advantage_clip": 0.5}},
+    {"compute": {"micro_batch": 3}},
+    {"compute": {"micro_batch": 1}, "window": {"size": 4, "count": 2}},
+    {
+        "rewards": {
+            "train": {"brightness": 1.0, "contrast": 2.0},
+            "held_out": [],
+            "aggregate": "mean",
+        }
+    },
+    {"window": {"start": 2}, "objective": {"clip_range": 1e-4}, "optimizer": {"weight_decay": 0.5}},
+]
+
+
+@pytest.mark.parametrize("sections", ITERATIONS, ids=str)
+def test_two_iterations_are_the_oracles(
+    sections: dict[str, Any],
+    wide: Callable[[RunConfig], Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = {"optimizer": {"lr": 2e-2, "ema_decay": 0.6}}
+    merged = {k: {**base.get(k, {}), **sections.get(k, {})} for k in {*base, *sections}}
+    acted, clipped = compare(toy.config(**merged), wide, monkeypatch)
+    assert acted == ("max_grad_norm" in str(sections))
+    assert clipped == ("advantage_clip" in str(sections))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_two_iterations_of_every_preset_are_the_oracles(
+    preset: Path, wide: Callable[[RunConfig], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(on_the_toy(preset), wide, monkeypatch)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_the_last_window_of_every_preset_is_the_oracles(
+    preset: Path, wide: Callable[[RunConfig], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = on_the_toy(preset)
+    window = config.window
+    start = (window.stop or config.sampler.steps) - window.size
+    last = on_the_toy(preset, window={"strategy": "frozen", "start": start})
+    compare(last, wide, monkeypatch)
+
+
+def compare(
+    config: RunConfig, wide: Callable[[RunConfig], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> tuple[bool, bool]:
+    """Two iterations by the trainer and by hand: rollout, rewards, advantages, loss, gradient,
+    AdamW and EMA. Returns whether the bounds of gradient and advantages have acted."""
+    calls: list[tuple[Any, ...]] = []
+    original = collect.rollout
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(collect, "rollout", recorded)
+    trainer = wide(config)
+    o, group = config.optimizer, config.rollout.group_size
+    start = {k: p.detach().clone() for k, p in trainer.parameters.items()}
+    mine = {k: torch.nn.Parameter(v.clone()) for k, v in start.items()}
+    average = {k: v.clone() for k, v in start.items()}
+    optimizer = torch.optim.AdamW(
+        mine.values(), o.lr, o.betas, eps=1e-8, weight_decay=o.weight_decay, fused=False
+    )
+    acted = clipped = False
+    for iteration in range(2):
+        calls.clear()
+        line = trainer.iterate(iteration)
+        plan = calls[0][1]
+        text = np.concatenate([np.repeat(c[2]["text"].numpy(), group, 0) for c in calls])
+        initial, noise = (torch.cat([c[i] for c in calls]) for i in (3, 4))
+        first = initial.expand(len(initial), group, *initial.shape[2:])
+        path = oracle.trajectory(
+            net(mine).velocity,
+            sampler_of(config),
+            trainer.window.start_at(iteration),
+            config.window.size,
+            first.flatten(2).flatten(0, 1).numpy(),
+            noise.flatten(3).flatten(0, 1).numpy(),
+            text,
+        )
+        rewards = score(config, path.final)
+        raw = oracle.advantages(rewards, config.rewards.train, config.rewards.aggregate)
+        limit = config.objective.advantage_clip
+        clipped |= bool((abs(raw) > limit).any())
+        a = np.clip(raw, -limit, limit)
+        for name, value in rewards.items():
+            assert line[f"reward_{name}_mean"] == pytest.approx(value.mean(), rel=1e-8)
+            assert line[f"reward_{name}_std"] == pytest.approx(value.std(ddof=1), rel=1e-8)
+        assert line["advantage_mean"] == pytest.approx(raw.mean(), abs=1e-10)
+        assert line["advantage_std"] == pytest.approx(raw.std(ddof=1), rel=1e-8)
+        chosen = images_of_updates(config, a)
+        prompts = trainer._prompts_at(iteration)
+        drawn = drawn_steps(config, iteration, prompts)
+        trained = None if drawn is None else drawn.flatten(0, 1).tolist()
+        losses, kls, norms = [], [], []
+        for images in chosen:
+            judged = oracle.judge(
+                net(mine),
+                path.window,
+                images,
+                a.ravel(),
+                text,
+                config.objective.clip_range,
+                config.objective.kl_weight,
+                net(start) if config.objective.kl_weight else None,
+                trained=trained,
+                ratio_kind=config.objective.ratio,
+                step_weight=config.objective.step_weight,
+                density=config.sampler.density,
+            )
+            losses.append(judged.loss)
+            kls.append(judged.kl)
+            norms.append(math.sqrt(sum((g**2).sum() for g in judged.gradient.values())))
+            scale = min(1.0, o.max_grad_norm / (norms[-1] + 1e-6))
+            acted |= scale < 1
+            for name, parameter in mine.items():
+                parameter.grad = torch.from_numpy(scale * judged.gradient[name])
+            optimizer.step()
+            for name, parameter in mine.items():
+                average[name] = o.ema_decay * average[name] + (1 - o.ema_decay) * parameter.detach()
+        assert line["loss"] == pytest.approx(np.mean(losses), rel=1e-9, abs=1e-12)
+        assert line["kl"] == pytest.approx(np.mean(kls), rel=1e-8, abs=1e-14)
+        assert line["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-8)
+        assert line["noise_floor"] < 1e-13
+        assert line["window_start"] == trainer.window.start_at(iteration)
+        assert line["nfe_rollout"] == plan.steps == len(path.sigmas) - 1
+        assert line["nfe_train"] == config.trained_per_image
+        cost = iteration_cost(config, iteration)
+        assert line["evaluations_computed"] == cost.forward
+        assert line["backward_computed"] == cost.backward
+        for name, parameter in trainer.parameters.items():
+            close = {"atol": 1e-9, "rtol": 1e-7}
+            torch.testing.assert_close(parameter.detach(), mine[name].detach(), **close)
+            torch.testing.assert_close(trainer.average[name], average[name], **close)
+            assert float((parameter.detach() - start[name]).abs().max()) > 1e-3
+    return acted, clipped
+
+
+def net(values: dict[str, Any]) -> oracle.ToyNet:
+    plain = {k: v.detach().double().numpy() for k, v in values.items()}
+    return oracle.ToyNet(plain["inner"], plain["outer"])
+
+
+def sampler_of(config: RunConfig) -> oracle.Sampler:
+    return oracle.Sampler(**config.sampler.model_dump())
+
+
+def score(config: RunConfig, final: oracle.Array) -> dict[str, oracle.Array]:
+    images = np.clip(final * 0.25 + 0.5, 0, 1)
+    values = {"brightness": images[:, :4].mean(1), "contrast": 10 * images.std(1, ddof=1)}
+    group = config.rollout.group_size
+    return {k: values[k].reshape(-1, group) for k in config.rewards.train}
+
+
+def images_of_updates(config: RunConfig, a: oracle.Array) -> list[oracle.Array]:
+    """For every update the images it takes, as indices of the whole batch."""
+    prompts, group = a.shape
+    best_of = config.objective.best_of
+    chosen = (
+        np.tile(np.arange(group), (prompts, 1))
+        if best_of is None
+        else oracle.best_and_worst(a, best_of)
+    )
+    within = np.arange(prompts)[:, None] * group + chosen
+    parts = update_parts(chosen.shape[1], config.objective.updates)
+    return [within[:, part].ravel() for part in parts]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_sharing_on_and_off_agree(
+    preset: Path, wide: Callable[[RunConfig], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples, log-probs and gradients (through the weights after two iterations)."""
+    config = on_the_toy(preset, optimizer={"max_grad_norm": 1e9, "name": "torch.optim.SGD"})
+    original, seen, outcomes = collect.rollout, [], []
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        seen.append(original(*args, **kwargs))
+        return seen[-1]
+
+    for shares in (True, False):
+        monkeypatch.setattr(collect, "rollout", partial(recorded, share=shares))
+        trainer = wide(config)
+        lines = [trainer.iterate(m) for m in range(2)]
+        gradients = {k: p.grad.clone() for k, p in trainer.parameters.items() if p.grad is not None}
+        outcomes.append((lines, gradients, dict(trainer.parameters)))
+    (shared, gradients, weights), (alone, gradients_alone, weights_alone) = outcomes
+
+    def close(a: Tensor, b: Tensor) -> None:
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+    for a, b in zip(seen[:2], seen[2:], strict=True):
+        close(a.latents, b.latents)
+        assert not any(step.shared for step in b.window)
+        for x, y in zip(a.window, b.window, strict=True):
+            close(x.sample, y.sample)
+            close(x.log_prob, y.log_prob)
+    for name, value in gradients.items():
+        close(value, gradients_alone[name])
+        close(weights[name].detach(), weights_alone[name].detach())
+        assert float(value.abs().max()) > 1e-6
+    for a, b in zip(shared, alone, strict=True):
+        assert a["evaluations_computed"] < b["evaluations_computed"]
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-10)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_groups_without_variance_are_skipped_only_by_option(
+    skips: bool, wide: Callable[[RunConfig], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A skipped group leaves update and mean: the step is that of the other groups alone."""
+    constant = 1
+
+    def score(reward: Any, images: Tensor, prompts: list[str]) -> Tensor:
+        values = reward.score(images, prompts)
+        values[constant * 4 : constant * 4 + 4] = 0.5
+        return values
+
+    plain = {"optimizer": {"name": "torch.optim.SGD", "weight_decay": 0.0, "max_grad_norm": 1e9}}
+    config = toy.config(
+        rollout={"prompts": 3}, objective={"skip_constant_groups": skips, "updates": 1}, **plain
+    )
+    trainer = wide(config)
+    monkeypatch.setattr(collect, "score", score)
+    line = trainer.iterate(0)
+    assert line["groups_without_variance"] == 1
+    gradients = {k: p.grad.clone() for k, p in trainer.parameters.items() if p.grad is not None}
+    monkeypatch.setattr(collect, "score", lambda r, images, prompts: r.score(images, prompts))
+    others = wide(toy.config(rollout={"prompts": 2}, objective={"updates": 1}, **plain))
+    kept = [p for i, p in enumerate(trainer._prompts_at(0)) if i != constant]
+    monkeypatch.setattr(others, "_prompts_at", lambda _: kept)
+    alone = others.iterate(0)
+    for name, parameter in others.parameters.items():
+        assert parameter.grad is not None
+        expected = parameter.grad * (1 if skips else 2 / 3)
+        torch.testing.assert_close(gradients[name], expected, atol=1e-12, rtol=1e-10)
+    groups = 2 if skips else 3
+    assert line["backward_computed"] == alone["backward_computed"] / 2 * groups
+    # Without any other group there is no step at all.
+    monkeypatch.setattr(collect, "score", lambda r, images, prompts: torch.ones(len(images)))
+    before = {k: p.detach().clone() for k, p in trainer.parameters.items()}
+    line = trainer.iterate(1)
+    assert line["groups_without_variance"] == line["groups"] == 3
+    assert line["backward_computed"] == (0 if skips else 3 * (1 + 4))
+    assert line["grad_norm"] == 0
+    assert all(torch.equal(before[k], p) for k, p in trainer.parameters.items())
