@@ -5,6 +5,7 @@ A reader sees the old content or the new one, also when the writer is killed or 
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Replace `path` with `data` as indented JSON. ValueError for NaN, which JSON does not have."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def flush(path: Path) -> None:
+    """Bring a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(error: Exception, path: Path) -> OSError | None:
+    """The OSError (a full disk) that a library reports as mere text, `... (os error 28)`."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else None

@@ -7,8 +7,6 @@ process leaves either the whole of it or nothing under its name.
 
 import hashlib
 import json
-import os
-import re
 import shutil
 import warnings
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixgrpo.atomic import disk_error, flush
 from mixgrpo.errors import ConfigError, RunError
 
 FORMAT = 1
@@ -48,13 +47,13 @@ def save(
         manifest = {"format": FORMAT, "iteration": iteration, "files": files, "made_on": made_on}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         for file in partial.iterdir():
-            _flush(file)
+            flush(file)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
-    _flush(root)
+    flush(root)
 
 
 class Checkpoint(NamedTuple):
@@ -136,22 +135,9 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, file)
     except SafetensorError as error:
-        # A full disk reaches us as text only.
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code), str(file)) from error
+        raise disk_error(error, file) or error from error
 
 
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,28 +14,26 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mixgrpo import cli
 from mixgrpo.atomic import write_text
+from mixgrpo.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.inference import Sampling, draw, images_at_once
 from mixgrpo.models import Policy
-from mixgrpo.randomness import generator, normal
+from mixgrpo.randomness import normal
 from mixgrpo.rewards import Reward, load_reward
 from mixgrpo.rollout import Velocity
 
 if TYPE_CHECKING:
     from mixgrpo.policy import Loaded
 
-RESAMPLES = 10_000
-LEVEL = 0.95
 FEW_PROMPTS = 20
 """Below this a bootstrap interval is clearly too narrow, and the table says so."""
 
@@ -118,30 +116,6 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     return values
 
 
-class Interval(NamedTuple):
-    """A mean and its interval, NaN where one value alone tells nothing of the others."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap(values: NDArray[np.float64], seed: int) -> list[Interval]:
-    """95 % percentile bootstrap intervals of the column means of `values` [prompts, columns].
-
-    Prompts are drawn with replacement, whole rows, so that columns stay paired; the same `seed`
-    and number of prompts draw the same rows. Efron and Tibshirani 1993, section 13.3.
-    """
-    count = len(values)
-    rng = generator("bootstrap", seed)
-    means = np.stack([values[rng.integers(count, size=count)].mean(0) for _ in range(RESAMPLES)])
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    if count < 2:
-        low = high = np.full(values.shape[1], np.nan)
-    return [Interval(*map(float, row)) for row in zip(values.mean(0), low, high, strict=True)]
-
-
 @dataclass(frozen=True)
 class Row:
     """One reward of one way to sample."""
@@ -204,7 +178,7 @@ def table(rows: Sequence[Row]) -> str:
     cells: list[list[str]] = []
     for row in rows:
         d = row.difference
-        change = ["", ""] if d is None else [f"{d.mean:+.4f}", _bounds(d, "+.4f")]
+        change = ["", ""] if d is None else [f"{d.mean:+z.4f}", _bounds(d, "+z.4f")]
         cells.append(
             [f"  {row.sampling.label}", f"{row.mean.mean:.4f}", _bounds(row.mean, ".4f"), *change]
         )
@@ -233,24 +207,17 @@ def _bounds(interval: Interval, form: str) -> str:
 
 def _covers(prompts: int, images: int) -> str:
     """What the intervals say, and what they do not."""
+    if prompts < 2:
+        return "One prompt alone has no interval."
     each = "1 image" if images == 1 else f"the mean of {images} images"
     text = (
         f"Intervals: {100 * LEVEL:g} % percentile bootstrap over the {prompts} prompts ({each} "
         f"each; {RESAMPLES:,} resamples). They cover the choice of prompts, for this one trained "
         "model: not what another seed of training would have given."
     )
-    if prompts < 2:
-        return text + " One prompt alone has no interval."
     if prompts < FEW_PROMPTS:
-        return text + f" With fewer than {FEW_PROMPTS} prompts they are too narrow."
+        text += f" With fewer than {FEW_PROMPTS} prompts they are too narrow."
     return text
-
-
-def _hybrid(way: Sampling) -> str:
-    return (
-        f"{way.label}: the first {way.trained_steps} of {way.steps} steps with the trained model, "
-        "the rest with the base model."
-    )
 
 
 def _as_json(row: Row) -> dict[str, Any]:
@@ -322,7 +289,7 @@ def main(
     rows = compare(loaded, ways, rewards, chosen, images, seed)
 
     notes = [_covers(len(chosen), images)]
-    notes += [_hybrid(way) for way in ways if way.p_mix not in (0, 1)]
+    notes += [way.in_words for way in ways if way.p_mix not in (0, 1)]
     if loaded.iteration == 0:
         notes.append("This is the base model: nothing was trained at iteration 0.")
     if as_json:

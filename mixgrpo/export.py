@@ -7,8 +7,6 @@ It is written beside its place, flushed and renamed, so that it is whole or abse
 """
 
 import json
-import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mixgrpo.adapters import ADAPTER
-from mixgrpo.atomic import write_bytes
+from mixgrpo.atomic import disk_error, flush, write_bytes
 from mixgrpo.config import ModelConfig
 
 # Names that diffusers looks for.
@@ -83,27 +81,14 @@ def _transformer(network: Any, weights: dict[str, Tensor], place: Path) -> Path:
     try:
         whole.save_pretrained(partial)
         for path in (*partial.iterdir(), partial):
-            _flush(path)
+            flush(path)
     except SafetensorError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # A full disk reaches us as text only.
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code), str(place)) from error
+        raise disk_error(error, place) or error from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
-    _flush(place.parent)
+    flush(place.parent)
     return place
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -55,7 +55,20 @@ class Sampling:
     @property
     def label(self) -> str:
         """`pure`, `base model`, or `p_mix 80 %`: by what was asked for, not by its rounding."""
-        return {0: "base model", 1: "pure"}.get(self.p_mix, f"p_mix {100 * self.p_mix:.10g} %")
+        if self.p_mix in (0, 1):
+            return "pure" if self.p_mix else "base model"
+        return f"p_mix {100 * self.p_mix:.10g} %"
+
+    @property
+    def in_words(self) -> str:
+        """What `label` stands for."""
+        if self.p_mix in (0, 1):
+            model = "trained" if self.p_mix else "base"
+            return f"{self.label}: all {self.steps} steps with the {model} model."
+        return (
+            f"{self.label}: the first {self.trained_steps} of {self.steps} steps with the trained "
+            "model, the rest with the base model."
+        )
 
 
 @torch.no_grad()

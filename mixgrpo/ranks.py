@@ -7,6 +7,7 @@ is trained. What ranks tell each other apart from gradients and weights goes thr
 
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -71,13 +72,10 @@ class Ranks:
         rows[self.rank] = len(values)
         dist.all_reduce(rows)
         longest = int(rows.max())
-        # As bytes, since gloo does not know every dtype.
         padded = values.new_zeros(longest, *values.shape[1:])
         padded[: len(values)] = values.detach()
-        mine = padded.flatten().view(torch.uint8)
-        all_bytes = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(all_bytes, mine)
-        found = [b.view(values.dtype).view(padded.shape) for b in all_bytes]
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(found, padded)
         return torch.cat([f[:n] for f, n in zip(found, rows.tolist(), strict=True)])
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -143,6 +141,8 @@ class Ranks:
             if bf16
             else MixedPrecisionPolicy()
         )
+        # Blocks return views that nothing changes in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         for module in [*_blocks(network), network]:
             # The network's own parameters are by default kept gathered after a forward; one
             # without a backward would then hide what is put into them next.

@@ -357,7 +357,7 @@ def main(
     finally:
         if owner is not None:
             owner.release()
-    ranks.leave()
+        ranks.leave()
     if outcome == "stopped":
         if own.first:
             print(f"{out}: stopped with a checkpoint; the same command continues", file=sys.stderr)

@@ -116,7 +116,7 @@ class Trainer:
         for name, values in rewards.items():
             line[f"reward_{name}_mean"] = float(values.mean())
             line[f"reward_{name}_std"] = float(values.std())
-        informative = torch.stack([has_variance(values) for values in rewards.values()]).all(0)
+        informative = torch.stack([has_variance(values) for values in rewards.values()]).any(0)
         of_all = self.ranks.gather(torch.tensor([[*computed, memory_peak(self.device)]]))
         return {
             **line,

@@ -22,7 +22,10 @@ class Policy(Protocol):
 
     @property
     def network(self) -> "Module":
-        """The network that predicts the velocity: what is trained, adapted, sharded, compiled."""
+        """The network that predicts the velocity: what is trained, adapted, sharded, compiled.
+
+        `velocity` calls it as a module, `network(...)`: sharding and compilation begin there.
+        """
         ...
 
     def encode(self, prompts: list[str]) -> Conditioning:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from mixgrpo.models.time import ExactTime
 from mixgrpo.scenes import BASE_WEIGHTS
 from mixgrpo.scenes import prompts as scenes
 from mixgrpo.scenes.render import SIZE
@@ -30,6 +31,7 @@ class ScenesPolicy:
         self.model = model.eval()
         self.model.text.requires_grad_(False)
         self.model.transformer.requires_grad_(True)
+        self._time = ExactTime(self.model.transformer.time_text_embed.time_proj)
 
     @classmethod
     def load(cls, checkpoint: str | None = None, device: str = "cpu") -> Self:
@@ -81,7 +83,9 @@ class ScenesPolicy:
         if torch.is_autocast_enabled(latents.device.type):
             dtype = latents.dtype  # autocast lowers what may be lowered; sigma may not
         x = latents.to(dtype)
-        time = torch.as_tensor(sigma, dtype=dtype, device=x.device).expand(len(x))
+        time = torch.as_tensor(sigma, dtype=torch.promote_types(dtype, torch.float32))
+        time = time.to(x.device).expand(len(x))
+        self._time.tell(time)
         text, pooled = (conditioning[k].to(dtype) for k in ("text", "pooled"))
         return self.model.velocity(x, time, text, pooled).to(latents.dtype)
 

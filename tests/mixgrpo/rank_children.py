@@ -154,10 +154,11 @@ def round_trip(ranks: Ranks) -> dict[str, Any]:
     ranks.shard(net, bf16=False)
     units = [name for name, module in net.named_modules() if isinstance(module, FSDPModule)]
     held = sum(p.to_local().numel() for p in net.parameters())
-    before = {k: ranks.whole(p) for k, p in net.named_parameters()}
+    parameters = dict(net.named_parameters())  # held on to, as by an optimizer
+    before = {k: ranks.whole(p) for k, p in parameters.items()}
     with torch.no_grad():
         net(inputs)
-        for parameter in net.parameters():
+        for parameter in parameters.values():
             ranks.put(2 * ranks.whole(parameter), parameter)
         doubled = net(inputs)
     plain = torch.zeros(2, 2)

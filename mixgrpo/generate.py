@@ -1,0 +1,244 @@
+"""Images from any run, finished or being trained: pictures, their manifest, and a contact sheet.
+
+    python -m mixgrpo.generate RUN [--prompt TEXT]... [--checkpoint ITER]... [--p-mix 0.8]
+
+The noise of an image depends on (seed, prompt, index) alone and is that of the run's evaluations,
+so that the same image can be asked for alone, among others, and of every checkpoint.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from torch import Tensor
+
+from mixgrpo import cli
+from mixgrpo.atomic import write_bytes, write_json
+from mixgrpo.checkpoint import checkpoints
+from mixgrpo.contact_sheet import Column, contact_sheet, png
+from mixgrpo.errors import ConfigError, RepeatableError
+from mixgrpo.evaluate import check_outside, choose, evaluation_noise
+from mixgrpo.inference import Sampling, draw, images_at_once
+from mixgrpo.rollout import slices
+
+if TYPE_CHECKING:
+    from mixgrpo.policy import Loaded
+
+MANIFEST = "manifest.json"
+DEFAULT_PROMPTS = 8
+
+
+def generate(
+    loaded: "Loaded", sampling: Sampling, prompts: Sequence[str], seed: int, images: int
+) -> Tensor:
+    """Images [prompts, images, 3, H, W] in [0, 1]. RepeatableError where they are not finite."""
+    policy = loaded.policy
+    device = next(policy.network.parameters()).device
+    noise = evaluation_noise(seed, prompts, images, policy.latent_shape).to(device)
+    pixels = draw(
+        policy,
+        loaded.velocity,
+        loaded.reference,
+        sampling,
+        [p for p in prompts for _ in range(images)],
+        noise,
+        images_at_once(loaded.config.compute),
+    )
+    if not bool(pixels.isfinite().all()):
+        raise RepeatableError(f"checkpoint {loaded.iteration}: its images are not finite")
+    cpu: Tensor = pixels.unflatten(0, (-1, images)).cpu()
+    return cpu
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a text file, blank ones left out. ConfigError where there are none."""
+    try:
+        # With or without a byte order mark, as editors write it.
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    except FileNotFoundError:
+        raise ConfigError(f"--prompts {file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {file}: cannot be read as text: {error}") from None
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ConfigError(f"--prompts {file}: has no prompt; write one a line")
+    return prompts
+
+
+def check_prompts(loaded: "Loaded", prompts: Sequence[str]) -> None:
+    """ConfigError naming a prompt that the model cannot read, before any image is made."""
+    for part in slices(len(prompts), images_at_once(loaded.config.compute)):
+        try:
+            loaded.policy.encode(list(prompts[part]))
+        except ValueError as error:
+            raise ConfigError(f"model {loaded.config.model.name}: {error}") from None
+
+
+def check_places(out: Path, sheet: Path, run: Path) -> None:
+    """ConfigError where the images or their sheet cannot be written, or not there."""
+    for option, place, folder in (("--out", out, out), ("--sheet", sheet, sheet.parent)):
+        check_outside(place, run)
+        if any(p.exists() and not p.is_dir() for p in (folder, *folder.parents)):
+            raise ConfigError(f"{option} {place}: {folder} cannot be a folder; name another")
+    if sheet.is_dir():
+        raise ConfigError(f"--sheet {sheet}: is a folder; name a file in it")
+
+
+class _Listing:
+    """The manifest of a folder of images: what each of them is, earlier ones included."""
+
+    def __init__(self, folder: Path, run: Path) -> None:
+        self.folder, self.run = folder, str(run.resolve())
+        self.file = folder / MANIFEST
+        self.images: dict[str, dict[str, Any]] = {}
+        if not self.file.exists():
+            return
+        try:
+            earlier = json.loads(self.file.read_text())
+            self.images = {image["file"]: image for image in earlier["images"]}
+            of = earlier["run"]
+        except (OSError, ValueError, LookupError, TypeError):
+            raise ConfigError(f"{self.file}: lists no images; choose another --out") from None
+        if of != self.run:
+            raise ConfigError(
+                f"{self.file}: lists images of another run, {of}; choose another --out"
+            )
+
+    def add(
+        self, prompts: Sequence[str], pixels: Tensor, seed: int, checkpoint: int, sampling: Sampling
+    ) -> None:
+        """Write images [prompts, images, 3, H, W] and list them."""
+        for number, index in product(*map(range, pixels.shape[:2])):
+            name = (
+                f"prompt-{number:03d}_seed-{seed}_image-{index}_checkpoint-{checkpoint:06d}"
+                f"_p-mix-{sampling.p_mix:g}.png"
+            )
+            write_bytes(self.folder / name, png(pixels[number, index]))
+            self.images[name] = {
+                "file": name,
+                "prompt": prompts[number],
+                "prompt_number": number,
+                "seed": seed,
+                "index": index,
+                "checkpoint": checkpoint,
+                **asdict(sampling),
+                "trained_steps": sampling.trained_steps,
+            }
+        listed = [self.images[name] for name in sorted(self.images)]
+        write_json(self.file, {"run": self.run, "images": listed})
+
+
+def _title(run: Path, sampling: Sampling) -> list[str]:
+    solver = {1: "Euler", 2: f"DPM-Solver++(2), {sampling.variant}", 3: "DPM-Solver++(3)"}
+    how = f"{sampling.steps} steps, {solver[sampling.order]}, shift {sampling.shift:g}"
+    return [f"{run}: {how}", sampling.in_words]
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="A run's folder; it is only read.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help=f"A prompt; {DEFAULT_PROMPTS} held-out ones if none is given."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text file with a prompt a line.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder; without it generated/<RUN's name>.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Of the noise; the run's own without it.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images per prompt and seed.")] = 1,
+    checkpoint: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Iteration of a checkpoint, 0 for the base model; the newest without it. With "
+            "several the base model is shown beside them."
+        ),
+    ] = None,
+    p_mix: Annotated[
+        float,
+        typer.Option(help="Fraction of the steps with the trained model, the rest base model."),
+    ] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Steps; as evaluations without it.")
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Time shift; as evaluations without it.")
+    ] = None,
+    order: Annotated[
+        int, typer.Option(min=1, max=3, help="Of DPM-Solver++; 1 is Euler, as evaluations.")
+    ] = 1,
+    variant: Annotated[
+        str | None, typer.Option(help="Of order 2: midpoint (default) or heun.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Contact sheet; without it DIR/sheet.png.")
+    ] = None,
+) -> None:
+    """Images from any run, also from one that is being trained.
+
+    Leaves a PNG for each image, manifest.json and a contact sheet of prompts x checkpoints x seeds.
+    Images from earlier calls for the same run stay unless they are made anew.
+    """
+    from mixgrpo.policy import load_run
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    if variant is not None and (order != 2 or variant not in ("midpoint", "heun")):
+        raise ConfigError(f"--variant {variant}: give midpoint or heun, and --order 2 with it")
+    given = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    if any(not text.strip() for text in given):
+        raise ConfigError("--prompt: is empty; write what the image is to show")
+    out = out or Path("generated") / run.resolve().name
+    sheet = sheet or out / "sheet.png"
+    check_places(out, sheet, run)
+
+    asked = sorted(set(checkpoint or []))
+    known = {int(place.name) for place in checkpoints(run / "checkpoints")}
+    # One that does not exist is loaded first, so that it fails before any image is made.
+    first = next((i for i in asked if i and i not in known), asked[0] if asked else None)
+    loaded = load_run(run, first)
+    iterations = asked or [loaded.iteration]
+    if len(iterations) > 1 and 0 not in iterations:
+        iterations = [0, *iterations]
+    ev = loaded.config.evaluation
+    sampling = Sampling(
+        steps=steps or ev.steps,
+        shift=ev.shift if shift is None else shift,
+        p_mix=p_mix,
+        order=order,  # type: ignore[arg-type]  # its option's range
+        variant="heun" if variant == "heun" else "midpoint",
+    )
+    wanted = given or choose(loaded.policy.held_out_prompts(), DEFAULT_PROMPTS)
+    check_prompts(loaded, wanted)
+    out.mkdir(parents=True, exist_ok=True)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    listing = _Listing(out, run)
+
+    columns: list[Column] = []
+    for iteration in iterations:
+        if iteration not in (0, loaded.iteration):
+            loaded = load_run(run, iteration)
+        # Every checkpoint has the base model beside it.
+        way = sampling if iteration else replace(sampling, p_mix=0.0)
+        group = f"iteration {iteration}, {way.label}" if iteration else way.label
+        for k in dict.fromkeys(seed or [loaded.config.seed]):
+            pixels = generate(loaded, way, wanted, k, images)
+            listing.add(wanted, pixels, k, iteration, way)
+            for index in range(images):
+                label = f"seed {k}" + (f", image {index}" if images > 1 else "")
+                columns.append(Column(group, label, pixels[:, index]))
+        print(f"{group}: done", file=sys.stderr)
+    write_bytes(sheet, contact_sheet(_title(run, sampling), wanted, columns))
+    print(sheet)
+
+
+if __name__ == "__main__":
+    cli.run(main)

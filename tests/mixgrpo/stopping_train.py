@@ -1,0 +1,26 @@
+"""Trains until some iterations are done and stops: python -m tests.mixgrpo.stopping_train CONFIG
+ITERATIONS OUT, on as many ranks as it was launched with."""
+
+import sys
+from pathlib import Path
+
+from mixgrpo import ranks, train
+from mixgrpo.configfile import load_config
+
+
+def main() -> None:
+    config, iterations, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    own = ranks.join()
+    asked = 0
+
+    def enough() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > iterations and own.rank == own.size - 1  # any rank may be the one
+
+    assert train.run(load_config(config), out, enough, own) == "stopped"
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main()
