@@ -49,7 +49,8 @@ def mean_position(config: RunConfig) -> Position:
     equally near the dearer one."""
     costs = [iteration_cost(config, m).forward for m in range(config.iterations)]
     mean = fmean(costs)
-    return _position(config, min(range(len(costs)), key=lambda m: (abs(costs[m] - mean), -costs[m])))
+    nearest = min(range(len(costs)), key=lambda m: (abs(costs[m] - mean), -costs[m]))
+    return _position(config, nearest)
 
 
 def first_position(config: RunConfig) -> Position:
@@ -104,12 +105,10 @@ class Subject:
             ONE: self._one_at_a_time,
         }
         if self.first.cost != self.mean.cost:
-            self.arms[FIRST] = partial(
-                self._iterate, config, self.first.iteration, self.first.cost
-            )
+            self.arms[FIRST] = partial(self._iterate, config, self.first.iteration, self.first.cost)
 
     def _iterate(self, config: RunConfig, iteration: int, cost: Cost) -> Timing:
-        # The noise of the rollout is read anew in every iteration, and nothing is made from it.
+        # One trainer serves both: none of what it holds depends on the rollout's noise.
         self.trainer.config = config
         clock = Clock(self.trainer.device)
         line = self.trainer.iterate(iteration)

@@ -66,7 +66,9 @@ def iterate(trainer: Trainer, iteration: int, prompts: list[str], clock: Clock) 
     advantages = group_advantages(rewards, config.rewards.train, config.rewards.aggregate)
     advantages = advantages.clamp(-o.advantage_clip, o.advantage_clip)
     drawn = drawn_steps(config, iteration, prompts)
-    set_learning_rate(trainer.optimizer, learning_rate(config.optimizer, iteration, config.iterations))
+    set_learning_rate(
+        trainer.optimizer, learning_rate(config.optimizer, iteration, config.iterations)
+    )
     backward = 0
     for images in update_parts(config.rollout.group_size, o.updates):
         entries = len(prompts) * (images.stop - images.start) * config.trained_per_image

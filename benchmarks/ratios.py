@@ -4,7 +4,7 @@ A ratio is made within a round, in which the machine was in one mood, and then s
 rounds: median, and first and third quartile.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,12 @@ import numpy as np
 from benchmarks.arms import FIRST, FLOOR, ONE, OURS, PHASES, UNSHARED, Position, Timing
 
 DANCE = "dance-grpo"
-PAPER = {"mixgrpo": 0.518, "mixgrpo-cps": 0.513, "mixgrpo-flash": 0.386, "mixgrpo-flash-star": 0.286}
+PAPER = {
+    "mixgrpo": 0.518,
+    "mixgrpo-cps": 0.513,
+    "mixgrpo-flash": 0.386,
+    "mixgrpo-flash-star": 0.286,
+}
 """Seconds per iteration relative to DanceGRPO's, as published (main comparison)."""
 
 
@@ -42,32 +47,31 @@ class Spread:
 
     def __str__(self) -> str:
         digits = 3 if self.median < 2 else 2
-        return (
-            f"{self.median:.{digits}f} ({self.lower:.{digits}f} to {self.upper:.{digits}f})"
-        )
+        return f"{self.median:.{digits}f} ({self.lower:.{digits}f} to {self.upper:.{digits}f})"
 
 
 class Rounds:
     """The measurements of one model."""
 
     def __init__(self, measurements: list[Measurement]) -> None:
-        self._found = {(m.preset, m.arm, m.round): m.timing for m in measurements}
-        self.rounds = sorted({m.round for m in measurements})
+        self._found: dict[tuple[str, str], dict[int, Timing]] = {}
+        for m in measurements:
+            self._found.setdefault((m.preset, m.arm), {})[m.round] = m.timing
 
     def arms(self, preset: str) -> list[str]:
-        found = {arm for name, arm, _ in self._found if name == preset}
-        return [arm for arm in (OURS, FIRST, UNSHARED, ONE, FLOOR) if arm in found]
+        return [arm for arm in (OURS, FIRST, UNSHARED, ONE, FLOOR) if (preset, arm) in self._found]
 
     def spread(
         self, preset: str, arm: str, value: Callable[[Timing], float] = lambda t: t.seconds
     ) -> Spread:
-        return Spread.of([value(self._found[preset, arm, r]) for r in self.rounds])
+        return Spread.of([value(t) for t in self._found[preset, arm].values()])
 
     def ratio(self, over: tuple[str, str], under: tuple[str, str]) -> Spread:
-        """Seconds of one (preset, arm) by those of another, paired by round."""
-        return Spread.of(
-            [self._found[*over, r].seconds / self._found[*under, r].seconds for r in self.rounds]
-        )
+        """Seconds of one (preset, arm) by those of another, paired by round; over the rounds in
+        which both were timed."""
+        above, below = self._found[over], self._found[under]
+        both = sorted(above.keys() & below.keys())
+        return Spread.of([above[r].seconds / below[r].seconds for r in both])
 
 
 def times_table(rounds: Rounds, positions: dict[str, tuple[Position, Position]]) -> str:
@@ -171,7 +175,7 @@ def verdicts_table(found: list[Verdict]) -> str:
     return markdown(["target", "measured", ""], lines)
 
 
-def markdown(header: list[str], lines: "list[list[object]]") -> str:
+def markdown(header: list[str], lines: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
-    rows = [header, ["---"] * len(header), *lines]
+    rows: list[Sequence[object]] = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)

@@ -287,8 +287,8 @@ def same_schedules(sweep: Sweep) -> list[tuple[str, str]]:
 def _schedule(config: RunConfig) -> tuple[Any, ...]:
     window = config.make_window()
     path = tuple(window.start_at(m) for m in range(config.iterations))
-    rest = config.model_dump(mode="json", exclude={"window", "output"})
-    return (window.size, path, repr(rest))
+    rest = config.model_dump(mode="json", exclude={"window", "health", "output"})
+    return (window.size, config.trained_per_image, path, repr(rest))
 
 
 def only(sweep: Sweep, names: list[str]) -> Sweep:

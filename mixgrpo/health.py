@@ -44,7 +44,10 @@ CONFLICT_OVER = 10
 """Values that the mean is taken over; one alone is an estimate from a few images."""
 
 DRIFT = 4.0
-"""The distance grows some with the window's position alone; by this factor it is the training."""
+"""The distance changes some with the window's position alone; by this factor it is the training."""
+
+DRIFT_LEAST = 0.5
+"""Below it the ODE's image is within a standard deviation of the SDE's: nothing to speak of."""
 
 _VARIANCE = (
     "raise sampler.eta or rollout.group_size, keep the window at earlier steps (window.stop), or "
@@ -67,6 +70,7 @@ class Health:
         self._clipped = 0
         self._cosines: deque[float] = deque(maxlen=CONFLICT_OVER)
         self._first_drift: float | None = None
+        self._window = config.make_window()
         self._first_evaluation: dict[str, Any] | None = None
 
     def iteration(self, line: dict[str, Any]) -> list[str]:
@@ -75,6 +79,7 @@ class Health:
         groups = line.get("groups", self.config.rollout.prompts)
         self._groups.append((line["groups_without_variance"], groups))
         warnings = [
+            self._whole_window(line),
             self._noise(line),
             self._nothing_learned(),
             self._little_variance(),
@@ -99,6 +104,17 @@ class Health:
             self._collapse(self._first_evaluation, line),
         ]
         return [f"iteration {line['iteration']}: {text}" for text in warnings if text]
+
+    def _whole_window(self, line: dict[str, Any]) -> str | None:
+        size = self._window.size
+        released = self._window.released_size_at(line["iteration"])
+        if not self._new("whole window", released < size):
+            return None
+        return (
+            f"the released code's window would be {released} steps long from here on; "
+            f"window.at_end released keeps it whole, at steps {self._window.last} to "
+            f"{self._window.last + size - 1}, until it begins again"
+        )
 
     def _noise(self, line: dict[str, Any]) -> str | None:
         clip, floor = self.config.objective.clip_range, _number(line, "noise_floor")
@@ -178,7 +194,7 @@ class Health:
         if self._first_drift is None:
             self._first_drift = drift
         first = self._first_drift
-        if not self._new("drift", 0 < DRIFT * first < drift):
+        if not self._new("drift", drift > max(DRIFT * first, DRIFT_LEAST)):
             return None
         return (
             "the images of the SDE, which are trained on, have moved away from those of the ODE, "

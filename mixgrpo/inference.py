@@ -1,6 +1,6 @@
 """Images from a trained model and the one it started from, by the ODE: pure or hybrid.
 
-Hybrid inference (MixGRPO, section 4) takes the first steps with the trained model and the rest with
+Hybrid inference (MixGRPO, arXiv 2507.21802) takes the first steps with the trained model and the rest with
 the base model. What is reported must say which of the two it is.
 """
 
@@ -15,9 +15,9 @@ from mixgrpo.config import ComputeConfig
 from mixgrpo.dpm import DPMSolver
 from mixgrpo.errors import ConfigError
 from mixgrpo.models import Conditioning, Policy
-from mixgrpo.rollout import Velocity, slices
+from mixgrpo.rollout import Velocity, sample_ode, slices
 from mixgrpo.schedule import sigma_schedule
-from mixgrpo.steps import ode_step, predict_x0
+from mixgrpo.steps import predict_x0
 
 Order = Literal[1, 2, 3]
 Variant = Literal["midpoint", "heun"]
@@ -85,17 +85,18 @@ def sample(
     the base model takes over: a prediction of the other model would be no derivative of this one's.
     """
     sigmas = sigma_schedule(sampling.steps, sampling.shift, torch.float64)
+    switch = sampling.trained_steps
+    if sampling.order == 1:
+        reached = sample_ode(velocity, sigmas[: switch + 1], conditioning, noise)
+        return sample_ode(reference, sigmas[switch:], conditioning, reached)
     solver = DPMSolver(sampling.order, sampling.variant)
     x = noise
     for i in range(sampling.steps):
-        sigma = float(sigmas[i])
-        if i == sampling.trained_steps:
+        if i == switch:
             solver.reset()
-        v = (velocity if i < sampling.trained_steps else reference)(x, sigma, conditioning)
-        if sampling.order == 1:
-            x = ode_step(x, v, sigma, sigmas[i + 1])
-        else:
-            x = solver.step(x, predict_x0(x, v, sigma), sigmas, i)
+        sigma = float(sigmas[i])
+        v = (velocity if i < switch else reference)(x, sigma, conditioning)
+        x = solver.step(x, predict_x0(x, v, sigma), sigmas, i)
     return x
 
 

@@ -52,15 +52,13 @@ def make_batch(
     found = [plan_coefficients(plan, index) for index in plan.window]
     dts = [float(plan.sigmas[i + 1]) - float(plan.sigmas[i]) for i in plan.window]
     weights = step_weights(config.objective.step_weight, [c.std for c in found], dts)
-    # In the precision of the samples' own arithmetic: double where a test computes in double.
-    dtype = wide(sampled.latents).dtype
     return Batch(
         sampled,
         conditioning,
         advantages,
         drawn,
-        torch.tensor(found, dtype=torch.float64).to(dtype),
-        torch.tensor(weights, dtype=torch.float64).to(dtype),
+        torch.tensor(found, dtype=torch.float64),
+        torch.tensor(weights, dtype=torch.float64),
         None if drawn is None else _stacked(sampled.window),
     )
 
@@ -286,8 +284,7 @@ def _losses(
         log_ratio = guarded_log_ratio(delta, mean, taken.mean, std)
     advantages = batch.advantages[rows.groups, rows.images]
     terms = clipped_terms(log_ratio, advantages, objective.clip_range) * rows.weight
-    weights = batch.weights[where]
-    loss = (terms * (weights.to(terms.device) if weights.dim() else float(weights))).sum()
+    loss = (terms * _like(batch.weights[where], terms)).sum()
     kl = torch.zeros_like(loss)
     if base is not None:
         of_base = wide(x) * wx + wide(base) * wv
@@ -304,7 +301,7 @@ def _like(coefficient: Tensor, x: Tensor) -> Tensor | float:
     """A number, or one per row of x, on its device."""
     if coefficient.dim() == 0:
         return float(coefficient)
-    return coefficient.to(x.device).reshape(-1, *[1] * (x.dim() - 1))
+    return coefficient.to(x.device, wide(x).dtype).reshape(-1, *[1] * (x.dim() - 1))
 
 
 class Conflict:

@@ -94,6 +94,15 @@ class Window:
             return iteration % self.interval == 0
         return iteration == 0 or self.start_at(iteration) != self.start_at(iteration - 1)
 
+    def released_size_at(self, iteration: int) -> int:
+        """How long the released code's window is where this one stands in for it: `size`, or less
+        where its bound T - 2 cuts it short."""
+        if self.at_end != "released" or self.strategy in ("frozen", "random"):
+            return self.size
+        _, begins, total = self._path
+        first = self.start + self.stride * (bisect_right(begins, iteration % total) - 1)
+        return min(self.size, self.steps - 2 - first)
+
     def interval_at(self, position: int) -> int:
         """How many iterations a progressive window stays at `position`."""
         if self.strategy == "linear-decay":

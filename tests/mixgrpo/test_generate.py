@@ -186,6 +186,11 @@ def test_the_runs_own_evaluation_pictures_come_again_byte_for_byte(
         assert found.tobytes() == expected.tobytes()
     pictures = [(tmp_path / made[i, listing[0]]).read_bytes() for i in (0, 2, 4)]
     assert len(set(pictures)) == 3  # else the comparison would say nothing
+    both = generate(load_run(run), Sampling(5, 3.0), listing, 3, 2)
+    for image in manifest["images"]:
+        if image["checkpoint"] == 4:
+            pixels = both[listing.index(image["prompt"]), image["index"]]
+            assert (tmp_path / image["file"]).read_bytes() == png(pixels)
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -234,6 +239,29 @@ def test_the_base_model_is_in_its_column_whatever_p_mix(run: Path, tmp_path: Pat
     base = generate(load_run(run, 0), Sampling(5, 3.0), ["prompt 1"], 3, 1)[0, 0]
     name = "prompt-000_seed-3_image-0_checkpoint-000000_p-mix-0.png"
     assert (tmp_path / name).read_bytes() == png(base)
+
+
+def test_columns_are_checkpoints_with_their_seeds_and_say_what_is_hybrid(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Column] = []
+    texts: list[str] = []
+
+    def noting(title: list[str], prompts: list[str], columns: list[Column]) -> bytes:
+        shown[:], texts[:] = columns, [*title, *prompts]
+        return contact_sheet(title, prompts, columns)
+
+    monkeypatch.setattr(command, "contact_sheet", noting)
+    command.main(run, checkpoint=[4, 2], seed=[5, 3], images=2, p_mix=0.8, out=tmp_path)
+    groups = ["base model", "iteration 2, p_mix 80 %", "iteration 4, p_mix 80 %"]
+    labels = [f"seed {s}, image {i}" for s in (5, 3) for i in (0, 1)]
+    assert [(c.group, c.label) for c in shown] == [(g, k) for g in groups for k in labels]
+    assert texts[1].startswith("p_mix 80 %: the first 4 of 5 steps with the trained model")
+    assert texts[2:] == PROMPTS[7:]
+    expected = generate(load_run(run, 2), Sampling(5, 3.0, 0.8), PROMPTS[7:], 3, 2)
+    assert torch.equal(shown[4 + 3].images, expected[:, 1])
+    command.main(run, out=tmp_path)
+    assert [(c.group, c.label) for c in shown] == [("iteration 4, pure", "seed 3")]
 
 
 def test_the_same_call_gives_the_same_bytes_and_others_add_to_it(run: Path, tmp_path: Path) -> None:

@@ -171,8 +171,18 @@ def test_drift_of_the_sde_from_the_ode() -> None:
     assert len(found) == 1
     assert found[0].startswith("iteration 6: the images of the SDE")
     assert "0.5 -> 2.1" in found[0]
-    # Nothing is four times nothing.
-    assert said(moves(0.0, 1.0)) == []
+    # Four times nearly nothing is still little.
+    assert said(moves(0.01, 0.49)) == said(moves(-0.01, 0.49)) == []
+    assert len(said(moves(-0.01, 0.51))) == 1
+
+
+def test_a_window_kept_whole_where_the_released_one_shrinks() -> None:
+    settings = config(sampler={"steps": 8}, window={"size": 3, "interval": 2, "at_end": "released"})
+    found = said([metrics(reward_brightness_mean=0.5, reward_brightness_std=0.1)] * 20, settings)
+    # First steps 0, 1, 2, 3 are whole; 4 is not.
+    assert len(found) == 1
+    assert found[0].startswith("iteration 8: the released code's window would be 2 steps long")
+    assert "at steps 3 to 5" in found[0]
 
 
 def test_reward_hacking_names_both_rewards() -> None:

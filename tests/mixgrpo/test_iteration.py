@@ -5,6 +5,7 @@ group's images share.
 """
 
 import math
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixgrpo import collect
 from mixgrpo import policy as policies
@@ -352,3 +354,88 @@ def test_groups_without_variance_are_skipped_only_by_option(
     assert line["backward_computed"] == (0 if skips else 3 * (1 + 4))
     assert line["grad_norm"] == 0
     assert all(torch.equal(before[k], p) for k, p in trainer.parameters.items())
+
+
+def test_a_block_is_scored_while_the_next_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reward of the first block does not return before the second block is being sampled."""
+    sampling_second, calls = threading.Event(), 0
+    original = collect.rollout
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            sampling_second.set()
+        return original(*args, **kwargs)
+
+    waited: list[bool] = []
+
+    def slow(reward: Any, images: Tensor, prompts: list[str]) -> Tensor:
+        waited.append(sampling_second.wait(10))
+        values: Tensor = reward.score(images, prompts)
+        return values
+
+    trainer = Trainer(toy.config(rollout={"prompts": 3, "block": 1}), Ranks())
+    together = Trainer(toy.config(rollout={"prompts": 3}), Ranks()).iterate(0)
+    monkeypatch.setattr(collect, "rollout", counted)
+    monkeypatch.setattr(collect, "score", slow)
+    line = trainer.iterate(0)
+    assert waited == [True, True, True]
+    assert line["reward_brightness_mean"] == pytest.approx(together["reward_brightness_mean"])
+    parts = [line[k] for k in line if k.startswith("seconds_") and k != "seconds_total"]
+    assert sum(parts) == pytest.approx(line["seconds_total"])
+
+
+class _Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers of float32 tensors that it asks for.
+
+    Sigmas and coefficients are float64 numbers of the host itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.name()
+        waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+        if name.removeprefix("aten::") in waits and args[0].dtype == torch.float32:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"sampler": {"kernel": "cps", "order": 3, "tail_ratio": 0.5}},
+        {"objective": {"ratio": "guard", "step_weight": "noise", "kl_weight": 0.1}},
+        {"window": {"count": 2}, "sampler": {"sde": "all"}},
+    ],
+    ids=str,
+)
+def test_no_step_waits_for_the_device(sections: dict[str, Any]) -> None:
+    """An iteration asks for as many numbers with 12 steps and a window of 5 as with 5 and 2."""
+    counts = []
+    for steps, size in ((5, 2), (12, 5)):
+        sampler = {"steps": steps, **sections.get("sampler", {})}
+        window = {"size": size, **sections.get("window", {})}
+        trainer = Trainer(toy.config(**{**sections, "sampler": sampler, "window": window}), Ranks())
+        with _Reads() as reads:
+            trainer.iterate(0)
+        counts.append(len(reads.found))
+    assert counts[0] == counts[1] > 0
+
+
+def test_that_check_sees_a_step_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    velocity = toy.ToyPolicy.velocity
+
+    def waiting(self: toy.ToyPolicy, latents: Tensor, *further: Any) -> Tensor:
+        latents.sum().item()
+        return velocity(self, latents, *further)
+
+    monkeypatch.setattr(toy.ToyPolicy, "velocity", waiting)
+    with pytest.raises(AssertionError):
+        test_no_step_waits_for_the_device({})

@@ -274,3 +274,13 @@ def test_a_window_that_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_negative_iteration_is_refused() -> None:
     with pytest.raises(ValueError, match="negative"):
         make().start_at(-1)
+
+
+def test_where_the_released_window_would_shrink() -> None:
+    """T = 25, w = 4: whole up to first step 19, then 3, 2, 1 steps, then again."""
+    window = Window(25, 4, 10, 1, "constant", at_end="released")
+    sizes = [window.released_size_at(10 * p + 3) for p in range(25)]
+    assert sizes == [4] * 20 + [3, 2, 1] + [4, 4]
+    assert {len(window.steps_at(m)) for m in range(400)} == {4}
+    hold = Window(25, 4, 10, 1, "constant")
+    assert {hold.released_size_at(m) for m in range(400)} == {4}
