@@ -152,6 +152,7 @@ class OptimizerConfig(Section):
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Further arguments of the optimizer, by name."""
     lr: float = Field(1e-5, gt=0)
+    """Learning rate."""
     warmup: int = Field(0, ge=0)
     """Iterations over which the rate rises linearly to lr."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -160,7 +161,9 @@ class OptimizerConfig(Section):
         0.9,
         0.999,
     )
+    """Of AdamW and its kin."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled, as AdamW has it."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm where it is longer."""
     ema_decay: float = Field(0.95, ge=0, lt=1)
@@ -173,6 +176,7 @@ class EvaluationConfig(Section):
     prompts: int = Field(0, ge=0)
     """Held-out prompts, chosen by a hash of their text; 0 means all."""
     images_per_prompt: int = Field(2, ge=1)
+    """From so many initial noises, the same in every evaluation of a seed."""
     steps: int = Field(25, ge=1, le=1000)
     """ODE steps of an evaluated image, whatever sampler an arm trains with."""
     shift: float = Field(3.0, gt=0)
@@ -207,6 +211,7 @@ class OutputConfig(Section):
     checkpoint_every: int = Field(10, ge=1)
     """Iterations between two checkpoints; after the last always."""
     checkpoints_kept: int = Field(2, ge=1)
+    """The newest ones."""
     samples: int = Field(8, ge=0)
     """Held-out prompts whose first image is kept as a picture at every evaluation."""
     export: bool = True
@@ -221,7 +226,9 @@ class RunConfig(Section):
     """Everything that says what one run computes."""
 
     seed: int = Field(0, ge=0, lt=2**31)
+    """Everything random depends on it."""
     iterations: int = Field(300, ge=1)
+    """Length of the run; each samples, scores and updates."""
     model: ModelConfig = ModelConfig()
     sampler: SamplerConfig = SamplerConfig()
     window: WindowConfig = WindowConfig()

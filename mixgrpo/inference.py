@@ -1,7 +1,7 @@
 """Images from a trained model and the one it started from, by the ODE: pure or hybrid.
 
-Hybrid inference (MixGRPO, arXiv 2507.21802) takes the first steps with the trained model and the rest with
-the base model. What is reported must say which of the two it is.
+Hybrid inference (MixGRPO, arXiv 2507.21802) takes the first steps with the trained model and the
+rest with the base model. What is reported must say which of the two it is.
 """
 
 from collections.abc import Sequence

@@ -112,10 +112,18 @@ def load_run(
                 if name not in weights or weights[name].shape != parameter.shape:
                     raise RunError(f"{root}: the checkpoint is of another model: {name} is amiss")
                 parameter.copy_(weights[name])
+    made: list[Velocity] = []
+
+    def reference(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+        # Made when it is first asked for: without adapters it is a second network.
+        if not made:
+            made.append(reference_of(policy, config, device))
+        return made[0](latents, sigma, conditioning)
+
     return Loaded(
         config=config,
         policy=policy,
         velocity=velocity_of(policy, config, device),
-        reference=reference_of(policy, config, device),
+        reference=reference,
         iteration=found.iteration if found else 0,
     )

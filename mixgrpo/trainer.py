@@ -19,6 +19,7 @@ from mixgrpo.collect import Collected, collect, initial_noise
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.evaluate import Evaluation, choose, evaluate, evaluation_noise
+from mixgrpo.inference import images_at_once
 from mixgrpo.models import Conditioning
 from mixgrpo.optimizer import (
     learning_rate,
@@ -157,7 +158,7 @@ class Trainer:
                     noise,
                     config.evaluation.steps,
                     config.evaluation.shift,
-                    min(128, config.compute.micro_batch or 128),
+                    images_at_once(config.compute),
                 )
         if self.ranks.size == 1 and found is not None:
             return found

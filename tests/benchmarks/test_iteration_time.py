@@ -28,7 +28,7 @@ from mixgrpo.clock import Clock
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.plan import Cost
+from mixgrpo.plan import Cost, iteration_cost
 from mixgrpo.ranks import Ranks
 from mixgrpo.trainer import Trainer
 from tests.mixgrpo.toy import ToyPolicy
@@ -94,9 +94,9 @@ def test_one_at_a_time_ends_with_the_weights_of_the_trainer(preset: str) -> None
         ours.iterate(iteration)
         one_at_a_time.iterate(naive, iteration, naive._prompts_at(iteration), Clock("cpu"))
     for name, weights in ours.parameters.items():
-        moved = float((weights - start[name]).abs().max())
-        assert moved > 1e-2
-        torch.testing.assert_close(naive.parameters[name], weights, rtol=0, atol=2e-4 * moved)
+        moved = float((weights - start[name]).detach().abs().max())
+        assert moved > 1e-3
+        torch.testing.assert_close(naive.parameters[name], weights, rtol=0, atol=1e-4 * moved)
         torch.testing.assert_close(naive.average[name], ours.average[name], rtol=0, atol=1e-5)
 
 
@@ -104,7 +104,6 @@ def test_one_at_a_time_ends_with_the_weights_of_the_trainer(preset: str) -> None
 def test_the_floor_makes_the_passes_of_the_iteration(
     preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(config(preset, *TOY, "health.drift=false"), Ranks())
     seen: list[tuple[tuple[int, ...], bool, bool]] = []
     real = ToyPolicy.velocity
 
@@ -114,9 +113,12 @@ def test_the_floor_makes_the_passes_of_the_iteration(
         return real(self, latents, sigma, conditioning)
 
     monkeypatch.setattr(ToyPolicy, "velocity", noting)
+    trainer = Trainer(config(preset, *TOY, "health.drift=false"), Ranks())
     with recorded(trainer) as calls:
         trainer.iterate(200)
     of_iteration = list(seen)
+    assert sum(rows[0] for rows, _, _ in seen) == iteration_cost(trainer.config, 200).forward
+    assert any(per_row for _, per_row, _ in seen) == (preset == "dance-grpo")
     seen.clear()
     for parameter in trainer.parameters.values():
         parameter.grad = None
@@ -169,13 +171,13 @@ def test_a_target_is_judged_by_the_median_and_the_worst_preset() -> None:
         ]
     )
     found = {v.target.partition(" (")[0]: v for v in verdicts("larger", "cpu", rounds, list(of))}
-    reached = {target: (v.measured.median, v.reached) for target, v in found.items()}
+    reached = {target: (round(v.measured.median, 2), v.reached) for target, v in found.items()}
     assert reached == {
-        "larger: shared / floor, mixgrpo <= 1.05": (pytest.approx(4.2 / 4.1), True),
-        "larger: shared / floor, largest: mixgrpo-flash <= 1.05": (pytest.approx(1.24), False),
-        "larger: mixgrpo / dance-grpo": (pytest.approx(0.42), True),
-        "larger: mixgrpo-flash / dance-grpo": (pytest.approx(0.31), False),
-        "larger: mixgrpo-flash-star / dance-grpo": (pytest.approx(0.26), True),
+        "larger: shared / floor, mixgrpo <= 1.05": (1.02, True),
+        "larger: shared / floor, largest: mixgrpo-flash <= 1.05": (1.24, False),
+        "larger: mixgrpo / dance-grpo": (0.42, True),
+        "larger: mixgrpo-flash / dance-grpo": (0.31, False),
+        "larger: mixgrpo-flash-star / dance-grpo": (0.26, True),
     }
 
 
@@ -224,14 +226,10 @@ def test_the_larger_model_has_the_proportions_of_flux() -> None:
     v = policy.velocity(noise, 0.5, text)
     assert v.shape == noise.shape
     torch.testing.assert_close(
-        policy.velocity(noise[1:], torch.tensor([0.5]), larger_row(text)), v[1:]
+        policy.velocity(noise[1:], torch.tensor([0.5]), {k: t[1:] for k, t in text.items()}), v[1:]
     )
     policy.transformer = Echo()
     assert torch.equal(policy.velocity(noise, 0.5, text), noise)
     assert policy.transformer.given["img_ids"][5].tolist() == [0, 1, 1]
     with pytest.raises(ConfigError, match="2x1x8"):
         larger.LargerPolicy.load("huge", "cpu")
-
-
-def larger_row(text: dict[str, Any]) -> dict[str, Any]:
-    return {name: value[1:] for name, value in text.items()}

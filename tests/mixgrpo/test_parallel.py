@@ -23,8 +23,8 @@ from tests.mixgrpo.tiny import tiny_model
 ITERATIONS = 3
 # Relative, for metrics and for weights against the distance they have gone.
 CLOSE = 2e-4
-# Absolute, where that is more: a log-prob near 1 is known to 1e-7, and its sum over the 768 elements
-# of a latent to 768 times that. The loss is a small difference of advantages near 1.
+# Absolute, where that is more: a log-prob near 1 is known to 1e-7, and its sum over the 768
+# elements of a latent to 768 times that. The loss is a small difference of advantages near 1.
 KNOWN_TO = {
     "loss": 1e-6,
     "advantage_mean": 1e-6,
