@@ -191,7 +191,8 @@ def main(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: torch finds no such device here; leave it at cpu")
     about = made_on(device, threads)
-    models = [EMBEDDED, with_proportions_of_flux(heads, blocks, side, device)]
+    both = [EMBEDDED, with_proportions_of_flux(heads, blocks, side, device)]
+    models = [m for m in both if model in (m.name, "both")]
     texts, found, raw = [], [], []
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as site:
@@ -199,12 +200,11 @@ def main(
         sys.path.append(site)
         try:
             for chosen in models:
-                if model in (chosen.name, "both"):
-                    subjects, measurements = measure(chosen, rounds, device)
-                    text, judged = report(chosen, device, subjects, measurements)
-                    texts.append(text)
-                    found += judged
-                    raw += measurements
+                subjects, measurements = measure(chosen, rounds, device)
+                text, judged = report(chosen, device, subjects, measurements)
+                texts.append(text)
+                found += judged
+                raw += measurements
         finally:
             sys.path.remove(site)
     seconds = time.perf_counter() - begin
