@@ -1,6 +1,6 @@
 """The reference of all settings, from the docstrings of `config`.
 
-    python -m mixgrpo.reference > docs/settings.md
+python -m mixgrpo.reference > docs/settings.md
 """
 
 import ast

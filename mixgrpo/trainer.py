@@ -43,6 +43,7 @@ from mixgrpo.update import (
     judge,
     make_batch,
     make_rows,
+    slots_together,
     update_parts,
 )
 
@@ -278,20 +279,20 @@ class Trainer:
         slots, beta = self.config.trained_per_image, self.config.objective.kl_weight
         parameters = list(self.parameters.values())
         self.optimizer.zero_grad()
-        # In the first update, where the policy is still that of the rollout.
-        measures = self.config.health.gradient_conflict and number == 0 and slots > 1
+        first = number == 0  # the policy is still that of the rollout
+        measures = self.config.health.gradient_conflict and first and slots > 1
         conflict = Conflict(parameters) if measures else None
         stats, kls = [torch.zeros(4, dtype=torch.float64)], [0.0]
         seen, of_kl = [], []
-        for slot in range(slots):
-            if conflict is not None and slot == slots - 1:
+        for part in [] if batch is None else slots_together(self.config, batch, first):
+            if conflict is not None and part == [slots - 1]:
                 conflict.before_last()
             if batch is not None and rows is not None:
-                for judged in judge(self.config, batch, rows, slot, self.velocity, self.reference):
+                for judged in judge(self.config, batch, rows, part, self.velocity, self.reference):
                     ((judged.loss + beta * judged.kl) / (total * slots)).backward()
                     seen.append(judged.stats)
                     of_kl.append(judged.kl.detach())
-            if conflict is not None and slot == 0:
+            if conflict is not None and part == [0]:
                 conflict.after_first()
         cosine = conflict.cosine(self.ranks) if conflict is not None else None
         found = gradients(parameters)
@@ -404,8 +405,8 @@ class Trainer:
 
     @torch.no_grad()
     def _move_average(self) -> None:
-        for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter, 1 - self.config.optimizer.ema_decay)
+        averages, weights = list(self.average.values()), tuple(self.parameters.values())
+        torch._foreach_lerp_(averages, weights, 1 - self.config.optimizer.ema_decay)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The policy updates of one iteration: which images and steps they learn from, and the loss.
 
-An update takes some images of every group. Each image has as many slots as it has trained steps;
-slot j of all images of an update is one batch, whether all take the same step there or not.
+An update takes some images of every group. Each image has as many slots as it has trained steps:
+in slot j it takes its j-th, which need not be the same step for all.
 """
 
 import math
@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 
 from mixgrpo.config import RunConfig
 from mixgrpo.models import Conditioning
@@ -37,6 +38,8 @@ class Batch:
     """[w, 3]: x, v and std of each window step, on the CPU."""
     weights: Tensor
     """[w]: of each window step's loss."""
+    sigmas: Tensor
+    """[w], on the CPU: at which each window step begins."""
     window: "WindowStep | None"
     """All window steps as one, with [w, P, N, ...], where images differ in their steps."""
 
@@ -59,6 +62,7 @@ def make_batch(
         drawn,
         torch.tensor(found, dtype=torch.float64),
         torch.tensor(weights, dtype=torch.float64),
+        plan.sigmas[list(plan.window)],
         None if drawn is None else _stacked(sampled.window),
     )
 
@@ -135,9 +139,24 @@ def make_rows(batch: Batch, chosen: Tensor, groups: list[int], real: list[bool])
     )
 
 
+def slots_together(config: RunConfig, batch: Batch, first: bool) -> list[list[int]]:
+    """The slots of an update, in the parts that one forward may cover.
+
+    In the first update each slot alone, as the rollout computed it: its ratio is then exactly 1,
+    and the gradients of the first and the last slot can be told apart. Later all that are not
+    shared: fewer and larger batches.
+    """
+    slots = list(range(config.trained_per_image))
+    if first:
+        return [[slot] for slot in slots]
+    shared = batch.drawn is None and batch.sampled.window[0].shared
+    parts = [slots[:1], slots[1:]] if shared else [slots]
+    return [part for part in parts if part]
+
+
 @dataclass(frozen=True)
 class Judged:
-    """Loss of some rows at one slot; the sums run over rows, to be divided by their number."""
+    """Loss of some rows and slots; the sums run over both, to be divided by their number."""
 
     loss: Tensor
     """[], with gradient: sum of the weighted terms."""
@@ -152,48 +171,108 @@ def judge(
     config: RunConfig,
     batch: Batch,
     rows: Rows,
-    slot: int,
+    slots: list[int],
     velocity: Velocity,
     reference: Velocity | None,
 ) -> Iterator[Judged]:
-    """Loss of the rows' `slot`-th trained steps, one forward after the other.
+    """Loss of the rows' trained steps in these slots, one forward after the other.
 
     Each is to be backpropagated before the next is asked for, so that the activations of one
-    forward are kept at a time.
+    forward are kept at a time. A slot that begins from shared latents must come alone.
     """
     if len(rows) == 0:
         return
     limit = config.compute.micro_batch
-    kind = _mixed
-    if batch.drawn is None:
-        kind = _shared if batch.sampled.window[slot].shared else _uniform
-    if kind is _shared:  # one latent per group: whole groups, as many as a forward takes
-        limit = limit and limit * rows.per_group
-    for part in slices(len(rows), limit):
-        yield kind(config, batch, rows.part(part), slot, velocity, reference)
+    if batch.drawn is None and batch.sampled.window[slots[0]].shared:
+        # One latent per group: whole groups, as many as a forward takes.
+        for part in slices(len(rows), limit and limit * rows.per_group):
+            yield _shared(config, batch, rows.part(part), slots[0], velocity, reference)
+        return
+    pairs = _Pairs.of(rows, slots)
+    for part in slices(len(pairs), limit):
+        yield _apart(config, batch, pairs.part(part), velocity, reference)
 
 
-def _sigma(batch: Batch, step: WindowStep) -> float:
-    return float(batch.sampled.plan.sigmas[step.index])
+@dataclass(frozen=True)
+class _Pairs:
+    """Images, each with one of its steps: M of them, slot by slot."""
+
+    groups: Tensor
+    images: Tensor
+    weight: Tensor
+    where: Tensor
+    """[M], on the CPU: the step's position in the window."""
+
+    @classmethod
+    def of(cls, rows: Rows, slots: list[int]) -> "_Pairs":
+        index = torch.tensor(slots)
+        where = (
+            index.repeat_interleave(len(rows))
+            if rows.drawn is None
+            else rows.drawn[:, index].T.flatten()
+        )
+        times = len(slots)
+        return cls(
+            rows.groups.repeat(times), rows.images.repeat(times), rows.weight.repeat(times), where
+        )
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def part(self, pairs: slice) -> "_Pairs":
+        return _Pairs(self.groups[pairs], self.images[pairs], self.weight[pairs], self.where[pairs])
 
 
-def _uniform(
+@dataclass(frozen=True)
+class _Taken:
+    """What the rollout did at the steps of some pairs: each [M, ...], [M]."""
+
+    latents: Tensor
+    sample: Tensor
+    mean: Tensor
+    log_prob: Tensor
+
+
+def _taken(batch: Batch, pairs: _Pairs) -> _Taken:
+    def values(name: str) -> Tensor:
+        if batch.window is not None:
+            at = (pairs.where.to(pairs.groups.device), pairs.groups, pairs.images)
+            stacked: Tensor = getattr(batch.window, name)[at]
+            return stacked
+        # Slot by slot: each step's rows lie side by side.
+        steps, counts = pairs.where.unique_consecutive(return_counts=True)
+        parts, begin = [], 0
+        for step, count in zip(steps.tolist(), counts.tolist(), strict=True):
+            rows = slice(begin, begin + count)
+            found: Tensor = getattr(batch.sampled.window[step], name)
+            shared = name != "log_prob" and found.shape[1] == 1
+            images = torch.zeros_like(pairs.images[rows]) if shared else pairs.images[rows]
+            parts.append(found[pairs.groups[rows], images])
+            begin += count
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    return _Taken(*(values(name) for name in ("latents", "sample", "mean", "log_prob")))
+
+
+def _apart(
     config: RunConfig,
     batch: Batch,
-    rows: Rows,
-    slot: int,
+    pairs: _Pairs,
     velocity: Velocity,
     reference: Velocity | None,
 ) -> Judged:
-    """All rows take the same step, each from its own latents."""
-    step = batch.sampled.window[slot]
-    x = step.latents[rows.groups, rows.images]
-    text = take(batch.conditioning, rows.groups)
-    sigma = _sigma(batch, step)
+    """Every pair begins its step from its own latents."""
+    taken = _taken(batch, pairs)
+    x = taken.latents
+    where: int | Tensor = pairs.where
+    if bool((pairs.where == pairs.where[0]).all()):  # on the CPU
+        where = int(pairs.where[0])
+    sigma = _like(batch.sigmas[where], x.flatten(1)[:, 0])
+    text = take(batch.conditioning, pairs.groups)
     v = velocity(x, sigma, text)
     with torch.no_grad():
         base = None if reference is None else reference(x, sigma, text)
-    return _losses(config, batch, rows, slot, _Taken.of(step, rows), x, v, base)
+    return _losses(config, batch, pairs, where, taken, v, base)
 
 
 def _shared(
@@ -206,74 +285,28 @@ def _shared(
 ) -> Judged:
     """All rows take the same step; those of a group begin it from the same latents."""
     size = rows.per_group
-    step = batch.sampled.window[slot]
     groups = rows.groups[::size]
-    x = step.latents[groups, 0]
+    x = batch.sampled.window[slot].latents[groups, 0]
+    sigma = float(batch.sigmas[slot])
     text = take(batch.conditioning, groups)
-    sigma = _sigma(batch, step)
     v = velocity(x, sigma, text).repeat_interleave(size, 0)
     with torch.no_grad():
         base = None if reference is None else reference(x, sigma, text).repeat_interleave(size, 0)
-    x = x.repeat_interleave(size, 0)
-    return _losses(config, batch, rows, slot, _Taken.of(step, rows), x, v, base)
-
-
-def _mixed(
-    config: RunConfig,
-    batch: Batch,
-    rows: Rows,
-    slot: int,
-    velocity: Velocity,
-    reference: Velocity | None,
-) -> Judged:
-    """Every row takes a step of its own."""
-    assert batch.window is not None
-    assert rows.drawn is not None
-    where = rows.drawn[:, slot]
-    index = torch.tensor(batch.sampled.plan.window)[where]
-    sigma = batch.sampled.plan.sigmas[index]
-    at = (where.to(rows.groups.device), rows.groups, rows.images)
-    window = batch.window
-    x = window.latents[at]
-    sigma = sigma.to(x.device, wide(x).dtype)
-    text = take(batch.conditioning, rows.groups)
-    v = velocity(x, sigma, text)
-    with torch.no_grad():
-        base = None if reference is None else reference(x, sigma, text)
-    taken = _Taken(window.sample[at], window.mean[at], window.log_prob[at])
-    return _losses(config, batch, rows, where, taken, x, v, base)
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """What the rollout did at the rows' steps."""
-
-    sample: Tensor
-    mean: Tensor
-    log_prob: Tensor
-
-    @classmethod
-    def of(cls, step: WindowStep, rows: Rows) -> "_Taken":
-        shared = torch.zeros_like(rows.images) if step.mean.shape[1] == 1 else rows.images
-        return cls(
-            step.sample[rows.groups, rows.images],
-            step.mean[rows.groups, shared],
-            step.log_prob[rows.groups, rows.images],
-        )
+    pairs = _Pairs.of(rows, [slot])
+    return _losses(config, batch, pairs, slot, _taken(batch, pairs), v, base)
 
 
 def _losses(
     config: RunConfig,
     batch: Batch,
-    rows: Rows,
+    pairs: _Pairs,
     where: int | Tensor,
     taken: _Taken,
-    x: Tensor,
     v: Tensor,
     base: Tensor | None,
 ) -> Judged:
-    """Loss of rows [B] whose steps are at positions `where` of the window (one, or [B])."""
-    objective = config.objective
+    """Loss of pairs [M] whose steps are at positions `where` of the window (one, or [M])."""
+    objective, x = config.objective, taken.latents
     cx, cv, std = batch.coefficients[where].unbind(-1)
     wx, wv = (_like(c, x) for c in (cx, cv))
     mean = wide(x) * wx + wide(v) * wv
@@ -282,17 +315,17 @@ def _losses(
     log_ratio = delta
     if objective.ratio == "guard":
         log_ratio = guarded_log_ratio(delta, mean, taken.mean, std)
-    advantages = batch.advantages[rows.groups, rows.images]
-    terms = clipped_terms(log_ratio, advantages, objective.clip_range) * rows.weight
+    advantages = batch.advantages[pairs.groups, pairs.images]
+    terms = clipped_terms(log_ratio, advantages, objective.clip_range) * pairs.weight
     loss = (terms * _like(batch.weights[where], terms)).sum()
     kl = torch.zeros_like(loss)
     if base is not None:
         of_base = wide(x) * wx + wide(base) * wv
-        kl = (gaussian_kl(mean, of_base, std) * rows.weight).sum()
+        kl = (gaussian_kl(mean, of_base, std) * pairs.weight).sum()
     with torch.no_grad():
-        distance = (log_ratio.exp() - 1).abs() * rows.weight
-        clipped = ((distance > objective.clip_range) * rows.weight).sum()
-        deltas = delta.abs() * rows.weight
+        distance = (log_ratio.exp() - 1).abs() * pairs.weight
+        clipped = ((distance > objective.clip_range) * pairs.weight).sum()
+        deltas = delta.abs() * pairs.weight
         stats = torch.stack([distance.max(), clipped, deltas.max(), loss.detach()])
     return Judged(loss, kl, stats)
 
@@ -324,15 +357,17 @@ class Conflict:
         Below 0 the two steps pull the weights in opposite directions.
         """
         now = gradients(self._parameters)
-        last = [g - e for g, e in zip(now, self._earlier, strict=True)]
-        ranks.sum_gradients([*self._first, *last])
-        products = [
-            torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
-            for left, right in ((self._first, last), (self._first, self._first), (last, last))
-        ]
-        product, first, second = (float(ranks.whole(p)) for p in products)
-        norm = math.sqrt(first * second)
-        return product / norm if norm > 0 and math.isfinite(product) else None
+        # A rank without images of its own has met neither step.
+        nothing = [] if self._first else [torch.zeros_like(g) for g in now]
+        first, earlier = self._first or nothing, self._earlier or nothing
+        last = [g - e for g, e in zip(now, earlier, strict=True)]
+        ranks.sum_gradients([*first, *last])
+        product = torch.stack([(a * b).sum() for a, b in zip(first, last, strict=True)]).sum()
+        lengths = (get_total_norm(first), get_total_norm(last))
+        values = (float(ranks.whole(value)) for value in (product, *lengths))
+        numerator, denominator = next(values), math.prod(values)
+        found = numerator / denominator if denominator else math.nan
+        return found if math.isfinite(found) else None
 
 
 def gradients(parameters: list[Parameter]) -> list[Tensor]:

@@ -74,7 +74,7 @@ class Case:
             parameter.grad = None
         loss, stats = 0.0, []
         for slot in range(len(done.window)):
-            for part in judge(config, batch, rows, slot, self.policy.velocity, None):
+            for part in judge(config, batch, rows, [slot], self.policy.velocity, None):
                 whole = part.loss / (len(rows) * len(done.window))
                 whole.backward()
                 loss += float(whole.detach())
