@@ -207,3 +207,44 @@ def test_what_is_no_run_and_what_it_has_not(tiny: Callable[..., RunConfig], tmp_
     name = "proj_out.weight"
     assert not torch.equal(weights[0][name], weights[1][name])
     assert not torch.equal(weights[0][name], weights[2][name])
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "steps drawn per image": {
+        "sampler": {"sde": "all", "kernel": "dance", "decode": "x0"},
+        "window": {"size": 4, "count": 2, "strategy": "frozen"},
+    },
+    "own noise, random window": {
+        "rollout": {"noise": "own"},
+        "window": {"strategy": "random"},
+    },
+    "adapters by Muon": {
+        "model": {"train": "lora", "lora_rank": 2},
+        "optimizer": {"name": "torch.optim.Muon", "options": {"momentum": 0.8}, "lr": 1e-2},
+    },
+    "warm-up and cosine": {"optimizer": {"warmup": 2, "schedule": "cosine", "lr": 1e-2}},
+    "bf16, checkpointing": {"compute": {"precision": "bf16", "gradient_checkpointing": True}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_run_of_any_kind_ends_with_the_same_bytes(
+    kind: str, tiny: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny(**{k: dict(v) for k, v in KINDS[kind].items()})
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert train.run(config, straight) == "finished"
+    asked: list[int] = []
+    assert train.run(config, stopped, lambda: bool(asked.append(1)) or len(asked) > 1) == "stopped"
+    assert train.run(config, stopped) == "finished"
+    for group in ("weights", "average", "optimizer"):
+        name = f"checkpoints/000004/{group}.safetensors"
+        assert (straight / name).read_bytes() == (stopped / name).read_bytes()
+
+    def timeless(folder: Path) -> list[dict[str, Any]]:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        timed = ("seconds", "memory")
+        return [{k: v for k, v in json.loads(t).items() if not k.startswith(timed)} for t in lines]
+
+    assert len(timeless(stopped)) == 4
+    assert timeless(stopped) == timeless(straight)
