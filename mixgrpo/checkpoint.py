@@ -51,9 +51,13 @@ def save(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(place, ignore_errors=True)
+    aside = place.with_name(f"{place.name}.old{_PARTIAL}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if place.exists():
+        place.rename(aside)  # a reader elsewhere may keep it from being removed
     partial.rename(place)
     flush(root)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 class Checkpoint(NamedTuple):
@@ -88,7 +92,10 @@ def load_at(root: Path, iteration: int) -> Checkpoint:
     places = {int(place.name): place for place in sorted(checkpoints(root))}
     if iteration not in places:
         known = ", ".join(map(str, places)) or "none"
-        raise ConfigError(f"{root}: no checkpoint of iteration {iteration}; it has: {known}")
+        raise ConfigError(
+            f"{root}: no checkpoint of iteration {iteration}; it has: {known} "
+            "(output.checkpoints_kept of the run says how many stay)"
+        )
     try:
         return _load(places[iteration])
     except _CORRUPT as error:

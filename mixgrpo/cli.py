@@ -4,6 +4,7 @@
 keeps its traceback.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,11 @@ def run(command: Callable[..., Any]) -> None:
     app.command()(command)
     try:
         code = app(standalone_mode=False)
-    except (ConfigError, RunError) as error:
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") != "0":  # all ranks read the same
+            sys.exit(error.exit_code)
+        fail(str(error), error.exit_code)
+    except RunError as error:
         fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", 130)

@@ -24,6 +24,10 @@ class Clock:
             self._laps[phase] = self._laps.get(phase, 0.0) + part * (moment - self._last)
         self._last = moment
 
+    def wait(self) -> None:
+        """What has passed since the last phase belongs to none."""
+        self._last = now(self._device)
+
     def seconds(self) -> dict[str, float]:
         total = now(self._device) - self._begin
         named = {f"seconds_{phase}": value for phase, value in self._laps.items()}

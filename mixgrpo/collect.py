@@ -110,6 +110,13 @@ def collect(
     )
 
 
+def decode(policy: Policy, latents: Tensor, limit: int | None) -> Tensor:
+    """Images [B, 3, H, W] of latents [B, ...], at most `limit` of them at once."""
+    with torch.no_grad():  # set per thread
+        parts = [policy.decode(latents[rows]) for rows in slices(len(latents), limit)]
+    return torch.cat(parts)
+
+
 @dataclass(frozen=True)
 class _Judged:
     images: Tensor
@@ -128,8 +135,7 @@ def _judge(
 ) -> _Judged:
     group = config.rollout.group_size
     begin = now(device)
-    with torch.no_grad():  # set per thread
-        images = policy.decode(sampled.latents.flatten(0, 1))
+    images = decode(policy, sampled.latents.flatten(0, 1), config.compute.micro_batch)
     decoded = now(device)
     repeated = [p for p in prompts for _ in range(group)]
     scores = {

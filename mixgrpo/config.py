@@ -148,7 +148,7 @@ class ObjectiveConfig(Section):
 
 class OptimizerConfig(Section):
     name: str = Field("adamw", min_length=1)
-    """adamw, or an optimizer's import path such as torch.optim.Muon."""
+    """adamw, or an optimizer's import path such as torch.optim.Adafactor."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Further arguments of the optimizer, by name."""
     lr: float = Field(1e-5, gt=0)
@@ -187,7 +187,7 @@ class ComputeConfig(Section):
     """How it is computed. Changes results by rounding only."""
 
     micro_batch: int | None = Field(None, ge=1)
-    """The most latents in one forward inside the window and in the update; none: no limit."""
+    """The most latents in one forward, and images in one decoding; none: no limit."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's arithmetic. Trained weights, optimizer and samples stay in fp32."""
     gradient_checkpointing: bool = False
@@ -200,7 +200,8 @@ class HealthConfig(Section):
     """What is measured beside the training. Changes no result, so it is not part of the hash."""
 
     gradient_conflict: bool = True
-    """Cosine between the gradients of the window's first and last step, once per iteration."""
+    """Cosine between the gradients of the window's first and last step, once per iteration. Takes
+    the memory of three more gradients."""
     drift: bool = True
     """Distance between SDE and ODE from the same start, whenever the window moves."""
 
@@ -243,7 +244,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        for check in (_fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer):
+        for check in (_fits_model, _fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer):
             check(self)
         return self
 
@@ -285,7 +286,10 @@ def _fits_trajectory(config: RunConfig) -> None:
             "window or raise sampler.steps"
         )
     if w.count is not None and w.fraction < 1:
-        raise ValueError("window.count and window.fraction say the same twice; give one of them")
+        raise ValueError(
+            f"window.count {w.count} and window.fraction {w.fraction:g} say the same twice; give "
+            "one of them (window.fraction 1.0 leaves it to the count)"
+        )
     if w.count is not None and w.count > w.size:
         raise ValueError(
             f"window.count {w.count} is more than the window has steps, window.size {w.size}"
@@ -303,6 +307,16 @@ def _fits_sampler(config: RunConfig) -> None:
             f"sampler.eta {s.eta} is above 1, which the cps kernel does not know: "
             "its noise is sigma' sin(eta pi / 2)"
         )
+    if s.variant == "heun" and s.order != 2:
+        raise ValueError(f"sampler.variant heun is of the second order, sampler.order is {s.order}")
+    if s.history == "restart" and s.order == 1:
+        raise ValueError("sampler.history restart forgets nothing where sampler.order is 1")
+    last = _last_step(config)
+    if s.decode == "x0" and last == s.steps - 1:
+        raise ValueError(
+            f"sampler.decode x0 never shows the noise of step {last}, so that the window must not "
+            f"reach it; set window.stop to {last}"
+        )
     if s.density == "released" and s.kernel != "cps":
         raise ValueError(
             f"sampler.density released is a form of the cps kernel's, sampler.kernel is {s.kernel}"
@@ -318,6 +332,19 @@ def _fits_sampler(config: RunConfig) -> None:
             "sampler.density released has no std that objective.ratio guard and "
             "objective.step_weight noise could use; take the normalised density"
         )
+
+
+def _last_step(config: RunConfig) -> int:
+    """The last step that any window covers."""
+    window = config.make_window()
+    return (window.start if window.strategy == "frozen" else window.last) + window.size - 1
+
+
+def _fits_model(config: RunConfig) -> None:
+    model = config.model
+    for name in ("lora_rank", "lora_alpha", "lora_targets"):
+        if model.train == "full" and getattr(model, name) != getattr(ModelConfig(), name):
+            raise ValueError(f"model.{name} is of adapters; set model.train to lora")
 
 
 def _fits_group(config: RunConfig) -> None:
@@ -343,7 +370,8 @@ def _fits_optimizer(config: RunConfig) -> None:
         )
     if o.name != "adamw" and "." not in o.name:
         raise ValueError(
-            f"optimizer.name {o.name} is neither adamw nor an import path such as torch.optim.Muon"
+            f"optimizer.name {o.name} is neither adamw nor an import path such as "
+            "torch.optim.Adafactor"
         )
 
 

@@ -175,6 +175,8 @@ class Layers:
             return f"{place}: {dotted}: unknown key{_nearest_key(dotted)}"
         if first["type"] in ("model_type", "dict_type"):
             return f"{place}: {dotted}: expected keys with values below it, not {first['input']!r}"
+        if first["type"] == "tuple_type":
+            return f"{place}: {dotted}: expected a list, such as [a, b], not {first['input']!r}"
         if first["type"] == "string_pattern_mismatch":
             return f"{place}: {'.'.join(map(str, key[:2]))}: {first['input']!r} is not a name"
         message = first["msg"].removeprefix("Value error, ")
@@ -270,6 +272,10 @@ def load_layers(path: Path) -> Layers:
             raise ConfigError(f"{place}: base: {path}: no such file{_nearest_file(path)}")
         document = read_yaml(path)
         chain.append(document)
+        if document.data.keys() & {"grid", "arms", "question"}:
+            raise ConfigError(
+                f"{document.file}: is a sweep file; run it with python -m harness.sweep"
+            )
         base = document.data.pop("base", None)
         if base is None:
             break

@@ -6,7 +6,9 @@ The noise of an image depends on (seed, prompt, index) alone and is that of the 
 so that the same image can be asked for alone, among others, and of every checkpoint.
 """
 
+import hashlib
 import json
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -116,14 +118,13 @@ class _Listing:
         """Write images [prompts, images, 3, H, W] and list them."""
         for number, index in product(*map(range, pixels.shape[:2])):
             name = (
-                f"prompt-{number:03d}_seed-{seed}_image-{index}_checkpoint-{checkpoint:06d}"
-                f"_p-mix-{sampling.p_mix:g}.png"
+                f"{_identity(prompts[number], sampling)}_seed-{seed}_image-{index}"
+                f"_checkpoint-{checkpoint:06d}_p-mix-{sampling.p_mix:g}.png"
             )
             write_bytes(self.folder / name, png(pixels[number, index]))
             self.images[name] = {
                 "file": name,
                 "prompt": prompts[number],
-                "prompt_number": number,
                 "seed": seed,
                 "index": index,
                 "checkpoint": checkpoint,
@@ -132,6 +133,14 @@ class _Listing:
             }
         listed = [self.images[name] for name in sorted(self.images)]
         write_json(self.file, {"run": self.run, "images": listed})
+
+
+def _identity(prompt: str, sampling: Sampling) -> str:
+    """The prompt's first words, and a hash of all of it and of how it is sampled: another prompt
+    or solver gets other files."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40]
+    whole = repr((prompt, sorted(asdict(sampling).items())))
+    return f"{words or 'prompt'}_{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _title(run: Path, sampling: Sampling) -> list[str]:

@@ -44,7 +44,7 @@ class Sampling:
             raise ConfigError(f"shift {self.shift}: must be a number above 0")
         if not 0 <= self.p_mix <= 1:
             raise ConfigError(
-                f"p_mix {self.p_mix}: must lie between 0 (base model) and 1 (trained model)"
+                f"--p-mix {self.p_mix}: must lie between 0 (base model) and 1 (trained model)"
             )
 
     @property

@@ -78,9 +78,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def state_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer, names: dict[str, nn.Parameter], keep: bool = True
 ) -> dict[str, Tensor]:
     """All that the optimizer remembers, on the CPU, for a checkpoint.
+
+    Without `keep` one tensor after the other is gathered, for the other ranks, and let go of.
 
     `<parameter>/<key>` is a tensor of a parameter's state, whole where that is sharded (then this
     is a collective); on the CPU it shares the optimizer's memory. `<parameter>/<key>:<type>` is a
@@ -97,7 +99,7 @@ def state_tensors(
                     f"{type(value).__name__}, which a checkpoint cannot hold; name another "
                     "optimizer"
                 )
-            found.update(held)
+            found.update(held if keep else {})
     if set(optimizer.state) - set(names.values()):
         raise ConfigError(
             f"optimizer.name: {type(optimizer).__name__} keeps state that belongs to no weight, "
@@ -106,7 +108,13 @@ def state_tensors(
     for group in optimizer.param_groups:
         for key, value in group.items():
             if key not in ("params", "lr") and value is not optimizer.defaults.get(key):
-                found.update(_as_tensor(f"/{key}", value) or {})
+                moved = _as_tensor(f"/{key}", value)
+                if moved is None:
+                    raise ConfigError(
+                        f"optimizer.name: {type(optimizer).__name__} changes its {key}, which a "
+                        "checkpoint cannot hold; name another optimizer"
+                    )
+                found.update(moved)
     return found
 
 
@@ -176,12 +184,12 @@ def _import(path: str) -> type[torch.optim.Optimizer]:
     except Exception as error:
         raise ConfigError(
             f"optimizer.name {path}: cannot be imported ({_in_one_line(error)}); name adamw or an "
-            "installed optimizer such as torch.optim.Muon"
+            "installed optimizer such as torch.optim.Adafactor"
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ConfigError(
             f"optimizer.name {path}: is no torch.optim.Optimizer; name a class that is one, such "
-            "as torch.optim.Muon"
+            "as torch.optim.Adafactor"
         )
     step = inspect.signature(kind.step).parameters.get("closure")
     if step is not None and step.default is inspect.Parameter.empty:

@@ -1,5 +1,6 @@
 """Makes the policy that a configuration describes, fresh or as a run's checkpoint left it."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def make_policy(config: RunConfig, device: str, ranks: Ranks | None = None) -> P
     network, compute = policy.network, config.compute
     if config.model.train == "lora":
         if compute.precision == "bf16":
-            network.to(torch.bfloat16)  # frozen: it needs no master weights
+            # Frozen: it needs no master weights. Not diffusers' own `to`, which warns of it.
+            torch.nn.Module.to(network, torch.bfloat16)
         add_lora(network, config.model, config.seed)
     if compute.gradient_checkpointing:
         enable = getattr(network, "enable_gradient_checkpointing", None)
@@ -47,6 +49,8 @@ def velocity_of(policy: Policy, config: RunConfig, device: str) -> Velocity:
     if config.compute.precision == "fp32":
         return policy.velocity
     kind = torch.device(device).type
+    # Of rms_norm, whose weights stay in fp32: slower, and as exact.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
     def lowered(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
         with torch.autocast(kind, torch.bfloat16):
@@ -70,6 +74,24 @@ def reference_of(
     frozen = make_policy(config, device, ranks)
     frozen.network.requires_grad_(False)
     return velocity_of(frozen, config, device)
+
+
+def _newest(root: Path) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint of a run that may be training: what is read may be removed meanwhile.
+
+    RunError where there are checkpoints and none is whole: the model that training starts from
+    would be a wrong answer.
+    """
+    for _ in range(5):
+        before = checkpoint.checkpoints(root)
+        with warnings.catch_warnings(record=True) as said:
+            found = checkpoint.load_newest(root)
+        if found is not None or not before:
+            return found
+        if checkpoint.checkpoints(root) == before:
+            break
+    reason = str(said[0].message) if said else "they were removed while they were read"
+    raise RunError(f"{root}: no whole checkpoint ({reason})")
 
 
 @dataclass(frozen=True)
@@ -104,7 +126,7 @@ def load_run(
     if iteration:
         found: checkpoint.Checkpoint | None = checkpoint.load_at(root, iteration)
     else:
-        found = checkpoint.load_newest(root) if iteration is None else None
+        found = _newest(root) if iteration is None else None
     if found is not None:
         weights = found.tensors["average" if averaged else "weights"]
         with torch.no_grad():

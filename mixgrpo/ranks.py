@@ -191,6 +191,11 @@ def join() -> Ranks:
             f"accelerate launch: FSDP version {asked.get('FSDP_VERSION', '1')} is not supported; "
             "add --fsdp_version 2 (fsdp_version: 2 in accelerate's file)"
         )
+    if _is_true("ACCELERATE_USE_DEEPSPEED") or (sharded and _is_true("FSDP_OFFLOAD_PARAMS")):
+        raise ConfigError(
+            "accelerate launch: neither DeepSpeed nor offloading to the CPU is supported; use "
+            "--multi_gpu, or --use_fsdp --fsdp_version 2"
+        )
     if "WORLD_SIZE" not in asked and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= asked.keys():
         raise ConfigError(
             "accelerate launch: without --multi_gpu or --use_fsdp it starts one process whatever "

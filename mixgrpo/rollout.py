@@ -18,8 +18,8 @@ from mixgrpo.steps import (
     log_prob,
     ode_step,
     predict_x0,
+    sde_step,
     step_coefficients,
-    wide,
 )
 
 Velocity = Callable[[Tensor, float | Tensor, Conditioning], Tensor]
@@ -196,10 +196,16 @@ def _random_step(
     plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor, chunk: int
 ) -> WindowStep:
     """SDE step `index` from x [P, 1 or N, ...] with noise [P, N, ...]."""
-    c = plan_coefficients(plan, index)
-    mean = wide(x) * c.x + wide(v) * c.v
-    sample = (mean + c.std * wide(noise)).to(x.dtype)
-    std = torch.tensor(c.std, dtype=mean.dtype)
+    sample, mean, std = sde_step(
+        x,
+        v,
+        plan.sigmas[index],
+        plan.sigmas[index + 1],
+        eta=plan.sampler.eta,
+        kind=plan.sampler.kernel,
+        sigma_max=plan.sigmas[1],
+        noise=noise,
+    )
     means = _expand(mean, noise.shape[1])
     densities = [
         log_prob(

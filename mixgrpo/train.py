@@ -23,7 +23,7 @@ import typer
 
 from mixgrpo import cli, jsonlines, lock
 from mixgrpo.atomic import write_json, write_text
-from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash
+from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash, differences
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
 
@@ -39,6 +39,9 @@ Outcome = Literal["finished", "stopped"]
 OWNER_LOCK = "owner.lock"
 """The file in a run's folder that its owner, one process at a time, holds locked."""
 
+_SILENCE_S = 30.0
+"""A run says how far it is at least so often."""
+
 _DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -52,6 +55,7 @@ _DISK_ERRORS = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.ESTALE,
+    errno.ENOTEMPTY,
 }
 
 
@@ -85,6 +89,10 @@ def run(
             f"{error.filename or folder}: {error.strerror}; the run is whole up to its newest "
             "checkpoint: mend this and run the same command again to continue"
         ) from error
+    except RuntimeError as error:
+        if ranks.size == 1 or "Connection closed by peer" not in str(error):
+            raise
+        raise RunError("another process of this run has failed; see what it said") from error
 
 
 def claim(config: RunConfig, folder: Path) -> None:
@@ -98,14 +106,37 @@ def claim(config: RunConfig, folder: Path) -> None:
     if found == header:
         return
     if found.startswith(f"# schema {SCHEMA_VERSION}, run "):
+        if not any((folder / name).exists() for name in ("metrics.jsonl", "eval.jsonl")):
+            write_text(file, header + dump_config(config))  # that run never began
+            return
         raise ConfigError(
-            f"{file}: is of another run ({found.split()[-1]}, not {config_hash(config)}); choose "
-            "another folder, or remove this one"
+            f"{file}: is of another run ({_changes(file, config)}); choose another folder, or "
+            "remove this one"
         )
     raise ConfigError(
         f"{file}: was written by another version (it begins {found.strip()!r}, this one writes "
         f"{header.strip()!r}); finish the run with that version, or remove its folder"
     )
+
+
+def _changes(file: Path, config: RunConfig) -> str:
+    """What another configuration's file has otherwise, as `iterations: 60, not 80`."""
+    try:
+        before, now = differences(load_config(file)), differences(config)
+    except ConfigError:
+        return "its configuration cannot be read"
+    keys = [k for k in (*before, *now) if before.get(k) != now.get(k)]
+    default = RunConfig().model_dump(mode="json")
+
+    def value(settings: dict[str, Any], key: str) -> Any:
+        found: Any = default
+        for part in key.split("."):
+            found = found[part]
+        return settings.get(key, found)
+
+    texts = [f"{k}: {value(before, k)}, not {value(now, k)}" for k in dict.fromkeys(keys)]
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return "; ".join(texts[:3]) + more if texts else "its model or rewards have other weights"
 
 
 class _Run:
@@ -128,6 +159,7 @@ class _Run:
         self.evals = folder / "eval.jsonl"
         self.checkpoints = folder / "checkpoints"
         self.health = Health(config)
+        self.spoke = time.monotonic()
         self.trackers: Trackers | None = None
 
     def go(self, should_stop: Callable[[], bool]) -> Outcome:
@@ -145,30 +177,32 @@ class _Run:
     def _go(self, done: int, should_stop: Callable[[], bool]) -> Outcome:
         saved = done or None  # what was resumed from need not be written again
         # Asked of the first rank, so that all do the same whatever they see of its disk.
-        missing = self._due(done) and not self._evaluated(done)
-        if self.ranks.any(self.ranks.first and missing):
-            self._evaluate(done)
+        judged = self.ranks.any(self.ranks.first and done in self._evaluated())
         while True:
-            if done == self.config.iterations:
+            stop = self.ranks.any(should_stop())
+            # A grace period may be shorter than an evaluation; the next attempt makes it good.
+            if self._due(done) and not judged and not stop:
+                self._evaluate(done)
+                judged = True
+            if done == self.config.iterations and judged:
                 self._finish()
                 return "finished"
-            if self.ranks.any(should_stop()):
+            if stop:
                 if saved != done:
                     self._save(done)
                 return "stopped"
             line = self.trainer.iterate(done)
             if self.ranks.first:
+                self._say(line)
                 jsonlines.append(self.metrics, line)
                 self._tell(self.health.iteration(line))
                 if self.trackers is not None:
                     self.trackers.metrics(line)
-            done += 1
+            done, judged = done + 1, False
             every = self.config.output.checkpoint_every
             if done % every == 0 or done == self.config.iterations:
                 self._save(done)
                 saved = done
-            if self._due(done):
-                self._evaluate(done)
 
     def _resume(self) -> int:
         """Take over the newest whole checkpoint; drop what was written after it."""
@@ -179,6 +213,8 @@ class _Run:
         if found is not None:
             done = found.iteration
             self.trainer.load_tensors(found.tensors)
+            if self.ranks.first:
+                log.info("%s: goes on after %d iterations", self.folder, done)
             if found.made_on != self.made_on and self.ranks.first:
                 warnings.warn(
                     f"{self.folder}: began with {_in_words(found.made_on)}, goes on with "
@@ -219,6 +255,23 @@ class _Run:
         for last in waiting:
             self.health.evaluation(last)
 
+    def _say(self, line: dict[str, Any]) -> None:
+        """A sign of life, now and then."""
+        if time.monotonic() - self.spoke < _SILENCE_S:
+            return
+        self.spoke = time.monotonic()
+        rewards = "  ".join(
+            f"{name} {line[f'reward_{name}_mean']:.3f}" for name in self.config.rewards.train
+        )
+        log.info(
+            "%s: %d of %d iterations, %.2f s each; rollouts %s",
+            self.folder,
+            line["iteration"] + 1,
+            self.config.iterations,
+            line["seconds_total"],
+            rewards,
+        )
+
     def _tell(self, texts: list[str]) -> None:
         for text in texts:
             warnings.warn(text, stacklevel=2)
@@ -227,8 +280,8 @@ class _Run:
         """Whether an evaluation belongs after `done` iterations."""
         return done % self.config.evaluation.every == 0 or done == self.config.iterations
 
-    def _evaluated(self, done: int) -> bool:
-        return any(line["iteration"] == done for line in jsonlines.read_lines(self.evals))
+    def _evaluated(self) -> set[int]:
+        return {line["iteration"] for line in jsonlines.read_lines(self.evals)}
 
     def _save(self, done: int) -> None:
         from mixgrpo import checkpoint
@@ -285,7 +338,7 @@ class _Run:
             Image.fromarray(pixels).save(place / f"{k}.png")
 
     def _finish(self) -> None:
-        average = self.trainer.tensors()["average"] if self.config.output.export else None
+        average = self.trainer.averages() if self.config.output.export else None
         if not self.ranks.first:
             return
         if average is not None:
@@ -324,6 +377,18 @@ def _in_words(made_on: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in made_on.items())
 
 
+def check_place(out: Path) -> None:
+    """ConfigError where `out` is no place for a run: a file, or a folder of other things."""
+    if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
+        raise ConfigError(f"--out {out}: is not a folder and cannot become one; name another")
+    if out.exists() and not (out / "config.yaml").exists():
+        others = sorted(p.name for p in out.iterdir() if p.name != OWNER_LOCK)
+        if others:
+            raise ConfigError(
+                f"--out {out}: holds no run but other things ({others[0]}); name another folder"
+            )
+
+
 def main(
     config: Annotated[Path, typer.Argument(help="Run configuration, a YAML file.")],
     out: Annotated[Path, typer.Option(help="The run's folder; an unfinished one continues.")],
@@ -347,8 +412,9 @@ def main(
     level = logging.INFO if own.first else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    if own.first and (out / "result.json").exists():
-        log.info("%s: finished before", out)
+    if own.first:
+        check_place(out)
+    before = (out / "result.json").exists()
     owner = lock.acquire(out / OWNER_LOCK) if own.first else None
     if own.first and owner is None:
         raise RunError(f"{out}: {lock.holder(out / OWNER_LOCK)} is training in this folder")
@@ -363,6 +429,8 @@ def main(
             print(f"{out}: stopped with a checkpoint; the same command continues", file=sys.stderr)
         return 130
     if own.first:
+        if before:
+            log.info("%s: finished before", out)
         print(out / "result.json")
     return 0
 

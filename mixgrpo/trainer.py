@@ -15,7 +15,7 @@ from torch import Tensor
 from mixgrpo import distributions
 from mixgrpo.advantages import best_and_worst, group_advantages, has_variance
 from mixgrpo.clock import Clock, memory_peak
-from mixgrpo.collect import Collected, collect, initial_noise
+from mixgrpo.collect import Collected, collect, decode, initial_noise
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.evaluate import Evaluation, choose, evaluate, evaluation_noise
@@ -97,11 +97,11 @@ class Trainer:
 
         own = self._collect(iteration, plan, part, clock)
         rewards = self._gather_rewards(part, own)
-        clock.lap("reward")
+        clock.wait()  # for slower ranks
         raw = group_advantages(rewards, config.rewards.train, config.rewards.aggregate)
         limit = config.objective.advantage_clip
         forward_rollout = self.velocity.evaluations
-        update = self._update(iteration, part, own, raw.clamp(-limit, limit))
+        update = self._update(iteration, part, own, raw, raw.clamp(-limit, limit))
         clock.lap("update")
         computed = [
             self._evaluations() - forward_before,
@@ -175,13 +175,22 @@ class Trainer:
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All state that a checkpoint must hold, by group and name; whole, on the CPU of every
-        rank. All ranks must ask for it."""
+        """All state that a checkpoint must hold, by group and name; whole, on the CPU of the
+        first rank. All ranks must ask for it."""
         return {
-            "weights": {k: self.ranks.whole(p) for k, p in self.parameters.items()},
-            "average": {k: self.ranks.whole(p) for k, p in self.average.items()},
-            "optimizer": state_tensors(self.optimizer, self.parameters),
+            "weights": {k: self._kept(p) for k, p in self.parameters.items()},
+            "average": self.averages(),
+            "optimizer": state_tensors(self.optimizer, self.parameters, self.ranks.first),
         }
+
+    def averages(self) -> dict[str, Tensor]:
+        """The averaged weights, as `tensors` gives them."""
+        return {k: self._kept(p) for k, p in self.average.items()}
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """Whole on the first rank; the others, which write nothing, help and let go of it."""
+        whole = self.ranks.whole(tensor)
+        return whole if self.ranks.first else whole.new_empty(0)
 
     def load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Take over the state of a checkpoint of the same model. RunError for another's."""
@@ -234,9 +243,15 @@ class Trainer:
         }
 
     def _update(
-        self, iteration: int, part: "_Share", own: Collected | None, advantages: Tensor
+        self,
+        iteration: int,
+        part: "_Share",
+        own: Collected | None,
+        raw: Tensor,
+        advantages: Tensor,
     ) -> Metrics:
-        """Policy updates of one iteration; advantages [P, N] of all ranks' groups."""
+        """Policy updates of one iteration; advantages [P, N] of all ranks' groups, as they are
+        and clipped."""
         config, objective = self.config, self.config.objective
         set_learning_rate(
             self.optimizer, learning_rate(config.optimizer, iteration, config.iterations)
@@ -245,7 +260,7 @@ class Trainer:
         chosen = (
             torch.arange(group).expand(prompts, group)
             if objective.best_of is None
-            else best_and_worst(advantages, objective.best_of)
+            else best_and_worst(raw, objective.best_of)
         )
         skips = objective.skip_constant_groups
         kept = advantages.any(1).tolist() if skips else [True] * prompts
@@ -280,9 +295,11 @@ class Trainer:
         parameters = list(self.parameters.values())
         self.optimizer.zero_grad()
         first = number == 0  # the policy is still that of the rollout
-        measures = self.config.health.gradient_conflict and first and slots > 1
-        conflict = Conflict(parameters) if measures else None
-        stats, kls = [torch.zeros(4, dtype=torch.float64)], [0.0]
+        # Where images differ in their steps, no slot is the window's first or last step.
+        whole = slots > 1 and slots == self.config.window.size
+        measures = self.config.health.gradient_conflict and first and whole
+        conflict = Conflict(parameters, slots) if measures else None
+        stats, kls = [torch.zeros(5, dtype=torch.float64)], [0.0]
         seen, of_kl = [], []
         for part in [] if batch is None else slots_together(self.config, batch, first):
             if conflict is not None and part == [slots - 1]:
@@ -303,12 +320,24 @@ class Trainer:
             self._blame(iteration, length)
         limit = self.config.optimizer.max_grad_norm
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        self.optimizer.step()
+        self._step()
         self._move_average()
         if seen:
             stats = list(torch.stack(seen).cpu().double())
             kls = [float(torch.stack(of_kl).sum())]
         return _Outcome(torch.stack(stats), sum(kls), total * slots, length, cosine)
+
+    def _step(self) -> None:
+        """ConfigError where shards are more than the optimizer understands."""
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not self.ranks.sharded:
+                raise
+            raise ConfigError(
+                f"optimizer.name {self.config.optimizer.name}: cannot step sharded weights "
+                f"({str(error).splitlines()[0]}); use adamw, or copies instead of FSDP2"
+            ) from error
 
     def _blame(self, iteration: int, norm: float) -> None:
         """RepeatableError naming a parameter whose gradient is not finite."""
@@ -332,11 +361,11 @@ class Trainer:
         entries = sum(o.entries for o in outcomes)
         mine = [
             max(float(o.stats[:, 0].max()) for o in outcomes),
-            max(float(o.stats[:, 2].max()) for o in outcomes),
+            max(float(o.stats[:, 3].max()) for o in outcomes),
             # Before the first update the policy is still that of the rollout.
             float(outcomes[0].stats[:, 2].max()),
             sum(float(o.stats[:, 1].sum()) for o in outcomes) / entries,
-            sum(float(o.stats[:, 3].sum()) / o.entries for o in outcomes) / len(outcomes),
+            sum(float(o.stats[:, 4].sum()) / o.entries for o in outcomes) / len(outcomes),
             sum(o.kl / o.entries for o in outcomes) / len(outcomes),
         ]
         of_all = self.ranks.gather(torch.tensor([mine], dtype=torch.float64))
@@ -394,8 +423,7 @@ class Trainer:
             chunk=initial.shape[1],
             limit=config.compute.micro_batch,
         )
-        with torch.no_grad():
-            images = self.policy.decode(reached.latents.flatten(0, 1))
+        images = decode(self.policy, reached.latents.flatten(0, 1), config.compute.micro_batch)
         return images.unflatten(0, initial.shape[:2]), velocity.evaluations
 
     def _evaluations(self) -> int:
@@ -411,17 +439,19 @@ class Trainer:
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """Inside, the policy has the averaged weights."""
-        own = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self._exchange()
         try:
-            self._put(self.average)
             yield
         finally:
-            self._put(own)
+            self._exchange()
 
     @torch.no_grad()
-    def _put(self, weights: dict[str, Tensor]) -> None:
+    def _exchange(self) -> None:
+        """Weights and averages change places, one by one: no whole copy is held."""
         for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
+            own = parameter.detach().clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(own)
 
 
 @dataclass(frozen=True)
@@ -442,7 +472,7 @@ class _Outcome:
     """One update: statistics of this rank's forwards, and what all ranks have in common."""
 
     stats: Tensor
-    """[forwards, 4], as `judge` gives them."""
+    """[forwards, 5], as `judge` gives them."""
     kl: float
     entries: int
     """Images times steps of all ranks."""

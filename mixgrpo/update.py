@@ -163,8 +163,8 @@ class Judged:
     kl: Tensor
     """[], with gradient: sum."""
     stats: Tensor
-    """[4], without gradient: largest |ratio - 1|, number clipped, largest |delta log-prob|, loss
-    without KL."""
+    """[5], without gradient: largest |ratio - 1|, number clipped, largest |log ratio|, largest
+    |delta log-prob|, loss without KL."""
 
 
 def judge(
@@ -200,18 +200,18 @@ class _Pairs:
     groups: Tensor
     images: Tensor
     weight: Tensor
-    where: Tensor
-    """[M], on the CPU: the step's position in the window."""
+    where: Tensor | int
+    """[M], on the CPU: the step's position in the window; a number where all take the same."""
 
     @classmethod
     def of(cls, rows: Rows, slots: list[int]) -> "_Pairs":
-        index = torch.tensor(slots)
-        where = (
-            index.repeat_interleave(len(rows))
-            if rows.drawn is None
-            else rows.drawn[:, index].T.flatten()
-        )
-        times = len(slots)
+        times, where = len(slots), torch.tensor(slots)
+        if rows.drawn is not None:
+            where = rows.drawn[:, where].T.flatten()
+        elif times == 1:
+            return cls(rows.groups, rows.images, rows.weight, slots[0])
+        else:
+            where = where.repeat_interleave(len(rows))
         return cls(
             rows.groups.repeat(times), rows.images.repeat(times), rows.weight.repeat(times), where
         )
@@ -220,7 +220,8 @@ class _Pairs:
         return len(self.groups)
 
     def part(self, pairs: slice) -> "_Pairs":
-        return _Pairs(self.groups[pairs], self.images[pairs], self.weight[pairs], self.where[pairs])
+        where = self.where if isinstance(self.where, int) else self.where[pairs]
+        return _Pairs(self.groups[pairs], self.images[pairs], self.weight[pairs], where)
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,15 @@ class _Taken:
 
 
 def _taken(batch: Batch, pairs: _Pairs) -> _Taken:
+    def at_step(step: int, name: str, rows: slice) -> Tensor:
+        found: Tensor = getattr(batch.sampled.window[step], name)
+        images = pairs.images[rows]
+        shared = found.shape[1] < batch.advantages.shape[1]
+        return found[pairs.groups[rows], torch.zeros_like(images) if shared else images]
+
     def values(name: str) -> Tensor:
+        if isinstance(pairs.where, int):
+            return at_step(pairs.where, name, slice(None))
         if batch.window is not None:
             at = (pairs.where.to(pairs.groups.device), pairs.groups, pairs.images)
             stacked: Tensor = getattr(batch.window, name)[at]
@@ -243,13 +252,9 @@ def _taken(batch: Batch, pairs: _Pairs) -> _Taken:
         steps, counts = pairs.where.unique_consecutive(return_counts=True)
         parts, begin = [], 0
         for step, count in zip(steps.tolist(), counts.tolist(), strict=True):
-            rows = slice(begin, begin + count)
-            found: Tensor = getattr(batch.sampled.window[step], name)
-            shared = name != "log_prob" and found.shape[1] == 1
-            images = torch.zeros_like(pairs.images[rows]) if shared else pairs.images[rows]
-            parts.append(found[pairs.groups[rows], images])
+            parts.append(at_step(step, name, slice(begin, begin + count)))
             begin += count
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts)
 
     return _Taken(*(values(name) for name in ("latents", "sample", "mean", "log_prob")))
 
@@ -264,15 +269,12 @@ def _apart(
     """Every pair begins its step from its own latents."""
     taken = _taken(batch, pairs)
     x = taken.latents
-    where: int | Tensor = pairs.where
-    if bool((pairs.where == pairs.where[0]).all()):  # on the CPU
-        where = int(pairs.where[0])
-    sigma = _like(batch.sigmas[where], x.flatten(1)[:, 0])
+    sigma = _like(batch.sigmas[pairs.where], x.flatten(1)[:, 0])
     text = take(batch.conditioning, pairs.groups)
     v = velocity(x, sigma, text)
     with torch.no_grad():
         base = None if reference is None else reference(x, sigma, text)
-    return _losses(config, batch, pairs, where, taken, v, base)
+    return _losses(config, batch, pairs, taken, v, base)
 
 
 def _shared(
@@ -293,20 +295,19 @@ def _shared(
     with torch.no_grad():
         base = None if reference is None else reference(x, sigma, text).repeat_interleave(size, 0)
     pairs = _Pairs.of(rows, [slot])
-    return _losses(config, batch, pairs, slot, _taken(batch, pairs), v, base)
+    return _losses(config, batch, pairs, _taken(batch, pairs), v, base)
 
 
 def _losses(
     config: RunConfig,
     batch: Batch,
     pairs: _Pairs,
-    where: int | Tensor,
     taken: _Taken,
     v: Tensor,
     base: Tensor | None,
 ) -> Judged:
-    """Loss of pairs [M] whose steps are at positions `where` of the window (one, or [M])."""
-    objective, x = config.objective, taken.latents
+    """Loss of pairs [M], given the velocity today and of the reference at their latents."""
+    objective, x, where = config.objective, taken.latents, pairs.where
     cx, cv, std = batch.coefficients[where].unbind(-1)
     wx, wv = (_like(c, x) for c in (cx, cv))
     mean = wide(x) * wx + wide(v) * wv
@@ -325,8 +326,8 @@ def _losses(
     with torch.no_grad():
         distance = (log_ratio.exp() - 1).abs() * pairs.weight
         clipped = ((distance > objective.clip_range) * pairs.weight).sum()
-        deltas = delta.abs() * pairs.weight
-        stats = torch.stack([distance.max(), clipped, deltas.max(), loss.detach()])
+        largest = [(values.abs() * pairs.weight).max() for values in (log_ratio, delta)]
+        stats = torch.stack([distance.max(), clipped, *largest, loss.detach()])
     return Judged(loss, kl, stats)
 
 
@@ -340,8 +341,9 @@ def _like(coefficient: Tensor, x: Tensor) -> Tensor | float:
 class Conflict:
     """Compares the gradients of an update's first and last trained step while it accumulates."""
 
-    def __init__(self, parameters: list[Parameter]) -> None:
+    def __init__(self, parameters: list[Parameter], slots: int) -> None:
         self._parameters = parameters
+        self._slots = slots
         self._first: list[Tensor] = []
         self._earlier: list[Tensor] = []
 
@@ -349,7 +351,10 @@ class Conflict:
         self._first = [g.clone() for g in gradients(self._parameters)]
 
     def before_last(self) -> None:
-        self._earlier = [g.clone() for g in gradients(self._parameters)]
+        # With two steps that is what there was after the first.
+        self._earlier = (
+            self._first if self._slots == 2 else [g.clone() for g in gradients(self._parameters)]
+        )
 
     def cosine(self, ranks: Ranks) -> float | None:
         """Cosine between the two, summed over ranks; None where one of them is zero.

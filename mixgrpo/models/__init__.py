@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from mixgrpo import registry
+from mixgrpo.errors import ConfigError
 from mixgrpo.scenes import BASE_WEIGHTS
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Policy(Protocol):
 _GROUP = "mixgrpo.models"
 _BUILT_IN = {"scenes": "mixgrpo.models.scenes:ScenesPolicy.load"}
 _SHIPPED = {"scenes": BASE_WEIGHTS}
+_WANTED = "callable with a checkpoint (or None) and a device, and return a policy"
+_MEMBERS = [*Policy.__annotations__, *(name for name in vars(Policy) if name[0] != "_")]
 
 
 def model_names() -> list[str]:
@@ -65,8 +68,19 @@ def model_names() -> list[str]:
 
 
 def load_model(name: str, checkpoint: str | None, device: str) -> Policy:
-    """The policy `name` with the weights of `checkpoint`, or its own where that is None."""
-    policy: Policy = registry.load(_GROUP, _BUILT_IN, name)(checkpoint, device)
+    """The policy `name` with the weights of `checkpoint`, or its own where that is None.
+
+    ConfigError where there is none, where loading fails, and where what is loaded lacks a member
+    of `Policy`, naming all that are missing.
+    """
+    policy: Policy = registry.make(_GROUP, _BUILT_IN, name, _WANTED, checkpoint, device)
+    missing = [member for member in _MEMBERS if not hasattr(policy, member)]
+    if missing:
+        raise ConfigError(
+            f"model {name}: its entry point returns a {type(policy).__name__} without "
+            f"{', '.join(missing)}; a model has all members of mixgrpo.models.Policy "
+            "(docs/extending.md)"
+        )
     return policy
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mixgrpo import registry
+from mixgrpo.errors import ConfigError
 from mixgrpo.scenes import CLARITY_WEIGHTS
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _SCENES = {
     "clarity": "mixgrpo.scenes.clarity:clarity",
 }
 _SHIPPED = {"clarity": CLARITY_WEIGHTS}
+_WANTED = "a class or a factory without arguments that returns an object with name and score"
 
 
 def reward_names() -> list[str]:
@@ -45,9 +47,27 @@ def reward_names() -> list[str]:
 
 
 def load_reward(name: str) -> Reward:
-    """The reward `name`. An entry point of `mixgrpo.rewards` names a callable that makes one."""
-    found = registry.load(_GROUP, _SCENES, name)
-    return FunctionReward(name, found) if name in _SCENES else found()
+    """The reward `name`. An entry point of `mixgrpo.rewards` names a callable that makes one.
+
+    ConfigError where there is none, where making it fails, and where what is made is no reward or
+    has another name: metrics and errors go by `name`.
+    """
+    if name in _SCENES:
+        return FunctionReward(name, registry.load(_GROUP, _SCENES, name))
+    made = registry.make(_GROUP, _SCENES, name, _WANTED)
+    if not callable(getattr(made, "score", None)):
+        raise ConfigError(
+            f"reward {name}: its entry point makes a {type(made).__name__} without a method score; "
+            f"it must be {_WANTED}"
+        )
+    own = getattr(made, "name", None)
+    if own != name:
+        called = "has no name" if own is None else f"is named {own}"
+        raise ConfigError(
+            f"reward {name}: its entry point makes one that {called}; give it the name {name}"
+        )
+    reward: Reward = made
+    return reward
 
 
 def reward_weights(name: str) -> str:

@@ -157,7 +157,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         "count and fraction",
         "window: {count: 2, fraction: 0.5}",
-        ["window.count", "window.fraction", "one of them"],
+        ["window.count 2", "window.fraction 0.5", "one of them"],
     ),
     ("more steps than the window has", "window: {count: 5}", ["window.count 5", "window.size 4"]),
     (
@@ -169,6 +169,22 @@ BAD: list[tuple[str, str, list[str]]] = [
         "guard without a std",
         "sampler: {density: released, kernel: cps}\nobjective: {ratio: guard}",
         ["sampler.density released", "objective.ratio guard"],
+    ),
+    ("a variant of another order", "sampler: {variant: heun}", ["sampler.variant", "order is 1"]),
+    (
+        "history of order 1",
+        "sampler: {history: restart}",
+        ["sampler.history", "sampler.order is 1"],
+    ),
+    (
+        "a rank without adapters",
+        "model:\n  lora_rank: 4",
+        [":2:", "model.lora_rank", "set model.train to lora"],
+    ),
+    (
+        "noise that no image shows",
+        "sampler: {decode: x0}\nwindow: {strategy: constant}",
+        ["sampler.decode x0", "step 24", "window.stop to 24"],
     ),
     (
         "a solver where no ODE step is",
@@ -183,7 +199,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         "optimizer by a mere name",
         "optimizer: {name: adam}",
-        [":1:", "optimizer.name adam", "torch.optim.Muon"],
+        [":1:", "optimizer.name adam", "torch.optim.Adafactor"],
     ),
     ("unknown tracker", "output: {trackers: [mlflow]}", ["output.trackers.0", "'wandb'"]),
     (
@@ -447,7 +463,16 @@ UNHASHED = ("output.", "health.")
 
 def base_of(key: str) -> RunConfig:
     """Where the key may be changed alone."""
-    return set_("sampler.kernel", "cps") if key == "sampler.density" else RunConfig()
+    needed: dict[str, tuple[str, Any]] = {
+        "sampler.density": ("sampler.kernel", "cps"),
+        "sampler.variant": ("sampler.order", 2),
+        "sampler.history": ("sampler.order", 2),
+        "sampler.decode": ("window.stop", 20),
+        "model.lora_rank": ("model.train", "lora"),
+        "model.lora_alpha": ("model.train", "lora"),
+        "model.lora_targets": ("model.train", "lora"),
+    }
+    return set_(*needed[key]) if key in needed else RunConfig()
 
 
 def test_every_field_has_an_example() -> None:
@@ -584,6 +609,7 @@ BRANCHES: list[dict[str, Any]] = [
         "evaluation": {"prompts": 1, "steps": 1},
         "output": {"trackers": ["wandb"]},
     },
+    {"sampler": {"order": 2, "history": "restart", "variant": "heun"}},
 ]
 
 

@@ -269,8 +269,8 @@ def test_the_base_model_alone_is_one_row_and_one_prompt_has_no_interval(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--p-mix", "-0.1"], "p_mix -0.1"),
-        (["--p-mix", "nan"], "p_mix nan"),
+        (["--p-mix", "-0.1"], "--p-mix -0.1"),
+        (["--p-mix", "nan"], "--p-mix nan"),
         (["--reward", "beauty"], "beauty: not a name of mixgrpo.rewards"),
         (["--checkpoint", "9"], "no checkpoint of iteration 9; it has: 1, 2, 3, 4"),
         (["--steps", "0"], "--steps"),

@@ -1,6 +1,7 @@
 """Pure and hybrid images: which model takes which step, by which solver, from which noise."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def test_trajectories_are_the_formulas(
 
 def test_impossible_ways_to_sample_are_refused() -> None:
     for wrong in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ConfigError, match="p_mix"):
+        with pytest.raises(ConfigError, match="--p-mix"):
             Sampling(5, 3.0, wrong)
     for shift in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match="shift"):
@@ -217,7 +218,7 @@ def test_the_command_leaves_pictures_a_manifest_and_a_sheet(
     out = tmp_path / "generated" / "toy-run"
     manifest = json.loads((out / "manifest.json").read_text())
     images = manifest["images"]
-    assert {i["file"] for i in images} == {p.name for p in out.glob("prompt-*.png")}
+    assert {i["file"] for i in images} == {p.name for p in out.glob("prompt-?_*.png")}
     assert len(images) == 3 * 3 * 2
     found = {(i["prompt"], i["checkpoint"], i["seed"], i["p_mix"]) for i in images}
     wanted = ["prompt 2", "prompt 5", "prompt 6"]
@@ -225,9 +226,11 @@ def test_the_command_leaves_pictures_a_manifest_and_a_sheet(
         (p, it, s, 0.8 if it else 0.0) for p in wanted for it in (0, 2, 4) for s in (3, 11)
     }
     one = next(i for i in images if (i["prompt"], i["checkpoint"], i["seed"]) == (wanted[1], 4, 11))
-    assert one["file"] == "prompt-001_seed-11_image-0_checkpoint-000004_p-mix-0.8.png"
+    assert re.fullmatch(
+        r"prompt-5_[0-9a-f]{8}_seed-11_image-0_checkpoint-000004_p-mix-0\.8\.png", one["file"]
+    )
     expected = {"index": 0, "steps": 6, "trained_steps": 5, "shift": 3.0, "order": 2}
-    assert one.items() >= {**expected, "variant": "heun", "prompt_number": 1}.items()
+    assert one.items() >= {**expected, "variant": "heun"}.items()
     pixels = generate(load_run(run), Sampling(6, 3.0, 0.8, 2, "heun"), [wanted[1]], 11, 1)
     assert (out / one["file"]).read_bytes() == png(pixels[0, 0])
     Image.open(out / "sheet.png").verify()
@@ -237,8 +240,26 @@ def test_the_command_leaves_pictures_a_manifest_and_a_sheet(
 def test_the_base_model_is_in_its_column_whatever_p_mix(run: Path, tmp_path: Path) -> None:
     command.main(run, prompt=["prompt 1"], checkpoint=[4, 2], out=tmp_path, p_mix=0.5)
     base = generate(load_run(run, 0), Sampling(5, 3.0), ["prompt 1"], 3, 1)[0, 0]
-    name = "prompt-000_seed-3_image-0_checkpoint-000000_p-mix-0.png"
-    assert (tmp_path / name).read_bytes() == png(base)
+    (file,) = tmp_path.glob("prompt-1_*_seed-3_image-0_checkpoint-000000_p-mix-0.png")
+    assert file.read_bytes() == png(base)
+
+
+def test_another_prompt_or_solver_overwrites_nothing(run: Path, tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [
+        {"prompt": ["prompt 1"]},
+        {"prompt": ["prompt 2"]},
+        {"prompt": ["prompt 2"], "steps": 3},
+        {"prompt": ["prompt 2"], "order": 2},
+        {"prompt": ["prompt 2"], "shift": 1.0},
+    ]
+    for number, way in enumerate(ways, 1):
+        before = contents(tmp_path)
+        command.main(run, out=tmp_path, **way)
+        listed = json.loads((tmp_path / "manifest.json").read_text())["images"]
+        assert len(listed) == number
+        assert all((tmp_path / image["file"]).exists() for image in listed)
+        images = {k for k in before if "_seed-" in str(k)}
+        assert all(contents(tmp_path)[k] == before[k] for k in images)
 
 
 def test_columns_are_checkpoints_with_their_seeds_and_say_what_is_hybrid(
@@ -360,8 +381,8 @@ def error_of(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--p-mix", "1.5"], "p_mix 1.5"),
-        (["--p-mix", "nan"], "p_mix nan"),
+        (["--p-mix", "1.5"], "--p-mix 1.5"),
+        (["--p-mix", "nan"], "--p-mix nan"),
         (["--prompts", "no-such.txt"], "no-such.txt: no such file"),
         (["--prompts", "blank.txt"], "has no prompt"),
         (["--prompts", "bytes.txt"], "cannot be read as text"),

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -86,7 +88,16 @@ ITERATIONS: list[dict[str, Any]] = [
         "window": {"start": 4, "strategy": "frozen"},
     },
     {"sampler": {"sde": "all"}, "window": {"start": 1, "strategy": "frozen"}},
-    {"sampler": {"sde": "all", "decode": "x0"}, "window": {"size": 4}},
+    {"sampler": {"sde": "all", "decode": "x0"}, "window": {"size": 4, "stop": 4}},
+    {"sampler": {"order": 2, "variant": "heun", "steps": 7}, "window": {"start": 1}},
+    {"sampler": {"order": 3, "history": "restart", "steps": 7}, "window": {"start": 1}},
+    {
+        "rewards": {
+            "train": {"brightness": 1.0, "contrast": 0.3},
+            "held_out": [],
+            "aggregate": "reward",
+        }
+    },
     {"sampler": {"sde": "all"}, "window": {"size": 4, "count": 2}},
     {"window": {"size": 4, "fraction": 0.5}, "objective": {"kl_weight": 0.3}},
     {"rollout": {"noise": "own"}, "window": {"start": 2}},
@@ -145,7 +156,10 @@ def test_the_last_window_of_every_preset_is_the_oracles(
 ) -> None:
     config = on_the_toy(preset)
     window = config.window
-    start = (window.stop or config.sampler.steps) - window.size
+    stop = window.stop or config.sampler.steps
+    if config.sampler.decode == "x0":  # the last step's noise reaches no image
+        stop = min(stop, config.sampler.steps - 1)
+    start = stop - window.size
     last = on_the_toy(preset, window={"strategy": "frozen", "start": start})
     compare(last, wide, monkeypatch)
 
@@ -198,12 +212,20 @@ def compare(
             assert line[f"reward_{name}_std"] == pytest.approx(value.std(ddof=1), rel=1e-8)
         assert line["advantage_mean"] == pytest.approx(raw.mean(), abs=1e-10)
         assert line["advantage_std"] == pytest.approx(raw.std(ddof=1), rel=1e-8)
-        chosen = images_of_updates(config, a)
+        chosen = images_of_updates(config, raw)
         prompts = trainer._prompts_at(iteration)
         drawn = drawn_steps(config, iteration, prompts)
         trained = None if drawn is None else drawn.flatten(0, 1).tolist()
-        losses, kls, norms = [], [], []
+        losses, kls, norms, distances = [], [], [], []
+        if trained is None and config.window.size > 1:
+            cosine = first_and_last(config, net(mine), path.window, chosen[0], a, text, net(start))
+            assert line.get("gradient_cosine") == (cosine and pytest.approx(cosine, abs=1e-7))
+        else:
+            assert "gradient_cosine" not in line
         for images in chosen:
+            for place, step in enumerate(path.window):
+                of = [i for i in images if trained is None or place in trained[i]]
+                distances.append(distance(config, net(mine), step, of, text))
             judged = oracle.judge(
                 net(mine),
                 path.window,
@@ -232,6 +254,10 @@ def compare(
         assert line["kl"] == pytest.approx(np.mean(kls), rel=1e-8, abs=1e-14)
         assert line["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-8)
         assert line["noise_floor"] < 1e-13
+        apart = np.concatenate(distances)
+        assert line["ratio_max"] == pytest.approx(apart.max(), rel=1e-6, abs=1e-13)
+        beyond = (apart > config.objective.clip_range).mean()
+        assert line["clip_fraction"] == pytest.approx(beyond, abs=1e-12)
         assert line["window_start"] == trainer.window.start_at(iteration)
         assert line["nfe_rollout"] == plan.steps == len(path.sigmas) - 1
         assert line["nfe_train"] == config.trained_per_image
@@ -260,6 +286,51 @@ def score(config: RunConfig, final: oracle.Array) -> dict[str, oracle.Array]:
     values = {"brightness": images[:, :4].mean(1), "contrast": 10 * images.std(1, ddof=1)}
     group = config.rollout.group_size
     return {k: values[k].reshape(-1, group) for k in config.rewards.train}
+
+
+def first_and_last(
+    config: RunConfig,
+    now: oracle.ToyNet,
+    window: list[oracle.Step],
+    images: oracle.Array,
+    a: oracle.Array,
+    text: oracle.Array,
+    base: oracle.ToyNet,
+) -> float | None:
+    """Cosine between the gradients of the window's first and last step alone; None of nothing."""
+    gradients = []
+    for place in (0, len(window) - 1):
+        judged = oracle.judge(
+            now,
+            window,
+            images,
+            a.ravel(),
+            text,
+            config.objective.clip_range,
+            config.objective.kl_weight,
+            base if config.objective.kl_weight else None,
+            trained=[{place}] * a.size,
+            ratio_kind=config.objective.ratio,
+            step_weight=config.objective.step_weight,
+            density=config.sampler.density,
+        )
+        gradients.append(np.concatenate([g.ravel() for g in judged.gradient.values()]))
+    first, last = gradients
+    norm = np.sqrt((first @ first) * (last @ last))
+    return float(first @ last / norm) if norm else None
+
+
+def distance(
+    config: RunConfig, now: oracle.ToyNet, step: oracle.Step, images: Any, text: oracle.Array
+) -> oracle.Array:
+    """|ratio - 1| of some images at one step."""
+    t, chosen = step.transition, np.array(images, dtype=int)
+    if t.std == 0 or not len(chosen):
+        return np.zeros(len(chosen))
+    x = step.before[chosen]
+    mean = t.cx * x + t.cv * now.velocity(x, step.sigma, text[chosen])
+    log_ratio = oracle.log_ratio(step, mean, config.objective.ratio, config.sampler.density, chosen)
+    return np.abs(np.exp(log_ratio) - 1)
 
 
 def images_of_updates(config: RunConfig, a: oracle.Array) -> list[oracle.Array]:
@@ -387,9 +458,10 @@ def test_a_block_is_scored_while_the_next_is_sampled(monkeypatch: pytest.MonkeyP
 
 
 class _Reads(TorchDispatchMode):
-    """Counts what makes the host wait for a device: numbers of float32 tensors that it asks for.
+    """Counts what makes the host wait for a device: values of tensors that it asks for.
 
-    Sigmas and coefficients are float64 numbers of the host itself.
+    Sigmas and coefficients are float64 numbers of the host itself, and the positions of steps are
+    its int64 tensors.
     """
 
     def __init__(self) -> None:
@@ -400,8 +472,14 @@ class _Reads(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func.name()
-        waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
-        if name.removeprefix("aten::") in waits and args[0].dtype == torch.float32:
+        waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+        data = getattr(args[0], "dtype", None) if args else None
+        masks = name.startswith("aten::index") and any(
+            isinstance(i, Tensor) and i.dtype == torch.bool
+            for i in (args[1] if isinstance(args[1], list | tuple) else [])
+        )
+        reads = name.removeprefix("aten::") in waits and data in (torch.float32, torch.bool)
+        if masks or reads:
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -417,9 +495,9 @@ class _Reads(TorchDispatchMode):
     ids=str,
 )
 def test_no_step_waits_for_the_device(sections: dict[str, Any]) -> None:
-    """An iteration asks for as many numbers with 12 steps and a window of 5 as with 5 and 2."""
+    """An iteration asks for as many numbers with 12 steps and a window of 5 as with 6 and 3."""
     counts = []
-    for steps, size in ((5, 2), (12, 5)):
+    for steps, size in ((6, 3), (12, 5)):
         sampler = {"steps": steps, **sections.get("sampler", {})}
         window = {"size": size, **sections.get("window", {})}
         trainer = Trainer(toy.config(**{**sections, "sampler": sampler, "window": window}), Ranks())
@@ -429,13 +507,56 @@ def test_no_step_waits_for_the_device(sections: dict[str, Any]) -> None:
     assert counts[0] == counts[1] > 0
 
 
-def test_that_check_sees_a_step_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.isfinite().all()),
+        lambda x: x[x > 9],
+        lambda x: x.equal(x),
+    ],
+    ids=["item", "bool", "mask", "equal"],
+)
+def test_that_check_sees_a_step_that_waits(
+    wait: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     velocity = toy.ToyPolicy.velocity
 
     def waiting(self: toy.ToyPolicy, latents: Tensor, *further: Any) -> Tensor:
-        latents.sum().item()
+        wait(latents.detach())
         return velocity(self, latents, *further)
 
     monkeypatch.setattr(toy.ToyPolicy, "velocity", waiting)
     with pytest.raises(AssertionError):
         test_no_step_waits_for_the_device({})
+
+
+def test_steps_are_drawn_for_every_image_anew() -> None:
+    config = toy.config(window={"size": 4, "count": 2}, rollout={"group_size": 50})
+    prompts = toy.PROMPTS[:4]
+    drawn = [drawn_steps(config, m, prompts) for m in range(20)]
+    assert all(d is not None and d.shape == (4, 50, 2) for d in drawn)
+    found = torch.stack([d for d in drawn if d is not None])
+    assert bool((found[..., 0] < found[..., 1]).all())
+    # Each of the 6 pairs of 4 steps as often as the others: 4000 draws, 667 each.
+    pairs = (found[..., 0] * 4 + found[..., 1]).flatten().bincount()
+    counts = pairs[pairs > 0]
+    assert len(counts) == 6
+    assert float(((counts - 4000 / 6) ** 2 / (4000 / 6)).sum()) < 20.5  # chi-square, 1 in 1000
+    # Of (seed, iteration, prompt, image) alone, whichever prompts are asked for beside.
+    assert torch.equal(drawn_steps(config, 3, prompts[2:3])[0], found[3, 2])  # type: ignore[index]
+    other = toy.config(seed=4, window={"size": 4, "count": 2}, rollout={"group_size": 50})
+    assert not torch.equal(drawn_steps(other, 3, prompts), found[3])  # type: ignore[arg-type]
+    assert not torch.equal(found[3], found[4])
+    assert not torch.equal(found[3, 0], found[3, 1])
+    assert drawn_steps(toy.config(), 0, prompts) is None
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_updates_share_the_images_evenly(images: int, updates: int) -> None:
+    updates = min(images, updates)
+    parts = update_parts(images, updates)
+    assert [i for part in parts for i in range(images)[part]] == list(range(images))
+    sizes = {part.stop - part.start for part in parts}
+    assert len(parts) == updates
+    assert max(sizes) - min(sizes) <= 1

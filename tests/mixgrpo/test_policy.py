@@ -4,6 +4,7 @@ On a real diffusers FLUX transformer, tiny and random, saved where the configura
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mixgrpo import train
+from mixgrpo import checkpoint, train
 from mixgrpo.config import RunConfig
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.policy import load_run, make_policy, reference_of, velocity_of
 from mixgrpo.randomness import normal
 from mixgrpo.ranks import Ranks
@@ -248,3 +249,32 @@ def test_a_stopped_run_of_any_kind_ends_with_the_same_bytes(
 
     assert len(timeless(stopped)) == 4
     assert timeless(stopped) == timeless(straight)
+
+
+def test_a_reader_does_not_take_the_base_model_for_a_run_that_prunes(
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(iterations=2, output={"checkpoints_kept": 1})
+    train.run(config, tmp_path / "run")
+    root = tmp_path / "run" / "checkpoints"
+    load, moved = checkpoint.load_newest, False
+
+    def pruned_meanwhile(place: Path) -> Any:
+        """What a run that goes on does between the listing and the reading."""
+        nonlocal moved
+        if not moved:
+            moved = True
+            shutil.copytree(root / "000002", root / "000007")
+            manifest = json.loads((root / "000007" / "manifest.json").read_text())
+            text = json.dumps({**manifest, "iteration": 7})
+            (root / "000007" / "manifest.json").write_text(text)
+            shutil.rmtree(root / "000002")
+            return None
+        return load(place)
+
+    monkeypatch.setattr(checkpoint, "load_newest", pruned_meanwhile)
+    assert load_run(tmp_path / "run").iteration == 7
+    monkeypatch.undo()
+    (root / "000007" / "weights.safetensors").write_bytes(b"spoiled")
+    with pytest.raises(RunError, match=r"no whole checkpoint \(.*000007: corrupt"):
+        load_run(tmp_path / "run")

@@ -220,6 +220,16 @@ def test_should_stop_is_asked_after_every_iteration(
         assert found[part] == small[part]
 
 
+def test_a_stop_does_not_wait_for_an_evaluation(tmp_path: Path, small: dict[str, Any]) -> None:
+    """Asked to stop in the iteration before one, it leaves a checkpoint; the next attempt makes
+    the evaluation good."""
+    stopped_at(tmp_path, 2)  # an evaluation is due after 2 iterations
+    assert [line["iteration"] for line in lines(tmp_path / "eval.jsonl")] == [0]
+    assert (tmp_path / "checkpoints" / "000002" / "manifest.json").exists()
+    assert train.run(SMALL, tmp_path) == "finished"
+    assert outcome(tmp_path) == small
+
+
 # ---- Killing
 
 
@@ -557,11 +567,11 @@ def test_wrong_usage_is_exit_code_2(toy_site: Path, arguments: list[str]) -> Non
     assert command(toy_site, *arguments)[0] == 2
 
 
-def test_what_fails_is_one_line_and_exit_code_1(tmp_path: Path, toy_site: Path) -> None:
+def test_what_fails_is_one_line(tmp_path: Path, toy_site: Path) -> None:
     (tmp_path / "run.yaml").write_text(dump_config(SMALL))
     (tmp_path / "file").write_text("")
     code, out, err = command(toy_site, str(tmp_path / "run.yaml"), "--out", str(tmp_path / "file"))
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert str(tmp_path / "file") in err
@@ -580,7 +590,8 @@ def test_the_command_warns_of_a_corrupt_checkpoint_in_one_line(
     assert warning.startswith("warning: ")
     assert "000003: corrupt checkpoint" in warning
     assert progress
-    assert all("of 4 iterations" in line for line in progress)
+    assert progress[0].endswith("out: goes on after 2 iterations")
+    assert all("of 4 iterations" in line for line in progress[1:])
     assert outcome(folder) == small
 
 
@@ -595,3 +606,31 @@ def test_help_is_quick_and_needs_no_torch(toy_site: Path) -> None:
     )
     assert "--set" in done.stdout
     assert " torch\n" not in done.stderr
+
+
+# ---- Folders
+
+
+def test_a_run_that_never_began_leaves_its_folder_free(tmp_path: Path) -> None:
+    bad = toy.config(optimizer={"name": "torch.optim.NoSuch"})
+    with pytest.raises(ConfigError, match=r"optimizer\.name torch\.optim\.NoSuch"):
+        train.run(bad, tmp_path)
+    assert train.run(SMALL, tmp_path) == "finished"
+
+
+def test_another_runs_folder_names_what_differs(tmp_path: Path) -> None:
+    train.run(SMALL, tmp_path)
+    longer = SMALL.model_copy(update={"iterations": 9})
+    with pytest.raises(ConfigError, match=r"is of another run \(iterations: 4, not 9\)"):
+        train.run(longer, tmp_path)
+
+
+def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--out .*holds no run but other things \(report\.md\)"):
+        train.check_place(tmp_path)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        train.check_place(tmp_path / "report.md")
+    train.check_place(tmp_path / "new")
+    (tmp_path / "new").mkdir()
+    train.check_place(tmp_path / "new")
