@@ -118,7 +118,7 @@ def test_the_floor_makes_the_passes_of_the_iteration(
         trainer.iterate(200)
     of_iteration = list(seen)
     assert sum(rows[0] for rows, _, _ in seen) == iteration_cost(trainer.config, 200).forward
-    assert any(per_row for _, per_row, _ in seen) == (preset == "dance-grpo")
+    assert any(per_row for _, per_row, _ in seen)  # several steps in one forward
     seen.clear()
     for parameter in trainer.parameters.values():
         parameter.grad = None

@@ -101,6 +101,15 @@ def test_version_1_of_fsdp_is_refused_with_its_mend(monkeypatch: pytest.MonkeyPa
         join()
 
 
+@pytest.mark.parametrize("asked", ["ACCELERATE_USE_DEEPSPEED", "FSDP_OFFLOAD_PARAMS"])
+def test_what_is_not_supported_is_refused(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv(asked, "true")
+    with pytest.raises(ConfigError, match="neither DeepSpeed nor offloading"):
+        join()
+
+
 def test_processes_asked_for_but_not_started_are_noticed(tmp_path: Path) -> None:
     code, said = launch(("--cpu",), "tests.mixgrpo.rank_children", "everything", str(tmp_path))
     assert code != 0
