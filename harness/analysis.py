@@ -35,6 +35,10 @@ The last iteration counts in any case, so that a run of one or two has times too
 
 PHASES = ("rollout", "decode", "reward", "update", "other")
 
+HEALTH = "health"
+"""The phase of an iteration in which the training is watched. It belongs to no method, and is taken
+out of every comparison of seconds."""
+
 
 @dataclass(frozen=True)
 class Quartiles:
@@ -72,10 +76,11 @@ class ArmResult:
     """Network evaluations per iteration, counted after sharing; mean over seeds."""
     backward: float
     seconds: Quartiles
+    """Per iteration, without health."""
     phases: dict[str, float]
-    """Median seconds per iteration of each phase."""
+    """Median seconds per iteration of each phase, health last."""
     time_ratio: Interval | None
-    """Median iteration time over that of the reference, paired by seed."""
+    """Median iteration time over that of the reference, without health, paired by seed."""
     published_row: str | None
     """Key of the paper's row that stands beside this arm."""
     published: dict[str, Any]
@@ -152,8 +157,10 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
                 nfe_train=_range(own, "nfe_train"),
                 evaluations=_per_iteration(own, "evaluations_computed"),
                 backward=_per_iteration(own, "backward_computed"),
-                seconds=_quartiles(times, "seconds_total"),
-                phases={phase: _quartiles(times, f"seconds_{phase}").median for phase in PHASES},
+                seconds=_quartiles(method_seconds(times)),
+                phases={
+                    phase: _quartiles(_seconds(times, phase)).median for phase in (*PHASES, HEALTH)
+                },
                 time_ratio=None
                 if is_reference
                 else ratio_interval(medians[arm.name], medians[sweep.reference]),
@@ -220,15 +227,25 @@ def _per_iteration(runs: "pd.DataFrame", column: str) -> float:
     return float((runs[column] / runs["iterations"]).mean()) if len(runs) else math.nan
 
 
-def _quartiles(metrics: "pd.DataFrame", column: str) -> Quartiles:
-    low, median, high = (float(metrics[column].quantile(q)) for q in (0.25, 0.5, 0.75))
+def method_seconds(metrics: "pd.DataFrame") -> "pd.Series[float]":
+    """Seconds of each iteration without those in which its health was measured."""
+    return metrics["seconds_total"] - _seconds(metrics, HEALTH)
+
+
+def _seconds(metrics: "pd.DataFrame", phase: str) -> "pd.Series[float]":
+    """Seconds of a phase in each iteration; none where the run did not have it."""
+    column = f"seconds_{phase}"
+    return metrics[column].fillna(0.0) if column in metrics else metrics["seconds_total"] * 0.0
+
+
+def _quartiles(values: "pd.Series[float]") -> Quartiles:
+    low, median, high = (float(values.quantile(q)) for q in (0.25, 0.5, 0.75))
     return Quartiles(median, low, high)
 
 
 def _median_by_seed(metrics: "pd.DataFrame") -> dict[int, float]:
-    medians = metrics.groupby("seed")["seconds_total"].median().reset_index()
-    pairs = zip(medians["seed"], medians["seconds_total"], strict=True)
-    return {int(seed): float(value) for seed, value in pairs}
+    medians = method_seconds(metrics).groupby(metrics["seed"]).median()
+    return {int(seed): float(value) for seed, value in medians.items()}  # type: ignore[call-overload]
 
 
 def _steady(metrics: "pd.DataFrame") -> "pd.DataFrame":

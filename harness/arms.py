@@ -1,11 +1,14 @@
 """The arms of a sweep file: the product of its grid, its named alternatives, or both."""
 
+import difflib
 import itertools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.sweepfile import Chosen, Given
+from mixgrpo.configfile import Key
 from mixgrpo.errors import ConfigError
 
 SYMBOLS = {
@@ -37,6 +40,8 @@ class Arm:
     """As figures and tables show it, such as `τ = 15`."""
     settings: dict[str, Any]
     """Values by dotted key."""
+    base: str | None = None
+    """The run configuration it stands on instead of the sweep's, relative to the sweep file."""
 
 
 def make_arms(chosen: Chosen) -> list[Arm]:
@@ -55,14 +60,21 @@ def make_arms(chosen: Chosen) -> list[Arm]:
             ",".join(filter(None, (a.name, p.name))),
             ", ".join(filter(None, (a.label, p.label))),
             {**a.settings, **p.settings},
+            a.base,
         )
         for a in named
         for p in points
     ]
+    key = (grid or arms).key  # type: ignore[union-attr]
     for first, second in itertools.combinations(product, 2):
         if first.name.lower() == second.name.lower():  # some file systems ignore case
-            key = (grid or arms).key  # type: ignore[union-attr]
             raise chosen.error(key, f"two arms have the name {second.name}; keep one of them")
+        if first.label == second.label:
+            raise chosen.error(
+                key,
+                f"the arms {first.name} and {second.name} have the same label {second.label}, so "
+                "that no figure could tell them apart; give one another `label:`",
+            )
     return product
 
 
@@ -70,13 +82,41 @@ def _named_arms(chosen: Chosen, arms: Given) -> list[Arm]:
     if not arms.value:
         raise chosen.error(arms.key, "is empty: nothing to compare; add an arm")
     found = []
-    for name, settings in arms.value.items():
-        settings = dict(settings or {})
-        label = settings.pop("label", name)
+    for name, given in arms.value.items():
+        place, settings = (*arms.key, name), dict(given or {})
+        own_base = "base" in settings
+        base = settings.pop("base", None)
+        if own_base and not isinstance(base, str):
+            raise chosen.error(
+                (*place, "base"), f"expected the path of a run configuration, not {base!r}"
+            )
+        label = settings.pop("label", Path(base).stem if own_base and not settings else name)
         if not isinstance(label, str) or not label.strip():
-            raise chosen.error((*arms.key, name, "label"), f"expected text, not {label!r}")
-        found.append(Arm(name, label, chosen.flat(settings, (*arms.key, name))))
+            raise chosen.error((*place, "label"), f"expected text, not {label!r}")
+        _check_words(chosen, settings, place)
+        found.append(Arm(name, label, chosen.flat(settings, place), base))
     return found
+
+
+def _check_words(chosen: Chosen, settings: dict[str, Any], place: Key) -> None:
+    """ConfigError for what looks like an arm's own key and is none; settings are not judged."""
+    for key in settings:
+        if key == "set":
+            raise chosen.error(
+                (*place, key), "an arm's settings need no `set:`; write them below the arm's name"
+            )
+        near = difflib.get_close_matches(str(key), ("base", "label"), n=1, cutoff=0.7)
+        if near:
+            raise chosen.error((*place, key), f"unknown key; did you mean {near[0]}?")
+
+
+def base_place(chosen: Chosen, arm: Arm) -> Given | None:
+    """The run configuration that an arm stands on, and the key that names it."""
+    if arm.base is None:
+        return chosen.get("base")
+    arms = chosen.get("arms")
+    assert arms is not None  # a grid alone gives no bases
+    return Given(arm.base, (*arms.key, _name_in_file(arm, arms), "base"))
 
 
 def _grid_points(chosen: Chosen, grid: Given) -> list[Arm]:
@@ -117,8 +157,13 @@ def place_of(chosen: Chosen, arm: Arm, key: str) -> str:
     if grid and key in grid.value:
         index = next(i for i, v in enumerate(grid.value[key]) if v == arm.settings[key])
         return chosen.document.place((*grid.key, key, index))
-    name = next(n for n in arms.value if arm.name.split(",")[0] == n) if arms else ""
-    return chosen.place_under((*arms.key, name) if arms else (), key)
+    return chosen.place_under((*arms.key, _name_in_file(arm, arms)) if arms else (), key)
+
+
+def _name_in_file(arm: Arm, arms: Given) -> str:
+    """The name below `arms:` of an arm whose own name may have grid values after it."""
+    first = arm.name.split(",")[0]
+    return next(str(name) for name in arms.value if name == first)
 
 
 def _grid_arm(key: str, name: str, value: Any) -> Arm:

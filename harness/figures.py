@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from harness import plots
-from harness.analysis import Analysis
+from harness.analysis import HEALTH, Analysis
 
 if TYPE_CHECKING:
     from harness.measurements import Samples
@@ -76,8 +76,8 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
     drawn.append(("final", "Final reward", caption, lambda: plots.final(analysis)))
     caption = (
         f"{reward} on held-out prompts over iterations, network evaluations and seconds: mean over "
-        "seeds, and its 95 % interval as a band. Seconds count training only, not evaluation; they "
-        "also depend on what else the machine did."
+        "seeds, and its 95 % interval as a band. Seconds count training only, not evaluation or "
+        "health; they also depend on what else the machine did."
     )
     drawn.append(
         ("learning", "Learning curves", caption, lambda: plots.learning(analysis, results))
@@ -102,11 +102,23 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         "Which steps of the trajectory each arm trains over the iterations. The dark line is the "
         "window's first step, the shaded band its extent."
     )
+    for arm in analysis.sweep.arms:
+        config = next(run.config for run in analysis.sweep.runs if run.arm == arm.name)
+        if config.trained_per_image < config.window.size:
+            caption += (
+                f" {arm.label} trains {config.trained_per_image} of the "
+                f"{config.window.size} steps of its window, drawn for every image anew."
+            )
     drawn.append(("window", "The window's path", caption, lambda: plots.window(analysis, results)))
     caption = (
         "Median seconds of each phase of an iteration, over all iterations and seeds after "
         "warm-up. The number beside a bar is the median of the whole iteration."
     )
+    if any(result.phases[HEALTH] > 0 for result in analysis.arms):
+        caption += (
+            " Health, what is measured beside the training, is in the bar but not in the number: "
+            "no comparison of seconds counts it."
+        )
     drawn.append(("time", "Time per phase", caption, lambda: plots.time(analysis)))
     with matplotlib.rc_context(STYLE):
         return [_picture(name, title, caption, make()) for name, title, caption, make in drawn]

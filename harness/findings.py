@@ -4,6 +4,7 @@ Says "cannot conclude" and "indistinguishable" where that is so. Every claim abo
 rests on `Comparison.verdict`, every claim about a change on an interval that leaves zero out.
 """
 
+import math
 from collections.abc import Sequence
 
 from harness.analysis import Analysis, ArmResult
@@ -21,15 +22,21 @@ def answer(analysis: Analysis) -> str:
             f"Cannot conclude: the reference {reference.arm.label} has {_seeds(reference)}, and "
             f"fewer than {MIN_SEEDS} say nothing about chance."
         )
-    better, worse, alike, unknown = (
+    better, worse, alike, same, unknown = (
         [c for c in analysis.compared if c.verdict in kinds]
         for kinds in (
             ("better",),
             ("worse",),
-            ("indistinguishable", "identical"),
+            ("indistinguishable",),
+            ("identical",),
             ("too few", "no variance"),
         )
     )
+    if same and not _moved(analysis, analysis.measure):
+        return (
+            f"Nothing was learned: no arm's {analysis.measure} on held-out prompts moved with any "
+            "seed, so that there is nothing to compare."
+        )
     if len(unknown) == len(analysis.compared):
         if all(c.verdict == "no variance" for c in unknown):
             return "Cannot conclude: the seeds do not vary, so nothing is known about chance."
@@ -44,6 +51,9 @@ def answer(analysis: Analysis) -> str:
     if alike:
         arms = _list([_label(analysis, c) for c in alike])
         parts.append(f"{arms} {_is(alike)} indistinguishable from {reference.arm.label}")
+    if same:
+        arms = _list([_label(analysis, c) for c in same])
+        parts.append(f"{arms} scored exactly as {reference.arm.label} did with every seed")
     if unknown:
         arms = _list([_label(analysis, c) for c in unknown])
         parts.append(f"about {arms} nothing can be concluded")
@@ -51,10 +61,15 @@ def answer(analysis: Analysis) -> str:
 
 
 def resolution(analysis: Analysis) -> str:
-    """How large a difference this many seeds could have shown; empty where nothing was tested."""
-    tested = [c for c in analysis.compared if c.detectable > 0]
+    """How large a difference this many seeds could have shown; empty where too few have run."""
+    tested = [c for c in analysis.compared if math.isfinite(c.detectable)]
     if not tested:
-        return ""
+        if not any(c.verdict in ("identical", "no variance") for c in analysis.compared):
+            return ""
+        return (
+            "What difference could have been found is unknown: differences that are the same with "
+            "every seed say nothing about chance."
+        )
     low, high = (f(c.detectable for c in tested) for f in (min, max))
     # In units of its own sd every arm's smallest difference is the same for the same seeds.
     hardest = max(tested, key=lambda c: c.detectable)
@@ -76,6 +91,11 @@ def gain(analysis: Analysis) -> str:
     if not known:
         return (
             f"Whether training gained cannot be concluded: no arm has {MIN_SEEDS} finished seeds."
+        )
+    if not _moved(analysis, measure):
+        return (
+            f"Training did not gain: with every seed {measure} after it is exactly what it was "
+            "before. A longer run or a larger optimizer.lr may show more."
         )
     rose, fell = ([r for r in known if r.rewards[measure].change.sign == sign] for sign in (1, -1))
     first = next((r for r in known if r.arm.name == analysis.sweep.reference), known[0])
@@ -134,8 +154,10 @@ def other_rewards(analysis: Analysis) -> list[str]:
             verb = f"fell in {_of(counts[-1], len(known))}"
         elif counts[1]:
             verb = f"rose in {_of(counts[1], len(known))}"
-        else:
+        elif _moved(analysis, reward):
             verb = "changed in no arm by more than chance"
+        else:
+            verb = "moved in no arm with any seed"
         sentence = f"The reward {reward} ({kind}) {verb} ({numbers})."
         gained = any(r.rewards[analysis.measure].change.sign == 1 for r in known)
         if counts[-1] and reward in analysis.held_out and gained:
@@ -181,7 +203,15 @@ def statistics_notes(analysis: Analysis) -> list[str]:
         "weights. Rollout rewards are not shown: they are not comparable across window positions, "
         "because late noise does less damage. Comparing arms by them fakes an effect.",
     ]
-    tested = [c for c in analysis.compared if c.simultaneous.n >= MIN_SEEDS]
+    written = [c.difference for c in analysis.compared]
+    written += [change.change for r in analysis.arms for change in r.rewards.values()]
+    if any(found.known and not found.varies for found in written):
+        notes.insert(
+            1,
+            "Where a number is followed by (every seed), it is the same with every seed: nothing "
+            "is known about chance, and there is no interval.",
+        )
+    tested = [c for c in analysis.compared if math.isfinite(c.p_holm)]
     if tested:
         family = tested[0].family
         notes.insert(
@@ -242,6 +272,12 @@ def _tests_note(tested: Sequence[Comparison]) -> str:
             "can never reach 0.05 here, and a large value is no evidence against a difference."
         )
     return text.strip()
+
+
+def _moved(analysis: Analysis, reward: str) -> bool:
+    """Whether training moved a reward's score on held-out prompts in any arm, with any seed."""
+    changes = [r.rewards[reward].change for r in analysis.arms]
+    return any(change.n and (change.varies or change.mean != 0) for change in changes)
 
 
 def _label(analysis: Analysis, comparison: Comparison) -> str:

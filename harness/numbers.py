@@ -18,10 +18,12 @@ def number(value: float, digits: int = 3, signed: bool = False) -> str:
 
 
 def interval(found: Interval, digits: int = 3, signed: bool = False) -> str:
-    """`mean [low, high]`, or the mean with its n where too few seeds give no interval."""
+    """`mean [low, high]`, or the mean and why it has no interval that says anything."""
     mean = number(found.mean, digits, signed)
     if not found.known:
         return f"{mean} (n = {found.n})" if found.n else NOTHING
+    if not found.varies:
+        return f"{mean} (every seed)"
     low, high = number(found.low, digits, signed), number(found.high, digits, signed)
     return f"{mean} [{low}, {high}]"
 

@@ -50,7 +50,9 @@ def _arm(sweep: Sweep, arm: Arm, states: list[RunState], seconds: float | None) 
     reference = " (reference)" if arm.name == sweep.reference else ""
     yield f"{arm.name}: {arm.label}{reference}"
     yield f"  runs         {len(states)}: {have}"
-    yield f"  window       {window_path(config)}"
+    if arm.base is not None:
+        yield f"  base         {arm.base}"
+    yield f"  window       {window_path(config)}{_part_of_window(config)}"
     per_run = evaluations(config)
     yield (
         f"  evaluations  {per_run / config.iterations:,.0f} per iteration, {per_run:,} per run "
@@ -105,6 +107,13 @@ def window_path(config: RunConfig) -> str:
         lengths = [n for _, n in stays]
         return f"{span}: {len(stays)} stays of {min(lengths)} to {max(lengths)} iterations"
     return f"{span}: start " + "; ".join(stretches)
+
+
+def _part_of_window(config: RunConfig) -> str:
+    trained = config.trained_per_image
+    if trained == config.window.size:
+        return ""
+    return f"; {trained} of these {config.window.size} steps are trained, drawn for every image"
 
 
 def _steps(start: int, size: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.analysis import PHASES, Analysis, ArmResult
+from harness.analysis import HEALTH, PHASES, Analysis, ArmResult, method_seconds
 from harness.numbers import seconds
 from harness.stats import mean_interval
 
@@ -175,6 +175,7 @@ def learning(analysis: Analysis, results: "Results") -> Figure:
             _plot_curve(axes, curve, marks[result.arm.name], _label(analysis, result))
         axes.set_xlabel(label)
         axes.margins(x=0.02)
+    _whole_numbers(panels["iteration"])
     panels["evaluations"].xaxis.set_major_formatter(_thousands)
     panels["evaluations"].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     panels["seconds"].sharey(panels["evaluations"])
@@ -189,15 +190,15 @@ def _costs(results: "Results") -> "pd.DataFrame":
     """The evaluations with what each run had spent until then: network evaluations and seconds."""
     import pandas as pd
 
-    columns = ["evaluations_computed", "seconds_total"]
-    spent = results.metrics.sort_values(["arm", "seed", "iteration"])[
+    columns = ["evaluations", "seconds"]
+    counted = results.metrics.assign(
+        evaluations=results.metrics["evaluations_computed"], seconds=method_seconds(results.metrics)
+    )
+    spent = counted.sort_values(["arm", "seed", "iteration"])[
         ["arm", "seed", "iteration", *columns]
     ].copy()
     spent[columns] = spent.groupby(["arm", "seed"])[columns].cumsum()
     spent["iteration"] += 1  # what an evaluation counts is finished iterations
-    spent = spent.rename(
-        columns={"evaluations_computed": "evaluations", "seconds_total": "seconds"}
-    )
     evals = results.evals.drop(columns="seconds_total")  # of the evaluation itself
     joined = pd.merge(evals, spent, on=["arm", "seed", "iteration"], how="left")
     before = joined["iteration"] == 0
@@ -240,6 +241,11 @@ def _width(labels: list[str], columns: int) -> int:
     return sum(9 + max(len(line) for label in part for line in label.split("\n")) for part in parts)
 
 
+def _whole_numbers(axes: "Axes") -> None:
+    """No half iterations on the axis of a short run."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+
+
 def _thousands(value: float, _: float) -> str:
     if value == 0:
         return "0"
@@ -265,6 +271,7 @@ def heldout(analysis: Analysis, results: "Results") -> Figure:
         axes.set_title(f"{reward} ({kind})")
         axes.set_xlabel("iterations")
         axes.margins(x=0.03)
+        _whole_numbers(axes)
     for axes in panels[len(rewards) :]:
         axes.set_axis_off()
     _legend(figure, panels[0])
@@ -302,12 +309,13 @@ def window(analysis: Analysis, results: "Results") -> Figure:
     for index in range(columns):
         below = [axes for axes in panels[:, index] if axes.axison]
         below[-1].set_xlabel("iterations")
+        _whole_numbers(below[-1])
         below[-1].tick_params(labelbottom=True)
     return figure
 
 
 def time(analysis: Analysis) -> Figure:
-    """Seconds of each phase of an iteration, stacked."""
+    """Seconds of each phase of an iteration, stacked; health apart, where it was measured."""
     shown = _shown(analysis)
     figure = _rows(len(shown), per_row=0.5, rest=1.3)
     axes = figure.subplots()
@@ -316,6 +324,20 @@ def time(analysis: Analysis) -> Figure:
         values = np.array([result.phases[phase] for result in shown])
         axes.barh(range(len(shown)), values, left=left, color=colour, height=0.62, label=phase)
         left += values
+    health = np.array([result.phases[HEALTH] for result in shown])
+    if (health > 0).any():
+        axes.barh(
+            range(len(shown)),
+            health,
+            left=left,
+            color="white",
+            edgecolor=GREY,
+            linewidth=0.8,
+            hatch="////",
+            height=0.62,
+            label="health (not counted)",
+        )
+        left += health
     for y, (result, end) in enumerate(zip(shown, left, strict=True)):
         axes.annotate(
             f"{seconds(result.seconds.median)} s",

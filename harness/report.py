@@ -17,7 +17,8 @@ import typer
 
 from harness import cli
 from harness.measurements import FRAMES, Measurements, gather, kept_finished, to_files
-from harness.spec import Sweep, load_sweep
+from harness.progress import duration
+from harness.spec import Arm, Sweep, load_sweep
 from mixgrpo.atomic import write_bytes
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError, RunError
@@ -153,22 +154,29 @@ def _tight(text: str) -> str:
 def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, str]]:
     sweep, runs = analysis.sweep, measurements.results.runs
     finished = runs[runs["state"] == "finished"]
-    config = sweep.runs[0].config
-    hours = float(finished["seconds_total"].sum()) / 3600
+    seconds = float(finished["seconds_total"].sum())
+    time = f"{seconds / 3600:.2f} hours" if seconds >= 360 else duration(seconds)
     made: list[tuple[str, Any]] = [
         ("Sweep file", _shown(sweep.file)),
         ("Profile", sweep.profile),
         ("Settings on top", ", ".join(sweep.overrides)),
-        ("Model", config.model.name),
+        ("Model", _distinct(run.config.model.name for run in sweep.runs)),
         ("Trained on", ", ".join(analysis.trained)),
         ("Held out", ", ".join(analysis.held_out)),
-        ("Arms", ", ".join(arm.label for arm in sweep.arms)),
+        ("Arms", ", ".join(map(_arm, sweep.arms))),
         ("Seeds", ", ".join(map(str, sweep.seeds))),
         ("Iterations", _distinct(int(run.config.iterations) for run in sweep.runs)),
-        ("Runs", f"{len(finished)} finished, {hours:.2f} hours of training in all"),
+        ("Runs", f"{len(finished)} finished, {time} of training in all"),
         *(("Machine", text) for text in measurements.results.env),
     ]
     return [(term, str(text)) for term, text in made if text != ""]
+
+
+def _arm(arm: Arm) -> str:
+    if arm.base is None:
+        return arm.label
+    path = Path(arm.base)
+    return f"{arm.label} ({path.name if path.is_absolute() else path.as_posix()})"
 
 
 def _distinct(values: Any) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.arms import Arm as Arm
-from harness.arms import make_arms, place_of, ways_to_name
+from harness.arms import base_place, make_arms, place_of, ways_to_name
 from harness.paper import TABLES
 from harness.sweepfile import Chosen, Given, choose_profile, did_you_mean, read_file
 from mixgrpo.config import RunConfig, config_hash
-from mixgrpo.configfile import Layers, add_overrides, load_layers
+from mixgrpo.configfile import Layers, add_overrides, known_keys, load_layers
 from mixgrpo.errors import ConfigError
 
 
@@ -129,8 +129,13 @@ def known_folders(path: Path) -> set[str]:
 def _configs(
     chosen: Chosen, overrides: list[str], arms: list[Arm], seed: int
 ) -> dict[str, RunConfig]:
-    shared = _shared(chosen)
-    varied = {key for arm in arms for key in arm.settings}
+    shared = {arm.base: _shared(chosen, arm) for arm in {a.base: a for a in arms}.values()}
+    stacks = {}
+    for arm in arms:
+        layers = stacks[arm.name] = shared[arm.base].copy()
+        for key, value in arm.settings.items():
+            layers.set(key, value, place_of(chosen, arm, key))
+    varied = {key for arm in arms for key in arm.settings} | _varied(list(stacks.values()))
     for text in overrides:
         key = text.partition("=")[0].strip()
         if key == "seed":
@@ -139,33 +144,52 @@ def _configs(
             raise ConfigError(f"--set {text}: {key} is what the arms differ in; change the file")
     configs = {}
     for arm in arms:
-        layers = shared.copy()
-        for key, value in arm.settings.items():
-            layers.set(key, value, place_of(chosen, arm, key))
-        add_overrides(layers, overrides)
+        add_overrides(stacks[arm.name], overrides)
         try:
-            configs[arm.name] = layers.validate(seed)
+            configs[arm.name] = stacks[arm.name].validate(seed)
         except ConfigError as error:
             raise ConfigError(f"{error} (arm {arm.name})") from None
     return configs
 
 
-def _shared(chosen: Chosen) -> Layers:
-    """What all arms stand on: the base, then `set` of the file and of the profile."""
-    base = chosen.get("base")
-    layers = Layers()
-    if base:
-        path = Path(chosen.document.file).parent / base.value
-        if not path.exists():
-            try:
-                load_layers(path)
-            except ConfigError as error:  # knows the nearest file
-                raise chosen.error(base.key, str(error)) from None
-        layers = load_layers(path)
+def _shared(chosen: Chosen, arm: Arm) -> Layers:
+    """What all arms on an arm's base stand on: it, then `set` of the file and of the profile."""
+    base = base_place(chosen, arm)
+    layers = _base_layers(chosen, base) if base else Layers()
     for part, prefix in chosen.parts:
         for key, value in chosen.flat(part.set or {}, (*prefix, "set")).items():
             layers.set(key, value, chosen.place_under((*prefix, "set"), key))
     return layers
+
+
+def _base_layers(chosen: Chosen, base: Given) -> Layers:
+    path = Path(chosen.document.file).parent / base.value
+    try:
+        return load_layers(path)
+    except ConfigError as error:
+        # What is wrong with the file as a whole is wrong where it is named.
+        if str(error).startswith(f"{path}: "):
+            raise chosen.error(base.key, str(error)) from None
+        raise
+
+
+def _varied(stacks: list[Layers]) -> set[str]:
+    """The keys at which layers differ, such as those of two presets that two arms stand on."""
+    default = Layers(RunConfig().model_dump(mode="json"))
+    return {
+        key
+        for key in known_keys()
+        if any(_value(one, key, default) != _value(stacks[0], key, default) for one in stacks)
+    }
+
+
+def _value(layers: Layers, dotted: str, default: Layers) -> Any:
+    found: Any = layers.data
+    for part in dotted.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return None if layers is default else _value(default, dotted, default)
+        found = found[part]
+    return found
 
 
 def _check_distinct(chosen: Chosen, arms: list[Arm], configs: dict[str, RunConfig]) -> None:

@@ -58,6 +58,11 @@ class Interval:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
+    def varies(self) -> bool:
+        """Whether the values differ at all: where they do not, they say nothing about chance."""
+        return self.sd > 0
+
+    @property
     def sign(self) -> int:
         """+1 or -1 where the interval lies wholly above or below zero, else 0."""
         if not self.known:
@@ -82,11 +87,14 @@ class Comparison:
     simultaneous: Interval
     """The same mean with the interval that holds for all comparisons together. It decides."""
     p: float
+    """This and the other p values are NaN where nothing can be tested: too few pairs, or pairs
+    that do not differ from each other."""
     p_holm: float
     p_sign_flip: float
     p_sign_flip_holm: float
     detectable: float
-    """The smallest true difference with an 80 % chance of a verdict, at the observed sd."""
+    """The smallest true difference with an 80 % chance of a verdict, at the observed sd; NaN where
+    nothing can be tested."""
     verdict: Verdict
 
 
@@ -159,6 +167,7 @@ def compare(
     comparisons = {}
     for arm in arms:
         simultaneous = mean_interval(differences[arm], 1 - error)
+        tested = simultaneous.n >= MIN_SEEDS and simultaneous.varies
         comparisons[arm] = Comparison(
             arm=arm,
             reference=reference,
@@ -167,11 +176,13 @@ def compare(
             family=family,
             difference=mean_interval(differences[arm], level),
             simultaneous=simultaneous,
-            p=p[arm],
-            p_holm=p_holm[arm],
-            p_sign_flip=p_flip[arm],
-            p_sign_flip_holm=p_flip_holm[arm],
-            detectable=detectable_difference(simultaneous.sd, simultaneous.n, family, level),
+            p=p[arm] if tested else math.nan,
+            p_holm=p_holm[arm] if tested else math.nan,
+            p_sign_flip=p_flip[arm] if tested else math.nan,
+            p_sign_flip_holm=p_flip_holm[arm] if tested else math.nan,
+            detectable=detectable_difference(simultaneous.sd, simultaneous.n, family, level)
+            if tested
+            else math.nan,
             verdict=_verdict(simultaneous),
         )
     return comparisons

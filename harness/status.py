@@ -111,7 +111,7 @@ def as_text(sweep: Sweep, runs_dir: Path) -> str:
     if spent.total:
         lines.append(
             f"cost: {duration(spent.total)} of runs, {duration(spent.useful)} useful, "
-            f"{duration(spent.wasted)} start-up, evaluation and lost"
+            f"{duration(spent.wasted)} start-up and lost"
         )
     for state in states:
         if state.state in ("failed", "lost"):

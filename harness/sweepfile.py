@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StrictInt, ValidationError
 
-from mixgrpo.config import Name, Section
+from mixgrpo.config import Name, RunConfig, Section
 from mixgrpo.configfile import Document, Key, as_tuples, check_key, known_keys, read_yaml
 from mixgrpo.errors import ConfigError
 
@@ -32,7 +32,7 @@ class Part(Section):
     grid: dict[str, tuple[Any, ...]] | None = None
     """Values by key; their product is the arms."""
     arms: dict[Name, Settings | None] | None = None
-    """Settings by arm name, and a `label` for figures."""
+    """Settings by arm name; a `label` for figures, and a `base` of its own instead of the above."""
     seeds: Seeds | None = None
     """How many (0, 1, ...), or which."""
     reference: str | Settings | None = None
@@ -55,11 +55,26 @@ class SweepFile(Part):
 
 
 def read_file(path: Path) -> tuple[Document, SweepFile]:
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name the sweep file")
     document = read_yaml(path)
+    if _is_run_configuration(document):
+        raise ConfigError(
+            f"{path}: is a run configuration, not a sweep file; name it as `base:` in a sweep "
+            f"file, or train it with python -m mixgrpo.train {path} --out DIR"
+        )
     try:
         return document, SweepFile.model_validate(as_tuples(document.data))
     except ValidationError as error:
         raise ConfigError(_explain(document, error)) from None
+
+
+def _is_run_configuration(document: Document) -> bool:
+    """Whether a file has keys of a run, and none that only a sweep has."""
+    keys = document.data.keys()
+    if keys & (SweepFile.model_fields.keys() - {"base"}):
+        return False
+    return bool(keys & {"base", *RunConfig.model_fields})
 
 
 def _explain(document: Document, error: ValidationError) -> str:
@@ -70,6 +85,8 @@ def _explain(document: Document, error: ValidationError) -> str:
     place = document.place(key)
     if kind == "extra_forbidden":
         part = Profile if key[0] == "profiles" else SweepFile
+        if key[-1] in RunConfig.model_fields.keys() - {"seed"}:
+            return f"{place}: {dotted}: is a setting of the runs; write it below `set:`"
         return f"{place}: {dotted}: unknown key{did_you_mean(str(key[-1]), part.model_fields)}"
     if kind == "missing":
         missing = first["loc"][-1]

@@ -20,7 +20,7 @@ VERDICTS = {
     "better": "better",
     "worse": "worse",
     "indistinguishable": "indistinguishable",
-    "identical": "identical",
+    "identical": "identical: no score differs",
     "no variance": "cannot conclude: seeds do not vary",
     "too few": "cannot conclude: too few seeds",
 }
@@ -123,7 +123,8 @@ def _comparison(analysis: Analysis) -> Table:
         ),
         "Arm minus reference after training, paired by seed. The intervals hold for all "
         "comparisons together with 95 % and decide the verdict. Could have been shown: the "
-        "smallest true difference with an 80 % chance of a verdict.",
+        "smallest true difference with an 80 % chance of a verdict. A dash: nothing could be "
+        "tested.",
     )
 
 
@@ -171,8 +172,8 @@ def _cost(analysis: Analysis) -> Table:
         tuple(rows),
         "NFE_old and NFE_θ count per image, as the paper does. Evaluations and backward passes "
         "are counted, after sharing. Seconds: median over iterations and seeds without the first "
-        "two iterations; their ratio is paired by seed, and means little where runs shared a "
-        "machine.",
+        "two iterations, and without what is measured beside the training (health); their ratio is "
+        "paired by seed, and means little where runs shared a machine.",
     )
 
 

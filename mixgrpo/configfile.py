@@ -194,7 +194,8 @@ class Layers:
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ConfigError(
                     f"{self.place(key)}: {'.'.join(key)}: no such name: {name}{hint} "
-                    f"(known: {', '.join(sorted(known))})"
+                    f"(known: {', '.join(sorted(known))}; a package adds its own: "
+                    "docs/extending.md)"
                 )
 
 

@@ -77,7 +77,7 @@ def load_model(name: str, checkpoint: str | None, device: str) -> Policy:
     missing = [member for member in _MEMBERS if not hasattr(policy, member)]
     if missing:
         raise ConfigError(
-            f"model {name}: its entry point returns a {type(policy).__name__} without "
+            f"model {name}: its entry point returns an object of {type(policy).__name__} without "
             f"{', '.join(missing)}; a model has all members of mixgrpo.models.Policy "
             "(docs/extending.md)"
         )

@@ -57,8 +57,8 @@ def load_reward(name: str) -> Reward:
     made = registry.make(_GROUP, _SCENES, name, _WANTED)
     if not callable(getattr(made, "score", None)):
         raise ConfigError(
-            f"reward {name}: its entry point makes a {type(made).__name__} without a method score; "
-            f"it must be {_WANTED}"
+            f"reward {name}: its entry point makes an object of {type(made).__name__} without a "
+            f"method score; it must be {_WANTED}"
         )
     own = getattr(made, "name", None)
     if own != name:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import findings, report
+from harness import findings, plots, report
 from harness.analysis import _shared_until, analyse
 from harness.report import FullerReport, write_report
 from harness.spec import load_sweep
@@ -261,6 +261,108 @@ def test_a_lone_arm_and_many_arms(tmp_path, small_figures):
     many = make_sweep(tuple(range(8, 16)), seeds=3, iterations=24)
     write_runs(many, tmp_path / "many")
     assert "indistinguishable" in words(write_report(many, tmp_path / "many", tmp_path / "b"))
+
+
+def same_scores(tmp_path, gain, others=None):
+    effects = {f"interval={i}": gain - 0.11 for i in (9, 12, 15, 18)}
+    return found(tmp_path, seeds=3, effects=effects | (others or {}), sd=0.0)
+
+
+def test_nothing_learned(tmp_path, small_figures):
+    still = same_scores(tmp_path, 0.0)
+    assert findings.answer(still) == (
+        "Nothing was learned: no arm's composition on held-out prompts moved with any seed, so "
+        "that there is nothing to compare."
+    )
+    assert "with every seed composition after it is exactly what it was" in findings.gain(still)
+    assert "moved in no arm with any seed" in findings.other_rewards(still)[1]
+    page = words(write_report(still.sweep, tmp_path, tmp_path / "reports"))
+    assert "differences that are the same with every seed say nothing about chance" in page
+    assert "identical: no score differs" in page
+    for wrong in ("could have been shown 0.000", "1.000", "80 % chance of being found", "[0.000"):
+        assert wrong not in page.split("<h2>How to read")[0].replace("\u00a0", " "), wrong
+    assert "p values" not in page
+    assert "followed by (every seed)" in page
+    table = words(tmp_path / "reports" / "tau" / "table.md")
+    assert "Nothing was learned" in table
+
+
+def test_the_same_scores_after_learning(tmp_path):
+    same = same_scores(tmp_path / "all", 0.11)
+    assert findings.answer(same) == (
+        "In composition on held-out prompts, τ = 9, τ = 12 and τ = 18 scored exactly as τ = 15 did "
+        "with every seed (3 seeds)."
+    )
+    assert findings.gain(same).startswith("Training gained in every arm")
+    # One arm that differs, and by the same in every seed: that is no evidence either.
+    one = same_scores(tmp_path / "one", 0.11, {"interval=9": 0.1})
+    assert "about τ = 9 nothing can be concluded" in findings.answer(one)
+    assert "τ = 12 and τ = 18 scored exactly as τ = 15 did" in findings.answer(one)
+
+
+def watch(sweep, runs_dir, arm, seconds):
+    """Give the runs of an arm what a run with health settings measures besides."""
+    for run in sweep.runs:
+        if run.arm != arm:
+            continue
+        folder = runs_dir / sweep.name / run.folder_name
+        for name in ("metrics", "eval"):
+            file = folder / f"{name}.jsonl"
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            for m, line in enumerate(lines):
+                if name == "eval":
+                    line["diversity"] = 0.2
+                    continue
+                line |= {"group_diversity": 0.1, "seconds_health": seconds}
+                line["seconds_total"] += seconds
+                line["gradient_cosine"] = None if m % 2 else 0.5
+                if m % 9 == 0:
+                    line |= {"drift_step_kl": 0.1, "drift_image_kl": 0.2, "evaluations_health": 8}
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("arms", [["interval=9"], ["interval=9", "interval=15"]])
+def test_what_is_measured_beside_training_is_in_no_comparison(arms, tmp_path, small_figures):
+    sweep = make_sweep(intervals=(9, 15), seeds=3, iterations=24)
+    write_runs(sweep, tmp_path / "runs")
+    before = analyse(sweep, collect(sweep, tmp_path / "runs"))
+    assert {r.phases["health"] for r in before.arms} == {0.0}
+    for arm in arms:
+        watch(sweep, tmp_path / "runs", arm, 7.0)
+    results = collect(sweep, tmp_path / "runs")
+    after = analyse(sweep, results)
+    for now, was in zip(after.arms, before.arms, strict=True):
+        watched = now.arm.name in arms
+        assert now.phases == was.phases | {"health": 7.0 if watched else 0.0}
+        assert now.seconds.median == pytest.approx(was.seconds.median)
+        if was.time_ratio is not None:
+            assert now.time_ratio.mean == pytest.approx(was.time_ratio.mean)
+    assert plots._costs(results)["seconds"].max() < 30
+    page = write_report(sweep, tmp_path / "runs", tmp_path / "reports")
+    assert "is in the bar but not in the number" in words(page)
+    kept = contents(page.parent)
+    shutil.rmtree(tmp_path / "runs")
+    write_report(sweep, tmp_path / "runs", tmp_path / "reports")
+    assert contents(page.parent) == kept
+
+
+def test_arms_on_presets_of_their_own(tmp_path, small_figures):
+    presets = Path(__file__).parents[2] / "sweeps" / "presets"
+    file = tmp_path / "sweeps" / "presets.yaml"
+    shutil.copytree(presets, file.parent / "presets")
+    file.write_text(
+        "name: presets\nquestion: Which?\nset: {iterations: 12}\nseeds: 3\n"
+        "arms:\n  flash: {base: presets/mixgrpo-flash.yaml}\n"
+        "  dance: {base: presets/dance-grpo.yaml, label: Dance}\n"
+    )
+    sweep = load_sweep(file)
+    write_runs(sweep, tmp_path / "runs")
+    page = words(write_report(sweep, tmp_path / "runs", tmp_path / "reports"))
+    assert "Dance trains 14 of the 24 steps of its window, drawn for every image anew." in page
+    assert "mixgrpo-flash trains" not in page
+    arms = "mixgrpo-flash (presets/mixgrpo-flash.yaml), Dance (presets/dance-grpo.yaml)"
+    assert f"<dt>Arms</dt><dd>{arms}</dd>" in page
+    assert "<dt>Model</dt><dd>scenes</dd>" in page
 
 
 def test_answers(tmp_path):

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.plan import describe
 from harness.spec import known_folders, load_sweep, only, profile_names, same_schedules
+from mixgrpo.config import config_hash
+from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
@@ -83,6 +86,111 @@ reference: frozen
     ]
     assert sweep.arms[1].settings == {"window.strategy": "frozen", "window.size": 2}
     assert sweep.reference == "frozen"
+
+
+PRESETS = """\
+arms:
+  slide: {}
+  flash: {base: presets/flash.yaml}
+  quick: {base: presets/flash.yaml, label: Quick, window.size: 2}
+seeds: 1
+"""
+
+
+def presets(folder: Path) -> None:
+    (folder / "presets").mkdir()
+    (folder / "presets" / "deep.yaml").write_text("iterations: 90\nsampler: {eta: 0.3}\n")
+    (folder / "presets" / "flash.yaml").write_text(
+        "base: deep.yaml\nsampler: {tail_ratio: 0.4, order: 2}\nwindow: {interval: 20}\n"
+    )
+
+
+def test_an_arm_stands_on_a_base_of_its_own(tmp_path: Path) -> None:
+    presets(tmp_path)
+    file = sweep_file(tmp_path, "set: {rollout.prompts: 3}\n" + PRESETS)
+    sweep = load_sweep(file)
+    assert [(a.name, a.label, a.base) for a in sweep.arms] == [
+        ("slide", "slide", None),
+        ("flash", "flash", "presets/flash.yaml"),
+        ("quick", "Quick", "presets/flash.yaml"),
+    ]
+    slide, flash, quick = (run.config for run in sweep.runs)
+    # Its chain of bases stands in for the sweep's: nothing of base.yaml is left.
+    assert (slide.iterations, flash.iterations, quick.iterations) == (300, 90, 90)
+    assert (slide.sampler.eta, flash.sampler.eta) == (0.7, 0.3)
+    assert (flash.sampler.order, flash.window.interval, flash.window.size) == (2, 20, 4)
+    assert quick.window.size == 2
+    assert [c.rollout.prompts for c in (slide, flash, quick)] == [3, 3, 3]
+    alone = load_config(tmp_path / "presets" / "flash.yaml", ["rollout.prompts=3"])
+    assert sweep.runs[1].hash == config_hash(alone)
+    assert sweep.runs[1].folder_name == f"flash-seed0-{config_hash(alone)}"
+
+
+def test_a_profile_lies_on_the_base_of_an_arm_and_below_its_settings(tmp_path: Path) -> None:
+    presets(tmp_path)
+    profile = "profiles:\n  small: {base: base.yaml, set: {window: {size: 3, interval: 7}}}\n"
+    sweep = load_sweep(sweep_file(tmp_path, "set: {window.interval: 9}\n" + PRESETS + profile))
+    windows = [(run.config.window.size, run.config.window.interval) for run in sweep.runs]
+    assert windows == [(3, 7), (3, 7), (2, 7)]
+    assert [run.config.sampler.order for run in sweep.runs] == [1, 2, 2]
+
+
+def test_an_arm_that_is_a_base_alone_has_its_name(tmp_path: Path) -> None:
+    presets(tmp_path)
+    text = "arms: {a: {base: presets/flash.yaml}, b: {base: presets/deep.yaml, window.size: 2}}\n"
+    sweep = load_sweep(sweep_file(tmp_path, text + "seeds: 1\n"))
+    assert [(a.name, a.label) for a in sweep.arms] == [("a", "flash"), ("b", "b")]
+
+
+def test_arms_with_bases_are_combined_with_a_grid(tmp_path: Path) -> None:
+    presets(tmp_path)
+    text = "arms: {slide: {}, flash: {base: presets/flash.yaml}}\n"
+    sweep = load_sweep(sweep_file(tmp_path, text + "grid: {window.size: [1, 2]}\nseeds: 1\n"))
+    assert [(r.arm, r.config.sampler.order, r.config.window.size) for r in sweep.runs] == [
+        ("slide,size=1", 1, 1),
+        ("slide,size=2", 1, 2),
+        ("flash,size=1", 2, 1),
+        ("flash,size=2", 2, 2),
+    ]
+
+
+def test_what_presets_differ_in_is_no_setting_for_all(tmp_path: Path) -> None:
+    presets(tmp_path)
+    file = sweep_file(tmp_path, PRESETS)
+    for text in ("sampler.order=3", "window.interval=3", "window.size=3", "iterations=5"):
+        key = text.partition("=")[0].replace(".", r"\.")
+        with pytest.raises(ConfigError, match=f"{key} is what the arms differ in"):
+            load_sweep(file, None, [text])
+    # base.yaml says 25 steps and the other base nothing: 25 is the default.
+    assert load_sweep(file, None, ["sampler.steps=20"]).runs[1].config.sampler.steps == 20
+    assert len(load_sweep(file, None, ["rollout.prompts=2"]).runs) == 3
+
+
+def test_the_plan_names_bases_and_drawn_steps(tmp_path: Path) -> None:
+    text = f"""\
+arms:
+  flash: {{base: {SWEEPS}/presets/mixgrpo-flash.yaml}}
+  dance: {{base: {SWEEPS}/presets/dance-grpo.yaml}}
+seeds: 1
+"""
+    said = describe(load_sweep(sweep_file(tmp_path, text)), tmp_path / "runs", 1)
+    assert (
+        f"flash: mixgrpo-flash (reference)\n  runs         1: 1 waiting\n  base         {SWEEPS}"
+        in said
+    )
+    assert "steps 0-23 all the time; 14 of these 24 steps are trained" in said
+    assert said.count("are trained") == 1
+
+
+def test_presets_that_do_the_same_are_found(tmp_path: Path) -> None:
+    presets(tmp_path)
+    text = """\
+arms:
+  a: {base: presets/flash.yaml, window.strategy: exp-decay}
+  b: {base: presets/flash.yaml}
+seeds: 1
+"""
+    assert same_schedules(load_sweep(sweep_file(tmp_path, text))) == [("a", "b")]
 
 
 def test_a_profile_overrides_and_its_settings_add_up(tmp_path: Path) -> None:
@@ -313,6 +421,42 @@ ERRORS = {
         GRID + "paper: tau\npaper_rows: {14: 15}\n",
         "sweep.yaml:7: paper_rows.14: no such arm or grid value: 14",
     ),
+    "two arms with one label": (
+        "arms:\n  a: {label: same}\n  b: {label: same, window.size: 2}\nseeds: 1\n",
+        "sweep.yaml:4: arms: the arms a and b have the same label same",
+    ),
+    "base of an arm that is not there": (
+        "arms:\n  a: {}\n  b:\n    base: bas.yaml\nseeds: 1\n",
+        "sweep.yaml:7: arms.b.base: bas.yaml: no such file; did you mean base.yaml?",
+    ),
+    "base of an arm that is no path": (
+        "arms:\n  a: {}\n  b:\n    base: 3\nseeds: 1\n",
+        "sweep.yaml:7: arms.b.base: expected the path of a run configuration, not 3",
+    ),
+    "base of an arm that is a sweep": (
+        "arms:\n  a: {}\n  b:\n    base: sweep.yaml\nseeds: 1\n",
+        "sweep.yaml:7: arms.b.base: sweep.yaml: is a sweep file",
+    ),
+    "base of an arm that does not fit": (
+        "arms:\n  a: {}\n  b: {base: base.yaml, window.size: 26}\nseeds: 1\n",
+        "sweep.yaml:6: window.start 0 + window.size 26 is longer than the trajectory",
+    ),
+    "two arms on the same base": (
+        "arms:\n  a: {}\n  b: {base: base.yaml}\nseeds: 1\n",
+        "sweep.yaml:4: arms: the arms a and b are the same configuration",
+    ),
+    "misspelt base": (
+        "arms:\n  a: {}\n  b: {bsae: base.yaml}\nseeds: 1\n",
+        "sweep.yaml:6: arms.b.bsae: unknown key; did you mean base?",
+    ),
+    "set in an arm": (
+        "arms:\n  a: {}\n  b: {set: {window.size: 2}}\nseeds: 1\n",
+        "sweep.yaml:6: arms.b.set: an arm's settings need no `set:`",
+    ),
+    "setting outside set": (
+        GRID + "iterations: 3\n",
+        "sweep.yaml:6: iterations: is a setting of the runs; write it below `set:`",
+    ),
     "not YAML": ("grid: {window.interval: [15\nseeds: 2\n", "not valid YAML"),
 }
 
@@ -342,6 +486,20 @@ def test_a_base_that_is_not_there_names_the_line(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("base.yaml", "bass.yaml"))
     with pytest.raises(ConfigError, match=r"sweep.yaml:3: base: .*did you mean .*base.yaml"):
         load_sweep(file)
+
+
+@pytest.mark.parametrize(
+    "name", ["scenes", "mixgrpo", "mixgrpo-flash", "flow-grpo-fast", "dance-grpo"]
+)
+def test_a_run_configuration_is_no_sweep(name: str) -> None:
+    file = SWEEPS / "presets" / f"{name}.yaml"
+    with pytest.raises(ConfigError, match="is a run configuration, not a sweep file; name it as"):
+        load_sweep(file)
+
+
+def test_a_folder_is_no_sweep(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder; name the sweep file"):
+        load_sweep(tmp_path)
 
 
 def test_an_unknown_profile_names_the_nearest(tmp_path: Path) -> None:

@@ -160,9 +160,10 @@ def test_no_variance_is_no_evidence():
     shifted = {seed: value + 0.1 for seed, value in reference.items()}
     found = compare({"reference": reference, "same": dict(reference), "b": shifted}, "reference")
     assert found["same"].verdict == "identical"
-    assert found["same"].p == 1.0
     assert found["b"].verdict == "no variance"
-    assert math.isnan(found["b"].p)
+    for name in ("same", "b"):
+        for value in ("p", "p_holm", "p_sign_flip", "p_sign_flip_holm", "detectable"):
+            assert math.isnan(getattr(found[name], value)), (name, value)
     flat = mean_interval([0.5, 0.5, 0.5, 0.5])
     assert (flat.mean, flat.low, flat.high, flat.sd) == (0.5, 0.5, 0.5, 0.0)
 

@@ -99,6 +99,24 @@ def test_escapes():
     )
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.11])
+def test_arms_with_the_same_scores_are_not_tested(gain, tmp_path):
+    sweep = make_sweep(seeds=3)
+    write_runs(sweep, tmp_path, effects={arm.name: gain - 0.11 for arm in sweep.arms}, sd=0.0)
+    analysis = analyse(sweep, collect(sweep, tmp_path))
+    text = tables.to_markdown(analysis)
+    for row in cells(text, "Compared with τ = 15: composition on held-out prompts")[1:]:
+        assert row[1:] == [
+            *("3", "0.000 (every seed)", "–", "–", "–"),
+            "identical: no score differs",
+        ]
+    gains = {row[-1] for row in cells(text, "The reward composition")[1:]}
+    signed = "+0.110" if gain else "0.000"
+    assert gains == {f"{signed} (every seed)"}
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(analysis))))
+    assert {row["p_t_holm"] + row["detectable_difference"] for row in rows} == {""}
+
+
 def test_number_texts():
     assert numbers.number(-0.0304) == "−0.030"
     assert numbers.number(0.01, signed=True) == "+0.010"
@@ -109,6 +127,7 @@ def test_number_texts():
     assert numbers.seconds(151.23) == "151"
     assert numbers.interval(mean_interval([1.0, 2.0])) == "1.500 (n = 2)"
     assert numbers.interval(mean_interval([])) == "–"
+    assert numbers.interval(mean_interval([0.5] * 3)) == "0.500 (every seed)"
 
 
 def test_arms_without_runs_keep_their_row(tmp_path):

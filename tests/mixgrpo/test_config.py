@@ -650,6 +650,8 @@ class _WithUnread(RunConfig):
     optimizer: _Optimizer = _Optimizer()
 
 
+# A tracker does not know the fields that the test adds.
+@pytest.mark.filterwarnings("ignore:.*wandb failed")
 @pytest.mark.usefixtures("toy_site")
 def test_that_check_sees_a_field_that_nothing_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
