@@ -3,8 +3,9 @@
 python -m harness.status sweeps/tau.yaml
 """
 
-import contextlib
 import json
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,10 +163,12 @@ def main(
     if not watch:
         show()
         return
-    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        while True:
-            show("\x1b[H\x1b[2J")
-            time.sleep(WATCH_EVERY_S)
+    # Ctrl-C is the way to end it. As an exception it may be raised where nobody passes it on.
+    ended = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: ended.set())
+    while not ended.is_set():
+        show("\x1b[H\x1b[2J")
+        ended.wait(WATCH_EVERY_S)
 
 
 if __name__ == "__main__":
