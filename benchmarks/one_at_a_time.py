@@ -20,8 +20,8 @@ from mixgrpo.models import Conditioning
 from mixgrpo.objective import clipped_terms
 from mixgrpo.optimizer import learning_rate, set_learning_rate
 from mixgrpo.plan import Plan, make_plan
-from mixgrpo.rollout import Velocity
-from mixgrpo.steps import gaussian_kl, log_prob, ode_step, predict_x0, sde_step
+from mixgrpo.rollout import Velocity, sde_transition
+from mixgrpo.steps import gaussian_kl, log_prob, ode_step, predict_x0
 from mixgrpo.trainer import Trainer
 from mixgrpo.update import drawn_steps, update_parts
 
@@ -122,7 +122,7 @@ def sample(
         v = velocity(x, sigma, conditioning)
         predictions.append(predict_x0(x, v, sigma))
         if kind == "sde":
-            mean, std, after = _random(plan, index, x, v, next(drawn).unsqueeze(0))
+            after, mean, std = sde_transition(plan, index, x, v, next(drawn).unsqueeze(0))
             density = log_prob(after, mean, std, sampler.density)
             if index in plan.window:
                 steps.append(Step(index, x, after, density.item()))
@@ -147,31 +147,14 @@ def judge(
     step = image.steps[position]
     sigma = plan.sigmas[step.index].item()
     v = trainer.velocity(step.latents, sigma, image.conditioning)
-    mean, std, _ = _random(plan, step.index, step.latents, v, torch.zeros_like(v))
+    _, mean, std = sde_transition(plan, step.index, step.latents, v, torch.zeros_like(v))
     log_ratio = log_prob(step.sample, mean, std, plan.sampler.density) - step.log_prob
     weight = torch.full_like(log_ratio, advantage)
     loss = clipped_terms(log_ratio, weight, config.objective.clip_range).sum()
     if trainer.reference is not None:
         with torch.no_grad():
             base = trainer.reference(step.latents, sigma, image.conditioning)
-        of_base, _, _ = _random(plan, step.index, step.latents, base, torch.zeros_like(v))
+        _, of_base, _ = sde_transition(plan, step.index, step.latents, base, torch.zeros_like(v))
         loss = loss + config.objective.kl_weight * gaussian_kl(mean, of_base, std).sum()
     (loss / entries).backward()
     return loss.item()
-
-
-def _random(
-    plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, std and sample of random step `index` of `plan`."""
-    taken = sde_step(
-        x,
-        v,
-        plan.sigmas[index],
-        plan.sigmas[index + 1],
-        eta=plan.sampler.eta,
-        kind=plan.sampler.kernel,
-        sigma_max=plan.sigmas[1],
-        noise=noise,
-    )
-    return taken.mean, taken.std, taken.sample

@@ -15,6 +15,7 @@ from mixgrpo.models import Conditioning
 from mixgrpo.plan import Plan
 from mixgrpo.steps import (
     Coefficients,
+    SDEStep,
     log_prob,
     ode_step,
     predict_x0,
@@ -67,7 +68,7 @@ class Rollout:
 
     plan: Plan
     latents: Tensor
-    """What is decoded: [P, N, ...], or [P, 1, ...] where nothing random told the images apart."""
+    """What is decoded: [P, N, ...]."""
     window: list[WindowStep] = field(repr=False)
 
 
@@ -99,25 +100,18 @@ def plan_coefficients(plan: Plan, index: int) -> Coefficients:
     )
 
 
-def batched(
-    velocity: Velocity,
-    latents: Tensor,
-    sigma: float | Tensor,
-    conditioning: Conditioning,
-    limit: int | None,
-) -> Tensor:
-    """The velocity at latents [B, ...], at most `limit` of them in one forward."""
-    if limit is None or len(latents) <= limit:
-        return velocity(latents, sigma, conditioning)
-    parts = [
-        velocity(
-            latents[rows],
-            sigma[rows] if isinstance(sigma, Tensor) and sigma.dim() else sigma,
-            take(conditioning, rows),
-        )
-        for rows in slices(len(latents), limit)
-    ]
-    return torch.cat(parts)
+def sde_transition(plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor) -> SDEStep:
+    """Random step `index` of `plan` from x, by its sampler's kernel; x and noise broadcast."""
+    return sde_step(
+        x,
+        v,
+        plan.sigmas[index],
+        plan.sigmas[index + 1],
+        eta=plan.sampler.eta,
+        kind=plan.sampler.kernel,
+        sigma_max=plan.sigmas[1],
+        noise=noise,
+    )
 
 
 @torch.no_grad()
@@ -186,26 +180,21 @@ def _velocity(
     parts = []
     for images in slices(x.shape[1], together):
         part = x[:, images]
-        rows = part.shape[1]
-        flat = batched(velocity, part.flatten(0, 1), sigma, repeat(conditioning, rows), limit)
-        parts.append(flat.unflatten(0, part.shape[:2]))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        flat, text = part.flatten(0, 1), repeat(conditioning, part.shape[1])
+        found = [velocity(flat[rows], sigma, take(text, rows)) for rows in slices(len(flat), limit)]
+        parts.append(_whole(found, 0).unflatten(0, part.shape[:2]))
+    return _whole(parts, 1)
+
+
+def _whole(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _random_step(
     plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor, chunk: int
 ) -> WindowStep:
     """SDE step `index` from x [P, 1 or N, ...] with noise [P, N, ...]."""
-    sample, mean, std = sde_step(
-        x,
-        v,
-        plan.sigmas[index],
-        plan.sigmas[index + 1],
-        eta=plan.sampler.eta,
-        kind=plan.sampler.kernel,
-        sigma_max=plan.sigmas[1],
-        noise=noise,
-    )
+    sample, mean, std = sde_transition(plan, index, x, v, noise)
     means = _expand(mean, noise.shape[1])
     densities = [
         log_prob(

@@ -299,16 +299,14 @@ class Trainer:
         whole = slots > 1 and slots == self.config.window.size
         measures = self.config.health.gradient_conflict and first and whole
         conflict = Conflict(parameters, slots) if measures else None
-        stats, kls = [torch.zeros(5, dtype=torch.float64)], [0.0]
-        seen, of_kl = [], []
+        stats = [torch.zeros(6, device=self.device)]  # for a rank without images
         for part in [] if batch is None else slots_together(self.config, batch, first):
             if conflict is not None and part == [slots - 1]:
                 conflict.before_last()
             if batch is not None and rows is not None:
                 for judged in judge(self.config, batch, rows, part, self.velocity, self.reference):
                     ((judged.loss + beta * judged.kl) / (total * slots)).backward()
-                    seen.append(judged.stats)
-                    of_kl.append(judged.kl.detach())
+                    stats.append(judged.stats)
             if conflict is not None and part == [0]:
                 conflict.after_first()
         cosine = conflict.cosine(self.ranks) if conflict is not None else None
@@ -322,10 +320,8 @@ class Trainer:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         self._step()
         self._move_average()
-        if seen:
-            stats = list(torch.stack(seen).cpu().double())
-            kls = [float(torch.stack(of_kl).sum())]
-        return _Outcome(torch.stack(stats), sum(kls), total * slots, length, cosine)
+        seen = torch.stack([s.double() for s in stats]).cpu()
+        return _Outcome(seen, total * slots, length, cosine)
 
     def _step(self) -> None:
         """ConfigError where shards are more than the optimizer understands."""
@@ -366,7 +362,7 @@ class Trainer:
             float(outcomes[0].stats[:, 2].max()),
             sum(float(o.stats[:, 1].sum()) for o in outcomes) / entries,
             sum(float(o.stats[:, 4].sum()) / o.entries for o in outcomes) / len(outcomes),
-            sum(o.kl / o.entries for o in outcomes) / len(outcomes),
+            sum(float(o.stats[:, 5].sum()) / o.entries for o in outcomes) / len(outcomes),
         ]
         of_all = self.ranks.gather(torch.tensor([mine], dtype=torch.float64))
         ratio_max, delta_max, floor = of_all[:, :3].max(0).values.tolist()
@@ -472,8 +468,7 @@ class _Outcome:
     """One update: statistics of this rank's forwards, and what all ranks have in common."""
 
     stats: Tensor
-    """[forwards, 5], as `judge` gives them."""
-    kl: float
+    """[forwards, 6], as `judge` gives them."""
     entries: int
     """Images times steps of all ranks."""
     norm: float

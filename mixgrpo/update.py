@@ -163,8 +163,8 @@ class Judged:
     kl: Tensor
     """[], with gradient: sum."""
     stats: Tensor
-    """[5], without gradient: largest |ratio - 1|, number clipped, largest |log ratio|, largest
-    |delta log-prob|, loss without KL."""
+    """[6], without gradient: largest |ratio - 1|, number clipped, largest |log ratio|, largest
+    |delta log-prob|, loss without KL, KL."""
 
 
 def judge(
@@ -327,7 +327,7 @@ def _losses(
         distance = (log_ratio.exp() - 1).abs() * pairs.weight
         clipped = ((distance > objective.clip_range) * pairs.weight).sum()
         largest = [(values.abs() * pairs.weight).max() for values in (log_ratio, delta)]
-        stats = torch.stack([distance.max(), clipped, *largest, loss.detach()])
+        stats = torch.stack([distance.max(), clipped, *largest, loss.detach(), kl.detach()])
     return Judged(loss, kl, stats)
 
 
