@@ -68,13 +68,14 @@ class Checkpoint(NamedTuple):
     made_on: dict[str, Any]
 
 
-def load_newest(root: Path) -> Checkpoint | None:
-    """The newest whole checkpoint under `root`. None without one.
+def load_newest(root: Path, at_most: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint under `root`, of at most so many iterations. None without one.
 
     A corrupt one is passed over with a warning that names it and what is wrong. RunError where
     one has the format of another version.
     """
-    for place in sorted(checkpoints(root), reverse=True):
+    places = sorted(checkpoints(root), reverse=True)
+    for place in places if at_most is None else [p for p in places if int(p.name) <= at_most]:
         try:
             return _load(place)
         except _CORRUPT as error:

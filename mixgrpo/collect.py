@@ -1,7 +1,7 @@
 """Collects what an iteration learns from: groups of images, sampled, decoded and scored."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,11 @@ def collect(
             limit=config.compute.micro_batch,
         )
 
-    def judge(sampled: Rollout, some: list[str]) -> _Judged:
+    def judge(
+        sampled: Rollout, some: list[str], before: "Future[_Judged] | None" = None
+    ) -> _Judged:
+        if before is not None:
+            before.result()  # raises: a reward that hung is not waited for in every block
         # Before the rewards, which would be blamed for images that are not theirs.
         _check(policy, iteration, sampled, some)
         return _judge(config, policy, rewards, device, sampled, some)
@@ -94,11 +98,13 @@ def collect(
         clock.lap("rollout")
         judged = [judge(rollouts[0], prompts)]
     else:
-        rollouts, futures = [], []
+        rollouts = []
+        futures: list[Future[_Judged]] = []
         with ThreadPoolExecutor(max_workers=1) as worker:
             for block in blocks:
                 rollouts.append(sample(block))
-                futures.append(worker.submit(judge, rollouts[-1], prompts[block]))
+                before = futures[-1] if futures else None
+                futures.append(worker.submit(judge, rollouts[-1], prompts[block], before))
             clock.lap("rollout")
             judged = [future.result() for future in futures]
     shares = (sum(j.decode_s for j in judged), sum(j.reward_s for j in judged))

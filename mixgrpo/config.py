@@ -6,6 +6,7 @@ torch, so that the harness can plan thousands of runs in a moment.
 
 import hashlib
 import json
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -116,6 +117,9 @@ class RewardsConfig(Section):
     """Rewards that are only measured, so that reward hacking shows."""
     aggregate: Literal["sum", "mean", "reward"] = "sum"
     """Sum or mean of the normalised rewards, or one normalisation of their weighted sum."""
+    timeout: float | None = Field(600.0, gt=0, le=1e6)
+    """Seconds after which a reward that has not answered ends the run; none: no limit. Changes no
+    result, so it is not part of the hash."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> "RewardsConfig":
@@ -378,12 +382,17 @@ def _fits_optimizer(config: RunConfig) -> None:
 _MAPPINGS = {"rewards.train", "optimizer.options"}
 """Values whose keys are the user's, not settings."""
 
-UNHASHED_SECTIONS = {"health", "output"}
+_UNHASHED: dict[str, bool | set[str]] = {"health": True, "output": True, "rewards": {"timeout"}}
+"""Settings that change no result."""
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return RunConfig().model_dump(mode="json", exclude=_UNHASHED)
 
 
 def differences(config: RunConfig) -> dict[str, Any]:
     """The settings that change the result and differ from the defaults, by dotted key."""
-    default = RunConfig().model_dump(mode="json", exclude=UNHASHED_SECTIONS)
     found: dict[str, Any] = {}
 
     def walk(value: Any, base: Any, key: str) -> None:
@@ -393,7 +402,7 @@ def differences(config: RunConfig) -> dict[str, Any]:
         elif value != base:
             found[key] = value
 
-    walk(config.model_dump(mode="json", exclude=UNHASHED_SECTIONS), default, "")
+    walk(config.model_dump(mode="json", exclude=_UNHASHED), _defaults(), "")
     return found
 
 

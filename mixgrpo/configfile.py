@@ -6,7 +6,9 @@ Every value remembers the place it came from, so that an error can point there.
 
 import difflib
 import re
+import sys
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,20 @@ Key = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 and everybody's eyes do."""
+    """SafeLoader that takes for a number what YAML 1.2 does: 1e-4 is one, 4:00:00 is not."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)",
+    "tag:yaml.org,2002:float": r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|(\d+\.?\d*|\.\d+)[eE][-+]?\d+"
+    r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^({_pattern})$"), list("-+0123456789."))
 
 
 def parse_yaml(text: str) -> Any:
@@ -184,10 +189,11 @@ class Layers:
         return f"{place}: {f'{dotted}: ' if dotted else ''}{message}{given}"
 
     def _check_names(self, config: RunConfig) -> None:
+        models, rewards = _names(tuple(sys.path))
         for key, name, known in [
-            (("model", "name"), config.model.name, model_names()),
-            *[(("rewards", "train"), n, reward_names()) for n in config.rewards.train],
-            *[(("rewards", "held_out"), n, reward_names()) for n in config.rewards.held_out],
+            (("model", "name"), config.model.name, models),
+            *[(("rewards", "train"), n, rewards) for n in config.rewards.train],
+            *[(("rewards", "held_out"), n, rewards) for n in config.rewards.held_out],
         ]:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -197,6 +203,13 @@ class Layers:
                     f"(known: {', '.join(sorted(known))}; a package adds its own: "
                     "docs/extending.md)"
                 )
+
+
+@lru_cache(maxsize=1)
+def _names(_path: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The models and rewards there are, looked up once for many arms: `_path` is where packages
+    that add their own are found."""
+    return model_names(), reward_names()
 
 
 def _first_named_place(message: str, layers: Layers) -> str:
@@ -226,7 +239,8 @@ def as_tuples(value: Any) -> Any:
     return tuple(as_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def known_keys() -> list[str]:
+@cache
+def known_keys() -> tuple[str, ...]:
     """Every dotted key of a run configuration, sections left out."""
     found: list[str] = []
 
@@ -239,7 +253,7 @@ def known_keys() -> list[str]:
                 walk(section, f"{prefix}{name}.")
 
     walk(RunConfig, "")
-    return found
+    return tuple(found)
 
 
 def check_key(dotted: str, place: str) -> None:

@@ -29,6 +29,7 @@ from mixgrpo.inference import Sampling, draw, images_at_once
 from mixgrpo.models import Policy
 from mixgrpo.randomness import normal
 from mixgrpo.rewards import Reward, load_reward
+from mixgrpo.rewards.limit import limited
 from mixgrpo.rollout import Velocity
 
 if TYPE_CHECKING:
@@ -97,22 +98,27 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     would enter the advantages as if the images were bad.
     """
     about = f"reward {reward.name} on {len(prompts)} images, the first of {prompts[0]!r}"
+    mend = "mend the reward and run the same command again"
     try:
         values: object = reward.score(images, prompts)
-    except OSError as error:
-        raise RunError(f"{about}: {type(error).__name__}: {error}") from error
     except Exception as error:
-        raise RepeatableError(f"{about}: {type(error).__name__}: {error}") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, OSError):
+            text = f"{about}: {said}; once it answers, run the same command again"
+            raise RunError(text) from error
+        raise RepeatableError(f"{about}: {said}; {mend}") from error
     if not isinstance(values, Tensor):
-        raise RepeatableError(f"{about}: returned a {type(values).__name__}, not a tensor")
+        raise RepeatableError(f"{about}: returned a {type(values).__name__}, not a tensor; {mend}")
     if tuple(values.shape) != (len(prompts),):
         raise RepeatableError(
-            f"{about}: returned shape {tuple(values.shape)}, not ({len(prompts)},)"
+            f"{about}: returned shape {tuple(values.shape)}, not ({len(prompts)},); {mend}"
         )
+    if values.is_complex():
+        raise RepeatableError(f"{about}: returned complex numbers, not real ones; {mend}")
     values = values.detach().float().cpu()
     if not bool(values.isfinite().all()):
         bad = prompts[int((~values.isfinite()).nonzero()[0])]
-        raise RepeatableError(f"reward {reward.name}: returned NaN or Inf for {bad!r}")
+        raise RepeatableError(f"reward {reward.name}: returned NaN or Inf for {bad!r}; {mend}")
     return values
 
 
@@ -276,7 +282,7 @@ def main(
     loaded = load_run(run, checkpoint)
     config = loaded.config
     names = dict.fromkeys([*config.rewards.train, *config.rewards.held_out, *(reward or [])])
-    rewards = {name: load_reward(name) for name in names}
+    rewards = {name: limited(load_reward(name), config.rewards.timeout) for name in names}
     ev = config.evaluation
     base = Sampling(steps or ev.steps, ev.shift if shift is None else shift, p_mix=0.0)
     asked = dict.fromkeys([0.0, 1.0, *(p_mix or [])])

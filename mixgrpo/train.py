@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mixgrpo import cli, jsonlines, lock
-from mixgrpo.atomic import write_json, write_text
-from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash, differences
-from mixgrpo.configfile import dump_config, load_config
+from mixgrpo import cli, jsonlines, lease
+from mixgrpo.atomic import write_json
+from mixgrpo.config import RunConfig
+from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.folder import Measured, claim, is_finished, write_result
 
 if TYPE_CHECKING:
     from mixgrpo.evaluate import Evaluation
@@ -36,8 +37,8 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "stopped"]
 
-OWNER_LOCK = "owner.lock"
-"""The file in a run's folder that its owner, one process at a time, holds locked."""
+OWNER = "owner"
+"""The folder in a run's folder with the lease of its owner, one process at a time."""
 
 _SILENCE_S = 30.0
 """A run says how far it is at least so often."""
@@ -79,7 +80,9 @@ def run(
         if ranks.first:
             folder.mkdir(parents=True, exist_ok=True)
             claim(config, folder)
-        if ranks.any(ranks.first and (folder / "result.json").exists()):
+        if ranks.any(ranks.first and is_finished(config, folder)):
+            if ranks.first:
+                log.info("%s: finished before", folder)
             return "finished"
         return _Run(config, folder, ranks).go(should_stop)
     except OSError as error:
@@ -93,50 +96,6 @@ def run(
         if ranks.size == 1 or "Connection closed by peer" not in str(error):
             raise
         raise RunError("another process of this run has failed; see what it said") from error
-
-
-def claim(config: RunConfig, folder: Path) -> None:
-    """Write config.yaml, or check that the one there is of the same run and version."""
-    file = folder / "config.yaml"
-    header = f"# schema {SCHEMA_VERSION}, run {config_hash(config)}\n"
-    if not file.exists():
-        write_text(file, header + dump_config(config))
-        return
-    found = file.read_text().partition("\n")[0] + "\n"
-    if found == header:
-        return
-    if found.startswith(f"# schema {SCHEMA_VERSION}, run "):
-        if not any((folder / name).exists() for name in ("metrics.jsonl", "eval.jsonl")):
-            write_text(file, header + dump_config(config))  # that run never began
-            return
-        raise ConfigError(
-            f"{file}: is of another run ({_changes(file, config)}); choose another folder, or "
-            "remove this one"
-        )
-    raise ConfigError(
-        f"{file}: was written by another version (it begins {found.strip()!r}, this one writes "
-        f"{header.strip()!r}); finish the run with that version, or remove its folder"
-    )
-
-
-def _changes(file: Path, config: RunConfig) -> str:
-    """What another configuration's file has otherwise, as `iterations: 60, not 80`."""
-    try:
-        before, now = differences(load_config(file)), differences(config)
-    except ConfigError:
-        return "its configuration cannot be read"
-    keys = [k for k in (*before, *now) if before.get(k) != now.get(k)]
-    default = RunConfig().model_dump(mode="json")
-
-    def value(settings: dict[str, Any], key: str) -> Any:
-        found: Any = default
-        for part in key.split("."):
-            found = found[part]
-        return settings.get(key, found)
-
-    texts = [f"{k}: {value(before, k)}, not {value(now, k)}" for k in dict.fromkeys(keys)]
-    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return "; ".join(texts[:3]) + more if texts else "its model or rewards have other weights"
 
 
 class _Run:
@@ -155,8 +114,7 @@ class _Run:
             "threads": torch.get_num_threads(),
             **({"processes": ranks.size} if ranks.size > 1 else {}),
         }
-        self.metrics = folder / "metrics.jsonl"
-        self.evals = folder / "eval.jsonl"
+        self.measured = Measured(config, folder)
         self.checkpoints = folder / "checkpoints"
         self.health = Health(config)
         self.spoke = time.monotonic()
@@ -177,11 +135,11 @@ class _Run:
     def _go(self, done: int, should_stop: Callable[[], bool]) -> Outcome:
         saved = done or None  # what was resumed from need not be written again
         # Asked of the first rank, so that all do the same whatever they see of its disk.
-        judged = self.ranks.any(self.ranks.first and done in self._evaluated())
+        judged = self.ranks.any(self.ranks.first and done in self.measured.judged())
         while True:
             stop = self.ranks.any(should_stop())
             # A grace period may be shorter than an evaluation; the next attempt makes it good.
-            if self._due(done) and not judged and not stop:
+            if self.measured.due(done) and not judged and not stop:
                 self._evaluate(done)
                 judged = True
             if done == self.config.iterations and judged:
@@ -194,7 +152,7 @@ class _Run:
             line = self.trainer.iterate(done)
             if self.ranks.first:
                 self._say(line)
-                jsonlines.append(self.metrics, line)
+                jsonlines.append(self.measured.metrics, line)
                 self._tell(self.health.iteration(line))
                 if self.trackers is not None:
                     self.trackers.metrics(line)
@@ -208,7 +166,9 @@ class _Run:
         """Take over the newest whole checkpoint; drop what was written after it."""
         from mixgrpo import checkpoint
 
-        found = checkpoint.load_newest(self.checkpoints)
+        # All ranks go by what the first one reads.
+        whole = self.ranks.gather_objects(self._whole() if self.ranks.first else 0)[0]
+        found = checkpoint.load_newest(self.checkpoints, whole)
         done = 0
         if found is not None:
             done = found.iteration
@@ -224,29 +184,27 @@ class _Run:
                     stacklevel=2,
                 )
         if self.ranks.first:
-            self._mend_files(done)
+            self._remember(*self.measured.keep(done))
         self.ranks.wait()
         return done
 
-    def _mend_files(self, done: int) -> None:
-        """Leave the lines of `done` iterations, and let `health` remember them."""
-        jsonlines.keep_lines(self.metrics, lambda line: line["iteration"] < done)
-        jsonlines.keep_lines(self.evals, lambda line: line["iteration"] <= done)
-        lines = jsonlines.read_lines(self.metrics)
-        if len(lines) != done:
-            raise RunError(
-                f"{self.metrics}: {len(lines)} lines for {done} finished iterations; the file was "
-                "changed from outside: remove the run's folder to begin again"
+    def _whole(self) -> int:
+        """The iterations that have all their lines, with a warning where a checkpoint has more."""
+        from mixgrpo import checkpoint
+
+        whole = self.measured.whole()
+        newest = max((int(p.name) for p in checkpoint.checkpoints(self.checkpoints)), default=0)
+        if newest > whole:
+            warnings.warn(
+                f"{self.folder}: metrics.jsonl and eval.jsonl have all lines of the first {whole} "
+                f"iterations only, not of {newest}; going back to a checkpoint up to there, or to "
+                "the beginning, to make the others again",
+                stacklevel=2,
             )
-        # One evaluation may be missing: that of a run killed between its checkpoint and it.
-        evals = jsonlines.read_lines(self.evals)
-        judged = [line["iteration"] for line in evals]
-        expected = [m for m in range(done + 1) if self._due(m)]
-        if judged not in (expected, [m for m in expected if m < done]):
-            raise RunError(
-                f"{self.evals}: has the evaluations of {judged}, not of {expected}; the file was "
-                "changed from outside: remove the run's folder to begin again"
-            )
+        return whole
+
+    def _remember(self, lines: list[dict[str, Any]], evals: list[dict[str, Any]]) -> None:
+        """Show `health` what was measured, in its order."""
         waiting = list(evals)
         for line in lines:
             while waiting and waiting[0]["iteration"] <= line["iteration"]:
@@ -276,20 +234,13 @@ class _Run:
         for text in texts:
             warnings.warn(text, stacklevel=2)
 
-    def _due(self, done: int) -> bool:
-        """Whether an evaluation belongs after `done` iterations."""
-        return done % self.config.evaluation.every == 0 or done == self.config.iterations
-
-    def _evaluated(self) -> set[int]:
-        return {line["iteration"] for line in jsonlines.read_lines(self.evals)}
-
     def _save(self, done: int) -> None:
         from mixgrpo import checkpoint
 
         tensors = self.trainer.tensors()
         if self.ranks.first:
             # What a checkpoint vouches for must be on disk before the checkpoint is.
-            for file in (self.metrics, self.evals):
+            for file in (self.measured.metrics, self.measured.evals):
                 if file.exists():
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
@@ -314,7 +265,7 @@ class _Run:
         line["images"] = judged.images.shape[0] * judged.images.shape[1]
         line["seconds_total"] = time.perf_counter() - begin
         self._keep_samples(done, judged)
-        jsonlines.append(self.evals, line)
+        jsonlines.append(self.measured.evals, line)
         means = "  ".join(f"{k} {float(v.mean()):.3f}" for k, v in judged.scores.items())
         log.info("%s: %d of %d iterations  %s", self.folder, done, self.config.iterations, means)
         self._tell(self.health.evaluation(line))
@@ -327,9 +278,12 @@ class _Run:
         place = self.folder / "samples" / f"{done:06d}"
         place.mkdir(parents=True, exist_ok=True)
         listing = place.parent / "prompts.json"
-        if listing.exists():  # a picture's number means the same prompt in every evaluation
-            chosen = [judged.prompts.index(p) for p in json.loads(listing.read_text())]
-        else:  # spread over the prompts, whose neighbours are alike
+        try:  # a picture's number means the same prompt in every evaluation
+            chosen = [judged.prompts.index(p) for p in json.loads(listing.read_bytes())]
+        except (
+            FileNotFoundError,
+            ValueError,
+        ):  # spread over the prompts, whose neighbours are alike
             count = min(self.config.output.samples, len(judged.prompts))
             chosen = [i * len(judged.prompts) // count for i in range(count)]
             write_json(listing, [judged.prompts[i] for i in chosen])
@@ -346,31 +300,7 @@ class _Run:
 
             network = self.trainer.policy.network
             export_weights(network, average, self.config.model, self.folder / "weights")
-        lines, evals = jsonlines.read_lines(self.metrics), jsonlines.read_lines(self.evals)
-        names = [r.name for r in self.trainer.all_rewards]
-
-        def judged(line: dict[str, Any]) -> dict[str, float]:
-            return {name: line[f"reward_{name}_mean"] for name in names}
-
-        def total(key: str) -> Any:
-            return sum(line[key] for line in lines)
-
-        write_json(
-            self.folder / "result.json",
-            {
-                "schema": SCHEMA_VERSION,
-                "hash": config_hash(self.config),
-                "seed": self.config.seed,
-                "iterations": len(lines),
-                "before": judged(evals[0]),
-                "after": judged(evals[-1]),
-                "seconds_total": total("seconds_total"),
-                "evaluations_computed": total("evaluations_computed"),
-                "backward_computed": total("backward_computed"),
-                "nfe_rollout": total("nfe_rollout") / len(lines),
-                "nfe_train": total("nfe_train") / len(lines),
-            },
-        )
+        write_result(self.config, self.folder, [r.name for r in self.trainer.all_rewards])
 
 
 def _in_words(made_on: dict[str, Any]) -> str:
@@ -382,7 +312,7 @@ def check_place(out: Path) -> None:
     if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
         raise ConfigError(f"--out {out}: is not a folder and cannot become one; name another")
     if out.exists() and not (out / "config.yaml").exists():
-        others = sorted(p.name for p in out.iterdir() if p.name != OWNER_LOCK)
+        others = sorted(p.name for p in out.iterdir() if p.name != OWNER)
         if others:
             raise ConfigError(
                 f"--out {out}: holds no run but other things ({others[0]}); name another folder"
@@ -414,10 +344,9 @@ def main(
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if own.first:
         check_place(out)
-    before = (out / "result.json").exists()
-    owner = lock.acquire(out / OWNER_LOCK) if own.first else None
+    owner = lease.acquire(out / OWNER) if own.first else None
     if own.first and owner is None:
-        raise RunError(f"{out}: {lock.holder(out / OWNER_LOCK)} is training in this folder")
+        raise RunError(f"{out}: {lease.holder(out / OWNER)} is training in this folder")
     try:
         outcome = run(resolved, out, lambda: bool(stopping), own)
     finally:
@@ -429,8 +358,6 @@ def main(
             print(f"{out}: stopped with a checkpoint; the same command continues", file=sys.stderr)
         return 130
     if own.first:
-        if before:
-            log.info("%s: finished before", out)
         print(out / "result.json")
     return 0
 

@@ -33,6 +33,7 @@ from mixgrpo.policy import make_policy, reference_of, velocity_of
 from mixgrpo.randomness import permutation
 from mixgrpo.ranks import Ranks
 from mixgrpo.rewards import load_reward
+from mixgrpo.rewards.limit import limited
 from mixgrpo.rollout import CountedVelocity, rollout
 from mixgrpo.update import (
     Batch,
@@ -70,10 +71,11 @@ class Trainer:
             else None
         )
         self.window = config.make_window()
-        self.train_rewards = {k: load_reward(k) for k in config.rewards.train}
+        limit = config.rewards.timeout
+        self.train_rewards = {k: limited(load_reward(k), limit) for k in config.rewards.train}
         self.all_rewards = [
             *self.train_rewards.values(),
-            *(load_reward(k) for k in config.rewards.held_out),
+            *(limited(load_reward(k), limit) for k in config.rewards.held_out),
         ]
         self.train_prompts = self.policy.train_prompts()
         if len(self.train_prompts) < config.rollout.prompts:

@@ -110,6 +110,13 @@ CORRUPTIONS: dict[str, Callable[[Path], object]] = {
     "a flipped bit": _flip,
     "an empty file": _garbage,
     "a missing file": lambda p: (p / "average.safetensors").unlink(),
+    "an empty folder": lambda p: [f.unlink() for f in p.iterdir()],
+    "a file of zeros": lambda p: (p / "weights.safetensors").write_bytes(
+        bytes((p / "weights.safetensors").stat().st_size)
+    ),
+    "a truncated manifest": lambda p: (p / "manifest.json").write_bytes(
+        (p / "manifest.json").read_bytes()[:-9]
+    ),
     "no manifest": lambda p: (p / "manifest.json").unlink(),
     "an empty manifest": lambda p: (p / "manifest.json").write_text(""),
     "a manifest that is a list": lambda p: (p / "manifest.json").write_text("[]"),
@@ -133,6 +140,14 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_taken(root: Path, n
     assert len(seen) == 1
     assert iteration == 4
     assert same(tensors, state(4))
+
+
+def test_one_of_more_iterations_than_asked_for_is_no_candidate(root: Path) -> None:
+    for at_most, iteration in ((11, 10), (10, 10), (9, 4), (2, 2)):
+        found = checkpoint.load_newest(root, at_most)
+        assert found is not None
+        assert (found.iteration, same(found.tensors, state(iteration))) == (iteration, True)
+    assert checkpoint.load_newest(root, 1) is None
 
 
 def test_every_byte_of_the_manifest_matters_or_changes_nothing(root: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mixgrpo import train
+from mixgrpo import folder, train
 from mixgrpo.config import OptimizerConfig, RunConfig, Section, config_hash, differences
 from mixgrpo.configfile import (
     Layers,
@@ -421,6 +421,7 @@ CHANGED: dict[str, Any] = {
     "rewards.train": {"composition": 2.0},
     "rewards.held_out": ("palette",),
     "rewards.aggregate": "mean",
+    "rewards.timeout": None,
     "objective.clip_range": 2e-4,
     "objective.advantage_clip": 4.0,
     "objective.updates": 3,
@@ -458,7 +459,7 @@ CHANGED: dict[str, Any] = {
 }
 
 
-UNHASHED = ("output.", "health.")
+UNHASHED = ("output.", "health.", "rewards.timeout")
 
 
 def base_of(key: str) -> RunConfig:
@@ -621,7 +622,7 @@ def unread(
     for i, branch in enumerate(BRANCHES):
         plain = toy.config(**branch)
         config = config_class.model_validate(plain.model_dump())
-        monkeypatch.setattr(train, "config_hash", lambda _: "00000000")
+        monkeypatch.setattr(folder, "config_hash", lambda _: "00000000")
         with recorded_reads(monkeypatch) as reads:
             assert train.run(config, tmp_path / f"{config_class.__name__}{i}") == "finished"
         seen |= reads

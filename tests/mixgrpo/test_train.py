@@ -1,77 +1,30 @@
-"""One run from its command to its result: killed, stopped, corrupted, out of space, misused.
+"""One run from its command to its result: killed, stopped, misused (faults: test_faults.py).
 
 Whatever happens to a run, running it again must end with the bytes of an undisturbed one.
 """
 
-import contextlib
-import errno
 import json
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from safetensors import SafetensorError
 
-from mixgrpo import checkpoint, jsonlines, train
+from mixgrpo import train
 from mixgrpo.config import RunConfig, config_hash
 from mixgrpo.configfile import dump_config
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.plan import make_plan
 from tests.mixgrpo import toy
 from tests.mixgrpo.children import attempt
+from tests.mixgrpo.runs import LONG, SMALL, flip, leftovers, lines, outcome, stopped_at
 
 pytestmark = pytest.mark.usefixtures("toy_site")
-
-SMALL = toy.config(objective={"kl_weight": 0.01}, sampler={"tail_ratio": 0.5, "order": 2})
-LONG = toy.config(iterations=60, evaluation={"every": 20}, output={"checkpoint_every": 7})
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    """Every line of a jsonl file; all must be whole and strict JSON."""
-    text = file.read_text()
-    assert text.endswith("\n")
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
-    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """Everything that must be the same for two runs of one configuration."""
-
-    def reproducible(data: dict[str, Any]) -> str:
-        kept = {k: v for k, v in data.items() if not k.startswith(("seconds", "memory"))}
-        return json.dumps(kept)
-
-    newest = max(p for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
-    return {
-        "metrics": [reproducible(line) for line in lines(folder / "metrics.jsonl")],
-        "eval": [reproducible(line) for line in lines(folder / "eval.jsonl")],
-        "result": reproducible(json.loads((folder / "result.json").read_text())),
-        "config": (folder / "config.yaml").read_bytes(),
-        "newest": newest.name,
-        "tensors": {f.name: f.read_bytes() for f in newest.iterdir()},
-        "samples": {
-            str(f.relative_to(folder)): f.read_bytes()
-            for f in (folder / "samples").rglob("*")
-            # A writer that was killed may leave its hidden temporary file.
-            if f.is_file() and not f.name.startswith(".")
-        },
-    }
-
-
-def leftovers(folder: Path) -> list[Path]:
-    return [p for p in folder.rglob("*") if p.name.endswith(".partial") or ".tmp" in p.name[-4:]]
 
 
 @pytest.fixture(scope="module")
@@ -316,209 +269,6 @@ def test_a_signal_leaves_a_checkpoint_and_exit_code_130(
     assert outcome(folder) == long
 
 
-# ---- Files that were spoiled
-
-
-def stopped_at(folder: Path, done: int) -> None:
-    polls = iter([False] * done + [True])
-    assert train.run(SMALL, folder, lambda: next(polls)) == "stopped"
-
-
-def _truncate(place: Path) -> None:
-    file = place / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def _flip(place: Path) -> None:
-    file = place / "weights.safetensors"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [_truncate, _flip, lambda p: (p / "manifest.json").unlink()],
-    ids=["cut", "bit", "gone"],
-)
-def test_a_corrupt_checkpoint_is_passed_over_to_the_same_end(
-    tmp_path: Path, small: dict[str, Any], spoil: Any
-) -> None:
-    stopped_at(tmp_path, 3)
-    spoil(tmp_path / "checkpoints" / "000003")
-    with pytest.warns(UserWarning, match=r"000003: corrupt checkpoint"):
-        assert train.run(SMALL, tmp_path) == "finished"
-    assert outcome(tmp_path) == small
-
-
-def test_all_checkpoints_corrupt_starts_over(tmp_path: Path, small: dict[str, Any]) -> None:
-    stopped_at(tmp_path, 3)
-    for place in checkpoint.checkpoints(tmp_path / "checkpoints"):
-        _flip(place)
-    with pytest.warns(UserWarning, match="corrupt"):
-        assert train.run(SMALL, tmp_path) == "finished"
-    assert outcome(tmp_path) == small
-
-
-def test_a_checkpoint_of_another_format_stops(tmp_path: Path) -> None:
-    stopped_at(tmp_path, 2)
-    file = tmp_path / "checkpoints" / "000002" / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
-    with pytest.raises(RunError, match="000002: a checkpoint of format 99"):
-        train.run(SMALL, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["metrics.jsonl", "eval.jsonl"])
-@pytest.mark.parametrize(
-    "cut", ["half", '{"iteration": 2}', '{"iteration": 9, "x": [1', "\x00\x00"]
-)
-def test_a_last_line_cut_short_is_dropped(
-    tmp_path: Path, small: dict[str, Any], name: str, cut: str
-) -> None:
-    stopped_at(tmp_path, 2)
-    with (tmp_path / name).open("a") as stream:
-        stream.write(cut)
-    assert train.run(SMALL, tmp_path) == "finished"
-    assert outcome(tmp_path) == small
-
-
-def test_metrics_that_lack_lines_before_the_checkpoint_stop(tmp_path: Path) -> None:
-    stopped_at(tmp_path, 3)
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(file.read_text().split("\n", 1)[0] + "\n")
-    with pytest.raises(RunError, match=r"metrics\.jsonl: 1 lines for 3 finished"):
-        train.run(SMALL, tmp_path)
-
-
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    stopped_at(tmp_path, 1)
-    with pytest.raises(ConfigError, match=r"config\.yaml: is of another run .* choose another"):
-        train.run(SMALL.model_copy(update={"seed": 8}), tmp_path)
-    file = tmp_path / "config.yaml"
-    file.write_text(file.read_text().replace("# schema 1", "# schema 0"))
-    with pytest.raises(ConfigError, match=r"another version .*schema 0"):
-        train.run(SMALL, tmp_path)
-    file.write_text("")
-    with pytest.raises(ConfigError, match="another version"):
-        train.run(SMALL, tmp_path)
-    assert len(lines(tmp_path / "metrics.jsonl")) == 1
-
-
-# ---- Disks
-
-
-@contextlib.contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    place.mkdir()
-    mounted = (
-        shutil.which("mount")
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)],
-            capture_output=True,
-            check=False,
-        ).returncode
-    )
-    if not mounted:
-        pytest.skip("a disk of known size needs the right to mount one")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place: Path) -> None:
-    """Leave no byte: first large pieces, then the rest."""
-    with (place / "filler").open("wb", buffering=0) as stream:
-        for size in (4096, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    stream.write(b"\x00" * size)
-
-
-@pytest.mark.parametrize("every", [1, 100])
-def test_a_full_disk_stops_and_room_lets_it_finish(
-    tmp_path: Path, every: int, small: dict[str, Any]
-) -> None:
-    """With a checkpoint every iteration it is the first to fail, else the metrics are."""
-    config = toy.config(iterations=40, output={"checkpoint_every": every})
-    undisturbed = tmp_path / "undisturbed"
-    train.run(config, undisturbed)
-    with small_disk(tmp_path / "disk") as disk:
-        folder = disk / "run"
-        polls = 0
-
-        def fill_once() -> bool:
-            nonlocal polls
-            polls += 1
-            if polls == 3:
-                fill(disk)
-            return False
-
-        for _ in range(2):  # also a second try without room
-            with pytest.raises(RunError, match=r"No space left.*run the same command again"):
-                train.run(config, folder, fill_once)
-        assert not (folder / "result.json").exists()
-        (disk / "filler").unlink()
-        assert train.run(config, folder) == "finished"
-        assert outcome(folder) == outcome(undisturbed)
-        assert [p for p in leftovers(folder) if p.suffix == ".partial"] == []
-
-
-@pytest.mark.parametrize("where", ["metrics", "checkpoint", "eval"])
-def test_a_write_that_fails_is_one_clear_error(
-    tmp_path: Path, where: str, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append, save_file, calls = jsonlines.append, checkpoint.save_file, 0
-
-    def full(file: Path, line: dict[str, Any]) -> None:
-        nonlocal calls
-        calls += where in file.name
-        if where in file.name and calls == 2:
-            with file.open("a") as stream:
-                stream.write(json.dumps(line)[:50])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        append(file, line)
-
-    def full_file(tensors: Any, file: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if where == "checkpoint" and calls == 5:
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
-        save_file(tensors, file)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(jsonlines, "append", full)
-        patch.setattr(checkpoint, "save_file", full_file if where == "checkpoint" else save_file)
-        with pytest.raises(RunError, match=r"No space left.*run the same command again"):
-            train.run(SMALL, tmp_path)
-    assert train.run(SMALL, tmp_path) == "finished"
-    assert outcome(tmp_path) == small
-
-
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for place in (
-        tmp_path / "file",
-        tmp_path / "file" / "run",
-        tmp_path / ("x" * 300),
-    ):
-        with pytest.raises((RunError, ConfigError), match=str(place)[:20]):
-            train.run(SMALL, place)
-
-
-def test_a_read_only_place(tmp_path: Path) -> None:
-    if os.geteuid():
-        place = tmp_path / "read-only"
-        place.mkdir(mode=0o500)
-        with pytest.raises(RunError, match="Permission denied"):
-            train.run(SMALL, place / "run")
-        return
-    with small_disk(tmp_path / "disk") as disk:  # to root only a mount says no
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        with pytest.raises(RunError, match="Read-only file system"):
-            train.run(SMALL, disk / "run")
-
-
 # ---- The command
 
 
@@ -582,7 +332,7 @@ def test_the_command_warns_of_a_corrupt_checkpoint_in_one_line(
 ) -> None:
     folder = tmp_path / "out"
     stopped_at(folder, 3)
-    _flip(folder / "checkpoints" / "000003")
+    flip(folder / "checkpoints" / "000003")
     (tmp_path / "run.yaml").write_text(dump_config(SMALL))
     code, out, err = command(toy_site, str(tmp_path / "run.yaml"), "--out", str(folder))
     assert (code, out.strip()) == (0, str(folder / "result.json"))
@@ -609,6 +359,31 @@ def test_help_is_quick_and_needs_no_torch(toy_site: Path) -> None:
 
 
 # ---- Folders
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (
+        tmp_path / "file",
+        tmp_path / "file" / "run",
+        tmp_path / ("x" * 300),
+    ):
+        with pytest.raises((RunError, ConfigError), match=str(place)[:20]):
+            train.run(SMALL, place)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    stopped_at(tmp_path, 1)
+    with pytest.raises(ConfigError, match=r"config\.yaml: is of another run .* choose another"):
+        train.run(SMALL.model_copy(update={"seed": 8}), tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace("# schema 1", "# schema 0"))
+    with pytest.raises(ConfigError, match=r"another version .*schema 0"):
+        train.run(SMALL, tmp_path)
+    file.write_text("")
+    with pytest.raises(ConfigError, match="another version"):
+        train.run(SMALL, tmp_path)
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_a_run_that_never_began_leaves_its_folder_free(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "a scalar": (lambda s: s.mean(), "shape ()"),
     "a list": (lambda s: s.tolist(), "a list"),
     "nothing": (lambda s: None, "a NoneType"),
+    "complex numbers": (lambda s: s + 0j, "complex numbers"),
 }
 
 

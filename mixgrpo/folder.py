@@ -1,0 +1,145 @@
+"""The files in a run's folder: whose it is, what was measured so far, what it came to."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from mixgrpo import jsonlines
+from mixgrpo.atomic import write_json, write_text
+from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash, differences
+from mixgrpo.configfile import dump_config, load_config
+from mixgrpo.errors import ConfigError, RunError
+
+RESULT = "result.json"
+
+
+def claim(config: RunConfig, folder: Path) -> None:
+    """Write config.yaml, or check that the one there is of the same run and version."""
+    file = folder / "config.yaml"
+    header = f"# schema {SCHEMA_VERSION}, run {config_hash(config)}\n"
+    if not file.exists():
+        write_text(file, header + dump_config(config))
+        return
+    found = file.read_text().partition("\n")[0] + "\n"
+    if found == header:
+        return
+    if found.startswith(f"# schema {SCHEMA_VERSION}, run "):
+        if not any((folder / name).exists() for name in ("metrics.jsonl", "eval.jsonl")):
+            write_text(file, header + dump_config(config))  # that run never began
+            return
+        raise ConfigError(
+            f"{file}: is of another run ({_changes(file, config)}); choose another folder, or "
+            "remove this one"
+        )
+    raise ConfigError(
+        f"{file}: was written by another version (it begins {found.strip()!r}, this one writes "
+        f"{header.strip()!r}); finish the run with that version, or remove its folder"
+    )
+
+
+def _changes(file: Path, config: RunConfig) -> str:
+    """What another configuration's file has otherwise, as `iterations: 60, not 80`."""
+    try:
+        before, now = differences(load_config(file)), differences(config)
+    except ConfigError:
+        return "its configuration cannot be read"
+    keys = [k for k in (*before, *now) if before.get(k) != now.get(k)]
+    default = RunConfig().model_dump(mode="json")
+
+    def value(settings: dict[str, Any], key: str) -> Any:
+        found: Any = default
+        for part in key.split("."):
+            found = found[part]
+        return settings.get(key, found)
+
+    texts = [f"{k}: {value(before, k)}, not {value(now, k)}" for k in dict.fromkeys(keys)]
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return "; ".join(texts[:3]) + more if texts else "its model or rewards have other weights"
+
+
+def is_finished(config: RunConfig, folder: Path) -> bool:
+    """Whether the run has its result. What is not all of it, as a broken copy or a dying disk
+    leaves it, is removed with a warning, and the run makes it again."""
+    file = folder / RESULT
+    try:
+        if json.loads(file.read_bytes())["hash"] == config_hash(config):
+            return True
+    except FileNotFoundError:
+        return False
+    except (ValueError, LookupError, TypeError):
+        pass
+    warnings.warn(
+        f"{file}: is not the whole result of this run; it is removed, and the run goes on from its "
+        "newest checkpoint to write it again",
+        stacklevel=2,
+    )
+    file.unlink()
+    return False
+
+
+class Measured:
+    """metrics.jsonl and eval.jsonl of one run."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.config = config
+        self.metrics = folder / "metrics.jsonl"
+        self.evals = folder / "eval.jsonl"
+
+    def due(self, done: int) -> bool:
+        """Whether an evaluation belongs after `done` iterations."""
+        return done % self.config.evaluation.every == 0 or done == self.config.iterations
+
+    def judged(self) -> set[int]:
+        """The iterations that have their evaluation."""
+        return {line["iteration"] for line in jsonlines.whole_lines(self.evals)}
+
+    def whole(self) -> int:
+        """The iterations up to which nothing is missing; the evaluation after them may be."""
+        numbers = [line["iteration"] for line in jsonlines.whole_lines(self.metrics)]
+        done = next((i for i, number in enumerate(numbers) if number != i), len(numbers))
+        judged = self.judged()
+        return next((m for m in range(done) if self.due(m) and m not in judged), done)
+
+    def keep(self, done: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Leave in the files what belongs to `done` iterations, and return it: their metrics, and
+        the evaluations up to the one after them."""
+        lines = [line for line in jsonlines.whole_lines(self.metrics) if line["iteration"] < done]
+        evals = [line for line in jsonlines.whole_lines(self.evals) if line["iteration"] <= done]
+        jsonlines.replace(self.metrics, lines)
+        jsonlines.replace(self.evals, evals)
+        return lines, evals
+
+
+def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:
+    """Finish the folder: the outcome from what was measured. RunError where some of it is lost."""
+    measured = Measured(config, folder)
+    if measured.whole() < config.iterations or config.iterations not in measured.judged():
+        raise RunError(
+            f"{folder}: lines of metrics.jsonl or eval.jsonl were lost while the run went on; run "
+            "the same command again to make them again"
+        )
+    lines, evals = measured.keep(config.iterations)
+
+    def judged(line: dict[str, Any]) -> dict[str, float]:
+        return {name: line[f"reward_{name}_mean"] for name in rewards}
+
+    def total(key: str) -> Any:
+        return sum(line[key] for line in lines)
+
+    write_json(
+        folder / RESULT,
+        {
+            "schema": SCHEMA_VERSION,
+            "hash": config_hash(config),
+            "seed": config.seed,
+            "iterations": len(lines),
+            "before": judged(evals[0]),
+            "after": judged(evals[-1]),
+            "seconds_total": total("seconds_total"),
+            "evaluations_computed": total("evaluations_computed"),
+            "backward_computed": total("backward_computed"),
+            "nfe_rollout": total("nfe_rollout") / len(lines),
+            "nfe_train": total("nfe_train") / len(lines),
+        },
+    )

@@ -1,0 +1,279 @@
+"""Who owns a folder: a lease that ends with its process, on whatever machine that runs.
+
+Two kinds of owner use it: a launcher owns a sweep's folder, a job owns its run's folder. There is
+no server: a lease is a numbered file in a folder of its own, and the highest number owns.
+
+* It is taken by creating the next number, which only one process can.
+* Its owner holds a file lock on it (flock), which ends with the process, and touches it every now
+  and then. On one machine the lock alone decides, at once. A file system that does not carry locks
+  from one machine to another leaves the touches: an owner elsewhere that has not touched its file
+  for `PATIENCE_S`, by the clock of the one who watches, is taken to be dead. Clocks of two machines
+  are never compared.
+* An owner that finds a higher number than its own, as one that was frozen for long does, ends its
+  process before it writes anything else.
+* A lease that was given back has the modification time 0, which also a full disk can store.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = float(os.environ.get("MIXGRPO_LEASE_SECONDS", "90"))
+"""Longer than the caches of a network file system hide a touch (60 s)."""
+
+TAKEN_OVER = 75
+"""Exit code of a process whose lease another one took over (sysexits: temporary failure)."""
+
+_PAUSE_S = 0.05
+_DIGITS = 6
+
+
+def _machine() -> str:
+    """What tells this kernel from another: within it, file locks are certain."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+MACHINE = _machine()
+
+
+@dataclass
+class Lease:
+    """A folder that this process owns until `release` or its end."""
+
+    folder: Path
+    number: int
+    descriptor: int
+    _over: threading.Event = field(default_factory=threading.Event)
+    _keeper: threading.Thread | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / _name(self.number)
+
+    def sign(self) -> None:
+        """Say who the owner is: this process. `acquire` does; a forked process does so again."""
+        owner = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "machine": MACHINE,
+            "since": time.time(),
+        }
+        with contextlib.suppress(OSError):  # a full disk: the lease itself holds all the same
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, json.dumps(owner).encode(), 0)
+
+    def keep(self) -> None:
+        """Touch the lease from now on, in a thread. `acquire` does; a forked process does again."""
+        self._over = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, args=(self._over,), daemon=True)
+        self._keeper.start()
+
+    def _keep(self, over: threading.Event) -> None:
+        while not over.wait(PATIENCE_S / 9):
+            if self.taken_over():
+                print(
+                    f"{self.folder.parent}: another process took over while this one gave no sign "
+                    "of life; ending without writing anything",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(TAKEN_OVER)
+            with contextlib.suppress(OSError):  # a disk in trouble: the next touch may do
+                os.utime(self.descriptor)
+
+    def taken_over(self) -> bool:
+        """Whether another process owns the folder now."""
+        with contextlib.suppress(OSError):
+            return _highest(self.folder) > self.number
+        return False
+
+    def now(self) -> float:
+        """Seconds since the epoch by the clock of the folder's file system.
+
+        All machines that see the folder share it, where their own clocks may be hours apart.
+        """
+        with contextlib.suppress(OSError):
+            os.utime(self.descriptor)
+            return os.fstat(self.descriptor).st_mtime
+        return time.time()
+
+    def release(self) -> None:
+        """Give the lease back."""
+        self._over.set()
+        if self._keeper is not None:
+            self._keeper.join()  # or it might touch the file once more
+        with contextlib.suppress(OSError):  # the end of the lock says it too, on this machine
+            os.utime(self.descriptor, (0, 0))
+        os.close(self.descriptor)
+
+
+def acquire(folder: Path, patience_s: float = 1.0) -> Lease | None:
+    """The lease in `folder`, which is made; None where an owner is alive after `patience_s`.
+
+    Waits up to `PATIENCE_S` more where it takes that long to tell.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    watch, begin = Watch(), time.monotonic()
+    while True:
+        sign = _newest(folder)
+        held = watch.judge(folder, sign)
+        if held is False:
+            # The number after the one that was judged: if another process was quicker, it is gone.
+            lease = _take(folder, sign.number + 1 if sign else 1)
+            if lease is not None:
+                return lease
+        elif held and time.monotonic() - begin > patience_s:
+            return None
+        time.sleep(_PAUSE_S)
+
+
+def _take(folder: Path, number: int) -> Lease | None:
+    """The lease of this number, unless another process was quicker."""
+    descriptor, name = tempfile.mkstemp(prefix=".", dir=folder)
+    temporary = Path(name)
+    try:
+        # Locked and signed before it has its name: whoever sees it finds it held.
+        with contextlib.suppress(OSError):  # a file system without locks: the touches remain
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lease = Lease(folder, number, descriptor)
+        lease.sign()
+        temporary.chmod(0o644)
+        os.link(temporary, lease.path)
+    except FileExistsError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    finally:
+        temporary.unlink()
+    for earlier in range(number - 1, 0, -1):
+        try:
+            (folder / _name(earlier)).unlink()
+        except OSError:
+            break
+    lease.keep()
+    return lease
+
+
+class Watch:
+    """Judges whether leases are held, by what it has seen of them so far."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[tuple[int, int], float, bool]] = {}
+        """Number and touch, since when by this process's clock, whether they were seen to move."""
+
+    def holds(self, folder: Path) -> bool | None:
+        """Whether the lease in `folder` is held; None where only waiting will tell.
+
+        Writes nothing, creates nothing.
+        """
+        return self.judge(folder, _newest(folder))
+
+    def judge(self, folder: Path, sign: "_Sign | None") -> bool | None:
+        """`holds`, of what a look at the folder showed."""
+        if sign is None or sign.released:
+            return False
+        if sign.locked:
+            return True
+        if sign.owner.get("machine") == MACHINE:
+            return False
+        now, touch = time.monotonic(), (sign.number, sign.touched_ns)
+        before = self._seen.get(folder)
+        if before is None or before[0] != touch:
+            moved = before is not None
+            self._seen[folder] = (touch, now, moved)
+            return True if moved else None
+        if now - before[1] > PATIENCE_S:
+            return False
+        return True if before[2] else None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether some process holds the lease in `folder`, as far as one look can tell.
+
+    An owner on another machine counts as alive while its last touch is recent by the file's time.
+    Who decides by the answer asks a `Watch`, again and again. Writes nothing, creates nothing.
+    """
+    held = Watch().holds(folder)
+    if held is None:
+        sign = _newest(folder)
+        return sign is not None and time.time() - sign.touched_ns / 1e9 < 3 * PATIENCE_S
+    return held
+
+
+def holder(folder: Path) -> str:
+    """Who took the lease last, in words."""
+    sign = _newest(folder)
+    owner = sign.owner if sign else {}
+    try:
+        since = time.strftime("%H:%M:%S", time.localtime(owner["since"]))
+        return f"process {owner['pid']} on {owner['host']} (since {since})"
+    except (KeyError, TypeError, ValueError):
+        return "another process"
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """What one look at the newest lease of a folder shows."""
+
+    number: int
+    touched_ns: int
+    locked: bool
+    owner: dict[str, Any]
+
+    @property
+    def released(self) -> bool:
+        return self.touched_ns == 0
+
+
+def _newest(folder: Path) -> _Sign | None:
+    while number := _highest(folder):
+        try:
+            # Opened, not only asked for its state: that is when a network file system looks anew.
+            descriptor = os.open(folder / _name(number), os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # taken over at this moment
+        try:
+            touched = os.fstat(descriptor).st_mtime_ns
+            owner: dict[str, Any] = {}
+            with contextlib.suppress(ValueError):
+                owner = dict(json.loads(os.pread(descriptor, 4096, 0)))
+            return _Sign(number, touched, touched != 0 and _locked(descriptor), owner)
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        # A shared lock for the blink of an eye, on a file that nobody locks again.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
+
+
+def _highest(folder: Path) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            return max((int(e.name) for e in entries if e.name.isdigit()), default=0)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def _name(number: int) -> str:
+    return f"{number:0{_DIGITS}d}"

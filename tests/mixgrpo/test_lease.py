@@ -1,0 +1,229 @@
+"""Leases between real processes: on one machine by locks, between machines by touches alone."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mixgrpo import lease
+
+ELSEWHERE = """
+import sys, time
+from pathlib import Path
+from mixgrpo import lease
+import fcntl
+lease.PATIENCE_S = float(sys.argv[2])
+lease.MACHINE = sys.argv[3]
+lease.fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError(38, "no locks here"))
+held = lease.acquire(Path(sys.argv[1]))
+print("held" if held else "refused", flush=True)
+if held:
+    sys.stdin.readline()
+    held.release()
+    print("released", flush=True)
+"""
+"""Another machine on a file system without locks, as far as a lease can tell."""
+
+HERE = """
+import sys
+from pathlib import Path
+from mixgrpo import lease
+held = lease.acquire(Path(sys.argv[1]))
+print("held" if held else "refused", flush=True)
+sys.stdin.readline()
+"""
+
+PATIENCE_S = 1.0
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    children: list[subprocess.Popen[str]] = []
+
+    def begin(script: str, *arguments: str) -> "subprocess.Popen[str]":
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "owner"), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        children.append(child)
+        return child
+
+    yield begin
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def said(child: "subprocess.Popen[str]") -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def elsewhere(
+    start: Callable[..., "subprocess.Popen[str]"], machine: str
+) -> "subprocess.Popen[str]":
+    return start(ELSEWHERE, str(PATIENCE_S), machine)
+
+
+def test_one_owner_at_a_time_and_the_next_one_when_it_is_given_back(tmp_path: Path) -> None:
+    folder = tmp_path / "owner"
+    assert not lease.is_held(folder)
+    first = lease.acquire(folder)
+    assert first is not None
+    assert lease.is_held(folder)
+    assert f"process {os.getpid()} on" in lease.holder(folder)
+    assert lease.acquire(folder, patience_s=0.1) is None
+    first.release()
+    assert not lease.is_held(folder)
+    second = lease.acquire(folder)
+    assert second is not None
+    assert second.number == first.number + 1
+    assert [p.name for p in folder.iterdir()] == [second.path.name]
+    second.release()
+
+
+def test_looking_writes_nothing(tmp_path: Path) -> None:
+    assert not lease.is_held(tmp_path / "owner")
+    assert lease.Watch().holds(tmp_path / "owner") is False
+    assert not (tmp_path / "owner").exists()
+
+
+def test_a_killed_owner_on_this_machine_is_gone_at_once(
+    tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    child = start(HERE)
+    assert said(child) == "held"
+    assert lease.is_held(tmp_path / "owner")
+    child.kill()
+    child.wait()
+    assert not lease.is_held(tmp_path / "owner")
+    begin = time.monotonic()
+    held = lease.acquire(tmp_path / "owner")
+    assert held is not None
+    assert time.monotonic() - begin < 1
+    held.release()
+
+
+def test_a_frozen_owner_on_this_machine_stays_the_owner(
+    tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_S", 0.3)
+    child = start(HERE)
+    assert said(child) == "held"
+    child.send_signal(signal.SIGSTOP)
+    watch, begin = lease.Watch(), time.monotonic()
+    while time.monotonic() - begin < 0.6:
+        assert watch.holds(tmp_path / "owner")
+        time.sleep(0.05)
+    assert lease.acquire(tmp_path / "owner", patience_s=0.2) is None
+
+
+def test_an_owner_elsewhere_is_known_by_its_touches_whatever_the_clocks_say(
+    tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    owner = elsewhere(start, "a")
+    assert said(owner) == "held"
+    file = next((tmp_path / "owner").glob("0*"))
+    for skew in (-3600, 3600):  # as a server with another idea of the time would store it
+        os.utime(file, (time.time() + skew,) * 2)
+        assert said(elsewhere(start, "b")) == "refused"
+    owner.communicate("\n")
+    begin = time.monotonic()
+    assert said(elsewhere(start, "b")) == "held"
+    assert time.monotonic() - begin < PATIENCE_S + 2
+
+
+def test_an_owner_elsewhere_that_died_is_replaced_after_the_patience_and_not_before(
+    start: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    owner = elsewhere(start, "a")
+    assert said(owner) == "held"
+    owner.kill()
+    owner.wait()
+    begin = time.monotonic()
+    assert said(elsewhere(start, "b")) == "held"
+    assert PATIENCE_S <= time.monotonic() - begin < PATIENCE_S + 5
+
+
+def test_an_owner_that_was_frozen_and_replaced_ends_without_a_word_of_its_own(
+    start: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    owner = elsewhere(start, "a")
+    assert said(owner) == "held"
+    owner.send_signal(signal.SIGSTOP)
+    heir = elsewhere(start, "b")
+    assert said(heir) == "held"
+    owner.send_signal(signal.SIGCONT)
+    assert owner.wait(10) == lease.TAKEN_OVER
+    assert owner.stderr is not None
+    assert "another process took over" in owner.stderr.read()
+    assert heir.poll() is None
+
+
+def _race(folder: Path, gate: "multiprocessing.synchronize.Event", rounds: int) -> None:
+    gate.wait()
+    for _ in range(rounds):
+        held = lease.acquire(folder / "owner", patience_s=20)
+        assert held is not None
+        # The critical section: a file that only one may have open at a time.
+        descriptor = os.open(folder / "inside", os.O_CREAT | os.O_EXCL)
+        os.close(descriptor)
+        with (folder / "count").open("a") as stream:
+            stream.write("x")
+        (folder / "inside").unlink()
+        held.release()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_many_at_once_one_at_a_time_is_inside(
+    tmp_path: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:
+
+        def refuse(*_: object) -> None:
+            raise OSError(38, "no locks here")
+
+        monkeypatch.setattr(lease.fcntl, "flock", refuse)
+        # Without locks the word "this machine" proves nothing.
+        monkeypatch.setattr(lease, "MACHINE", object())
+        monkeypatch.setattr(lease.Lease, "sign", lambda self: None)
+    context = multiprocessing.get_context("fork")
+    gate = context.Event()
+    processes = [context.Process(target=_race, args=(tmp_path, gate, 5)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    gate.set()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "count").read_text() == "x" * 40
+
+
+def test_a_lease_goes_over_to_a_forked_process(tmp_path: Path) -> None:
+    held = lease.acquire(tmp_path / "owner")
+    assert held is not None
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        held.sign()
+        held.keep()
+        os.write(writing, b"x")
+        time.sleep(30)
+        os._exit(0)
+    os.read(reading, 1)
+    held._over.set()
+    os.close(held.descriptor)  # the parent ends
+    assert lease.is_held(tmp_path / "owner")
+    assert f"process {child} on" in lease.holder(tmp_path / "owner")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not lease.is_held(tmp_path / "owner")
