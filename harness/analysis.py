@@ -8,6 +8,7 @@ never from rollout rewards, which depend on where the window stands.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness import paper
@@ -24,8 +25,8 @@ from harness.stats import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.results import Results
     from harness.spec import Arm, Sweep
-    from harness.store import Results
     from mixgrpo.config import RunConfig
 
 WARM_UP = 2
@@ -100,15 +101,19 @@ class Analysis:
     shared_until: dict[str, int]
     """Per arm that differs from the reference in its window's movement alone: the first iteration
     at which the windows differ; until then runs with the same seed are bit-identical."""
-    same_schedule: tuple[tuple[str, str], ...]
-    """Pairs of arms that are configured differently and compute the same."""
+    same_schedule: tuple[tuple[str, ...], ...]
+    """Groups of arms that are configured differently and compute the same."""
 
     @property
     def reference(self) -> ArmResult:
         return self.by_name(self.sweep.reference)
 
     def by_name(self, name: str) -> ArmResult:
-        return next(result for result in self.arms if result.arm.name == name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, ArmResult]:
+        return {result.arm.name: result for result in self.arms}
 
     @property
     def compared(self) -> tuple[Comparison, ...]:
@@ -125,21 +130,20 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
     runs = results.runs
     finished = runs[runs["state"] == "finished"]
     trained, held_out = _reward_names(sweep)
+    runs_of = by_arm(sweep, finished)
     measured = {
         when: {
-            reward: {
-                arm.name: _by_seed(finished, arm.name, f"{when}_{reward}") for arm in sweep.arms
-            }
+            reward: {arm: _by_seed(own, f"{when}_{reward}") for arm, own in runs_of.items()}
             for reward in (*trained, *held_out)
         }
         for when in ("before", "after")
     }
     comparisons = compare(measured["after"][sweep.measure], sweep.reference)
-    steady = _steady(results.metrics)
-    medians = {arm.name: _median_by_seed(steady[steady["arm"] == arm.name]) for arm in sweep.arms}
+    times_of = by_arm(sweep, _steady(results.metrics))
+    medians = {arm: _median_by_seed(times) for arm, times in times_of.items()}
     arms = []
     for arm in sweep.arms:
-        own, times = finished[finished["arm"] == arm.name], steady[steady["arm"] == arm.name]
+        own, times = runs_of[arm.name], times_of[arm.name]
         is_reference, published_row = arm.name == sweep.reference, _published_row(sweep, arm.name)
         arms.append(
             ArmResult(
@@ -203,10 +207,15 @@ def _published_row(sweep: "Sweep", arm: str) -> str | None:
     return key if sweep.paper is not None and key in paper.find(sweep.paper).rows else None
 
 
-def _by_seed(runs: "pd.DataFrame", arm: str, column: str) -> dict[int, float]:
-    if column not in runs:
+def by_arm(sweep: "Sweep", frame: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
+    """The rows of every arm, none for some of them; one pass over the frame for all."""
+    rows = frame.groupby("arm", observed=True).indices
+    return {arm.name: frame.iloc[rows.get(arm.name, [])] for arm in sweep.arms}
+
+
+def _by_seed(own: "pd.DataFrame", column: str) -> dict[int, float]:
+    if column not in own:
         return {}
-    own = runs[runs["arm"] == arm]
     pairs = sorted(zip(own["seed"], own[column], strict=True))
     return {int(seed): float(value) for seed, value in pairs if math.isfinite(value)}
 
@@ -250,8 +259,9 @@ def _median_by_seed(metrics: "pd.DataFrame") -> dict[int, float]:
 
 def _steady(metrics: "pd.DataFrame") -> "pd.DataFrame":
     """The iterations after warm-up, and never none of a run."""
-    last = metrics.groupby(["arm", "seed"])["iteration"].transform("max")
-    return metrics[metrics["iteration"] >= last.clip(upper=WARM_UP)]
+    columns = ["arm", "seed", "iteration", *(c for c in metrics if str(c).startswith("seconds_"))]
+    last = metrics.groupby(["arm", "seed"], observed=True)["iteration"].transform("max")
+    return metrics.loc[metrics["iteration"] >= last.clip(upper=WARM_UP), columns]
 
 
 def _shared_until(sweep: "Sweep") -> dict[str, int]:
@@ -263,7 +273,10 @@ def _shared_until(sweep: "Sweep") -> dict[str, int]:
     found: dict[str, int] = {}
     for run in sweep.runs:
         base = bases.get(run.seed)
-        if base is not None and run.arm != sweep.reference:
+        if base is None or run.arm == sweep.reference:
+            continue
+        random = "random" in (run.config.window.strategy, base.window.strategy)
+        if random or run.seed == sweep.seeds[0]:
             parting = _parting(run.config, base)
             if parting is not None:
                 found[run.arm] = min(parting, found.get(run.arm, parting))

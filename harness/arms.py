@@ -66,15 +66,19 @@ def make_arms(chosen: Chosen) -> list[Arm]:
         for p in points
     ]
     key = (grid or arms).key  # type: ignore[union-attr]
-    for first, second in itertools.combinations(product, 2):
-        if first.name.lower() == second.name.lower():  # some file systems ignore case
-            raise chosen.error(key, f"two arms have the name {second.name}; keep one of them")
-        if first.label == second.label:
+    names: set[str] = set()
+    labels: dict[str, str] = {}
+    for arm in product:
+        if arm.name.lower() in names:  # some file systems ignore case
+            raise chosen.error(key, f"two arms have the name {arm.name}; keep one of them")
+        if arm.label in labels:
             raise chosen.error(
                 key,
-                f"the arms {first.name} and {second.name} have the same label {second.label}, so "
+                f"the arms {labels[arm.label]} and {arm.name} have the same label {arm.label}, so "
                 "that no figure could tell them apart; give one another `label:`",
             )
+        names.add(arm.name.lower())
+        labels[arm.label] = arm.name
     return product
 
 
@@ -90,6 +94,7 @@ def _named_arms(chosen: Chosen, arms: Given) -> list[Arm]:
             raise chosen.error(
                 (*place, "base"), f"expected the path of a run configuration, not {base!r}"
             )
+        settings.pop("slurm", None)  # where it runs: harness.resources
         label = settings.pop("label", Path(base).stem if own_base and not settings else name)
         if not isinstance(label, str) or not label.strip():
             raise chosen.error((*place, "label"), f"expected text, not {label!r}")
@@ -105,7 +110,7 @@ def _check_words(chosen: Chosen, settings: dict[str, Any], place: Key) -> None:
             raise chosen.error(
                 (*place, key), "an arm's settings need no `set:`; write them below the arm's name"
             )
-        near = difflib.get_close_matches(str(key), ("base", "label"), n=1, cutoff=0.7)
+        near = difflib.get_close_matches(str(key), ("base", "label", "slurm"), n=1, cutoff=0.7)
         if near:
             raise chosen.error((*place, key), f"unknown key; did you mean {near[0]}?")
 
@@ -116,7 +121,7 @@ def base_place(chosen: Chosen, arm: Arm) -> Given | None:
         return chosen.get("base")
     arms = chosen.get("arms")
     assert arms is not None  # a grid alone gives no bases
-    return Given(arm.base, (*arms.key, _name_in_file(arm, arms), "base"))
+    return Given(arm.base, (*arms.key, _name_in_file(arm), "base"))
 
 
 def _grid_points(chosen: Chosen, grid: Given) -> list[Arm]:
@@ -134,11 +139,13 @@ def _grid_points(chosen: Chosen, grid: Given) -> list[Arm]:
         last = key.rsplit(".", 1)[-1]
         name = last if short.count(last) == 1 else key
         axes.append([_grid_arm(key, name, value) for value in values])
-        for i, j in itertools.combinations(range(len(values)), 2):
-            if values[i] == values[j]:
+        first: dict[Any, int] = {}
+        for j, value in enumerate(values):
+            i = first.setdefault(_hashable(value), j)
+            if i < j:
                 raise chosen.error(
                     (*place, j),
-                    f"{values[j]!r} is given twice: the arms {axes[-1][i].name} and "
+                    f"{value!r} is given twice: the arms {axes[-1][i].name} and "
                     f"{axes[-1][j].name} are the same configuration; keep one",
                 )
     return [
@@ -151,19 +158,25 @@ def _grid_points(chosen: Chosen, grid: Given) -> list[Arm]:
     ]
 
 
+def _hashable(value: Any) -> Any:
+    """What is equal for equal values, and can be looked up."""
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(inner)) for key, inner in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, tuple | list) else value
+
+
 def place_of(chosen: Chosen, arm: Arm, key: str) -> str:
     """Where the file gives an arm this value."""
     arms, grid = chosen.get("arms"), chosen.get("grid")
     if grid and key in grid.value:
         index = next(i for i, v in enumerate(grid.value[key]) if v == arm.settings[key])
         return chosen.document.place((*grid.key, key, index))
-    return chosen.place_under((*arms.key, _name_in_file(arm, arms)) if arms else (), key)
+    return chosen.place_under((*arms.key, _name_in_file(arm)) if arms else (), key)
 
 
-def _name_in_file(arm: Arm, arms: Given) -> str:
+def _name_in_file(arm: Arm) -> str:
     """The name below `arms:` of an arm whose own name may have grid values after it."""
-    first = arm.name.split(",")[0]
-    return next(str(name) for name in arms.value if name == first)
+    return arm.name.split(",")[0]
 
 
 def _grid_arm(key: str, name: str, value: Any) -> Arm:

@@ -18,7 +18,7 @@ from harness.analysis import HEALTH, Analysis
 
 if TYPE_CHECKING:
     from harness.measurements import Samples
-    from harness.store import Results
+    from harness.results import Results
 
 DPI = 200
 
@@ -102,11 +102,13 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         "Which steps of the trajectory each arm trains over the iterations. The dark line is the "
         "window's first step, the shaded band its extent."
     )
-    for arm in analysis.sweep.arms:
-        config = next(run.config for run in analysis.sweep.runs if run.arm == arm.name)
+    configs = {run.arm: run.config for run in analysis.sweep.runs}
+    shown_arms = plots.drawn_arms(analysis)
+    for name in shown_arms or configs:
+        config = configs[name]
         if config.trained_per_image < config.window.size:
             caption += (
-                f" {arm.label} trains {config.trained_per_image} of the "
+                f" {analysis.by_name(name).arm.label} trains {config.trained_per_image} of the "
                 f"{config.window.size} steps of its window, drawn for every image anew."
             )
     drawn.append(("window", "The window's path", caption, lambda: plots.window(analysis, results)))
@@ -120,8 +122,14 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
             "no comparison of seconds counts it."
         )
     drawn.append(("time", "Time per phase", caption, lambda: plots.time(analysis)))
+    some = ""
+    if len(shown_arms) < sum(bool(result.seeds) for result in analysis.arms):
+        some = f" Of {len(analysis.arms)} arms, {len(shown_arms)} are drawn; the tables have all."
     with matplotlib.rc_context(STYLE):
-        return [_picture(name, title, caption, make()) for name, title, caption, make in drawn]
+        return [
+            _picture(name, title, caption + ("" if name == "samples" else some), make())
+            for name, title, caption, make in drawn
+        ]
 
 
 def _picture(name: str, title: str, caption: str, figure: Figure) -> Picture:

@@ -11,6 +11,9 @@ from harness.analysis import Analysis, ArmResult
 from harness.numbers import interval, number, p_value
 from harness.stats import MIN_SEEDS, Comparison, seeds_needed
 
+MOST_NAMED = 20
+"""A sentence names so many arms or runs, and says how many more there are."""
+
 
 def answer(analysis: Analysis) -> str:
     """The answer to the sweep's question in one sentence."""
@@ -249,11 +252,10 @@ def statistics_notes(analysis: Analysis) -> list[str]:
             "Arms with the same seed are bit-identical until their windows first differ. They part "
             f"from {analysis.reference.arm.label}: {_list(parts)}."
         )
-    for first, second in analysis.same_schedule:
-        a, b = (analysis.by_name(name).arm.label for name in (first, second))
+    for group in analysis.same_schedule:
         notes.append(
-            f"{a} and {b} are the same schedule over the whole run: their configurations differ, "
-            "what they compute does not."
+            f"{_list([analysis.by_name(name).arm.label for name in group])} are the same schedule "
+            "over the whole run: their configurations differ, what they compute does not."
         )
     return notes
 
@@ -317,4 +319,6 @@ def _is(found: Sequence[object]) -> str:
 
 
 def _list(parts: Sequence[str]) -> str:
+    if len(parts) > MOST_NAMED:
+        return f"{', '.join(parts[:MOST_NAMED])} and {len(parts) - MOST_NAMED} more"
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

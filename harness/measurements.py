@@ -16,8 +16,8 @@ from mixgrpo.errors import ConfigError, RunError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.results import Results
     from harness.spec import Run, Sweep
-    from harness.store import Results
 
 FRAMES = ("runs", "metrics", "evals")
 MADE = "made.json"
@@ -49,11 +49,15 @@ def gather(sweep: "Sweep", runs_dir: Path, report: Path) -> Measurements:
 
     ConfigError where there is neither, or where the report kept another configuration's numbers.
     """
-    from harness.store import collect
+    from harness.results import collect
 
     results = collect(sweep, runs_dir)
     if (results.runs["state"] == "finished").any():
-        return Measurements(_sorted(sweep, results), _read_samples(sweep, results, runs_dir), False)
+        runs = results.runs[results.runs["state"] == "finished"]
+        finished = set(zip(runs["arm"], runs["seed"], strict=True))
+        return Measurements(
+            _sorted(sweep, results), read_samples(sweep, finished, runs_dir), committed=False
+        )
     if all((report / f"{name}.parquet").exists() for name in FRAMES):
         return _committed(sweep, report)
     raise ConfigError(
@@ -64,13 +68,18 @@ def gather(sweep: "Sweep", runs_dir: Path, report: Path) -> Measurements:
 
 def _sorted(sweep: "Sweep", results: "Results") -> "Results":
     """Rows in the order of the sweep, whatever order they were found in."""
-    from harness.store import Results
+    import numpy as np
+
+    from harness.results import Results
 
     order = {arm.name: index for index, arm in enumerate(sweep.arms)}
 
     def arrange(frame: "pd.DataFrame", *keys: str) -> "pd.DataFrame":
-        place = frame.assign(_place=frame["arm"].map(order))
-        return place.sort_values(["_place", *keys]).drop(columns="_place").reset_index(drop=True)
+        columns = [frame["arm"].map(order), *(frame[key] for key in keys)]
+        place = np.lexsort([column.to_numpy(int) for column in reversed(columns)])
+        if (place == np.arange(len(place))).all():  # no copy of millions of lines
+            return frame
+        return frame.iloc[place].reset_index(drop=True)
 
     return Results(
         arrange(results.runs, "seed"),
@@ -80,13 +89,14 @@ def _sorted(sweep: "Sweep", results: "Results") -> "Results":
     )
 
 
-def _read_samples(sweep: "Sweep", results: "Results", runs_dir: Path) -> Samples | None:
-    """Pictures of the reference arm's first finished run; of another arm's where it has none."""
-    finished = results.runs[results.runs["state"] == "finished"]
-    done = set(zip(finished["arm"], finished["seed"], strict=True))
+def read_samples(sweep: "Sweep", finished: set[tuple[str, int]], runs_dir: Path) -> Samples | None:
+    """Pictures of the reference arm's first finished run; of another arm's where it has none.
+
+    `finished`: arm and seed of the runs that are.
+    """
     runs = sorted(sweep.runs, key=lambda run: (run.arm != sweep.reference, run.seed))
     for run in runs:
-        if (run.arm, run.seed) in done:
+        if (run.arm, run.seed) in finished:
             found = _samples_of(run, runs_dir / sweep.name / run.folder_name / "samples")
             if found is not None:
                 return found
@@ -115,7 +125,8 @@ def to_files(sweep: "Sweep", measurements: Measurements) -> dict[str, bytes]:
     files = {}
     for name in FRAMES:
         stream = io.BytesIO()
-        getattr(results, name).to_parquet(stream, index=False)
+        frame = getattr(results, name)
+        frame.assign(arm=frame["arm"].astype("str")).to_parquet(stream, index=False)
         files[f"{name}.parquet"] = stream.getvalue()
     samples = measurements.samples
     if samples is not None:
@@ -132,7 +143,7 @@ def to_files(sweep: "Sweep", measurements: Measurements) -> dict[str, bytes]:
 def _committed(sweep: "Sweep", report: Path) -> Measurements:
     import pandas as pd
 
-    from harness.store import Results
+    from harness.results import Results
 
     try:
         made = json.loads((report / MADE).read_text("utf-8"))

@@ -2,21 +2,21 @@
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 from harness.arms import Arm
 from harness.progress import counts, duration, seconds_per_run
 from harness.spec import Sweep, same_schedules
-from harness.store import RunState, look_at_all
+from harness.store import RunState
 from mixgrpo.config import RunConfig
 from mixgrpo.plan import iteration_cost
 
 _MANY_STRETCHES = 6
+_MOST = 20
+"""Arms, and groups of them, that are listed one by one."""
 
 
-def describe(sweep: Sweep, runs_dir: Path, slots: int) -> str:
-    """The plan of `sweep` on `slots` slots, given what already lies under `runs_dir`."""
-    states = look_at_all(sweep, runs_dir)
+def describe(sweep: Sweep, states: list[RunState], slots: int | None) -> str:
+    """The plan of `sweep` on `slots` slots, or for a queue, given the states of its runs."""
     lines = [
         f"{sweep.name}{f' ({sweep.profile})' if sweep.profile else ''}: {len(sweep.arms)} arms x "
         f"{len(sweep.seeds)} seeds = {len(sweep.runs)} runs; reference {sweep.reference}, "
@@ -24,24 +24,45 @@ def describe(sweep: Sweep, runs_dir: Path, slots: int) -> str:
     ]
     left: list[float] = []
     unknown = 0
-    for arm in sweep.arms:
-        own = [state for state in states if state.run.arm == arm.name]
-        if not own:
-            continue
+    states_of: dict[str, list[RunState]] = {}
+    for state in states:
+        states_of.setdefault(state.run.arm, []).append(state)
+    arms = [arm for arm in sweep.arms if arm.name in states_of]
+    shown = _shown(sweep, arms)
+    for arm in arms:
+        own = states_of[arm.name]
         missing = [state for state in own if state.state != "finished"]
         seconds = seconds_per_run(own)
-        lines += ["", *_arm(sweep, arm, own, seconds)]
+        if arm.name in shown:
+            lines += ["", *_arm(sweep, arm, own, seconds)]
         if seconds is None:
             unknown += len(missing)
         else:
             left += [seconds * (1 - s.iteration / s.total) for s in missing]
+    if len(shown) < len(arms):
+        lines += ["", f"and {len(arms) - len(shown)} more arms (--only ARM shows one)"]
     lines += ["", _total(states, left, unknown, slots)]
+    groups = same_schedules(sweep)
     lines += [
-        f"same schedule: {a} and {b} have their windows at the same steps in every iteration and "
-        "differ in nothing else; one of them is enough"
-        for a, b in same_schedules(sweep)
+        f"same schedule: {_names(group)} have their windows at the same steps in every iteration "
+        "and differ in nothing else; one of them is enough"
+        for group in groups[:_MOST]
     ]
+    if len(groups) > _MOST:
+        lines.append(f"and {len(groups) - _MOST} more groups of arms with the same schedule")
     return "\n".join(lines)
+
+
+def _shown(sweep: Sweep, arms: list[Arm]) -> set[str]:
+    """The first arms, and the reference in any case."""
+    first = [arm.name for arm in arms if arm.name != sweep.reference]
+    return {sweep.reference, *first[: _MOST - 1]} & {arm.name for arm in arms}
+
+
+def _names(arms: tuple[str, ...]) -> str:
+    if len(arms) > _MOST:
+        return f"{', '.join(arms[:_MOST])} and {len(arms) - _MOST} more"
+    return f"{', '.join(arms[:-1])} and {arms[-1]}"
 
 
 def _arm(sweep: Sweep, arm: Arm, states: list[RunState], seconds: float | None) -> Iterator[str]:
@@ -65,11 +86,14 @@ def _arm(sweep: Sweep, arm: Arm, states: list[RunState], seconds: float | None) 
     )
 
 
-def _total(states: list[RunState], left: list[float], unknown: int, slots: int) -> str:
+def _total(states: list[RunState], left: list[float], unknown: int, slots: int | None) -> str:
     missing = sum(state.state != "finished" for state in states)
     if not missing:
         return "nothing to run: all runs are finished"
-    text = f"{missing} of {len(states)} runs to do, {slots} at a time"
+    text = f"{missing} of {len(states)} runs to do"
+    if slots is None:
+        return text
+    text += f", {slots} at a time"
     if left:
         text += f": about {duration(max(sum(left) / slots, *left))}"
         if unknown:

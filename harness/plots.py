@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.analysis import HEALTH, PHASES, Analysis, ArmResult, method_seconds
+from harness.analysis import HEALTH, PHASES, Analysis, ArmResult, by_arm, method_seconds
 from harness.numbers import seconds
 from harness.stats import mean_interval
 
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from harness.measurements import Samples
-    from harness.store import Results
+    from harness.results import Results
 
 WIDTH = 8.0
 """Inches: with fonts of 10 points this is easily read at 800 pixels."""
+
+MOST_ARMS = 24
+"""A figure of more could not be read, and one of hundreds not be written."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -56,7 +59,17 @@ def _marks(analysis: Analysis) -> dict[str, _Mark]:
 
 
 def _shown(analysis: Analysis) -> list[ArmResult]:
-    return [result for result in analysis.arms if result.seeds]
+    drawn = set(drawn_arms(analysis))
+    return [result for result in analysis.arms if result.arm.name in drawn]
+
+
+def drawn_arms(analysis: Analysis) -> list[str]:
+    """The arms in the figures, in the sweep's order: those with results, or, where they are more
+    than MOST_ARMS, the reference and the first others."""
+    found = [result.arm.name for result in analysis.arms if result.seeds]
+    others = [name for name in found if name != analysis.sweep.reference]
+    left_out = set(others[MOST_ARMS - (len(found) > len(others)) :])
+    return [name for name in found if name not in left_out]
 
 
 def _label(analysis: Analysis, result: ArmResult, width: int = 28) -> str:
@@ -79,7 +92,8 @@ def _name_rows(axes: "Axes", names: list[str]) -> None:
 def differences(analysis: Analysis) -> Figure:
     """Forest plot of the paired differences to the reference, with the zero line."""
     marks = _marks(analysis)
-    shown = [c for c in analysis.compared if c.simultaneous.n]
+    drawn = set(drawn_arms(analysis))
+    shown = [c for c in analysis.compared if c.simultaneous.n and c.arm in drawn]
     figure = _rows(len(shown), per_row=0.62)
     axes = figure.subplots()
     axes.axvline(0, color=GREY, linewidth=1.2)
@@ -163,7 +177,7 @@ def learning(analysis: Analysis, results: "Results") -> Figure:
     marks, shown = _marks(analysis), _shown(analysis)
     figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
     panels = figure.subplot_mosaic([["iteration", "iteration"], ["evaluations", "seconds"]])
-    costs = _costs(results)
+    costs = by_arm(analysis.sweep, _costs(results))
     for panel, label in (
         ("iteration", "iterations"),
         ("evaluations", "network evaluations"),
@@ -171,7 +185,7 @@ def learning(analysis: Analysis, results: "Results") -> Figure:
     ):
         axes = panels[panel]
         for result in shown:
-            curve = _curve(costs, result.arm.name, panel, f"reward_{analysis.measure}_mean")
+            curve = _curve(costs[result.arm.name], panel, f"reward_{analysis.measure}_mean")
             _plot_curve(axes, curve, marks[result.arm.name], _label(analysis, result))
         axes.set_xlabel(label)
         axes.margins(x=0.02)
@@ -190,25 +204,23 @@ def _costs(results: "Results") -> "pd.DataFrame":
     """The evaluations with what each run had spent until then: network evaluations and seconds."""
     import pandas as pd
 
-    columns = ["evaluations", "seconds"]
-    counted = results.metrics.assign(
+    # A run's lines stand in the order of its iterations.
+    spent = results.metrics[["arm", "seed", "iteration"]].assign(
         evaluations=results.metrics["evaluations_computed"], seconds=method_seconds(results.metrics)
     )
-    spent = counted.sort_values(["arm", "seed", "iteration"])[
-        ["arm", "seed", "iteration", *columns]
-    ].copy()
-    spent[columns] = spent.groupby(["arm", "seed"])[columns].cumsum()
+    columns = ["evaluations", "seconds"]
+    spent[columns] = spent.groupby(["arm", "seed"], observed=True)[columns].cumsum()
     spent["iteration"] += 1  # what an evaluation counts is finished iterations
     evals = results.evals.drop(columns="seconds_total")  # of the evaluation itself
+    spent = spent[spent["iteration"].isin(evals["iteration"].unique())]
     joined = pd.merge(evals, spent, on=["arm", "seed", "iteration"], how="left")
     before = joined["iteration"] == 0
     joined.loc[before, ["evaluations", "seconds"]] = 0.0
     return joined
 
 
-def _curve(costs: "pd.DataFrame", arm: str, x: str, y: str) -> list[tuple[float, Any]]:
+def _curve(own: "pd.DataFrame", x: str, y: str) -> list[tuple[float, Any]]:
     """(mean of x, interval of y) per evaluation of an arm, over seeds."""
-    own = costs[costs["arm"] == arm]
     if y not in own:
         return []
     curve = []
@@ -263,9 +275,10 @@ def heldout(analysis: Analysis, results: "Results") -> Figure:
     rows = math.ceil(len(rewards) / columns)
     figure = Figure(figsize=(WIDTH, 0.7 + 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    evals = by_arm(analysis.sweep, results.evals)
     for axes, reward in zip(panels, rewards, strict=False):
         for result in shown:
-            curve = _curve(results.evals, result.arm.name, "iteration", f"reward_{reward}_mean")
+            curve = _curve(evals[result.arm.name], "iteration", f"reward_{reward}_mean")
             _plot_curve(axes, curve, marks[result.arm.name], _label(analysis, result))
         kind = "trained" if reward in analysis.trained else "held out"
         axes.set_title(f"{reward} ({kind})")
@@ -285,11 +298,11 @@ def window(analysis: Analysis, results: "Results") -> Figure:
     rows = max(1, math.ceil(len(shown) / columns))
     figure = Figure(figsize=(WIDTH, 0.6 + 1.75 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    needed = ["iteration", "window_start", "window_size"]
+    lines = by_arm(analysis.sweep, results.metrics[["arm", "seed", *needed]])
     for axes, result in zip(panels.ravel(), shown, strict=False):
-        mark, seed = marks[result.arm.name], result.seeds[0]
-        own = results.metrics[
-            (results.metrics["arm"] == result.arm.name) & (results.metrics["seed"] == seed)
-        ].sort_values("iteration")
+        mark, own = marks[result.arm.name], lines[result.arm.name]
+        own = own[own["seed"] == result.seeds[0]].sort_values("iteration")
         m = np.append(own["iteration"], len(own))
         first = np.append(own["window_start"], own["window_start"].iloc[-1])
         last = first + int(own["window_size"].iloc[0]) - 1

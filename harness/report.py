@@ -3,8 +3,9 @@
     python -m harness.report sweeps/tau.yaml
     python -m harness.report --all
 
-Everything is made from the run folders in seconds, or, where there are none, from the measurements
-that an earlier report kept. The same measurements give the same bytes. Nothing is trained here.
+Everything is made from the run folders, or, where there are none, from the measurements that an
+earlier report kept. The same measurements give the same bytes, and where nothing has changed since
+they were written, nothing is done. Nothing is trained here.
 """
 
 import base64
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import cli
+from harness import cli, unchanged
 from harness.measurements import FRAMES, Measurements, gather, kept_finished, to_files
 from harness.progress import duration
 from harness.spec import Arm, Sweep, load_sweep
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from harness.figures import Picture
 
 SWEEPS = Path("sweeps")
+PAGE = "index.html"
 
 
 class FullerReport(RunError):
@@ -41,11 +43,26 @@ def write_report(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> Path:
     nothing to report, RunError where a place cannot be read or written, FullerReport where a part
     would replace more.
     """
-    folder = reports_dir / sweep.report_name
-    return _write(sweep, gather(sweep, runs_dir, folder), folder)
+    return _write(sweep, runs_dir, reports_dir / sweep.report_name)[0]
 
 
-def _write(sweep: Sweep, measurements: Measurements, folder: Path) -> Path:
+def _write(sweep: Sweep, runs_dir: Path, folder: Path) -> tuple[Path, bool]:
+    """The page, and whether it was made from the measurements kept with the report."""
+    made_of = unchanged.digest(sweep, runs_dir, _shown(sweep.file))
+    if unchanged.is_unchanged(sweep, runs_dir, folder, made_of):
+        return folder / PAGE, False
+    measurements = gather(sweep, runs_dir, folder)
+    files = _files(sweep, measurements, folder)
+    for name, content in files.items():
+        _replace(folder / name, content)
+    if not measurements.committed:
+        _remove_stale(folder, set(files))
+        unchanged.remember(sweep, runs_dir, folder, made_of, files)
+    return folder / PAGE, measurements.committed
+
+
+def _files(sweep: Sweep, measurements: Measurements, folder: Path) -> dict[str, bytes]:
+    """Everything that is written, by path inside the report's folder; the page last."""
     from harness import tables
     from harness.analysis import analyse
     from harness.figures import draw
@@ -62,12 +79,8 @@ def _write(sweep: Sweep, measurements: Measurements, folder: Path) -> Path:
     for picture in pictures:
         files[f"figures/{picture.name}.png"] = picture.png
         files[f"figures/{picture.name}.pdf"] = picture.pdf
-    files["index.html"] = _page(analysis, pictures, measurements).encode()
-    for name, content in files.items():
-        _replace(folder / name, content)
-    if not measurements.committed:
-        _remove_stale(folder, set(files))
-    return folder / "index.html"
+    files[PAGE] = _page(analysis, pictures, measurements).encode()
+    return files
 
 
 def _check_replaces_less(sweep: Sweep, measurements: Measurements, folder: Path) -> None:
@@ -225,10 +238,10 @@ def main(
             print(f"{path}: no results yet")
             continue
         folder = reports / sweep.report_name
-        measurements = gather(sweep, runs, folder)
-        if measurements.committed:
+        page, committed = _write(sweep, runs, folder)
+        if committed:
             print(f"{path}: no run folders; using the measurements kept in {folder}")
-        print(_write(sweep, measurements, folder))
+        print(page)
         reported += 1
     if not reported:
         raise ConfigError("--all: no sweep has results; run `python -m harness.sweep FILE` first")

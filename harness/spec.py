@@ -5,7 +5,6 @@ name file, line, key and the nearest valid one.
 """
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,11 +86,7 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
     arms, seeds = make_arms(chosen), _seeds(chosen)
     configs = _configs(chosen, list(overrides), arms, seeds[0])
     _check_distinct(chosen, arms, configs)
-    runs = []
-    for seed in seeds:
-        for arm in arms:
-            config = configs[arm.name].model_copy(update={"seed": seed})
-            runs.append(Run(arm.name, seed, config, config_hash(config)))
+    runs = [_run(arm.name, configs[arm.name], seed) for seed in seeds for arm in arms]
     notes = chosen.get("notes")
     laid_on_top = tuple(overrides)
     return Sweep(
@@ -112,6 +107,11 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
     )
 
 
+def _run(arm: str, config: RunConfig, seed: int) -> Run:
+    own = config.model_copy(update={"seed": seed})
+    return Run(arm, seed, own, config_hash(own))
+
+
 def _variant(chosen: Chosen, overrides: tuple[str, ...]) -> str:
     usual = choose_profile(chosen.document, chosen.file, None)
     variant = f"-{chosen.profile}" if chosen.profile != usual else ""
@@ -120,10 +120,17 @@ def _variant(chosen: Chosen, overrides: tuple[str, ...]) -> str:
     return variant
 
 
-def known_folders(path: Path) -> set[str]:
-    """The run folders that belong to the file, whichever profile is chosen."""
-    profiles: list[str | None] = [*profile_names(path)] or [None]
-    return {run.folder_name for name in profiles for run in load_sweep(path, name).runs}
+def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
+    """The run folders that belong to the file, whichever profile is chosen.
+
+    `loaded`, a sweep that was read from this file just now, is not read again.
+    """
+    sweeps = [] if loaded is None or loaded.overrides else [loaded]
+    read = {sweep.profile for sweep in sweeps}
+    sweeps += [
+        load_sweep(path, name or None) for name in profile_names(path) or [""] if name not in read
+    ]
+    return {run.folder_name for sweep in sweeps for run in sweep.runs}
 
 
 def _configs(
@@ -217,8 +224,9 @@ def _seeds(chosen: Chosen) -> tuple[int, ...]:
     seeds: tuple[int, ...] = given.value
     if not seeds:
         raise chosen.error(given.key, "is empty; give a count such as 5, or a list of seeds")
+    first: dict[int, int] = {}
     for i, seed in enumerate(seeds):
-        if seed in seeds[:i]:
+        if first.setdefault(seed, i) < i:
             raise chosen.error((*given.key, i), f"the seed {seed} is given twice; keep one")
     return seeds
 
@@ -292,20 +300,18 @@ def _paper_rows(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
     }
 
 
-def same_schedules(sweep: Sweep) -> list[tuple[str, str]]:
-    """Pairs of arms that are configured differently and yet compute the same.
+def same_schedules(sweep: Sweep) -> list[tuple[str, ...]]:
+    """Groups of arms that are configured differently and yet compute the same.
 
     Their windows stand at the same steps in every iteration and all else is equal: with 300
     iterations and tau = 25, an exponentially shrinking interval never comes to shrink.
     """
     seed = sweep.seeds[0]
-    first_runs = [run for run in sweep.runs if run.seed == seed]
-    keys = {run.arm: _schedule(run.config) for run in first_runs}
-    return [
-        (a.arm, b.arm)
-        for a, b in itertools.combinations(first_runs, 2)
-        if keys[a.arm] == keys[b.arm]
-    ]
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for run in sweep.runs:
+        if run.seed == seed:
+            groups.setdefault(_schedule(run.config), []).append(run.arm)
+    return [tuple(arms) for arms in groups.values() if len(arms) > 1]
 
 
 def _schedule(config: RunConfig) -> tuple[Any, ...]:
@@ -323,4 +329,5 @@ def only(sweep: Sweep, names: list[str]) -> Sweep:
             raise ConfigError(f"--only {name}: no such arm{did_you_mean(name, known)}")
     if not names:
         return sweep
-    return replace(sweep, runs=tuple(run for run in sweep.runs if run.arm in names))
+    chosen = set(names)
+    return replace(sweep, runs=tuple(run for run in sweep.runs if run.arm in chosen))

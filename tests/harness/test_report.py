@@ -14,8 +14,8 @@ import pytest
 from harness import findings, plots, report
 from harness.analysis import _shared_until, analyse
 from harness.report import FullerReport, write_report
+from harness.results import collect
 from harness.spec import load_sweep
-from harness.store import collect
 from mixgrpo.errors import ConfigError, RunError
 
 from .synthetic import make_sweep, write_runs

@@ -8,6 +8,7 @@ import pytest
 
 from harness.plan import describe
 from harness.spec import known_folders, load_sweep, only, profile_names, same_schedules
+from harness.store import look_at_all
 from mixgrpo.config import config_hash
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError
@@ -173,7 +174,8 @@ arms:
   dance: {{base: {SWEEPS}/presets/dance-grpo.yaml}}
 seeds: 1
 """
-    said = describe(load_sweep(sweep_file(tmp_path, text)), tmp_path / "runs", 1)
+    sweep = load_sweep(sweep_file(tmp_path, text))
+    said = describe(sweep, look_at_all(sweep, tmp_path / "runs"), 1)
     assert (
         f"flash: mixgrpo-flash (reference)\n  runs         1: 1 waiting\n  base         {SWEEPS}"
         in said

@@ -9,8 +9,8 @@ import pytest
 
 from harness import numbers, tables
 from harness.analysis import analyse
+from harness.results import collect
 from harness.stats import mean_interval, paired_interval
-from harness.store import collect
 
 from .synthetic import make_sweep, write_runs
 
