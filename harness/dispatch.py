@@ -1,113 +1,173 @@
-"""Where jobs run: in this process, or in local processes through submitit.
+"""Where jobs run: in this process, in local processes, or in Slurm; the latter two by submitit.
 
-An executor starts a job in a slot and says whether it is over. How it ended is never asked here:
+An executor starts jobs for runs and says whether they are over. How they ended is never asked here:
 the run's folder knows, also after a kill. The launcher (`harness.launcher`) decides what starts.
 """
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from harness import environment
 from harness.job import TERMINAL_SIGNALS, TRAIN, make_job
-from mixgrpo.config import RunConfig
-from mixgrpo.errors import ConfigError
+from harness.snapshot import Snapshot
+from harness.spec import Run
+from harness.store import RunState
 
-ExecutorName = Literal["inline", "local"]
+ExecutorName = Literal["inline", "local", "slurm"]
 
 THREADS = 1
-"""CPU threads of a run: two processes with one thread each do more than one with two."""
+"""CPU threads of a local run: two processes with one thread each do more than one with two."""
 
 _NO_TIME_LIMIT_MIN = 60 * 24 * 365
 
 
-class Handle(Protocol):
-    """A job that was started."""
+@dataclass(frozen=True)
+class Start:
+    """A run that is to begin or to continue."""
 
-    def done(self) -> bool:
-        """Whether its process has ended."""
-        ...
+    run: Run
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.run.folder_name
 
 
 class Executor(Protocol):
-    """Starts jobs, never more than `slots` at once: the caller gives each a free slot."""
+    """Starts jobs, and knows of those that it started."""
 
-    slots: int
+    slots: int | None
+    """Jobs that run at once; None where a queue takes all and decides."""
+    outlive: bool
+    """Whether jobs go on when the launcher is interrupted, without being asked to stop."""
 
-    def start(self, slot: int, folder: Path, config: RunConfig) -> Handle:
-        """Start a job in slot 0 .. slots - 1 that begins or continues the run in `folder`.
+    def start(self, starts: Sequence[Start]) -> list[str]:
+        """Start jobs, no more than there are free slots. The names of those that were taken.
 
-        OSError where the folder cannot be written, as on a full disk.
+        OSError where a folder cannot be written, as on a full disk; ConfigError where what is asked
+        for is refused.
         """
+        ...
+
+    def over(self, state: RunState) -> bool:
+        """Whether the job that was started here for a run in this state has ended."""
         ...
 
 
 class Inline:
     """One run at a time in this process, for debugging: breakpoints and tracebacks are direct."""
 
-    slots = 1
+    slots: int | None = 1
+    outlive = False
 
     def __init__(self, should_stop: Callable[[], bool], train: str = TRAIN) -> None:
         """`should_stop` is asked after every iteration, and so may also show progress."""
         self.should_stop, self.train = should_stop, train
         self.gpu = next(iter(environment.gpus()), None)
 
-    def start(self, slot: int, folder: Path, config: RunConfig) -> Handle:
-        job = make_job(folder, config, THREADS, self.gpu, self.train)
-        os.environ.update(job.variables())
-        job.run(self.should_stop)
-        return _Over()
+    def start(self, starts: Sequence[Start]) -> list[str]:
+        for start in starts[:1]:
+            job = make_job(
+                start.folder,
+                start.run.config,
+                threads=THREADS,
+                gpu=self.gpu or "",
+                train=self.train,
+                gpus=float(self.gpu is not None),
+            )
+            os.environ.update(job.variables())
+            job.run(self.should_stop)
+        return [start.name for start in starts[:1]]
 
-
-class _Over:
-    def done(self) -> bool:
+    def over(self, state: RunState) -> bool:
         return True
 
 
+class _Process(Protocol):
+    """A job as submitit's local executor knows it."""
+
+    def done(self) -> bool: ...
+
+
 class Local:
-    """Processes on this machine, each with its own threads and GPU.
+    """Processes on this machine, each with its own threads and GPU, never more than the slots.
 
     The processes outlive their launcher and hear nothing of its terminal: they end when they are
     done, or when they find a stop file in the run's folder.
     """
 
-    def __init__(self, jobs: int | None, train: str = TRAIN) -> None:
+    outlive = False
+
+    def __init__(
+        self, jobs: int | None, train: str = TRAIN, snapshot: Snapshot | None = None
+    ) -> None:
         """`jobs` slots; by default one per GPU, or where there is none, one per core."""
         self.gpus = environment.gpus()
-        self.slots = jobs or len(self.gpus) or max(1, environment.cores() // THREADS)
-        self.train = train
+        self.slots: int | None = jobs or len(self.gpus) or max(1, environment.cores() // THREADS)
+        self.train, self.snapshot = train, snapshot
+        self._active: dict[str, tuple[int, _Process]] = {}
+        """Slot and process by folder name, of the jobs started here that are not over."""
 
-    def start(self, slot: int, folder: Path, config: RunConfig) -> Handle:
+    def start(self, starts: Sequence[Start]) -> list[str]:
+        assert self.slots is not None
+        # Jobs of an earlier launcher occupy slots too; theirs are taken to be the last ones.
+        free = sorted(set(range(self.slots)) - {slot for slot, _ in self._active.values()})
+        taken = []
+        for slot, start in zip(free, starts, strict=False):
+            self._active[start.name] = (slot, self._start(slot, start))
+            taken.append(start.name)
+        return taken
+
+    def _start(self, slot: int, start: Start) -> _Process:
         import submitit
 
-        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
-        job = make_job(folder.resolve(), config, THREADS, gpu, self.train, "local")
-        executor = submitit.LocalExecutor(folder=_fresh(folder / "log"))
+        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else ""
+        job = make_job(
+            start.folder.resolve(),
+            start.run.config,
+            threads=THREADS,
+            gpu=gpu,
+            train=self.train,
+            executor="local",
+            gpus=min(1.0, len(self.gpus) / (self.slots or 1)),
+            cores=_cores(slot, self.slots or 1),
+        )
+        executor = submitit.LocalExecutor(folder=_fresh(start.folder / "log"))
         # submitit kills what takes longer than its limit, and its limit cannot be left out.
         executor.update_parameters(timeout_min=_NO_TIME_LIMIT_MIN, stderr_to_stdout=True)
-        with _environment(job.variables()), _signals_held_back():
-            handle: Handle = executor.submit(job)
-        return handle
+        variables = job.variables() | (self.snapshot.variables() if self.snapshot else {})
+        with _environment(variables), _signals_held_back():
+            process: _Process = executor.submit(job)
+        return process
+
+    def over(self, state: RunState) -> bool:
+        started = self._active.get(state.run.folder_name)
+        if started is not None and not started[1].done():
+            return False
+        self._active.pop(state.run.folder_name, None)
+        return True
 
 
-def make_executor(
-    name: ExecutorName, jobs: int | None, should_stop: Callable[[], bool], train: str
-) -> Executor:
-    if name == "inline":
-        if jobs not in (None, 1):
-            raise ConfigError("--jobs: the inline executor runs one job at a time; leave it out")
-        return Inline(should_stop, train)
-    return Local(jobs, train)
+def _cores(slot: int, slots: int) -> tuple[int, ...]:
+    """The cores of a slot, where there are enough for each to have its own; else none."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    mine = sorted(os.sched_getaffinity(0))
+    return (
+        tuple(mine[slot * THREADS : (slot + 1) * THREADS]) if slots * THREADS <= len(mine) else ()
+    )
 
 
 def _fresh(logs: Path) -> Path:
-    """A folder that no earlier submission used: submitit would find that one's results."""
+    """A folder that no earlier start used: submitit would find that one's results."""
     logs.mkdir(parents=True, exist_ok=True)
-    taken = [int(p.name) for p in logs.iterdir() if p.name.isdigit()]
-    folder = logs / f"{max(taken, default=0) + 1:03d}"
+    taken = [int(p.name[5:]) for p in logs.glob("start*") if p.name[5:].isdigit()]
+    folder = logs / f"start{max(taken, default=0) + 1:03d}"
     folder.mkdir()
     return folder
 

@@ -1,6 +1,7 @@
 """What a result was computed with: code, versions, device. For env.json; imports no torch."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -11,6 +12,9 @@ from typing import Any
 from mixgrpo.machine import processor
 
 PACKAGES = ("mixgrpo", "torch", "diffusers", "numpy", "scipy")
+
+SNAPSHOT = "snapshot.json"
+"""Says in a copy of the code which commit it is of (`harness.snapshot`)."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by numerical libraries when they are loaded, so they must be set before torch is."""
@@ -32,17 +36,18 @@ def gpus() -> list[str]:
 
 
 def describe(threads: int, gpu: str | None) -> dict[str, Any]:
-    """The contents of env.json."""
-    commit, dirty = _commit()
+    """The contents of env.json. `gpu` as CUDA_VISIBLE_DEVICES takes it; None for what is there."""
+    used = next(iter(gpus()), "") if gpu is None else gpu
+    code, dirty = commit()
     return {
-        "commit": commit,
+        "commit": code,
         "dirty": dirty,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": processor(),
         "threads": threads,
-        "device": "cpu" if gpu is None else _gpu_name(gpu),
+        "device": _gpu_name(used) if used else "cpu",
     }
 
 
@@ -66,16 +71,20 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def commit() -> tuple[str | None, bool | None]:
     """The commit of the code and whether it was changed since; None outside a checkout."""
-    place = Path(__file__).parent
-    commit = _output(["git", "-C", str(place), "rev-parse", "HEAD"])
-    if not commit:
+    place = Path(__file__).resolve().parent
+    copied = place.parent / SNAPSHOT
+    if copied.exists():
+        said = json.loads(copied.read_text())
+        return said["commit"], said["dirty"]
+    found = _output(["git", "-C", str(place), "rev-parse", "HEAD"])
+    if not found:
         return None, None
     # Only the two packages: what else lies about changes no result.
     code = [str(place), str(place.parent / "mixgrpo")]
     changed = _output(["git", "-C", str(place), "status", "--porcelain", "--", *code])
-    return commit[0], bool(changed)
+    return found[0], bool(changed)
 
 
 def _gpu_name(gpu: str) -> str:

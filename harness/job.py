@@ -1,7 +1,11 @@
 """What runs inside a job: own the run's folder, train, and leave a record of how it ended.
 
-Knows nothing of schedulers. A job that is killed at any moment leaves the folder so that the next
-one continues; a job that finds the folder owned by another leaves it alone.
+A job that is killed at any moment leaves the folder so that the next one continues; a job that
+finds the folder owned by another leaves it alone. Under Slurm a job that is told that its time is
+over takes a checkpoint and puts itself back into the queue. All it needs to know of where it runs
+stands in its environment (`harness.place`).
+
+    python -m harness.job     one job, as JSON on the standard input, in a process of its own
 """
 
 import contextlib
@@ -10,34 +14,51 @@ import importlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
-from harness import environment
-from harness.store import STOP, Attempt, Reason, last_seen, read_attempts
-from mixgrpo import lock
+from harness import environment, slurm
+from harness.place import Here, here, join_ranks
+from harness.store import (
+    STOP,
+    Attempt,
+    Reason,
+    last_seen,
+    newest_checkpoint,
+    read_attempts,
+    without_progress,
+)
+from mixgrpo import lease
 from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
-from mixgrpo.train import OWNER_LOCK
+from mixgrpo.train import OWNER
 
 TRAIN = "mixgrpo.train:run"
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+YIELD_SIGNAL = signal.SIGUSR2
+"""What Slurm sends some time before the time limit and, at most sites, at a preemption."""
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """A terminal's Ctrl-C and end are for the launcher, which then asks the jobs to stop."""
 
-_JOB_ID_VARIABLES = ("SUBMITIT_LOCAL_JOB_ID", "SLURM_JOB_ID")
+MAX_TRIES = 3
+"""So many attempts in a row without a checkpoint, and a run is not tried again by itself."""
+YIELDED = 85
+"""Exit code of a job in a pack that made room and is to be queued again."""
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MOST_WARNINGS = 20
 """So many a record keeps: a text with a number in it may differ in every iteration."""
+_PATIENCE_WITH_RANKS_S = 5.0
+"""The first rank records why a run ended; the others leave it time to."""
 
 Outcome = Reason | Literal["busy"]
 
@@ -50,44 +71,84 @@ class Job:
     config: str
     """The resolved run configuration, as JSON."""
     threads: int = 1
+    cores: tuple[int, ...] = ()
+    """The CPU cores to stay on; none leaves that to the system."""
     gpu: str | None = None
-    """The GPU to use, as CUDA_VISIBLE_DEVICES takes it; none hides them all."""
+    """The GPU to use, as CUDA_VISIBLE_DEVICES takes it; empty hides them all, None leaves what the
+    scheduler gave."""
     train: str = TRAIN
     """The training function, as module:name."""
     executor: str = "inline"
     """What started the job, for its record."""
+    gpus: float = 0.0
+    """The GPUs that the run occupies, for the ledger; a part of one where runs share it."""
+    ranks: bool = False
+    """Whether this is one of several processes of the run, as Slurm started them."""
+    sharded: bool = False
+    """Whether they shard the network (FSDP2)."""
+    packed: bool = False
+    """Whether other runs share the scheduler's job: then it is not this one that requeues it."""
 
     def __call__(self) -> str:
         """The job in a process of its own: SIGTERM, SIGUSR1 and SIGUSR2 make it stop."""
-        signals: list[int] = []
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda n, _: signals.append(n))
-        for number in TERMINAL_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        signals = catch_signals()
         os.environ.update(self.variables())
-        outcome = self.run(lambda: bool(signals))
-        print(f"{self.folder}: {outcome}", flush=True)
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+        where = here()
+        if self.ranks:
+            join_ranks(self.sharded)
+            if where.rank:
+                return self._follow(where, lambda: bool(signals))
+        outcome = self.run(lambda: bool(signals), lambda: _place_is_wanted(signals, where), where)
+        _tell(f"{self.folder}: {outcome}", sys.stdout)
+        if self.ranks and outcome == "busy":
+            # The others wait for this one: srun ends them when it fails.
+            sys.exit(lease.TAKEN_OVER)
+        if outcome == "yielded" and not self.packed:
+            requeue(where)
         return outcome
+
+    def checkpoint(self) -> Any:
+        """For submitit: at a signal before `__call__` has begun, the same job again."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
 
     def variables(self) -> dict[str, str]:
         """The environment that torch must find when it is imported."""
         threads = dict.fromkeys(environment.THREAD_VARIABLES, str(self.threads))
-        return {**threads, "CUDA_VISIBLE_DEVICES": self.gpu or ""}
+        return threads if self.gpu is None else {**threads, "CUDA_VISIBLE_DEVICES": self.gpu}
 
-    def run(self, should_stop: Callable[[], bool]) -> Outcome:
-        """One attempt in this process. Every end that leaves a word is returned, none raised."""
+    def run(
+        self,
+        should_stop: Callable[[], bool],
+        should_yield: Callable[[], bool] = lambda: False,
+        where: Here | None = None,
+    ) -> Outcome:
+        """One attempt in this process. Every end that leaves a word is returned, none raised.
+
+        `should_yield` says whether the scheduler wants the job's place; `where` it runs is known
+        for a process of its own, whose output then goes to a log of the attempt.
+        """
         folder = Path(self.folder)
-        owner = lock.acquire(folder / OWNER_LOCK, patience_s=2.0)
+        owner = lease.acquire(folder / OWNER, patience_s=2.0)
         if owner is None:
             return "busy"
         try:
-            return self._attempt(folder, should_stop)
+            record = _Record(folder, self, where, owner.now)
+            with _log(folder / record.attempt.log) if record.attempt.log else _nothing():
+                return self._attempt(folder, record, should_stop, should_yield)
         finally:
             owner.release()
 
-    def _attempt(self, folder: Path, should_stop: Callable[[], bool]) -> Outcome:
-        record = _Record(folder, self.executor)
+    def _attempt(
+        self,
+        folder: Path,
+        record: "_Record",
+        should_stop: Callable[[], bool],
+        should_yield: Callable[[], bool],
+    ) -> Outcome:
         stop_file = folder / STOP
 
         def asked_to_stop() -> bool:
@@ -96,42 +157,159 @@ class Job:
         reason: Reason
         error = None
         try:
-            write_json(folder / "env.json", environment.describe(self.threads, self.gpu))
+            write_json(folder / "env.json", record.environment)
             if asked_to_stop():
                 reason = "stopped"
             else:
                 config = RunConfig.model_validate_json(self.config)
                 with warnings.catch_warnings():
                     warnings.showwarning = record.warned
-                    reason = _load(self.train)(config, folder, asked_to_stop)
+                    reason = load(self.train)(config, folder, asked_to_stop)
         except Exception as caught:
             reason, error = _reason(caught), _explain(caught)
-            print(error, file=sys.stderr, flush=True)
+            _tell(error)
+        if reason == "stopped" and should_yield() and not stop_file.exists():
+            reason, error = _yielded(folder)
         record.end(reason, error)
         return reason
+
+    def _follow(self, where: Here, should_stop: Callable[[], bool]) -> str:
+        """The part of a rank that is not the first: the first one owns the folder and records."""
+        folder = Path(self.folder)
+        (folder / "log").mkdir(parents=True, exist_ok=True)
+        with _log(folder / "log" / f"{where.job}.rank{where.rank}.log"):
+            try:
+                config = RunConfig.model_validate_json(self.config)
+                stop_file = folder / STOP
+                stops = load(self.train)(
+                    config, folder, lambda: should_stop() or stop_file.exists()
+                )
+            except Exception as caught:
+                _tell(_explain(caught))
+                leave_ranks()
+                time.sleep(_PATIENCE_WITH_RANKS_S)
+                sys.exit(1)
+        leave_ranks()
+        return stops
+
+
+def catch_signals() -> list[int]:
+    """Keep the signals that stop a job in the list from now on, and do not hear a terminal's."""
+    signals: list[int] = []
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda n, _: signals.append(n))
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    return signals
+
+
+def _place_is_wanted(signals: list[int], where: Here) -> bool:
+    """Whether signals mean that Slurm wants the job's place, not that somebody cancelled it."""
+    if where.raw_job is None or not signals:
+        return False
+    if YIELD_SIGNAL in signals:
+        return True
+    try:
+        return slurm.is_running(where.raw_job)
+    except slurm.Unreachable:
+        return True
+
+
+def requeue(where: Here) -> None:
+    """Put this job back into Slurm's queue; its end follows. A refusal is for the launcher."""
+    try:
+        slurm.requeue(str(where.raw_job))
+    except RunError as refused:
+        _tell(f"cannot be queued again: {refused}")
+
+
+def _tell(text: str, stream: TextIO | None = None) -> None:
+    """Print, on the standard error if nowhere else. What a full disk keeps out of a log is lost."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream or sys.stderr, flush=True)
+
+
+def leave_ranks() -> None:
+    from mixgrpo.ranks import leave
+
+    leave()
+
+
+def _yielded(folder: Path) -> tuple[Reason, str | None]:
+    """How an attempt ends that made room: to be continued, unless that leads nowhere."""
+    tries = without_progress(read_attempts(folder), newest_checkpoint(folder))
+    if tries < MAX_TRIES:
+        return "yielded", None
+    return "run-error", (
+        f"{tries} attempts in a row had to make room before they came to a checkpoint; give the "
+        "run more time (slurm.time) or more frequent checkpoints (output.checkpoint_every)"
+    )
+
+
+@contextmanager
+def _log(file: Path) -> Iterator[None]:
+    """What this process and its children print goes to `file`, and on a full disk where it went."""
+    kept = []
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(exist_ok=True)
+        target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            kept.append((number, os.dup(number)))
+            os.dup2(target, number)
+        os.close(target)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        for number, before in kept:
+            os.dup2(before, number)
+            os.close(before)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
 
 
 class _Record:
     """The record of one attempt, written anew whenever there is more to say."""
 
-    def __init__(self, folder: Path, executor: str) -> None:
-        """Begin it, and write the end of one before that could not."""
-        self.folder = folder
+    def __init__(
+        self, folder: Path, job: Job, where: Here | None, now: Callable[[], float]
+    ) -> None:
+        """Begin it, and write the end of one before that could not.
+
+        `now` is a clock that all machines share: attempts of a run are compared by it.
+        """
+        self.folder, self.now = folder, now
+        self.environment = environment.describe(job.threads, job.gpu)
         attempts = read_attempts(folder)
         if attempts and attempts[-1].ended is None:
             self._write(
                 replace(attempts[-1], ended=last_seen(folder, attempts[-1]), reason="killed")
             )
+        number = attempts[-1].number + 1 if attempts else 1
+        place = where or here()
         self.attempt = Attempt(
-            number=attempts[-1].number + 1 if attempts else 1,
+            number=number,
             pid=os.getpid(),
-            job_id=next((os.environ[v] for v in _JOB_ID_VARIABLES if v in os.environ), None),
-            started=time.time(),
+            job_id=place.job,
+            started=now(),
             ended=None,
             reason=None,
             error=None,
-            executor=executor,
-            host=socket.gethostname(),
+            executor=job.executor,
+            host=place.node,
+            restarts=place.restarts,
+            began_at=newest_checkpoint(folder),
+            gpus=job.gpus,
+            commit=self.environment["commit"],
+            dirty=self.environment["dirty"],
+            log=f"log/{number}.log" if where else None,
         )
         self._write(self.attempt)
 
@@ -146,7 +324,7 @@ class _Record:
     ) -> None:
         """Stands in for `warnings.showwarning`: the record keeps the text, the log all of it."""
         place = warnings.formatwarning(message, category, filename, lineno, line)
-        print(place, end="", file=sys.stderr, flush=True)
+        _tell(place.removesuffix("\n"))
         text, kept = " ".join(str(message).split()), self.attempt.warnings
         if text in kept or len(kept) >= _MOST_WARNINGS:
             return
@@ -156,12 +334,10 @@ class _Record:
 
     def end(self, reason: Reason, error: str | None) -> None:
         try:
-            self._write(replace(self.attempt, ended=time.time(), reason=reason, error=error))
+            self._write(replace(self.attempt, ended=self.now(), reason=reason, error=error))
         except OSError as full:
             # A record without an end reads as killed, which is as true: only the words are lost.
-            print(
-                f"{self.folder}: cannot record that it ended: {full}", file=sys.stderr, flush=True
-            )
+            _tell(f"{self.folder}: cannot record that it ended: {full}")
 
     def _write(self, attempt: Attempt) -> None:
         (self.folder / "attempts").mkdir(exist_ok=True)
@@ -195,21 +371,23 @@ def _unforeseen(error: RunError) -> bool:
     return not isinstance(error.__cause__, OSError | None)
 
 
-def _load(
+def load(
     name: str,
 ) -> Callable[[RunConfig, Path, Callable[[], bool]], Literal["finished", "stopped"]]:
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
 
-def make_job(
-    folder: Path,
-    config: RunConfig,
-    threads: int,
-    gpu: str | None,
-    train: str,
-    executor: str = "inline",
-) -> Job:
-    """The job that begins or continues the run in `folder`."""
-    text = json.dumps(config.model_dump(mode="json"))
-    return Job(str(folder), text, threads, gpu, train, executor)
+def make_job(folder: Path, config: RunConfig, **rest: Any) -> Job:
+    """The job that begins or continues the run in `folder`; `rest` are further fields of Job."""
+    return Job(str(folder), json.dumps(config.model_dump(mode="json")), **rest)
+
+
+def main() -> int:
+    """One job in a process of its own, as a pack starts it."""
+    outcome = Job(**json.load(sys.stdin))()
+    return YIELDED if outcome == "yielded" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,8 @@
 """Makes the run folders match the sweep file: starts what is missing, follows it, stops cleanly.
 
-Decides only from what the folders show, so it can be killed and started again at any time, and
-picks up jobs that an earlier launcher left running. One launcher at a time works on a sweep.
+Decides only from what the folders and the scheduler show, so it can be killed and started again at
+any time, and picks up jobs that an earlier launcher left running. One launcher at a time works on a
+sweep.
 """
 
 import contextlib
@@ -13,61 +14,78 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from harness.dispatch import Executor, ExecutorName, Handle, make_executor
-from harness.job import TRAIN
+from harness import submissions
+from harness.dispatch import Executor, Start
+from harness.job import MAX_TRIES
 from harness.progress import Progress
-from harness.spec import Run, Sweep
-from harness.store import STOP, RunState, look, look_at_all, sweep_folder
-from mixgrpo import lock
+from harness.spec import Sweep
+from harness.store import (
+    LIVE,
+    STOP,
+    RunState,
+    look,
+    look_at_all,
+    newest_checkpoint,
+    sweep_folder,
+)
+from harness.submissions import Place, Scheduler
+from mixgrpo import lease
 from mixgrpo.errors import RunError
-from mixgrpo.train import OWNER_LOCK
+from mixgrpo.train import OWNER
 
 Retry = Literal["none", "lost", "failed"]
 """What runs again: nothing that ended by itself, infrastructure failures, exceptions as well."""
 
-LAUNCHER_LOCK = "launcher.lock"
-MAX_STARTS = 3
-"""How often one launcher starts the same run: a run that is killed each time is not worth more."""
+LAUNCHER = "launcher"
+"""The folder in a sweep's folder with the lease of its launcher."""
 STOP_PATIENCE_S = 120.0
 """How long a launcher waits for its jobs to finish their iteration and checkpoint."""
 PAUSE_S = 0.25
+_MOST_OF_THE_TIME = 4
+"""A look at many runs takes a while: it is followed by a pause so many times as long."""
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Launcher:
-    """Owns a sweep while it runs. Use it with the sweep's lock held (`own`, `wait_for_lock`)."""
+    """Owns a sweep while it runs. Use it with the sweep's lease held (`own`, `wait_for_lease`)."""
 
     def __init__(
         self,
         sweep: Sweep,
         runs_dir: Path,
         progress: Progress,
-        executor: ExecutorName = "local",
-        jobs: int | None = None,
+        make_executor: Callable[[Callable[[], bool]], Executor],
+        scheduler: Scheduler,
         retry: Retry = "lost",
-        train: str = TRAIN,
     ) -> None:
+        """`make_executor` is given what an inline job asks after every iteration."""
         self.sweep, self.runs_dir, self.progress, self.retry = sweep, runs_dir, progress, retry
-        self.executor: Executor = make_executor(executor, jobs, self._after_iteration, train)
+        self.scheduler = scheduler
+        self.executor = make_executor(self._after_iteration)
         self.signals = 0
-        self.active: dict[str, tuple[int, Handle]] = {}
-        """Slot and handle by folder name, of the jobs started here that are not over."""
+        self.active: set[str] = set()
+        """Folder names of the runs whose jobs were started here and are not over."""
         self.starts: dict[str, int] = {}
         self.no_space = False
+        self._tries: dict[str, tuple[int, int]] = {}
+        """By folder name: starts in a row without progress, and the checkpoint at the last one."""
         self._states: dict[str, RunState] = {}
+        self._watch = lease.Watch()
 
     def go(self) -> bool:
         """Run until nothing is left to do. False where it was interrupted."""
         with _handling(self._interrupt):
             while True:
-                self._reap()
+                begin = time.monotonic()
                 states = self._look()
+                self._reap(states)
                 self.progress.warnings(states)
                 if self.signals:
                     return self._stop()
                 try:
                     started = self._start_missing(states)
+                    submissions.tidy(self.scheduler)
                 except BrokenPipeError:  # whoever read the output (`| head`) has gone
                     raise
                 except OSError as error:
@@ -77,83 +95,118 @@ class Launcher:
                         f"{error.strerror or error}; everything is resumable: make room and run "
                         "the same command again"
                     ) from error
-                if not (started or self._running(states) or self.signals):
+                if not (started or self._busy(states) or self._waiting(states) or self.signals):
                     self.progress.update(self._look, self.executor.slots, force=True)
                     return True
                 self.progress.update(self._look, self.executor.slots)
-                time.sleep(0 if started else PAUSE_S)
+                if not started:
+                    self._pause(max(PAUSE_S, _MOST_OF_THE_TIME * (time.monotonic() - begin)))
 
     def _look(self) -> list[RunState]:
         """All states; those of finished runs are remembered, for they do not change."""
+        places = self.scheduler.places()
         states = []
         for run in self.sweep.runs:
             known = self._states.get(run.folder_name)
             if known is None or known.state != "finished":
-                known = self._states[run.folder_name] = look(self.sweep, run, self.runs_dir)
+                known = look(self.sweep, run, self.runs_dir, places, self._watch)
+                self._states[run.folder_name] = known
             states.append(known)
         return states
 
-    def _reap(self) -> None:
-        """Free the slots of jobs that are over, and say how they ended."""
-        over = [name for name, (_, handle) in self.active.items() if handle.done()]
-        for name in over:
-            del self.active[name]
-            run = next(run for run in self.sweep.runs if run.folder_name == name)
-            state = self._states[name] = look(self.sweep, run, self.runs_dir)
+    def _reap(self, states: list[RunState]) -> None:
+        """Take note of the jobs that are over, and say how they ended."""
+        for index, seen in enumerate(states):
+            name = seen.run.folder_name
+            if name not in self.active or not self.executor.over(seen):
+                continue
+            self.active.discard(name)
+            places = self.scheduler.places()
+            state = look(self.sweep, seen.run, self.runs_dir, places, self._watch)
+            self._states[name] = states[index] = state
             self.no_space = self.no_space or state.reason == "no-space"
             self.progress.warnings([state])
             self.progress.ended(state)
 
-    def _running(self, states: list[RunState]) -> set[str]:
-        """Folder names of what occupies a slot, whoever started it."""
-        return {s.run.folder_name for s in states if s.state == "running"} | set(self.active)
+    def _busy(self, states: list[RunState]) -> set[str]:
+        """Folder names of what is under way, whoever started it."""
+        return {s.run.folder_name for s in states if s.state in LIVE} | self.active
+
+    def _waiting(self, states: list[RunState]) -> bool:
+        """Whether a queue may yet take what it did not take now."""
+        return self.executor.slots is None and any(map(self._wants, states))
 
     def _start_missing(self, states: list[RunState]) -> bool:
         """Fill the free slots. Whether anything was started."""
+        busy = self._busy(states)
+        wanted = [s for s in states if s.run.folder_name not in busy and self._wants(s)]
+        if self.executor.slots is not None:
+            elsewhere = {s.run.folder_name for s in states if s.in_queue} - self.active
+            wanted = wanted[: max(0, self.executor.slots - len(busy - elsewhere))]
         started = False
-        for state in states:
-            name = state.run.folder_name
-            busy = self._running(states)
-            # Jobs of an earlier launcher occupy slots too; theirs are taken to be the last ones.
-            free = sorted(
-                set(range(self.executor.slots)) - {slot for slot, _ in self.active.values()}
-            )
-            if len(busy) >= self.executor.slots or not free or self.signals:
+        # A process is started while the others wait, a queue takes all at once.
+        batches = [[state] for state in wanted] if self.executor.slots else [wanted]
+        for batch in filter(None, batches):
+            if self.signals:
                 break
-            if name not in busy and self._wants(state):
-                self._start(free[0], state.run)
-                started = True
+            started = self._start(batch) or started
         return started
 
     def _wants(self, state: RunState) -> bool:
         """Whether a run that is not under way should be."""
-        starts = self.starts.get(state.run.folder_name, 0)
-        if self.no_space or starts >= MAX_STARTS:
+        name = state.run.folder_name
+        starts, (tries, began_at) = self.starts.get(name, 0), self._tries.get(name, (0, 0))
+        if self.no_space or (tries >= MAX_TRIES and newest_checkpoint(state.folder) <= began_at):
             return False
         match state.state:
-            case "waiting" | "stopped":
+            case "waiting":
                 return True
+            case "stopped":
+                return starts == 0
             case "lost":
                 # What was killed may do better at once; another failure is for the user to mend.
-                return self.retry != "none" and (starts == 0 or state.reason == "killed")
+                return self.retry != "none" and (starts == 0 or state.reason not in _FOR_THE_USER)
             case "failed":
                 return self.retry == "failed" and starts == 0
             case _:
                 return False
 
-    def _start(self, slot: int, run: Run) -> None:
-        folder = sweep_folder(self.sweep, self.runs_dir) / run.folder_name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / STOP).unlink(missing_ok=True)
-        self.starts[run.folder_name] = self.starts.get(run.folder_name, 0) + 1
-        self.progress.started(run, self.starts[run.folder_name])
-        handle = self.executor.start(slot, folder, run.config)
-        self.active[run.folder_name] = (slot, handle)
+    def _start(self, states: list[RunState]) -> bool:
+        """Start these runs, as many as are taken. Whether any was."""
+        wanted = {}
+        for state in states:
+            folder = sweep_folder(self.sweep, self.runs_dir) / state.run.folder_name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / STOP).unlink(missing_ok=True)
+            wanted[state.run.folder_name] = (state, Start(state.run, folder))
+        if self.executor.slots is not None:  # said before: an inline run takes its time
+            for state in states:
+                self._note(state)
+        taken = self.executor.start([start for _, start in wanted.values()])
+        for name in taken:
+            if self.executor.slots is None:
+                self._note(wanted[name][0])
+            self.active.add(name)
+        return bool(taken)
+
+    def _note(self, state: RunState) -> None:
+        """Count a start, and say it."""
+        name = state.run.folder_name
+        tries, began_at = self._tries.get(name, (0, 0))
+        checkpoint = newest_checkpoint(state.folder)
+        self._tries[name] = (1 if checkpoint > began_at else tries + 1, checkpoint)
+        self.starts[name] = self.starts.get(name, 0) + 1
+        self.progress.started(state.run, self.starts[name])
 
     def _after_iteration(self) -> bool:
         """Called by an inline job, during which the launcher's own loop stands still."""
         self.progress.update(self._look, self.executor.slots)
         return self.signals > 0
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self.signals and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, PAUSE_S))
 
     # -- stopping
 
@@ -161,8 +214,16 @@ class Launcher:
         self.signals += 1
 
     def _stop(self) -> bool:
-        """Ask every running job to checkpoint and stop, and wait for a while."""
-        running = self._running(self._look())
+        """Ask every running job to checkpoint and stop, and wait; jobs of a queue go on."""
+        states = self._look()
+        running = self._busy(states)
+        if self.executor.outlive:
+            if running:
+                self.progress.say(
+                    f"{len(running)} run(s) go on in Slurm without this command; the same command "
+                    "follows them again, and --cancel ends them"
+                )
+            return False
         with contextlib.suppress(OSError):  # a disk too full to be asked ends the jobs by itself
             ask_to_stop([sweep_folder(self.sweep, self.runs_dir) / name for name in running])
         if running:
@@ -173,8 +234,9 @@ class Launcher:
         begin = time.monotonic()
         while running and self.signals < 2 and time.monotonic() - begin < STOP_PATIENCE_S:
             time.sleep(PAUSE_S)
-            self._reap()
-            running = self._running(self._look())
+            states = self._look()
+            self._reap(states)
+            running = self._busy(states)
             self.progress.update(self._look, self.executor.slots)
         if running:
             self.progress.say(
@@ -183,30 +245,36 @@ class Launcher:
         return False
 
 
+_FOR_THE_USER = ("no-space", "run-error", "finished")
+"""Reasons of a loss that starting again at once would only repeat."""
+
+
 # ---- one launcher at a time ------------------------------------------------------------------
 
 
-def own(sweep: Sweep, runs_dir: Path) -> lock.Lock | None:
-    """The sweep's lock, or None where another launcher holds it."""
-    return lock.acquire(sweep_folder(sweep, runs_dir) / LAUNCHER_LOCK)
+def own(sweep: Sweep, runs_dir: Path) -> lease.Lease | None:
+    """The sweep's lease, or None where another launcher holds it."""
+    return lease.acquire(sweep_folder(sweep, runs_dir) / LAUNCHER)
 
 
 def owner(sweep: Sweep, runs_dir: Path) -> str:
-    """Who holds the sweep's lock, in words."""
-    return lock.holder(sweep_folder(sweep, runs_dir) / LAUNCHER_LOCK)
+    """Who holds the sweep's lease, in words."""
+    return lease.holder(sweep_folder(sweep, runs_dir) / LAUNCHER)
 
 
-def wait_for_lock(sweep: Sweep, runs_dir: Path, progress: Progress) -> lock.Lock | None:
+def wait_for_lease(
+    sweep: Sweep, runs_dir: Path, progress: Progress, places: Callable[[], dict[str, Place]]
+) -> lease.Lease | None:
     """Follow the launcher that owns the sweep until it is gone. None where it was interrupted."""
     signals: list[int] = []
-    progress.warnings(look_at_all(sweep, runs_dir))
+    progress.warnings(look_at_all(sweep, runs_dir, places()))
     with _handling(lambda: signals.append(1)):
         while (held := own(sweep, runs_dir)) is None:
             if signals:
                 return None
-            progress.update(lambda: look_at_all(sweep, runs_dir), None)
+            progress.update(lambda: look_at_all(sweep, runs_dir, places()), None)
             time.sleep(PAUSE_S)
-    progress.warnings(look_at_all(sweep, runs_dir))
+    progress.warnings(look_at_all(sweep, runs_dir, places()))
     return held
 
 
@@ -235,15 +303,21 @@ def ask_to_stop(folders: list[Path]) -> None:
         (folder / STOP).touch()
 
 
-def prune(folders: list[Path], say: Callable[[str], None]) -> None:
-    """Remove run folders that are no longer in the sweep file; running ones are stopped first."""
-    live = [folder for folder in folders if lock.is_held(folder / OWNER_LOCK)]
+def prune(
+    folders: list[Path], say: Callable[[str], None], cancel: Callable[[set[str]], None]
+) -> None:
+    """Remove run folders that are no longer in the sweep file.
+
+    Running ones are stopped first, and queued ones are taken out of the queue by `cancel`.
+    """
+    live = [folder for folder in folders if lease.is_held(folder / OWNER)]
     ask_to_stop(live)
+    cancel({folder.name for folder in folders if folder not in live})
     begin = time.monotonic()
     for folder in folders:
         patience = STOP_PATIENCE_S - (time.monotonic() - begin) if folder in live else 1.0
         # Owning the run keeps a job from beginning in it while it is removed.
-        owned = lock.acquire(folder / OWNER_LOCK, patience)
+        owned = lease.acquire(folder / OWNER, patience)
         if owned is None:
             raise RunError(
                 f"{folder}: still runs and was not removed; it stops after its iteration: "

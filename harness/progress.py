@@ -22,6 +22,8 @@ LIVE_EVERY_S = 0.5
 STATES: tuple[State, ...] = (
     "finished",
     "running",
+    "queued",
+    "unknown",
     "waiting",
     "stopped",
     "lost",
@@ -75,7 +77,7 @@ def time_left(states: list[RunState], slots: int | None) -> float | None:
     for state in states:
         arms = [s for s in states if s.run.arm == state.run.arm]
         like = paced.get(state.run.arm, anyone)
-        if state.state == "waiting":
+        if state.state in ("waiting", "queued", "unknown"):
             left.append(seconds_per_run(arms) or whole or seconds_left(state, like) or 0.0)
         elif state.state in ("running", "stopped"):
             left.append(seconds_left(state, like) or 0.0)

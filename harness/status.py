@@ -6,80 +6,90 @@ python -m harness.status sweeps/tau.yaml
 import json
 import signal
 import threading
-import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from harness import cli
-from harness.launcher import LAUNCHER_LOCK, owner
+from harness.launcher import LAUNCHER, owner
+from harness.ledger import Ledger, Spent, ledger
 from harness.progress import cells, counts, duration, seconds_left, summary, time_left
 from harness.spec import Sweep, known_folders, load_sweep
-from harness.store import (
-    RunState,
-    last_seen,
-    look_at_all,
-    strangers,
-    sweep_folder,
-)
-from mixgrpo import lock
+from harness.store import RunState, look_at_all, strangers, sweep_folder
+from harness.submissions import Scheduler
+from mixgrpo import lease
 from mixgrpo.cli import run as run_command
-from mixgrpo.jsonlines import read_lines
 
 TRACEBACK_LINES = 6
 WATCH_EVERY_S = 2.0
+MOST_ROWS = 20
+"""So many runs of a kind are shown one by one; --json has all."""
+
+_HELD = ("held", "Held", "DependencyNeverSatisfied")
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds that a sweep's jobs took."""
+@dataclass
+class Observer:
+    """Looks at a sweep, once or again and again."""
 
-    total: float
-    useful: float
-    """Spent on iterations and evaluations that are part of a result, or will be."""
+    sweep: Sweep
+    runs_dir: Path
+    scheduler: Scheduler
+    watch: lease.Watch | None = None
+    """What was seen of the leases of other machines, where one looks more than once."""
+    states: list[RunState] = field(default_factory=list)
+
+    def look(self) -> None:
+        places = self.scheduler.places()
+        self.states = look_at_all(self.sweep, self.runs_dir, places, self.watch)
 
     @property
-    def wasted(self) -> float:
-        """Start-up, and what was lost to kills and failures."""
-        return max(0.0, self.total - self.useful)
+    def folder(self) -> Path:
+        return sweep_folder(self.sweep, self.runs_dir)
+
+    @property
+    def launcher(self) -> str | None:
+        """Who runs the sweep, in words."""
+        if not lease.is_held(self.folder / LAUNCHER):
+            return None
+        return owner(self.sweep, self.runs_dir)
+
+    @property
+    def strangers(self) -> list[Path]:
+        """Run folders that no profile of the file asks for."""
+        known = known_folders(self.sweep.file, self.sweep) | {
+            run.folder_name for run in self.sweep.runs
+        }
+        return strangers(known, self.folder)
 
 
-def cost(states: list[RunState]) -> Cost:
-    """The ledger, from the attempts' records and the metrics that were kept."""
-    total = useful = 0.0
-    for state in states:
-        for attempt in state.attempts:
-            under_way = state.state == "running" and attempt is state.attempts[-1]
-            end = time.time() if under_way else last_seen(state.folder, attempt)
-            total += max(0.0, end - attempt.started)
-        for name in ("metrics.jsonl", "eval.jsonl"):
-            lines = read_lines(state.folder / name)
-            useful += sum(float(line["seconds_total"]) for line in lines)
-    return Cost(total, useful)
-
-
-def as_data(sweep: Sweep, runs_dir: Path) -> dict[str, Any]:
+def as_data(seen: Observer) -> dict[str, Any]:
     """Everything that the status says, for programs."""
-    states = look_at_all(sweep, runs_dir)
-    spent = cost(states)
-    running = lock.is_held(sweep_folder(sweep, runs_dir) / LAUNCHER_LOCK)
+    books = ledger(seen.states, seen.folder)
     return {
-        "sweep": sweep.name,
-        "profile": sweep.profile,
-        "launcher": owner(sweep, runs_dir) if running else None,
-        "counts": counts(states),
-        "seconds_left": time_left(states, None),
-        "seconds_spent": spent.total,
-        "seconds_useful": spent.useful,
-        "seconds_wasted": spent.wasted,
-        "runs": [_run_data(state) for state in states],
-        "no_longer_in_the_file": [folder.name for folder in _strangers(sweep, runs_dir)],
+        "sweep": seen.sweep.name,
+        "profile": seen.sweep.profile,
+        "launcher": seen.launcher,
+        "slurm_silent": seen.scheduler.silent,
+        "counts": counts(seen.states),
+        "seconds_left": time_left(seen.states, None),
+        "seconds_spent": books.total.seconds,
+        "seconds_useful": books.useful.seconds,
+        "seconds_wasted": {cause: spent.seconds for cause, spent in books.wasted.items()},
+        "gpu_hours_spent": books.total.gpu_seconds / 3600,
+        "gpu_hours_useful": books.useful.gpu_seconds / 3600,
+        "gpu_hours_wasted": {c: spent.gpu_seconds / 3600 for c, spent in books.wasted.items()},
+        "runs": [_run_data(state) for state in seen.states],
+        "no_longer_in_the_file": [folder.name for folder in seen.strangers],
     }
 
 
 def _run_data(state: RunState) -> dict[str, Any]:
+    last = state.attempts[-1] if state.attempts else None
     return {
         "arm": state.run.arm,
         "seed": state.run.seed,
@@ -90,59 +100,109 @@ def _run_data(state: RunState) -> dict[str, Any]:
         "iteration": state.iteration,
         "iterations": state.total,
         "attempts": len(state.attempts),
+        "job": state.place.task if state.place else last.job_id if last else None,
+        "queue": state.place.reason if state.place and state.state == "queued" else None,
+        "node": last.host if last else None,
         "seconds_per_iteration": state.seconds_per_iteration,
         "seconds_left": seconds_left(state) if state.state == "running" else None,
         "score": state.score,
-        "error": state.attempts[-1].error if state.attempts else None,
+        "error": last.error if last else None,
         "warnings": list(state.warnings),
     }
 
 
-def as_text(sweep: Sweep, runs_dir: Path) -> str:
+def as_text(seen: Observer) -> str:
     """The status for people."""
-    states = look_at_all(sweep, runs_dir)
+    sweep, states = seen.sweep, seen.states
     title = f"{sweep.name} ({sweep.profile})" if sweep.profile else sweep.name
     lines = [f"{title}: {summary(states, None)}"]
-    if lock.is_held(sweep_folder(sweep, runs_dir) / LAUNCHER_LOCK):
-        lines.append(f"launcher: {owner(sweep, runs_dir)}")
-    for state in states:
-        if state.state == "running":
-            lines.append("  " + "  ".join(filter(None, cells(state, sweep.measure))))
-    spent = cost(states)
-    if spent.total:
-        lines.append(
-            f"cost: {duration(spent.total)} of runs, {duration(spent.useful)} useful, "
-            f"{duration(spent.wasted)} start-up and lost"
-        )
-    for state in states:
-        if state.state in ("failed", "lost"):
-            lines += _failure(state)
-    for state in states:
-        lines += [f"{state.run.name}: warning: {text}" for text in state.warnings]
+    if seen.launcher is not None:
+        lines.append(f"launcher: {seen.launcher}")
+    if seen.scheduler.silent is not None:
+        lines.append(f"Slurm does not answer: {seen.scheduler.silent}")
+    running = [state for state in states if state.state == "running"]
+    rows = ["  " + "  ".join(filter(None, (*cells(s, sweep.measure), _node(s)))) for s in running]
+    lines += _some(rows)
+    lines += _queue(states)
+    books = ledger(states, seen.folder)
+    if books.total.seconds:
+        lines.append(_cost(books))
+    bad = [_failure(state) for state in states if state.state in ("failed", "lost")]
+    lines += ["\n".join(rows) for rows in bad[:MOST_ROWS]]
+    lines += _more(len(bad))
+    lines += _some(f"{s.run.name}: warning: {text}" for s in states for text in s.warnings)
     stopped = [state.run.name for state in states if state.state == "stopped"]
     if stopped:
-        lines.append(f"stopped, the sweep's command continues them: {', '.join(stopped)}")
-    others = _strangers(sweep, runs_dir)
+        lines.append(f"stopped, the sweep's command continues them: {_names(stopped)}")
+    others = [folder.name for folder in seen.strangers]
     if others:
-        names = ", ".join(folder.name for folder in others)
-        lines.append(f"no longer in the file, or made with other --set values: {names}")
+        lines.append(f"no longer in the file, or made with other --set values: {_names(others)}")
     return "\n".join(lines)
 
 
+def _some(rows: Iterable[str]) -> list[str]:
+    found = list(rows)
+    return found[:MOST_ROWS] + _more(len(found))
+
+
+def _more(count: int) -> list[str]:
+    return [f"  ... and {count - MOST_ROWS} more (--json has all)"] if count > MOST_ROWS else []
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else ""
+    return ", ".join(names[:MOST_ROWS]) + more
+
+
+def _node(state: RunState) -> str:
+    """Where a run of Slurm's runs."""
+    if state.place is None or not state.place.nodes:
+        return ""
+    return f"on {state.place.nodes} ({state.place.task})"
+
+
+def _queue(states: list[RunState]) -> list[str]:
+    """Why runs wait, and what to do about those that wait in vain."""
+    queued = [s.place for s in states if s.state == "queued" and s.place is not None]
+    if not queued:
+        return []
+    reasons = Counter(place.reason if place.reason != "None" else "" for place in queued)
+    texts = [f"{n} {reason or 'just submitted'}" for reason, n in reasons.most_common()]
+    lines = [f"in Slurm's queue: {', '.join(texts)}"]
+    held = sorted({place.task for place in queued if any(w in place.reason for w in _HELD)})
+    if held:
+        lines.append(f"held, and will not start by themselves: scontrol release {' '.join(held)}")
+    return lines
+
+
+def _cost(books: Ledger) -> str:
+    def amount(spent: Spent) -> str:
+        if books.total.gpu_seconds:
+            return f"{spent.gpu_seconds / 3600:.2f}"
+        return duration(spent.seconds)
+
+    unit = " GPU hours" if books.total.gpu_seconds else " of runs"
+    lost = sorted(books.wasted.items(), key=lambda item: -item[1].seconds)
+    causes = ", ".join(f"{amount(spent)} {cause}" for cause, spent in lost if spent.seconds >= 0.5)
+    text = f"cost: {amount(books.total)}{unit}, {amount(books.useful)} useful"
+    return f"{text}; beside them {causes}" if causes else text
+
+
 def _failure(state: RunState) -> list[str]:
-    last = state.attempts[-1]
-    error = last.error or "its process was killed: no word was left"
+    last = state.attempts[-1] if state.attempts else None
+    error = (last.error if last else None) or _without_a_word(state)
     tries = len(state.attempts)
     return [
         f"{state.run.name}: {state.state} at {state.iteration}/{state.total} iterations, "
-        f"{tries} attempt{'' if tries == 1 else 's'}; log in {state.folder / 'log'}",
+        f"{tries} attempt{'' if tries == 1 else 's'}; log: python -m harness.logs {state.folder}",
         *(f"    {line}" for line in error.strip().splitlines()[-TRACEBACK_LINES:]),
     ]
 
 
-def _strangers(sweep: Sweep, runs_dir: Path) -> list[Path]:
-    known = known_folders(sweep.file) | {run.folder_name for run in sweep.runs}
-    return strangers(known, sweep_folder(sweep, runs_dir))
+def _without_a_word(state: RunState) -> str:
+    if state.reason in (None, "killed"):
+        return "its process was killed: no word was left"
+    return f"its job ended: {state.reason}"
 
 
 def main(
@@ -154,11 +214,18 @@ def main(
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
 ) -> None:
     """Show what a sweep is doing. Writes nothing."""
+    seen: Observer | None = None
 
     def show(before: str = "") -> None:
+        nonlocal seen
         sweep = load_sweep(file, profile, set_ or [])
-        text = json.dumps(as_data(sweep, runs)) if as_json else before + as_text(sweep, runs)
-        print(text, flush=True)
+        if seen is None:
+            seen = Observer(
+                sweep, runs, Scheduler(sweep_folder(sweep, runs)), lease.Watch() if watch else None
+            )
+        seen.sweep = sweep
+        seen.look()
+        print(json.dumps(as_data(seen)) if as_json else before + as_text(seen), flush=True)
 
     if not watch:
         show()

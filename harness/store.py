@@ -6,46 +6,59 @@ Reading never writes. Who may write is decided elsewhere: the job that owns a ru
 A run's state, from what lies in its folder, in this order of trust:
 
 * finished: result.json is there (it is written last, atomically).
-* running: a process holds the folder's lock.
-* by its newest attempt: `stopped` (asked to), `failed` (an exception: the program's or the
-  configuration's fault), `lost` (infrastructure: killed without a word, no disk space).
+* running: a process holds the folder's lease, or Slurm says that its job runs.
+* queued: Slurm has its job in the queue; unknown: it had, and does not answer now.
+* by its newest attempt, and by Slurm's word where that left none: `stopped` (asked to), `failed`
+  (an exception: the program's or the configuration's fault), `lost` (infrastructure: killed
+  without a word, a node that failed, no disk space).
 * waiting: it never began.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from harness import environment
+from harness.slurm import CAUSES
 from harness.spec import Run, Sweep
-from mixgrpo import lock
+from harness.submissions import SUBMISSIONS, Place
+from mixgrpo import lease
 from mixgrpo.config import SCHEMA_VERSION
 from mixgrpo.errors import RunError
-from mixgrpo.jsonlines import read_lines
-from mixgrpo.train import OWNER_LOCK
+from mixgrpo.train import OWNER
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-State = Literal["finished", "running", "stopped", "failed", "lost", "waiting"]
+State = Literal["finished", "running", "queued", "unknown", "stopped", "failed", "lost", "waiting"]
+LIVE: tuple[State, ...] = ("running", "queued", "unknown")
+"""What is under way, or may be."""
 
 STOP = "stop"
 """A file of this name in a run's folder asks its job to checkpoint and stop."""
 
-Reason = Literal["finished", "stopped", "config", "exception", "no-space", "run-error", "killed"]
-"""Why an attempt ended. `killed` means that it left no word, or that the next attempt says so."""
+Reason = Literal[
+    "finished", "stopped", "yielded", "config", "exception", "no-space", "run-error", "killed"
+]
+"""Why an attempt ended. `yielded`: it took a checkpoint because the scheduler wanted its place.
+`killed` means that it left no word, or that the next attempt says so."""
 
 STATE_OF: dict[str, State] = {
     # Said to be finished, and yet without a result: somebody removed it.
     "finished": "lost",
     "stopped": "stopped",
+    "yielded": "lost",
     "config": "failed",
     "exception": "failed",
     "no-space": "lost",
     "run-error": "lost",
     "killed": "lost",
+    # Words of Slurm's (harness.slurm), for what left none.
+    "cancelled": "stopped",
+    "time-limit": "lost",
+    "preempted": "lost",
+    "requeued": "lost",
+    "node-failure": "lost",
+    "out-of-memory": "lost",
 }
 
 
@@ -64,15 +77,32 @@ class Attempt:
     error: str | None
     """Why it failed: one line of message, or a traceback with the message last."""
     executor: str | None = None
-    """inline or local: how the job was started."""
+    """inline, local or slurm: how the job was started."""
     host: str | None = None
-    """The machine, for its owner: whom a process id belongs to."""
+    """The machine or node, for its owner: whom a process id belongs to."""
     warnings: tuple[str, ...] = ()
     """What the job warned of, each text once; the log has them with their places."""
+    restarts: int | None = None
+    """How often Slurm had queued the job again before."""
+    began_at: int = 0
+    """Iterations of the newest checkpoint at its start."""
+    gpus: float = 0.0
+    """The GPUs it occupied; a part of one where runs share it."""
+    commit: str | None = None
+    """The commit of the code that ran."""
+    dirty: bool | None = None
+    """Whether that code had been changed since."""
+    log: str | None = None
+    """Its output, as a path in the run's folder; None where that went to the terminal."""
 
     @property
     def last_line(self) -> str:
         return (self.error or "").strip().rpartition("\n")[2]
+
+
+_NO_ATTEMPT: dict[str, Any] = dict.fromkeys(
+    ("pid", "job_id", "started", "ended", "reason", "error")
+)
 
 
 @dataclass(frozen=True)
@@ -92,10 +122,17 @@ class RunState:
     """Rollout reward of the last iteration: not comparable across window positions."""
     score: float | None = None
     """The sweep's measure in the last evaluation."""
+    place: Place | None = None
+    """Where it stands in Slurm, by its last submission."""
 
     @property
     def total(self) -> int:
         return self.run.config.iterations
+
+    @property
+    def in_queue(self) -> bool:
+        """Whether Slurm has its job, waiting or running."""
+        return self.place is not None and self.place.standing != "gone"
 
     @property
     def evaluations_left(self) -> int:
@@ -106,9 +143,9 @@ class RunState:
     @property
     def reason(self) -> str | None:
         """Why the newest attempt ended; None where there was none, or it is under way."""
-        if not self.attempts or self.state == "running":
+        if self.state in (*LIVE, "waiting"):
             return None
-        return self.attempts[-1].reason or "killed"
+        return _reason(self.attempts, self.place)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -120,27 +157,105 @@ def sweep_folder(sweep: Sweep, runs_dir: Path) -> Path:
     return runs_dir / sweep.name
 
 
-def look(sweep: Sweep, run: Run, runs_dir: Path) -> RunState:
-    """The state of one run. RunError where its folder was written by another version."""
-    folder = sweep_folder(sweep, runs_dir) / run.folder_name
-    if read_result(folder) is not None:
-        return _with_progress(sweep, RunState(run, folder, "finished", read_attempts(folder)))
+def look(
+    sweep: Sweep,
+    run: Run,
+    runs_dir: Path,
+    places: Mapping[str, Place] | None = None,
+    watch: lease.Watch | None = None,
+) -> RunState:
+    """The state of one run. RunError where its folder was written by another version.
+
+    `places` is what Slurm says of the sweep's runs; `watch` remembers the leases of other machines
+    for whoever looks again and again.
+    """
+    name = run.folder_name
+    folder = sweep_folder(sweep, runs_dir) / name
+    place = places.get(name) if places else None
+    result = read_result(folder)
+    if result is not None:
+        return _finished(sweep, run, folder, result, place)
     # In this order: an attempt that ends between the two looks is then seen as running, not lost.
-    running = lock.is_held(folder / OWNER_LOCK)
+    held = watch.holds(folder / OWNER) if watch else lease.is_held(folder / OWNER)
     attempts = read_attempts(folder)
-    if running:
-        # A job takes the lock, then writes its record: until then there is nothing to show.
-        return _with_progress(sweep, RunState(run, folder, "running", attempts))
-    if read_result(folder) is not None:
-        return _with_progress(sweep, RunState(run, folder, "finished", attempts))
-    if not attempts:
-        return RunState(run, folder, "waiting")
-    state = STATE_OF.get(attempts[-1].reason or "killed", "failed")
-    return _with_progress(sweep, RunState(run, folder, state, attempts))
+    if held is not False:
+        # A job takes the lease, then writes its record: until then there is nothing to show.
+        return _with_progress(sweep, RunState(run, folder, "running", attempts, place=place))
+    result = read_result(folder)
+    if result is not None:
+        return _finished(sweep, run, folder, result, place)
+    return _with_progress(
+        sweep, RunState(run, folder, _state(attempts, place), attempts, place=place)
+    )
 
 
-def look_at_all(sweep: Sweep, runs_dir: Path) -> list[RunState]:
-    return [look(sweep, run, runs_dir) for run in sweep.runs]
+def _finished(
+    sweep: Sweep, run: Run, folder: Path, result: dict[str, Any], place: Place | None
+) -> RunState:
+    score = result.get("after", {}).get(sweep.measure)
+    iteration = int(result.get("iterations", run.config.iterations))
+    attempts = read_attempts(folder)
+    pace = result.get("seconds_total", 0.0) / max(1, iteration)
+    return RunState(
+        run,
+        folder,
+        "finished",
+        attempts,
+        iteration=iteration,
+        seconds_per_iteration=pace,
+        score=score,
+        place=place,
+    )
+
+
+def _state(attempts: tuple[Attempt, ...], place: Place | None) -> State:
+    """The state of a run without a result that nobody owns."""
+    if place is not None and place.standing != "gone":
+        last = attempts[-1] if attempts else None
+        ended_by_itself = (
+            last is not None
+            and last.job_id == place.task
+            and last.reason in ("config", "exception", "no-space", "run-error")
+        )
+        if not ended_by_itself:
+            return place.standing
+    if not attempts and (place is None or place.word == "NEVER_SUBMITTED"):
+        return "waiting"
+    return STATE_OF.get(_reason(attempts, place) or "killed", "failed")
+
+
+def _reason(attempts: tuple[Attempt, ...], place: Place | None) -> str | None:
+    """Why a run is not under way: its newest attempt's own word, else Slurm's."""
+    last = attempts[-1] if attempts else None
+    own = last.reason if last else None
+    if place is None or not place.task:
+        return own or ("killed" if last else None)
+    of_this_job = last is not None and last.job_id == place.task
+    if of_this_job and own not in (None, "stopped", "yielded", "killed"):
+        return own
+    return CAUSES.get(place.word) or (own if of_this_job else None) or "killed"
+
+
+def look_at_all(
+    sweep: Sweep,
+    runs_dir: Path,
+    places: Mapping[str, Place] | None = None,
+    watch: lease.Watch | None = None,
+) -> list[RunState]:
+    """The states of all runs, in the order of the sweep."""
+    folder = sweep_folder(sweep, runs_dir)
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [
+        look(sweep, run, runs_dir, places, watch)
+        if run.folder_name in there
+        else RunState(
+            run,
+            folder / run.folder_name,
+            _state((), places.get(run.folder_name) if places else None),
+            place=places.get(run.folder_name) if places else None,
+        )
+        for run in sweep.runs
+    ]
 
 
 def strangers(known: set[str], folder: Path) -> list[Path]:
@@ -148,12 +263,14 @@ def strangers(known: set[str], folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        p for p in folder.iterdir() if p.is_dir() and p.name not in known and _looks_like_a_run(p)
+        p
+        for p in folder.iterdir()
+        if p.name not in known and p.name != SUBMISSIONS and _looks_like_a_run(p)
     )
 
 
 def _looks_like_a_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.yaml", "attempts", OWNER_LOCK))
+    return any((folder / name).exists() for name in ("config.yaml", "attempts", OWNER))
 
 
 def _with_progress(sweep: Sweep, state: RunState) -> RunState:
@@ -175,16 +292,18 @@ def _with_progress(sweep: Sweep, state: RunState) -> RunState:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """A run's result.json; None while it is not finished. RunError for another version's."""
+    """A run's result.json; None while it is not finished. RunError for another version's.
+
+    One that was cut short is none: the run goes on from its checkpoint and writes it again.
+    """
     file = folder / "result.json"
     try:
-        text = file.read_text()
-    except (FileNotFoundError, NotADirectoryError):
+        result = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     try:
-        result: dict[str, Any] = json.loads(text)
         schema = result["schema"]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise RunError(
             f"{file}: is not a result of this program; remove it and run the sweep again to "
             "continue from the newest checkpoint"
@@ -195,28 +314,52 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             f"{SCHEMA_VERSION}); move the folder away to run it anew, or use the version that "
             "wrote it"
         )
-    return result
+    return dict(result)
 
 
 def read_attempts(folder: Path) -> tuple[Attempt, ...]:
     """The attempts of a run, the oldest first; one without an end by the time it was last seen."""
-    files = (folder / "attempts").glob("[0-9]*.json")
+    try:
+        with os.scandir(f"{folder}/attempts") as entries:
+            files = [e.path for e in entries if e.name[0] != "." and e.name.endswith(".json")]
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
     found = [attempt for file in files if (attempt := _read_attempt(file))]
     return tuple(sorted(found, key=lambda attempt: attempt.number))
 
 
-def _read_attempt(file: Path) -> Attempt | None:
+def _read_attempt(file: str) -> Attempt | None:
     try:
-        data = json.loads(file.read_text())
-        values = {name: data.get(name) for name in Attempt.__dataclass_fields__}
-        # Earlier versions kept no warnings.
-        return Attempt(**values | {"warnings": tuple(values["warnings"] or ())})
+        data = json.loads(Path(file).read_bytes())
+        # Earlier versions kept less, and what this one does not know is none of its business.
+        known = _NO_ATTEMPT | {k: v for k, v in data.items() if k in Attempt.__dataclass_fields__}
+        return Attempt(**known | {"warnings": tuple(known.get("warnings") or ())})
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError, TypeError):
         raise RunError(
             f"{file}: is not a record of this program; remove it, the run itself is unharmed"
         ) from None
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """Iterations of a run's newest checkpoint, as its name says; 0 where there is none."""
+    try:
+        with os.scandir(folder / "checkpoints") as entries:
+            return max((int(e.name) for e in entries if e.name.isdigit()), default=0)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def without_progress(attempts: tuple[Attempt, ...], checkpoint: int) -> int:
+    """How many attempts in a row, the last included, began at the `checkpoint` that is still the
+    newest."""
+    tail = 0
+    for attempt in reversed(attempts):
+        if attempt.began_at != checkpoint:
+            break
+        tail += 1
+    return tail
 
 
 def last_seen(folder: Path, attempt: Attempt) -> float:
@@ -247,66 +390,3 @@ def _last_lines(file: Path, count: int) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(line, dict):
             yield line
-
-
-# ---- everything measured ---------------------------------------------------------------------
-
-
-@dataclass
-class Results:
-    """What a sweep measured. `metrics` and `evals` hold finished runs only."""
-
-    runs: "pd.DataFrame"
-    """One row per run: arm, seed, hash, state; of finished ones before_<reward>, after_<reward>,
-    seconds_total, evaluations_computed, backward_computed, nfe_rollout, nfe_train, iterations."""
-    metrics: "pd.DataFrame"
-    """metrics.jsonl of all of them, with arm and seed."""
-    evals: "pd.DataFrame"
-    """eval.jsonl of all of them, with arm and seed."""
-    env: list[str] = field(default_factory=list)
-    """The machines and versions, in words, each once."""
-
-
-def collect(sweep: Sweep, runs_dir: Path) -> Results:
-    """Everything that a sweep's runs have measured. RunError for a folder of another version."""
-    import pandas as pd
-
-    runs: list[dict[str, Any]] = []
-    metrics: list[dict[str, Any]] = []
-    evals: list[dict[str, Any]] = []
-    machines: dict[str, None] = {}
-    for run in sweep.runs:
-        state = look(sweep, run, runs_dir)
-        key: dict[str, Any] = {"arm": run.arm, "seed": run.seed}
-        row = {**key, "hash": run.hash, "state": state.state}
-        result = read_result(state.folder)
-        if result is not None:
-            row |= _flat_result(result)
-            metrics += [key | line for line in read_lines(state.folder / "metrics.jsonl")]
-            evals += [key | line for line in read_lines(state.folder / "eval.jsonl")]
-            machines[_machine(state.folder)] = None
-        runs.append(row)
-    machines.pop("", None)
-    return Results(
-        pd.DataFrame(runs),
-        pd.DataFrame(metrics or None, columns=None if metrics else ["arm", "seed", "iteration"]),
-        pd.DataFrame(evals or None, columns=None if evals else ["arm", "seed", "iteration"]),
-        list(machines),
-    )
-
-
-def _flat_result(result: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for key, value in result.items():
-        if key in ("before", "after"):
-            row |= {f"{key}_{name}": number for name, number in value.items()}
-        elif key not in ("schema", "hash", "seed"):
-            row[key] = value
-    return row
-
-
-def _machine(folder: Path) -> str:
-    try:
-        return environment.in_words(json.loads((folder / "env.json").read_text()))
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return ""

@@ -9,39 +9,71 @@ are added.
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness import cli
-from harness.dispatch import ExecutorName, Local
+from harness.dispatch import Executor, ExecutorName, Inline, Local
 from harness.job import TRAIN
-from harness.launcher import Launcher, Retry, own, owner, prune, wait_for_lock
+from harness.launcher import (
+    Launcher,
+    Retry,
+    ask_to_stop,
+    own,
+    owner,
+    prune,
+    wait_for_lease,
+)
 from harness.progress import Progress, duration
+from harness.resources import Slurm, resources
+from harness.snapshot import take
 from harness.spec import Sweep, known_folders, load_sweep, only
 from harness.store import look_at_all, strangers, sweep_folder
+from harness.submissions import Scheduler
 from mixgrpo.cli import run as run_command
-from mixgrpo.errors import RunError
-from mixgrpo.lock import Lock
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.lease import Lease
 
 LOG = "launcher.log"
 INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Where and how the command is to run things."""
+
+    executor: ExecutorName
+    jobs: int | None
+    slurm: dict[str, Slurm]
+    """By arm; empty for the other executors."""
+    snapshot: bool
+    retry: Retry
 
 
 def main(
     file: cli.FileArgument,
     profile: cli.ProfileOption = None,
     executor: Annotated[
-        ExecutorName, typer.Option(help="Where jobs run: this process, or local processes.")
+        ExecutorName, typer.Option(help="Where jobs run: this process, local processes, or Slurm.")
     ] = "local",
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at once; by default one per GPU, else one per core."),
+        typer.Option(min=1, help="Local runs at once; by default one per GPU, else one per core."),
     ] = None,
     runs: cli.RunsOption = Path("runs"),
     reports: cli.ReportsOption = Path("reports"),
     set_: cli.SetOption = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="What jobs ask of Slurm, partition=gpu.", metavar="KEY=VALUE"),
+    ] = None,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Run from a copy of the tracked files as they are.")
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would run; start nothing.")
     ] = False,
@@ -62,17 +94,19 @@ def main(
             help="Remove runs that are no longer in the file; those of other --set values too.",
         ),
     ] = False,
+    cancel: Annotated[
+        bool,
+        typer.Option("--cancel", help="Stop the sweep's jobs, with checkpoints; start nothing."),
+    ] = False,
 ) -> int:
     """Run what a sweep file asks for and is not there yet, follow it, and write the report."""
     sweep = load_sweep(file, profile, set_ or [])
     part = only(sweep, only_ or [])
+    asked = _asked(sweep, executor, jobs, slurm or [], snapshot, retry)
     if plan:
-        from harness.plan import describe
-
-        slots = 1 if executor == "inline" else Local(jobs).slots
-        print(describe(part, runs, slots))
-        _tell_strangers(sweep, runs)
-        return 0
+        return _plan(sweep, part, runs, asked)
+    if cancel:
+        return _cancel(part, runs)
     if detach:
         held = own(sweep, runs)
         if held is None:
@@ -89,44 +123,124 @@ def main(
                 progress.say(
                     f"{owner(sweep, runs)} runs this sweep: following it (Ctrl-C leaves it alone)"
                 )
-                held = wait_for_lock(part, runs, progress)
+                places = _scheduler(sweep, runs, asked).places
+                held = wait_for_lease(part, runs, progress, places)
         if held is None:
             print("left; the sweep goes on without this command")
             return INTERRUPTED
     try:
-        return _run(sweep, part, runs, reports, executor, jobs, retry, prune_)
+        return _run(sweep, part, runs, reports, asked, prune_)
     finally:
         held.release()
 
 
-def _run(
+def _asked(
     sweep: Sweep,
-    part: Sweep,
-    runs: Path,
-    reports: Path,
     executor: ExecutorName,
     jobs: int | None,
+    slurm: list[str],
+    snapshot: bool,
     retry: Retry,
-    prune_: bool,
-) -> int:
-    """What happens with the sweep's lock held. Returns the exit code."""
+) -> _Asked:
+    """The options that go together. ConfigError for those that do not."""
+    if executor != "local" and jobs is not None and (executor, jobs) != ("inline", 1):
+        mend = (
+            "the inline executor runs one job at a time; leave it out"
+            if executor == "inline"
+            else "Slurm decides how many run; --slurm at_once=K bounds an array"
+        )
+        raise ConfigError(f"--jobs: {mend}")
+    if slurm and executor != "slurm":
+        raise ConfigError("--slurm: only --executor slurm asks Slurm for anything; add it")
+    if snapshot and executor == "inline":
+        raise ConfigError("--snapshot: an inline run has this process's code; leave it out")
+    wishes = resources(sweep, slurm) if executor == "slurm" else {}
+    return _Asked(executor, jobs, wishes, snapshot, retry)
+
+
+def _scheduler(sweep: Sweep, runs: Path, asked: _Asked) -> Scheduler:
+    polls = [wishes.poll_s for wishes in asked.slurm.values()]
+    return Scheduler(sweep_folder(sweep, runs), min(polls, default=30.0))
+
+
+def _executor(
+    sweep: Sweep, runs: Path, asked: _Asked, say: Callable[[str], None]
+) -> Callable[[Callable[[], bool]], Executor]:
+    """Makes the executor, for a launcher that says what an inline job asks when."""
+
+    def make(should_stop: Callable[[], bool]) -> Executor:
+        folder = sweep_folder(sweep, runs)
+        if asked.executor == "inline":
+            return Inline(should_stop, TRAIN)
+        snapshot = take(folder) if asked.snapshot else None
+        if asked.executor == "local":
+            return Local(asked.jobs, TRAIN, snapshot)
+        from harness.cluster import Cluster
+
+        return Cluster(sweep.name, folder, asked.slurm, say, TRAIN, snapshot)
+
+    return make
+
+
+def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
+    from harness.plan import describe
+
+    slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
+    scheduler = _scheduler(sweep, runs, asked)
+    states = look_at_all(part, runs, scheduler.places())
+    print(describe(part, states, slots))
+    if asked.executor == "slurm":
+        from harness.slurm_plan import describe_arrays
+
+        print(describe_arrays(part, runs, states, asked.slurm))
+    _tell_strangers(sweep, runs)
+    return 0
+
+
+def _cancel(part: Sweep, runs: Path) -> int:
+    """Stop everything of these arms that is queued or runs."""
+    held = own(part, runs)
+    if held is None:
+        raise RunError(
+            f"{sweep_folder(part, runs)}: {owner(part, runs)} runs this sweep; end that one first "
+            "(Ctrl-C, or kill), or it would go on with the rest"
+        )
+    try:
+        scheduler = Scheduler(sweep_folder(part, runs))
+        states = look_at_all(part, runs, scheduler.places())
+        running = [s for s in states if s.state == "running"]
+        queued = [s for s in states if s.state == "queued"]
+        ask_to_stop([state.folder for state in running])
+        scheduler.cancel({state.run.folder_name for state in queued})
+    finally:
+        held.release()
+    print(f"{len(queued)} queued run(s) cancelled", end="; ")
+    print(f"{len(running)} running one(s) stop after their iteration, with a checkpoint")
+    return 0
+
+
+def _run(sweep: Sweep, part: Sweep, runs: Path, reports: Path, asked: _Asked, prune_: bool) -> int:
+    """What happens with the sweep's lease held. Returns the exit code."""
     look_at_all(part, runs)  # a folder of another version is an error before anything starts
     _tell_strangers(sweep, runs, remove=prune_)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:
-        launcher = Launcher(part, runs, progress, executor, jobs, retry, TRAIN)
+        make = _executor(sweep, runs, asked, progress.say)
+        scheduler = _scheduler(sweep, runs, asked)
+        launcher = Launcher(part, runs, progress, make, scheduler, asked.retry)
         complete = launcher.go()
     if not complete:
-        print("stopped; everything is resumable: the same command continues")
+        goes_on = "left" if launcher.executor.outlive else "stopped; everything is resumable"
+        print(f"{goes_on}: the same command continues")
         return INTERRUPTED
-    ended = look_at_all(part, runs)
+    ended = look_at_all(part, runs, scheduler.places())
     unfinished = [state for state in ended if state.state != "finished"]
     print(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished", end="")
     print(f" ({duration(time.monotonic() - begin)})" if launcher.starts else "", flush=True)
     for state in unfinished:
         why = state.attempts[-1].last_line if state.attempts else "it never began"
         print(f"{state.run.name}: {state.state}: {why or state.reason}; log in {state.folder}/log")
-    if any(state.state == "failed" for state in unfinished) and retry != "failed":
+    if any(state.state == "failed" for state in unfinished) and asked.retry != "failed":
         print("what failed by an exception runs again with --retry failed")
     if any(state.state == "finished" for state in look_at_all(sweep, runs)):
         print(f"report: {write_report(sweep, runs, reports)}")
@@ -146,10 +260,10 @@ def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
 
 def _tell_strangers(sweep: Sweep, runs: Path, remove: bool = False) -> None:
     """Report, or remove, run folders that no profile of the file asks for."""
-    known = known_folders(sweep.file) | {run.folder_name for run in sweep.runs}
+    known = known_folders(sweep.file, sweep) | {run.folder_name for run in sweep.runs}
     found = strangers(known, sweep_folder(sweep, runs))
     if remove:
-        prune(found, print)
+        prune(found, print, Scheduler(sweep_folder(sweep, runs)).cancel)
     elif found:
         print(
             f"{len(found)} run(s) are no longer in {sweep.file}, or were made with other --set "
@@ -159,10 +273,10 @@ def _tell_strangers(sweep: Sweep, runs: Path, remove: bool = False) -> None:
             print(f"  {folder}")
 
 
-def _go_to_background(sweep: Sweep, runs: Path, held: Lock) -> bool:
+def _go_to_background(sweep: Sweep, runs: Path, held: Lease) -> bool:
     """Fork a launcher with a session of its own. True in it, False in the command that returns.
 
-    The sweep's lock goes over to it without ever being free.
+    The sweep's lease goes over to it without ever being free.
     """
     log = sweep_folder(sweep, runs) / LOG
     sys.stdout.flush()
@@ -177,6 +291,7 @@ def _go_to_background(sweep: Sweep, runs: Path, held: Lock) -> bool:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     held.sign()
+    held.keep()
     return True
 
 

@@ -32,7 +32,8 @@ class Part(Section):
     grid: dict[str, tuple[Any, ...]] | None = None
     """Values by key; their product is the arms."""
     arms: dict[Name, Settings | None] | None = None
-    """Settings by arm name; a `label` for figures, and a `base` of its own instead of the above."""
+    """Settings by arm name; a `label` for figures, a `base` of its own instead of the above, and
+    `slurm` of its own on top of the others."""
     seeds: Seeds | None = None
     """How many (0, 1, ...), or which."""
     reference: str | Settings | None = None
@@ -40,6 +41,8 @@ class Part(Section):
     paper_rows: dict[Scalar, Scalar] | None = None
     """Row of the published table by arm name or grid value; by default they are the same."""
     notes: str | None = None
+    slurm: Settings | None = None
+    """Where the runs run, on top of the site's own settings: `harness.resources`."""
 
 
 class Profile(Part):

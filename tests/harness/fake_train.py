@@ -2,7 +2,8 @@
 
 The environment variable FAKE_TRAIN holds JSON: behaviour by run name (`interval=1-seed0`), or "*".
 Behaviours: seconds (per iteration), raise_at, repeatable_at, wrapped_at, no_space_at, fill_at (the
-disk, in truth), config_error, warn (in every iteration), kill_at (once).
+disk, in truth), config_error, warn (in every iteration), kill_at (once), always_kill_at, show (a
+variable of the environment, in the metrics).
 """
 
 import errno
@@ -66,6 +67,8 @@ def run(
         if done == behaviour.get("kill_at") and not (folder / "killed_once").exists():
             (folder / "killed_once").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if done == behaviour.get("always_kill_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
         line = {
             "iteration": done,
             "pid": os.getpid(),
@@ -74,6 +77,8 @@ def run(
             "seconds_total": behaviour.get("seconds", 0.01),
             "threads": os.environ.get("OMP_NUM_THREADS"),
         }
+        if "show" in behaviour:
+            line[behaviour["show"]] = os.environ.get(behaviour["show"])
         with metrics.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         done += 1

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.spec import Sweep, load_sweep
+from harness.status import Observer
 from harness.store import RunState, look_at_all
+from harness.submissions import Scheduler
 
 HERE = Path(__file__).parent
 
@@ -32,6 +34,9 @@ class Lab:
 
     root: Path
     launchers: list[subprocess.Popen[str]] = field(default_factory=list)
+    executor: tuple[str, ...] = ()
+    """Options that every launcher gets."""
+    patience_s: float = 60.0
 
     @property
     def file(self) -> Path:
@@ -60,7 +65,7 @@ class Lab:
             "CUDA_VISIBLE_DEVICES": "",
         }
         launcher = subprocess.Popen(
-            [*command, *folders, *options],
+            [*command, *folders, *self.executor, *options],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -74,17 +79,33 @@ class Lab:
     def finish(self, *options: str, fake: dict[str, Any] | None = None) -> tuple[int, str]:
         """Run a launcher to its end: exit code and everything it printed."""
         launcher = self.launch(*options, fake=fake)
-        output, _ = launcher.communicate(timeout=60)
+        output, _ = launcher.communicate(timeout=self.patience_s)
         return launcher.returncode, output
 
+    def observe(self) -> Observer:
+        """What `harness.status` sees."""
+        seen = Observer(self.sweep, self.runs, Scheduler(self.runs / "toy"))
+        seen.look()
+        return seen
+
     def states(self) -> dict[str, RunState]:
+        """The runs as their folders show them."""
         return {state.run.name: state for state in look_at_all(self.sweep, self.runs)}
+
+    def attempts(self) -> dict[str, list[str | None]]:
+        """How every attempt ended, by run."""
+        return {name: [a.reason for a in state.attempts] for name, state in self.states().items()}
+
+    def iterations(self, name: str) -> list[int]:
+        """The iterations in a run's metrics."""
+        text = (self.states()[name].folder / "metrics.jsonl").read_text()
+        return [json.loads(line)["iteration"] for line in text.splitlines()]
 
     def wait_for(self, condition: Callable[[dict[str, RunState]], bool]) -> dict[str, RunState]:
         """Look until `condition` holds."""
         begin = time.monotonic()
         while not condition(states := self.states()):
-            if time.monotonic() - begin > 30:
+            if time.monotonic() - begin > self.patience_s / 2:
                 raise TimeoutError(
                     f"{[(s.run.name, s.state, s.iteration) for s in states.values()]}"
                 )

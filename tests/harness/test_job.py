@@ -14,8 +14,8 @@ from harness import job as jobs
 from harness.job import Job, make_job
 from harness.spec import Run
 from harness.store import STOP, read_attempts, read_result
-from mixgrpo import lock
-from mixgrpo.train import OWNER_LOCK
+from mixgrpo import lease
+from mixgrpo.train import OWNER
 
 from .lab import HERE, Lab
 
@@ -33,7 +33,7 @@ def run(lab: Lab) -> Run:
 def job(lab: Lab, run: Run, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.syspath_prepend(str(HERE))
     folder = lab.runs / "toy" / run.folder_name
-    return make_job(folder, run.config, 1, None, "fake_train:run")
+    return make_job(folder, run.config, train="fake_train:run")
 
 
 def behave(monkeypatch: pytest.MonkeyPatch, **behaviour: Any) -> None:
@@ -135,7 +135,7 @@ def test_a_record_says_where_the_job_ran_and_the_lock_who_holds_it(job: Job) -> 
     signed: list[str] = []
 
     def look_at_lock() -> bool:
-        signed.append(lock.holder(Path(job.folder) / OWNER_LOCK))
+        signed.append(lease.holder(Path(job.folder) / OWNER))
         return False
 
     assert job.run(look_at_lock) == "finished"
@@ -159,13 +159,13 @@ def test_a_stop_file_and_a_signal_both_stop_after_the_iteration(job: Job) -> Non
 
 
 def test_a_folder_that_is_owned_is_left_alone(job: Job) -> None:
-    held = lock.acquire(Path(job.folder) / OWNER_LOCK)
+    held = lease.acquire(Path(job.folder) / OWNER)
     assert held is not None
-    assert lock.is_held(held.path)
+    assert lease.is_held(held.folder)
     assert job.run(never) == "busy"
     assert read_attempts(Path(job.folder)) == ()
     held.release()
-    assert not lock.is_held(held.path)
+    assert not lease.is_held(held.folder)
     assert job.run(never) == "finished"
 
 
@@ -197,16 +197,14 @@ def test_a_record_that_cannot_be_written_loses_only_words(
 
 
 def test_a_trainer_that_cannot_be_imported_is_a_failure_with_a_record(lab: Lab, run: Run) -> None:
-    job = make_job(lab.runs / "x", run.config, 1, None, "no_such_module:run")
+    job = make_job(lab.runs / "x", run.config, train="no_such_module:run")
     assert job.run(never) == "exception"
     assert "no_such_module" in (read_attempts(lab.runs / "x")[0].error or "")
 
 
-def test_threads_are_pinned_and_gpus_hidden_unless_given() -> None:
-    assert Job("folder", "{}").variables() == {
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    assert Job("folder", "{}", gpu="3").variables()["CUDA_VISIBLE_DEVICES"] == "3"
+def test_threads_are_set_and_gpus_are_those_given_or_the_schedulers() -> None:
+    threads = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    assert Job("folder", "{}", threads=2).variables() == threads
+    for gpu in ("3", ""):
+        seen = Job("folder", "{}", threads=2, gpu=gpu).variables()
+        assert seen == threads | {"CUDA_VISIBLE_DEVICES": gpu}

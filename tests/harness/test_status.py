@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.ledger import START_UP, ledger
 from harness.progress import duration, seconds_left, summary, time_left
-from harness.status import as_data, as_text, cost
-from harness.store import RunState, look_at_all
+from harness.status import as_data, as_text
+from harness.store import RunState
 
 from .lab import Lab
 
@@ -36,9 +37,11 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
 
 def test_status_says_what_failed_and_why_and_writes_nothing(mixed: Lab) -> None:
     before = contents(mixed.root)
-    text = as_text(mixed.sweep, mixed.runs)
+    text = as_text(mixed.observe())
     assert "toy: 4 runs: 2 finished, 1 stopped, 1 failed" in text
-    assert "interval=3-seed0: failed at 2/6 iterations, 1 attempt; log in" in text
+    assert (
+        "interval=3-seed0: failed at 2/6 iterations, 1 attempt; log: python -m harness.logs" in text
+    )
     assert "    ValueError: the fake trainer was told to raise" in text
     assert "stopped, the sweep's command continues them: interval=3-seed1" in text
     assert "cost: " in text
@@ -54,17 +57,55 @@ def test_status_says_what_failed_and_why_and_writes_nothing(mixed: Lab) -> None:
     assert contents(mixed.root) == before
 
 
-def test_cost_tells_useful_from_wasted(mixed: Lab) -> None:
-    spent = cost(look_at_all(mixed.sweep, mixed.runs))
-    assert spent.total > 10
+def test_the_ledger_tells_useful_from_wasted_by_cause(mixed: Lab) -> None:
+    seen = mixed.observe()
+    books = ledger(seen.states, seen.folder)
+    assert books.total.seconds > 10
     # 6 + 6 + 2 + 6 iterations of 0.01 s, and 2 + 2 + 1 + 2 evaluations of 0.001 s
-    assert spent.useful == pytest.approx(0.207)
-    assert spent.wasted == spent.total - spent.useful
+    assert books.useful.seconds == pytest.approx(0.207)
+    assert set(books.wasted) == {START_UP, "exception"}
+    # The record of the stopped run was made to say 10 s.
+    assert 9.9 < books.wasted[START_UP].seconds < 12
+
+
+def test_the_ledger_counts_what_a_kill_lost_and_gpus(lab: Lab) -> None:
+    """Two attempts: 4 iterations, of which the checkpoint kept 2; then the rest."""
+    run = lab.sweep.runs[0]
+    folder = lab.runs / "toy" / run.folder_name
+    (folder / "attempts").mkdir(parents=True)
+    (folder / "checkpoints" / "000002").mkdir(parents=True)
+    lines = [{"iteration": m, "seconds_total": 10.0} for m in range(6)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evals = [{"iteration": m, "seconds_total": 1.0} for m in (0, 6)]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
+    first = {"number": 1, "job_id": "7_0", "restarts": 0, "began_at": 0, "gpus": 8.0}
+    times = [
+        first | {"started": 1000.0, "ended": 1045.0, "reason": "killed"},
+        first
+        | {"number": 2, "restarts": 1, "began_at": 2}
+        | {"started": 2000.0, "ended": 2050.0, "reason": "exception"},
+    ]
+    for record in times:
+        (folder / "attempts" / f"{record['number']}.json").write_text(json.dumps(record))
+    (folder / "checkpoints" / "000006").mkdir()
+    ended = lab.runs / "toy" / "submissions" / "00001-abc.ended.jsonl"
+    ended.parent.mkdir()
+    ended.write_text(json.dumps({"task": "7_0", "state": "NODE_FAIL"}) + "\n")
+    seen = lab.observe()
+    books = ledger(seen.states, seen.folder)
+    # The first kept iterations 0 and 1 and an evaluation, the second 2 to 5 and another one.
+    assert books.useful.seconds == 21.0 + 41.0
+    assert books.useful.gpu_seconds == 8 * 62.0
+    assert {cause: spent.seconds for cause, spent in books.wasted.items()} == {
+        "node-failure": 24.0,
+        "exception": 9.0,
+    }
+    assert "cost: 0.21 GPU hours, 0.14 useful" in as_text(seen)
 
 
 def test_status_of_a_sweep_that_never_ran(lab: Lab) -> None:
-    assert as_text(lab.sweep, lab.runs) == "toy: 4 runs: 4 waiting"
-    assert as_data(lab.sweep, lab.runs)["counts"] == {"waiting": 4}
+    assert as_text(lab.observe()) == "toy: 4 runs: 4 waiting"
+    assert as_data(lab.observe())["counts"] == {"waiting": 4}
     assert not lab.runs.exists()
 
 

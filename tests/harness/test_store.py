@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from harness.results import collect
 from harness.spec import Run
-from harness.store import collect, look, strangers, sweep_folder
-from mixgrpo import atomic, lock
+from harness.store import look, strangers, sweep_folder
+from mixgrpo import atomic, lease
 from mixgrpo.errors import RunError
 from mixgrpo.jsonlines import read_lines
-from mixgrpo.train import OWNER_LOCK
+from mixgrpo.train import OWNER
 
 from .lab import Lab
 
@@ -92,7 +93,7 @@ def test_a_held_lock_means_running_and_a_result_means_finished(
 ) -> None:
     assert look(lab.sweep, run, lab.runs).state == "waiting"
     attempt(folder, 1, None)
-    held = lock.acquire(folder / OWNER_LOCK)
+    held = lease.acquire(folder / OWNER)
     assert held is not None
     assert look(lab.sweep, run, lab.runs).state == "running"
     finish(folder)

@@ -8,29 +8,21 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from harness.dispatch import Handle
+from harness.dispatch import Local, Start
 from harness.launcher import Launcher
 from harness.progress import Progress
 from harness.status import as_data, as_text
-from mixgrpo.config import RunConfig
+from harness.submissions import Scheduler
 from mixgrpo.errors import RunError
 
 from .lab import HERE, SMALL, SWEEP, Lab
 
 SLOW = {"*": {"seconds": 0.3}}
-
-
-def iterations(lab: Lab, name: str) -> list[int]:
-    text = (lab.states()[name].folder / "metrics.jsonl").read_text()
-    return [json.loads(line)["iteration"] for line in text.splitlines()]
-
-
-def attempts(lab: Lab) -> dict[str, list[str | None]]:
-    return {name: [a.reason for a in state.attempts] for name, state in lab.states().items()}
 
 
 def test_two_arms_by_two_seeds_end_to_end_and_once_more(lab: Lab) -> None:
@@ -40,7 +32,7 @@ def test_two_arms_by_two_seeds_end_to_end_and_once_more(lab: Lab) -> None:
     assert "report: " in output
     states = lab.states()
     assert {s.state for s in states.values()} == {"finished"}
-    assert all(iterations(lab, name) == list(range(6)) for name in states)
+    assert all(lab.iterations(name) == list(range(6)) for name in states)
     line = json.loads(
         (states["interval=1-seed0"].folder / "metrics.jsonl").read_text().split("\n")[0]
     )
@@ -49,7 +41,7 @@ def test_two_arms_by_two_seeds_end_to_end_and_once_more(lab: Lab) -> None:
     code, output = lab.finish("--jobs", "2")
     assert code == 0
     assert "started" not in output
-    assert attempts(lab) == {name: ["finished"] for name in states}
+    assert lab.attempts() == {name: ["finished"] for name in states}
 
     # A new arm and a new seed are added; what is no longer in the file is only told.
     lab.write(SWEEP.replace("[1, 3]", "[3, 2]").replace("seeds: 2", "seeds: 1"))
@@ -73,8 +65,8 @@ def test_a_killed_job_is_noticed_at_once_and_continues(lab: Lab) -> None:
     assert code == 0, output
     assert "interval=3-seed0: lost after 3/6 iterations: its process was killed" in output
     assert "interval=3-seed0: started again (2)" in output
-    assert attempts(lab)["interval=3-seed0"] == ["killed", "finished"]
-    assert iterations(lab, "interval=3-seed0") == list(range(6))
+    assert lab.attempts()["interval=3-seed0"] == ["killed", "finished"]
+    assert lab.iterations("interval=3-seed0") == list(range(6))
     assert time.monotonic() - begin < 15  # submitit alone would take 17 s to notice
 
 
@@ -88,8 +80,8 @@ def test_after_a_kill_of_launcher_and_job_the_same_command_finishes(lab: Lab) ->
     assert lab.wait_for(lambda s: s["interval=1-seed0"].state == "lost")
     code, output = lab.finish("--jobs", "2")
     assert code == 0, output
-    assert attempts(lab)["interval=1-seed0"] == ["killed", "finished"]
-    assert iterations(lab, "interval=1-seed0") == list(range(6))
+    assert lab.attempts()["interval=1-seed0"] == ["killed", "finished"]
+    assert lab.iterations("interval=1-seed0") == list(range(6))
 
 
 def test_jobs_outlive_their_launcher_and_are_picked_up(lab: Lab) -> None:
@@ -101,7 +93,7 @@ def test_jobs_outlive_their_launcher_and_are_picked_up(lab: Lab) -> None:
     os.killpg(launcher.pid, signal.SIGHUP)  # the terminal closes
     code, output = lab.finish("--jobs", "2")
     assert code == 0, output
-    assert all(reasons == ["finished"] for reasons in attempts(lab).values())
+    assert all(reasons == ["finished"] for reasons in lab.attempts().values())
 
 
 def test_ctrl_c_leaves_everything_resumable(lab: Lab) -> None:
@@ -119,8 +111,8 @@ def test_ctrl_c_leaves_everything_resumable(lab: Lab) -> None:
 
     code, output = lab.finish("--jobs", "2")
     assert code == 0, output
-    assert attempts(lab)["interval=1-seed0"] == ["stopped", "finished"]
-    assert all(iterations(lab, name) == list(range(6)) for name in states)
+    assert lab.attempts()["interval=1-seed0"] == ["stopped", "finished"]
+    assert all(lab.iterations(name) == list(range(6)) for name in states)
 
 
 def test_sigterm_during_an_inline_run_leaves_it_resumable(lab: Lab) -> None:
@@ -149,11 +141,11 @@ def test_a_failure_hides_nothing_and_runs_again_only_when_asked(lab: Lab) -> Non
     code, output = lab.finish("--jobs", "2")
     assert code == 1
     assert "started" not in output
-    assert attempts(lab)["interval=1-seed0"] == ["exception"]
+    assert lab.attempts()["interval=1-seed0"] == ["exception"]
 
     code, output = lab.finish("--jobs", "2", "--retry", "failed")
     assert code == 0, output
-    assert attempts(lab)["interval=1-seed0"] == ["exception", "finished"]
+    assert lab.attempts()["interval=1-seed0"] == ["exception", "finished"]
 
 
 def test_a_full_disk_stops_the_sweep_with_all_runs_resumable(lab: Lab) -> None:
@@ -165,7 +157,7 @@ def test_a_full_disk_stops_the_sweep_with_all_runs_resumable(lab: Lab) -> None:
     assert states == ["lost", "waiting", "waiting", "waiting"]
     code, output = lab.finish(*inline)
     assert code == 0, output
-    assert attempts(lab)["interval=1-seed0"] == ["no-space", "finished"]
+    assert lab.attempts()["interval=1-seed0"] == ["no-space", "finished"]
 
 
 def test_a_disk_that_fills_up_ends_the_sweep_with_one_error(small_disk: Path, lab: Lab) -> None:
@@ -178,7 +170,7 @@ def test_a_disk_that_fills_up_ends_the_sweep_with_one_error(small_disk: Path, la
     (small_disk / "toy" / "filler").unlink()
     code, output = lab.finish("--jobs", "2")
     assert code == 0, output
-    assert all(iterations(lab, name) == list(range(6)) for name in lab.states())
+    assert all(lab.iterations(name) == list(range(6)) for name in lab.states())
 
 
 def test_a_disk_that_is_full_before_a_job_starts_stops_the_others(
@@ -196,7 +188,7 @@ def test_a_disk_that_is_full_before_a_job_starts_stops_the_others(
     filler.unlink()
     code, output = lab.finish("--jobs", "2")
     assert code == 0, output
-    assert all(iterations(lab, name) == list(range(6)) for name in lab.states())
+    assert all(lab.iterations(name) == list(range(6)) for name in lab.states())
 
 
 def test_a_place_where_jobs_cannot_start_is_one_error_and_stops_the_others(
@@ -205,18 +197,20 @@ def test_a_place_where_jobs_cannot_start_is_one_error_and_stops_the_others(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     monkeypatch.setenv("FAKE_TRAIN", json.dumps({"*": {"seconds": 0.3}}))
+    executor = Local(2, "fake_train:run")
+    scheduler = Scheduler(lab.runs / "toy")
     launcher = Launcher(
-        lab.sweep, lab.runs, Progress("composition", False), "local", 2, train="fake_train:run"
+        lab.sweep, lab.runs, Progress("composition", False), lambda _: executor, scheduler
     )
-    start = launcher.executor.start
+    start = executor.start
 
-    def full_after_one(slot: int, folder: Path, config: RunConfig) -> Handle:
-        if slot:
+    def full_after_one(starts: Sequence[Start]) -> list[str]:
+        if executor._active:
             lab.wait_for(lambda s: s["interval=1-seed0"].iteration >= 1)
             raise OSError(28, "No space left on device")  # as submitit's own write: no file named
-        return start(slot, folder, config)
+        return start(starts)
 
-    monkeypatch.setattr(launcher.executor, "start", full_after_one)
+    monkeypatch.setattr(executor, "start", full_after_one)
     with pytest.raises(RunError, match=r"no space .* under .*runs: No space left.*make room"):
         launcher.go()
     states = [s.state for s in lab.states().values()]
@@ -231,8 +225,8 @@ def test_what_a_job_warns_of_is_said_once_and_kept(lab: Lab) -> None:
         code, output = lab.finish("--executor", executor, fake=fake)
         assert code == 0, output
         assert output.count(f"interval=3-seed0: warning: {text}") == 1
-        assert f"interval=3-seed0: warning: {text}" in as_text(lab.sweep, lab.runs)
-        warned = {run["arm"]: run["warnings"] for run in as_data(lab.sweep, lab.runs)["runs"]}
+        assert f"interval=3-seed0: warning: {text}" in as_text(lab.observe())
+        warned = {run["arm"]: run["warnings"] for run in as_data(lab.observe())["runs"]}
         assert warned == {"interval=1": [], "interval=3": [text]}
         code, output = lab.finish("--executor", executor)
         assert (code, "warning" in output) == (0, False)  # said when it happened
@@ -245,7 +239,7 @@ def test_two_launchers_at_once_run_nothing_twice(lab: Lab) -> None:
     second = lab.launch("--jobs", "2", fake=SLOW)
     outputs = [launcher.communicate(timeout=60)[0] for launcher in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
-    assert all(reasons == ["finished"] for reasons in attempts(lab).values())
+    assert all(reasons == ["finished"] for reasons in lab.attempts().values())
     holder, follower = sorted((first, second), key=lambda p: "following" in outputs[p is second])
     output = outputs[follower is second]
     assert f"process {holder.pid} on" in output
@@ -283,13 +277,13 @@ def test_detach_returns_and_the_same_command_picks_up(lab: Lab) -> None:
     assert code == 0, output
     assert f"process {background} on" in output
     assert "started" not in output
-    assert all(reasons == ["finished"] for reasons in attempts(lab).values())
+    assert all(reasons == ["finished"] for reasons in lab.attempts().values())
     assert "interval=1-seed0: started" in (lab.runs / "toy" / "launcher.log").read_text()
 
 
 def test_prune_stops_a_live_run_before_it_removes_it(lab: Lab) -> None:
     launcher = lab.launch("--jobs", "2", fake={"*": {"seconds": 0.5}})
-    states = lab.wait_for(lambda s: sum(x.state == "running" for x in s.values()) == 2)
+    states = lab.wait_for(lambda s: sum(len(x.attempts) for x in s.values()) == 2)
     launcher.kill()
     launcher.wait()
     lab.write(SWEEP.replace("[1, 3]", "[1]").replace("seeds: 2", "seeds: 1"))
@@ -324,8 +318,8 @@ def test_plan_names_arms_that_are_the_same_schedule(lab: Lab) -> None:
     lab.write(SWEEP.replace("[1, 3]", "[1, 6, 7, 8]"))
     code, output = lab.finish("--plan")
     assert code == 0
-    assert output.count("same schedule:") == 3
-    assert "same schedule: interval=6 and interval=7" in output
+    assert output.count("same schedule:") == 1
+    assert "same schedule: interval=6, interval=7 and interval=8" in output
 
 
 def test_a_run_folder_of_another_version_is_one_clear_error(lab: Lab) -> None:

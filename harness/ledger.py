@@ -1,0 +1,120 @@
+"""What a sweep's runs have cost: hours of runs and of GPUs, useful ones and wasted ones by cause.
+
+Summed from the records of the attempts and from the seconds of the iterations and evaluations that
+were kept. Reads only.
+"""
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import submissions
+from harness.slurm import CAUSES
+from harness.store import LIVE, Attempt, RunState, last_seen, newest_checkpoint
+
+START_UP = "start-up"
+"""What an attempt that lost nothing took beside iterations and evaluations, as for imports."""
+
+_SECONDS = re.compile(rb'"seconds_total": ([0-9.eE+-]+)')
+_ITERATION = re.compile(rb'"iteration": (\d+)')
+
+
+@dataclass
+class Spent:
+    """Time of runs."""
+
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+    def add(self, seconds: float, gpus: float) -> None:
+        self.seconds += seconds
+        self.gpu_seconds += seconds * gpus
+
+
+@dataclass
+class Ledger:
+    """The books of a sweep."""
+
+    useful: Spent = field(default_factory=Spent)
+    """Iterations and evaluations that are part of a result, or will be."""
+    wasted: dict[str, Spent] = field(default_factory=dict)
+    """The rest, by why the attempt ended; `start-up` where it lost nothing."""
+
+    @property
+    def total(self) -> Spent:
+        every = [self.useful, *self.wasted.values()]
+        return Spent(sum(s.seconds for s in every), sum(s.gpu_seconds for s in every))
+
+
+def ledger(states: Iterable[RunState], sweep_folder: Path) -> Ledger:
+    """The books over these runs."""
+    made, words = Ledger(), _Words(sweep_folder)
+    for state in states:
+        if state.attempts:
+            _enter(made, state, words)
+    return made
+
+
+def _enter(made: Ledger, state: RunState, words: "_Words") -> None:
+    iterations = _seconds(state.folder / "metrics.jsonl")
+    evaluations = _seconds(state.folder / "eval.jsonl")
+    live = state.state in LIVE
+    for attempt, following in zip(state.attempts, (*state.attempts[1:], None), strict=True):
+        last = following is None
+        if not last:
+            kept = following.began_at if following else 0
+        elif live or state.state == "finished":
+            kept = state.total + 1
+        else:
+            kept = newest_checkpoint(state.folder)
+        useful = sum(s for m, s in iterations.items() if attempt.began_at <= m < kept)
+        # An evaluation stands after so many iterations; the one of the first belongs to the first.
+        first = attempt is state.attempts[0]
+        useful += sum(
+            s
+            for m, s in evaluations.items()
+            if (attempt.began_at < m <= kept) or (first and m == 0)
+        )
+        end = time.time() if last and state.state == "running" else last_seen(state.folder, attempt)
+        seconds = max(0.0, end - attempt.started)
+        useful = min(useful, seconds)
+        made.useful.add(useful, attempt.gpus)
+        cause = START_UP if last and live else words.cause(attempt)
+        made.wasted.setdefault(cause, Spent()).add(seconds - useful, attempt.gpus)
+
+
+def _seconds(file: Path) -> dict[int, float]:
+    """Seconds by iteration. Not parsed as JSON: thousands of files are read at a time."""
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for line in text.split(b"\n")[:-1]:
+        iteration, seconds = _ITERATION.search(line), _SECONDS.search(line)
+        if iteration and seconds:
+            found[int(iteration[1])] = float(seconds[1])
+    return found
+
+
+class _Words:
+    """Why attempts ended, where Slurm has to be believed."""
+
+    def __init__(self, sweep_folder: Path) -> None:
+        self.sweep_folder = sweep_folder
+        self._by_task: dict[str, list[str]] | None = None
+
+    def cause(self, attempt: Attempt) -> str:
+        """An attempt's own reason; Slurm's for one that was killed, by how often it had run."""
+        own = attempt.reason or "killed"
+        if own in ("finished", "stopped", "yielded"):
+            return START_UP
+        if own != "killed" or attempt.job_id is None or attempt.restarts is None:
+            return own
+        if self._by_task is None:
+            self._by_task = submissions.words_by_task(self.sweep_folder)
+        words = self._by_task.get(attempt.job_id, [])
+        word = words[attempt.restarts] if attempt.restarts < len(words) else ""
+        return CAUSES.get(word, own)

@@ -1,0 +1,146 @@
+"""Shows what a run printed, or follows it while it runs.
+
+python -m harness.logs RUN [--follow]
+"""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import cli, submissions
+from harness.store import Attempt, read_attempts
+from mixgrpo import lease
+from mixgrpo.cli import run as run_command
+from mixgrpo.errors import ConfigError
+from mixgrpo.train import OWNER
+
+FOLLOW_EVERY_S = 0.5
+
+
+def find_run(name: str, runs_dir: Path) -> Path:
+    """The folder of a run: a path, or the beginning of a folder's name under `runs_dir`.
+
+    ConfigError where none fits, or several do.
+    """
+    if (Path(name) / "attempts").is_dir() or (Path(name) / "config.yaml").exists():
+        return Path(name)
+    found = sorted(
+        folder
+        for folder in runs_dir.glob("*/*-seed*")
+        if folder.is_dir() and folder.name.startswith(name)
+    )
+    exact = [folder for folder in found if folder.name.rpartition("-")[0] == name]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if not found:
+        raise ConfigError(
+            f"{name}: no run of this name under {runs_dir}; give a run's folder, or its name as "
+            "python -m harness.status shows it"
+        )
+    raise ConfigError(
+        f"{name}: fits {len(found)} runs ({', '.join(map(str, found[:3]))}, ...); give the folder"
+    )
+
+
+def find_log(folder: Path, number: int | None = None) -> Path:
+    """The log of an attempt, by default of the newest; of its submission where it never began.
+
+    ConfigError where there is none.
+    """
+    attempts = read_attempts(folder)
+    if number is not None:
+        chosen = [attempt for attempt in attempts if attempt.number == number]
+        if not chosen:
+            known = ", ".join(str(attempt.number) for attempt in attempts) or "none"
+            raise ConfigError(f"--attempt {number}: {folder} has the attempts {known}")
+        return _log_of(folder, chosen[0])
+    before_it = _submission_log(folder, attempts)
+    if before_it is not None:
+        return before_it
+    if not attempts:
+        raise ConfigError(f"{folder}: no job has begun here yet, so there is nothing to show")
+    return _log_of(folder, attempts[-1])
+
+
+def _log_of(folder: Path, attempt: Attempt) -> Path:
+    if attempt.log is None:
+        raise ConfigError(
+            f"{folder}: attempt {attempt.number} ran inline: what it printed is on the terminal "
+            "of its launcher"
+        )
+    return folder / attempt.log
+
+
+def _submission_log(folder: Path, attempts: tuple[Attempt, ...]) -> Path | None:
+    """What the newest job of Slurm printed, where it began no attempt."""
+    for submission in reversed(submissions.read(folder.parent)):
+        for index, names in enumerate(submission.tasks):
+            if folder.name in names:
+                task = submission.task_id(index)
+                if any(attempt.job_id == task for attempt in attempts):
+                    return None
+                log = submissions.folder(folder.parent) / submission.token / f"{task}_0_log.out"
+                return log if log.exists() else None
+    return None
+
+
+def show(log: Path, lines: int) -> int:
+    """Print the last lines of a log; 0 means all. The position up to which it was read."""
+    try:
+        text = log.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{log}: is gone; only the record of the attempt is left") from None
+    kept = text.splitlines(keepends=True)
+    sys.stdout.write(b"".join(kept[-lines:] if lines else kept).decode(errors="replace"))
+    sys.stdout.flush()
+    return len(text)
+
+
+def follow(folder: Path, log: Path, position: int) -> None:
+    """Print what is added, also by later attempts, until nobody owns the run or Ctrl-C."""
+    ended = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: ended.set())
+    watch = lease.Watch()
+    while not ended.is_set():
+        over = watch.holds(folder / OWNER) is False
+        with log.open("rb") as stream:
+            stream.seek(position)
+            added = stream.read()
+        position += len(added)
+        sys.stdout.write(added.decode(errors="replace"))
+        sys.stdout.flush()
+        newest = find_log(folder)
+        if newest != log:
+            print(f"==> {newest} <==", file=sys.stderr, flush=True)
+            log, position = newest, 0
+        elif over:
+            return
+        ended.wait(FOLLOW_EVERY_S)
+
+
+def main(
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name such as tau=5-seed0.")],
+    runs: cli.RunsOption = Path("runs"),
+    follow_: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run ends, or Ctrl-C.")
+    ] = False,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Of this attempt; by default the newest.")
+    ] = None,
+    lines: Annotated[int, typer.Option(min=0, help="The last so many lines; 0 for all.")] = 0,
+) -> None:
+    """Show or follow what a run printed."""
+    folder = find_run(run, runs)
+    log = find_log(folder, attempt)
+    print(f"==> {log} <==", file=sys.stderr, flush=True)
+    position = show(log, lines)
+    if follow_ and attempt is None:
+        follow(folder, log, position)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,185 @@
+"""What a run asks of Slurm: the site's settings, the sweep's, an arm's, the command line's.
+
+Nothing here changes what a run computes, so nothing here is part of its identity.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.arms import Arm
+from harness.spec import Sweep
+from harness.sweepfile import Chosen, did_you_mean
+from mixgrpo.configfile import parse_yaml, read_yaml
+from mixgrpo.errors import ConfigError
+
+SITE_VARIABLE = "MIXGRPO_SLURM"
+"""Names another file than ~/.config/mixgrpo/slurm.yaml."""
+
+
+class Slurm(BaseModel):
+    """What one run (or one pack of runs) asks for. The words are sbatch's where it has one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: Annotated[int, Field(ge=1)] = 240
+    """Time limit in minutes, or as sbatch writes it: `4:00:00`, `1-00:00:00`. A run that needs
+    longer is stopped with a checkpoint and queued again by itself."""
+    gpus: Annotated[int, Field(ge=0)] = 1
+    """GPUs per node."""
+    shards: Annotated[int, Field(ge=1)] | None = None
+    """Shares of a GPU (gres/shard) instead of `gpus`, where the site has them."""
+    cpus: Annotated[int, Field(ge=1)] = 4
+    """CPU cores per task, which are also its threads."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory per node in GB; the site's default where it is left out."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    tasks_per_node: Annotated[int, Field(ge=1)] = 1
+    """Processes of a run on each node; with several GPUs, one for each of them."""
+    sharded: bool = False
+    """Whether the network is sharded over the processes (FSDP2) rather than copied to each."""
+    pack: Annotated[int, Field(ge=1)] = 1
+    """Runs that share one job, and its GPUs, as processes of their own."""
+    at_once: Annotated[int, Field(ge=1)] | None = None
+    """Most jobs of an array that run at the same time."""
+    signal_s: Annotated[int, Field(ge=10)] = 120
+    """Seconds before the time limit at which a run is told to checkpoint. An iteration and a
+    checkpoint should fit."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the run, such as `module load cuda`."""
+    sbatch: dict[str, str | int | bool] = {}
+    """Any further parameter of sbatch, such as `{reservation: icml}`."""
+    python: str | None = None
+    """The command that starts Python in the job, such as one inside a container."""
+    max_array: Annotated[int, Field(ge=1)] | None = None
+    """Most jobs in an array; asked of Slurm (MaxArraySize) where it is left out."""
+    poll_s: Annotated[float, Field(gt=0)] = 30.0
+    """Slurm is asked for the state of the jobs at most this often."""
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _minutes(cls, value: Any) -> Any:
+        return minutes(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way_to_share(self) -> "Slurm":
+        if self.pack > 1 and self.processes > 1:
+            raise ValueError("pack: runs of several processes cannot share a job; leave pack out")
+        if self.sharded and self.processes == 1:
+            raise ValueError("sharded: needs several processes; raise tasks_per_node or nodes")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """Processes of one run."""
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def gpus_per_run(self) -> float:
+        """For the ledger: a run in a pack pays its part. A shard's part of a GPU is the site's."""
+        return 0.0 if self.shards else self.gpus * self.nodes / self.pack
+
+
+def minutes(text: str) -> int:
+    """Minutes of a time as sbatch writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S, rounded up.
+
+    ValueError for another text.
+    """
+    days, dash, rest = text.strip().rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if len(parts) > 3 or any(part < 0 for part in parts):
+        raise ValueError("not a time")
+    if dash:
+        hours, mins, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, mins, seconds = parts
+    else:
+        hours, (mins, seconds) = 0, [*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60) + mins + (seconds > 0)
+
+
+def site_file() -> Path:
+    """The user's own file of defaults for the cluster."""
+    named = os.environ.get(SITE_VARIABLE)
+    if named:
+        return Path(named)
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "mixgrpo" / "slurm.yaml"
+
+
+def resources(sweep: Sweep, overrides: list[str] | None = None) -> dict[str, Slurm]:
+    """What each arm asks for, by the arm's name. ConfigError names place, key and mend.
+
+    The site's file, the sweep's `slurm`, its profile's, the arm's and `KEY=VALUE` overrides lie on
+    top of each other.
+    """
+    chosen = Chosen(sweep.file, sweep.profile or None)
+    shared: dict[str, tuple[Any, str]] = {}
+    site = site_file()
+    if site.exists():
+        document = read_yaml(site)
+        _lay(shared, document.data, lambda key: document.place((key,)))
+    elif os.environ.get(SITE_VARIABLE):
+        raise ConfigError(f"{site}: no such file; {SITE_VARIABLE} names it")
+    for part, prefix in chosen.parts:
+        _lay(
+            shared,
+            part.slurm or {},
+            lambda key, p=prefix: chosen.document.place((*p, "slurm", key)),
+        )
+    return {arm.name: _of_arm(chosen, arm, shared, overrides or []) for arm in sweep.arms}
+
+
+def _of_arm(
+    chosen: Chosen, arm: Arm, shared: dict[str, tuple[Any, str]], overrides: list[str]
+) -> Slurm:
+    given = dict(shared)
+    arms = chosen.get("arms")
+    if arms is not None:
+        name = arm.name.split(",")[0]  # a grid's values stand after it
+        own = (arms.value.get(name) or {}).get("slurm") or {}
+        key = (*arms.key, name, "slurm")
+        if not isinstance(own, dict):
+            raise chosen.error(key, f"expected keys with values, not {own!r}")
+        _lay(given, own, lambda word: chosen.document.place((*key, word)))
+    for text in overrides:
+        word, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--slurm {text}: write KEY=VALUE, such as partition=gpu")
+        _lay(given, {word.strip(): parse_yaml(value)}, lambda _, t=text: f"--slurm {t}")
+    try:
+        return Slurm.model_validate({word: value for word, (value, _) in given.items()})
+    except ValidationError as error:
+        raise ConfigError(_explain(error, given, str(chosen.document.file))) from None
+
+
+def _lay(on: dict[str, tuple[Any, str]], settings: dict[str, Any], place: Any) -> None:
+    """Put settings on top, each with its place; what is a mapping is laid on top by key."""
+    for word, value in settings.items():
+        before = on.get(word)
+        if isinstance(value, dict) and before and isinstance(before[0], dict):
+            value = before[0] | value
+        elif isinstance(value, list):
+            value = tuple(value)
+        on[word] = (value, place(word))
+
+
+def _explain(error: ValidationError, given: dict[str, tuple[Any, str]], file: str) -> str:
+    first = error.errors()[0]
+    if not first["loc"]:
+        text = first["msg"].removeprefix("Value error, ")
+        return f"{given.get(text.partition(':')[0], ('', file))[1]}: slurm: {text}"
+    word = str(first["loc"][0])
+    place = given[word][1]
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(word, Slurm.model_fields)
+        return f"{place}: slurm: {word}: unknown key{hint}; sbatch's own go below `sbatch:`"
+    if word == "time":
+        return f"{place}: slurm: time: {first['input']!r} is no time; write minutes or 4:00:00"
+    return f"{place}: slurm: {word}: {first['msg']}, not {first['input']!r}"

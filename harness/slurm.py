@@ -1,0 +1,196 @@
+"""Asks Slurm and tells it things: squeue, sacct, scontrol, scancel, and what their answers mean.
+
+Everything asked is about the user's own jobs. Nothing here knows of runs.
+"""
+
+import getpass
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mixgrpo.errors import ConfigError, RunError
+
+_PATIENCE_S = 60.0
+_QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
+_QUEUED |= {"PREEMPTED", "NODE_FAIL"}  # while squeue still lists them, they will run again
+
+CAUSES = {
+    "CANCELLED": "cancelled",
+    "TIMEOUT": "time-limit",
+    "DEADLINE": "time-limit",
+    "PREEMPTED": "preempted",
+    "REQUEUED": "requeued",
+    "NODE_FAIL": "node-failure",
+    "BOOT_FAIL": "node-failure",
+    "OUT_OF_MEMORY": "out-of-memory",
+}
+"""Why a job ended, in our words, by Slurm's; the others say nothing that the job did not."""
+
+
+class Unreachable(RunError):
+    """Slurm does not answer just now; nothing is known."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A job or array task that squeue lists."""
+
+    id: str
+    """`123`, or `123_4` for a task of an array."""
+    name: str
+    state: str
+    reason: str
+    nodes: str
+
+    @property
+    def queued(self) -> bool:
+        return self.state in _QUEUED
+
+
+@dataclass(frozen=True)
+class Past:
+    """One row of the accounting: one time that a job or array task was on its nodes."""
+
+    id: str
+    name: str
+    state: str
+    started: float | None
+    """Seconds since the epoch, as `ended`."""
+    ended: float | None
+    nodes: str
+
+
+def check() -> None:
+    """ConfigError where this machine has no Slurm."""
+    missing = [name for name in ("sbatch", "squeue", "srun", "scontrol") if not shutil.which(name)]
+    if missing:
+        raise ConfigError(
+            f"--executor slurm: {missing[0]} was not found; run this on a login node of the "
+            "cluster, or with --executor local"
+        )
+
+
+def queue() -> dict[str, Listed]:
+    """What the user has in the queue or running, by id. Unreachable where Slurm is silent."""
+    form = "%F|%K|%T|%r|%N|%j"
+    text = _ask(["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", form])
+    rows = [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
+    listed = [Listed(_task_id(row[0], row[1]), row[5], row[2], row[3], row[4]) for row in rows]
+    return {one.id: one for one in listed}
+
+
+def history(jobs: Iterable[str], since: float) -> dict[str, list[Past]]:
+    """How often and how the tasks of these jobs ran, the oldest first, by task id.
+
+    Jobs are named without their task. Empty where the site keeps no accounting.
+    """
+    if shutil.which("sacct") is None:
+        return {}
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 2 * 86400))
+    form = "JobID,State,Start,End,NodeList,JobName"
+    command = ["sacct", "-X", "-D", "-P", "-n", "-S", start, "-j", ",".join(jobs), "-o", form]
+    try:
+        text = _ask(command)
+    except Unreachable:
+        return {}
+    found: dict[str, list[Past]] = {}
+    for line in text.splitlines():
+        fields = line.split("|", 5)
+        if len(fields) < 6:
+            continue
+        state = (fields[1].split() or [""])[0]  # `CANCELLED by 1000`
+        for task in expand(fields[0]):
+            past = Past(task, fields[5], state, _epoch(fields[2]), _epoch(fields[3]), fields[4])
+            found.setdefault(task, []).append(past)
+    for rows in found.values():
+        rows.sort(key=lambda row: (row.started is None, row.started or 0.0))
+    return found
+
+
+def expand(job: str) -> list[str]:
+    """The tasks that an id stands for: `7_[1,4-5%2]` for three that never ran apart."""
+    array, bracket, tasks = job.partition("_[")
+    if not bracket:
+        return [job]
+    found = []
+    for part in tasks.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            found += [f"{array}_{index}" for index in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def last_words(jobs: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Name and last state of jobs that are over, by task id, as the controller remembers them.
+
+    For sites without accounting: it forgets them after some minutes.
+    """
+    try:
+        text = _ask(["squeue", "-h", "-r", "-t", "all", "-j", ",".join(jobs), "-o", "%F|%K|%T|%j"])
+    except Unreachable:  # also where it knows none of them any more
+        return {}
+    rows = [line.split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
+    return {_task_id(row[0], row[1]): (row[3], row[2]) for row in rows}
+
+
+def max_array_size() -> int:
+    """The most jobs in one array here."""
+    for line in _ask(["scontrol", "show", "config"]).splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return max(1, int(value))
+    return 1001  # Slurm's own default
+
+
+def is_running(job: str) -> bool:
+    """Whether Slurm means a job to go on: one that was cancelled is COMPLETING, one that is about
+    to be preempted is RUNNING. Unreachable where Slurm is silent.
+    """
+    return "JobState=RUNNING" in _ask(["scontrol", "-o", "show", "job", job])
+
+
+def requeue(job: str) -> None:
+    """Put a job that is running back into the queue. RunError where Slurm refuses."""
+    _tell(["scontrol", "requeue", job])
+
+
+def cancel(jobs: list[str]) -> None:
+    """Cancel jobs and array tasks. What is over already is no error."""
+    for begin in range(0, len(jobs), 200):
+        _tell(["scancel", *jobs[begin : begin + 200]])
+
+
+def _task_id(job: str, index: str) -> str:
+    return f"{job}_{index}" if index.isdigit() else job
+
+
+def _ask(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unreachable(f"{command[0]} gives no answer: {error}") from None
+    if done.returncode:
+        raise Unreachable(f"{command[0]} failed: {_first_line(done.stderr)}")
+    return done.stdout
+
+
+def _tell(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RunError(f"{command[0]} gives no answer: {error}") from None
+    if done.returncode:
+        raise RunError(f"{' '.join(command[:2])}: {_first_line(done.stderr)}")
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+
+
+def _epoch(text: str) -> float | None:
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:  # Unknown, None
+        return None

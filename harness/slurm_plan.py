@@ -1,0 +1,107 @@
+"""What a sweep would hand to Slurm, in text: arrays, GPU hours, sbatch text. Submits nothing."""
+
+from pathlib import Path
+
+from harness.cluster import Array, Cluster
+from harness.dispatch import Start
+from harness.progress import duration
+from harness.resources import Slurm
+from harness.spec import Sweep
+from harness.store import LIVE, RunState, sweep_folder
+
+
+def describe_arrays(
+    sweep: Sweep, runs_dir: Path, states: list[RunState], resources: dict[str, Slurm]
+) -> str:
+    """The arrays that would be submitted for what is neither finished nor under way.
+
+    ConfigError where this machine has no Slurm.
+    """
+    cluster = Cluster(sweep.name, sweep_folder(sweep, runs_dir), resources, lambda _: None)
+    missing = [s for s in states if s.state not in ("finished", *LIVE)]
+    arrays = cluster.arrays(Start(state.run, state.folder) for state in missing)
+    by_name = {state.run.folder_name: state for state in states}
+    paces = _paces(states)
+    lines = [""]
+    under_way = sum(state.state in LIVE for state in states)
+    if under_way:
+        lines.append(f"{under_way} run(s) are in the queue or running already")
+    if not arrays:
+        lines.append("nothing to submit")
+    total, unknown = 0.0, 0
+    for number, array in enumerate(arrays, 1):
+        runs = [by_name[start.name] for pack in array.packs for start in pack]
+        lines.append(f"array {number} of {len(arrays)}: {_array(array, runs)}")
+        for state in runs:
+            seconds = _seconds_left(state, paces)
+            if seconds is None:
+                unknown += 1
+            else:
+                total += seconds / 3600 * array.asked.gpus_per_run
+    if arrays:
+        lines.append(_hours(total, unknown, arrays))
+        lines += _longer_than_the_limit(arrays, by_name, paces)
+    # Arrays that differ only in their length: one is enough to be read.
+    different = {array.asked.model_dump_json(): array for array in reversed(arrays)}
+    for number, array in enumerate(reversed(list(different.values())), 1):
+        lines += ["", f"--- sbatch text {number} ---", cluster.text(array)]
+    return "\n".join(lines)
+
+
+def _array(array: Array, runs: list[RunState]) -> str:
+    asked = array.asked
+    jobs = len(array.packs)
+    text = f"{jobs} job{'' if jobs == 1 else 's'}"
+    if asked.pack > 1:
+        text += f" with up to {asked.pack} runs each, {len(runs)} runs"
+    if asked.at_once:
+        text += f", {asked.at_once} at once"
+    each = f"{asked.shards} GPU share(s)" if asked.shards else f"{asked.gpus} GPU(s)"
+    text += f"; each {each}, {asked.cpus} cores"
+    if asked.processes > 1:
+        text += f" per process, {asked.nodes} node(s) x {asked.tasks_per_node} processes"
+    return f"{text}, at most {duration(asked.time * 60)}"
+
+
+def _paces(states: list[RunState]) -> dict[str, float]:
+    """Seconds per iteration that were seen, by arm: finished runs before unfinished ones."""
+    found: dict[str, list[float]] = {}
+    for wanted in (True, False):
+        for state in states:
+            pace = state.seconds_per_iteration
+            if (state.state == "finished") is wanted and pace is not None:
+                if not wanted and state.run.arm in found:
+                    continue
+                found.setdefault(state.run.arm, []).append(pace)
+    return {arm: sum(paces) / len(paces) for arm, paces in found.items()}
+
+
+def _seconds_left(state: RunState, paces: dict[str, float]) -> float | None:
+    pace = paces.get(state.run.arm)
+    return None if pace is None else pace * (state.total - state.iteration)
+
+
+def _hours(total: float, unknown: int, arrays: list[Array]) -> str:
+    runs = sum(len(pack) for array in arrays for pack in array.packs)
+    if unknown == runs:
+        return "GPU hours: unknown; no iteration of these configurations has been finished yet"
+    if not any(array.asked.gpus_per_run for array in arrays):
+        return "GPU hours: none asked for"
+    text = f"GPU hours: about {total:,.2f}, from the iterations finished so far, without start-up"
+    return f"{text} and without {unknown} run(s) whose pace is unknown" if unknown else text
+
+
+def _longer_than_the_limit(
+    arrays: list[Array], states: dict[str, RunState], paces: dict[str, float]
+) -> list[str]:
+    found = {}
+    for array in arrays:
+        for start in (start for pack in array.packs for start in pack):
+            seconds = _seconds_left(states[start.name], paces)
+            if seconds is not None and seconds > 60 * array.asked.time:
+                found[start.run.arm] = (
+                    f"{start.run.arm}: a run takes about {duration(seconds)}, longer than the "
+                    f"limit of {duration(60 * array.asked.time)}: it is stopped with a checkpoint "
+                    "and queued again"
+                )
+    return list(found.values())

@@ -1,0 +1,300 @@
+"""What was handed to Slurm, and where each run stands there.
+
+A submission is one array of jobs. Its record is written before sbatch is called and again with the
+job's id after it, so that a launcher killed between the two loses nothing: the array carries the
+submission's name, by which the next launcher finds it. Job ids are only ever used together with the
+run they were given for: a cluster that is made anew counts from the start again.
+
+    runs/<sweep>/submissions/<token>.json          the record
+    runs/<sweep>/submissions/<token>/              submitit's folder: sbatch text, logs before a run
+    runs/<sweep>/submissions/<token>.ended.jsonl   how its jobs ended, for when Slurm has forgotten
+"""
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import slurm
+from mixgrpo import jsonlines
+from mixgrpo.atomic import write_json
+from mixgrpo.errors import RunError
+
+SUBMISSIONS = "submissions"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One array of jobs, or one job."""
+
+    token: str
+    """Begins with a number that grows: the last submission of a run counts."""
+    name: str
+    """The job's name in Slurm."""
+    created: float
+    """Seconds since the epoch."""
+    job: str | None
+    """Slurm's id; None where it is not known whether Slurm took it."""
+    tasks: tuple[tuple[str, ...], ...]
+    """Names of the runs' folders by array task; several where runs are packed."""
+    resources: dict[str, Any]
+    array: bool
+
+    def task_id(self, index: int) -> str:
+        """Slurm's id of one task; empty where it is not known."""
+        if self.job is None:
+            return ""
+        return f"{self.job}_{index}" if self.array else self.job
+
+
+_LAG_S = 10.0
+"""So long the accounting may need to learn how a job ended; after that it is done without."""
+_LIVING = ("RUNNING", "PENDING", "COMPLETING", "REQUEUED", "SUSPENDED")
+
+Standing = Literal["queued", "running", "gone", "unknown"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in Slurm, by its last submission."""
+
+    task: str
+    """Slurm's id of its job."""
+    token: str
+    standing: Standing
+    """`unknown` while Slurm does not answer."""
+    word: str = ""
+    """Slurm's own word for the state, or for how the job ended."""
+    reason: str = ""
+    """Why it waits."""
+    nodes: str = ""
+
+
+def folder(sweep_folder: Path) -> Path:
+    return sweep_folder / SUBMISSIONS
+
+
+def new(
+    sweep_folder: Path, sweep_name: str, tasks: Sequence[Sequence[str]], resources: dict[str, Any]
+) -> Submission:
+    """Record what is about to be handed over, and make its folder."""
+    place = folder(sweep_folder)
+    place.mkdir(parents=True, exist_ok=True)
+    numbers = [int(p.name.partition("-")[0]) for p in place.glob("[0-9]*-*")]
+    token = f"{max(numbers, default=0) + 1:05d}-{secrets.token_hex(3)}"
+    (place / token).mkdir()
+    made = Submission(
+        token=token,
+        name=f"{sweep_name}-{token}",
+        created=time.time(),
+        job=None,
+        tasks=tuple(map(tuple, tasks)),
+        resources=resources,
+        array=len(tasks) > 1,
+    )
+    write(sweep_folder, made)
+    return made
+
+
+def write(sweep_folder: Path, submission: Submission) -> None:
+    write_json(folder(sweep_folder) / f"{submission.token}.json", asdict(submission))
+
+
+def forget(sweep_folder: Path, submission: Submission) -> None:
+    """Remove a record: Slurm has not taken the jobs."""
+    (folder(sweep_folder) / f"{submission.token}.json").unlink()
+    shutil.rmtree(folder(sweep_folder) / submission.token, ignore_errors=True)
+
+
+def read(sweep_folder: Path) -> list[Submission]:
+    """The submissions of a sweep, the oldest first. RunError for a record that is none."""
+    found = []
+    for file in sorted(folder(sweep_folder).glob("[0-9]*.json")):
+        try:
+            data = json.loads(file.read_text())
+            data["tasks"] = tuple(map(tuple, data["tasks"]))
+            found.append(Submission(**data))
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError):
+            raise RunError(
+                f"{file}: is not a record of this program; remove it: the runs are unharmed"
+            ) from None
+    return found
+
+
+class Scheduler:
+    """What Slurm knows of a sweep's runs, asked again at most every `poll_s`. Writes nothing."""
+
+    def __init__(self, sweep_folder: Path, poll_s: float = 30.0) -> None:
+        self.sweep_folder, self.poll_s = sweep_folder, poll_s
+        self.silent: str | None = None
+        """Why Slurm gave no answer to the last question."""
+        self._asked = float("-inf")
+        self._queue: dict[str, slurm.Listed] = {}
+        self._covered: set[str] = set()
+        """Tokens of the submissions that were there when `_queue` was asked for."""
+        self._gone: dict[str, str] = {}
+        """The last word about each task that is over."""
+        self._missed: dict[str, float] = {}
+        """Since when tasks are not listed any more whose last word is not known yet."""
+
+    def places(self) -> dict[str, Place]:
+        """Where each run that was ever handed over stands, by its folder's name.
+
+        Nothing on a machine without Slurm: there the folders alone say how things are.
+        """
+        known = read(self.sweep_folder)
+        if not known or shutil.which("squeue") is None:
+            return {}
+        asks = time.monotonic() - self._asked >= self.poll_s
+        if asks:
+            self._ask({submission.token for submission in known})
+        adopted = [self.adopted(submission) for submission in known]
+        last = {
+            name: (submission, index)
+            for submission in adopted
+            for index, names in enumerate(submission.tasks)
+            for name in names
+        }
+        if asks and not self.silent:
+            self._find_last_words(list(last.values()))
+        return {name: self._place(*where) for name, where in last.items()}
+
+    def cancel(self, names: set[str]) -> None:
+        """Take the jobs of these runs off Slurm, whoever submitted them."""
+        places = self.places()
+        tasks = {places[name].task for name in names if name in places}
+        slurm.cancel(sorted(tasks - {""}))
+
+    def adopted(self, submission: Submission) -> Submission:
+        """The submission with the id under which Slurm has it, where the record lacks it."""
+        if submission.job is not None:
+            return submission
+        for listed in self._queue.values():
+            if listed.name == submission.name:
+                return replace(submission, job=listed.id.partition("_")[0])
+        return submission
+
+    def _ask(self, tokens: set[str]) -> None:
+        self._asked = time.monotonic()
+        try:
+            self._queue = slurm.queue()
+        except slurm.Unreachable as error:
+            self.silent = str(error)
+            return
+        self.silent, self._covered = None, tokens
+
+    def _place(self, submission: Submission, index: int) -> Place:
+        task, token = submission.task_id(index), submission.token
+        if token not in self._covered:
+            return Place(task, token, "unknown" if self.silent else "queued")
+        listed = self._listed(submission, task)
+        if listed is not None:
+            standing: Standing = "queued" if listed.queued else "running"
+            if self.silent:
+                return Place(task, token, "unknown", listed.state, self.silent, listed.nodes)
+            return Place(task, token, standing, listed.state, listed.reason, listed.nodes)
+        if submission.job is None:
+            return Place("", token, "gone", "NEVER_SUBMITTED")
+        if task in self._missed:
+            return Place(task, token, "running", "COMPLETING")
+        return Place(task, token, "gone", self._gone.get(task, ""))
+
+    def _listed(self, submission: Submission, task: str) -> slurm.Listed | None:
+        """The queue's line of a task; one of the same id and another name is not ours."""
+        listed = self._queue.get(task)
+        return listed if listed is not None and listed.name == submission.name else None
+
+    def _find_last_words(self, last: list[tuple[Submission, int]]) -> None:
+        """Learn how the tasks ended that the queue does not list."""
+        missing: dict[str, Submission] = {}
+        for submission, index in last:
+            task = submission.task_id(index)
+            if submission.job is None or self._listed(submission, task) is not None:
+                continue
+            if task not in self._gone:
+                missing[task] = submission
+        for token in {submission.token for submission in missing.values()}:
+            for line in jsonlines.read_lines(ended_file(self.sweep_folder, token)):
+                self._gone[line["task"]] = line["state"]
+        missing = {task: s for task, s in missing.items() if task not in self._gone}
+        if not missing:
+            return
+        words = _last_words(list(missing.values()))
+        for task, submission in missing.items():
+            # Tasks that were cancelled before they ran stand together under the array's own id.
+            name, word = words.get(task) or words.get(str(submission.job), ("", ""))
+            # The accounting may lag behind: a state of the living is no last word.
+            over = name == submission.name and word not in _LIVING
+            now = time.monotonic()
+            if over or now - self._missed.setdefault(task, now) > _LAG_S:
+                self._missed.pop(task, None)
+                self._gone[task] = word if over else ""
+
+
+def _last_words(of: list[Submission]) -> dict[str, tuple[str, str]]:
+    """Name and last state by task, from the accounting, or else from what Slurm remembers."""
+    jobs = sorted({str(submission.job) for submission in of})
+    rows = slurm.history(jobs, min(submission.created for submission in of))
+    if rows:
+        return {task: (past[-1].name, past[-1].state) for task, past in rows.items()}
+    return slurm.last_words(jobs)
+
+
+def ended_file(sweep_folder: Path, token: str) -> Path:
+    return folder(sweep_folder) / f"{token}.ended.jsonl"
+
+
+def words_by_task(sweep_folder: Path) -> dict[str, list[str]]:
+    """Slurm's words for how tasks ended, one for each time they ran, where they were kept."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder(sweep_folder).glob("*.ended.jsonl")):
+        for line in jsonlines.read_lines(file):
+            found.setdefault(line["task"], []).append(line["state"])
+    return found
+
+
+def tidy(scheduler: Scheduler) -> None:
+    """Write down what Slurm will forget: the ids it gave, and how jobs ended. One writer."""
+    for submission in read(scheduler.sweep_folder):
+        found = scheduler.adopted(submission)
+        if found.job != submission.job:
+            write(scheduler.sweep_folder, found)
+            _cancel_without_orders(scheduler.sweep_folder, found)
+    _record_ended(scheduler.sweep_folder, scheduler.places())
+
+
+def _cancel_without_orders(sweep_folder: Path, submission: Submission) -> None:
+    """Cancel the jobs that can do nothing: their launcher was killed before submitit had named the
+    file that says what they are to do."""
+    tasks = [submission.task_id(index) for index in range(len(submission.tasks))]
+    place = folder(sweep_folder) / submission.token
+    slurm.cancel([task for task in tasks if not (place / f"{task}_submitted.pkl").exists()])
+
+
+def _record_ended(sweep_folder: Path, places: dict[str, Place]) -> None:
+    """Keep how jobs ended, each once, with every time they ran."""
+    gone: dict[str, set[str]] = {}
+    for place in places.values():
+        if place.standing == "gone" and place.task and place.word:
+            gone.setdefault(place.token, set()).add(place.task)
+    created = {s.token: s.created for s in read(sweep_folder)}
+    for token, tasks in gone.items():
+        file = ended_file(sweep_folder, token)
+        known = {line["task"] for line in jsonlines.read_lines(file)}
+        new_ones = tasks - known
+        if not new_ones:
+            continue
+        jobs = sorted({task.partition("_")[0] for task in new_ones})
+        rows = slurm.history(jobs, created[token])
+        words = {p.task: p.word for p in places.values()}
+        for task in sorted(new_ones):
+            for past in rows.get(task, []):
+                jsonlines.append(file, asdict(past) | {"task": task})
+            if task not in rows:
+                jsonlines.append(file, {"task": task, "state": words[task]})
