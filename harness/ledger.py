@@ -12,13 +12,14 @@ from pathlib import Path
 
 from harness import submissions
 from harness.slurm import CAUSES
-from harness.store import LIVE, Attempt, RunState, last_seen, newest_checkpoint
+from harness.store import LIVE, Attempt, RunState, last_seen, newest_checkpoint, read_file
 
 START_UP = "start-up"
 """What an attempt that lost nothing took beside iterations and evaluations, as for imports."""
 
+# Not parsed as JSON: the measurements of thousands of runs are read at a time.
 _SECONDS = re.compile(rb'"seconds_total": ([0-9.eE+-]+)')
-_ITERATION = re.compile(rb'"iteration": (\d+)')
+_EVALUATION = re.compile(rb'"iteration": (\d+).*"seconds_total": ([0-9.eE+-]+)')
 
 
 @dataclass
@@ -58,8 +59,13 @@ def ledger(states: Iterable[RunState], sweep_folder: Path) -> Ledger:
 
 
 def _enter(made: Ledger, state: RunState, words: "_Words") -> None:
-    iterations = _seconds(state.folder / "metrics.jsonl")
-    evaluations = _seconds(state.folder / "eval.jsonl")
+    if state.state == "finished" and len(state.attempts) == 1:
+        _enter_finished(made, state)
+        return
+    # A line for each iteration, in order, from the first on.
+    metrics = read_file(f"{state.folder}/metrics.jsonl") or b""
+    iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
+    evaluations = _evaluations(state.folder)
     live = state.state in LIVE
     for attempt, following in zip(state.attempts, (*state.attempts[1:], None), strict=True):
         last = following is None
@@ -85,18 +91,20 @@ def _enter(made: Ledger, state: RunState, words: "_Words") -> None:
         made.wasted.setdefault(cause, Spent()).add(seconds - useful, attempt.gpus)
 
 
-def _seconds(file: Path) -> dict[int, float]:
-    """Seconds by iteration. Not parsed as JSON: thousands of files are read at a time."""
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        return {}
-    found = {}
-    for line in text.split(b"\n")[:-1]:
-        iteration, seconds = _ITERATION.search(line), _SECONDS.search(line)
-        if iteration and seconds:
-            found[int(iteration[1])] = float(seconds[1])
-    return found
+def _enter_finished(made: Ledger, state: RunState) -> None:
+    """A run that was finished in one go, as most are: its result has the sum of the iterations."""
+    attempt = state.attempts[0]
+    seconds = max(0.0, last_seen(state.folder, attempt) - attempt.started)
+    iterations = (state.seconds_per_iteration or 0.0) * state.iteration
+    useful = min(seconds, iterations + sum(_evaluations(state.folder).values()))
+    made.useful.add(useful, attempt.gpus)
+    made.wasted.setdefault(START_UP, Spent()).add(seconds - useful, attempt.gpus)
+
+
+def _evaluations(folder: Path) -> dict[int, float]:
+    """Seconds of the evaluations, by the iterations done before."""
+    text = read_file(f"{folder}/eval.jsonl") or b""
+    return {int(iteration): float(seconds) for iteration, seconds in _EVALUATION.findall(text)}
 
 
 class _Words:

@@ -73,12 +73,15 @@ def time_left(states: list[RunState], slots: int | None) -> float | None:
         return None
     anyone = next(iter(paced.values()))
     whole = seconds_per_run(states)
+    by_arm: dict[str, list[RunState]] = {}
+    for state in states:
+        by_arm.setdefault(state.run.arm, []).append(state)
+    usual = {arm: seconds_per_run(own) or whole for arm, own in by_arm.items()}
     left = []
     for state in states:
-        arms = [s for s in states if s.run.arm == state.run.arm]
         like = paced.get(state.run.arm, anyone)
         if state.state in ("waiting", "queued", "unknown"):
-            left.append(seconds_per_run(arms) or whole or seconds_left(state, like) or 0.0)
+            left.append(usual[state.run.arm] or seconds_left(state, like) or 0.0)
         elif state.state in ("running", "stopped"):
             left.append(seconds_left(state, like) or 0.0)
     width = slots or sum(state.state == "running" for state in states) or 1

@@ -14,7 +14,7 @@ from harness.arms import Arm as Arm
 from harness.arms import base_place, make_arms, place_of, ways_to_name
 from harness.paper import TABLES
 from harness.sweepfile import Chosen, Given, choose_profile, did_you_mean, read_file
-from mixgrpo.config import RunConfig, config_hash
+from mixgrpo.config import RunConfig, config_hash, config_hashes
 from mixgrpo.configfile import Layers, add_overrides, known_keys, load_layers
 from mixgrpo.errors import ConfigError
 
@@ -86,7 +86,12 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
     arms, seeds = make_arms(chosen), _seeds(chosen)
     configs = _configs(chosen, list(overrides), arms, seeds[0])
     _check_distinct(chosen, arms, configs)
-    runs = [_run(arm.name, configs[arm.name], seed) for seed in seeds for arm in arms]
+    hashes = {arm.name: config_hashes(configs[arm.name], seeds) for arm in arms}
+    runs = [
+        _run(arm.name, configs[arm.name], seed, hashes[arm.name][index])
+        for index, seed in enumerate(seeds)
+        for arm in arms
+    ]
     notes = chosen.get("notes")
     laid_on_top = tuple(overrides)
     return Sweep(
@@ -107,9 +112,8 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
     )
 
 
-def _run(arm: str, config: RunConfig, seed: int) -> Run:
-    own = config.model_copy(update={"seed": seed})
-    return Run(arm, seed, own, config_hash(own))
+def _run(arm: str, config: RunConfig, seed: int, identity: str) -> Run:
+    return Run(arm, seed, config.model_copy(update={"seed": seed}), identity)
 
 
 def _variant(chosen: Chosen, overrides: tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ torch, so that the harness can plan thousands of runs in a moment.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -413,6 +414,11 @@ def config_hash(config: RunConfig) -> str:
     and that score it, and the schema version: a field that is added later with a default that
     changes nothing orphans no finished run, other weights under the same name do.
     """
+    return config_hashes(config, [config.seed])[0]
+
+
+def config_hashes(config: RunConfig, seeds: Sequence[int]) -> list[str]:
+    """`config_hash` of the same configuration with each of these seeds."""
     rewards = config.rewards
     identity = differences(config)
     identity.pop("model.checkpoint", None)
@@ -423,5 +429,10 @@ def config_hash(config: RunConfig) -> str:
         **{name: reward_weights(name) for name in (*rewards.train, *rewards.held_out)},
     }
     known = {name: digest for name, digest in weights.items() if digest}
-    text = json.dumps([SCHEMA_VERSION, identity, known], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    identity.pop("seed", None)
+    found = []
+    for seed in seeds:
+        own = identity if seed == _defaults()["seed"] else identity | {"seed": seed}
+        text = json.dumps([SCHEMA_VERSION, own, known], sort_keys=True)
+        found.append(hashlib.sha256(text.encode()).hexdigest()[:8])
+    return found
