@@ -35,7 +35,8 @@ def rows(heading: str) -> list[str]:
 
 def test_every_key_is_explained_and_no_other() -> None:
     told = {row.strip("`") for row in rows("The keys")}
-    assert told == {*SweepFile.model_fields, "arms.<name>.base", "arms.<name>.label"}
+    own = {f"arms.<name>.{key}" for key in ("base", "label", "slurm")}
+    assert told == {*SweepFile.model_fields, *own}
 
 
 def test_every_option_is_explained_and_no_other() -> None:
