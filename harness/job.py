@@ -102,9 +102,11 @@ class Job:
                 return self._follow(where, lambda: bool(signals))
         outcome = self.run(lambda: bool(signals), lambda: _place_is_wanted(signals, where), where)
         _tell(f"{self.folder}: {outcome}", sys.stdout)
-        if self.ranks and outcome == "busy":
-            # The others wait for this one: srun ends them when it fails.
-            sys.exit(lease.TAKEN_OVER)
+        if self.ranks:
+            leave_ranks()
+            if outcome == "busy":
+                # The others wait for this one: srun ends them when it fails.
+                sys.exit(lease.TAKEN_OVER)
         if outcome == "yielded" and not self.packed:
             requeue(where)
         return outcome
@@ -137,7 +139,8 @@ class Job:
             return "busy"
         try:
             record = _Record(folder, self, where, owner.now)
-            with _log(folder / record.attempt.log) if record.attempt.log else _nothing():
+            log = record.attempt.log
+            with _log(folder / log) if log else contextlib.nullcontext():
                 return self._attempt(folder, record, should_stop, should_yield)
         finally:
             owner.release()
@@ -268,11 +271,6 @@ def _log(file: Path) -> Iterator[None]:
         for number, before in kept:
             os.dup2(before, number)
             os.close(before)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 class _Record:

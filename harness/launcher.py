@@ -116,12 +116,12 @@ class Launcher:
 
     def _reap(self, states: list[RunState]) -> None:
         """Take note of the jobs that are over, and say how they ended."""
+        places = self.scheduler.places() if self.active else {}
         for index, seen in enumerate(states):
             name = seen.run.folder_name
             if name not in self.active or not self.executor.over(seen):
                 continue
             self.active.discard(name)
-            places = self.scheduler.places()
             state = look(self.sweep, seen.run, self.runs_dir, places, self._watch)
             self._states[name] = states[index] = state
             self.no_space = self.no_space or state.reason == "no-space"

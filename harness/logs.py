@@ -26,7 +26,10 @@ def find_run(name: str, runs_dir: Path) -> Path:
 
     ConfigError where none fits, or several do.
     """
-    if (Path(name) / "attempts").is_dir() or (Path(name) / "config.yaml").exists():
+    # A run whose job has not begun yet has an empty folder.
+    if any((Path(name) / part).exists() for part in ("attempts", "config.yaml")) or (
+        "-seed" in Path(name).name and Path(name).is_dir()
+    ):
         return Path(name)
     found = sorted(
         folder

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.arms import Arm
 from harness.spec import Sweep
 from harness.sweepfile import Chosen, did_you_mean
+from mixgrpo.config import Section
 from mixgrpo.configfile import parse_yaml, read_yaml
 from mixgrpo.errors import ConfigError
 
@@ -19,10 +21,8 @@ SITE_VARIABLE = "MIXGRPO_SLURM"
 """Names another file than ~/.config/mixgrpo/slurm.yaml."""
 
 
-class Slurm(BaseModel):
+class Slurm(Section):
     """What one run (or one pack of runs) asks for. The words are sbatch's where it has one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     partition: str | None = None
     account: str | None = None
@@ -93,7 +93,7 @@ def minutes(text: str) -> int:
     """
     days, dash, rest = text.strip().rpartition("-")
     parts = [int(part) for part in rest.split(":")]
-    if len(parts) > 3 or any(part < 0 for part in parts):
+    if len(parts) > 3 or any(part < 0 for part in parts) or (dash and not days):
         raise ValueError("not a time")
     if dash:
         hours, mins, seconds = [*parts, 0, 0][:3]
@@ -152,7 +152,11 @@ def _of_arm(
         word, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--slurm {text}: write KEY=VALUE, such as partition=gpu")
-        _lay(given, {word.strip(): parse_yaml(value)}, lambda _, t=text: f"--slurm {t}")
+        try:
+            parsed = parse_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise ConfigError(f"--slurm {text}: the value is not valid YAML") from None
+        _lay(given, {word.strip(): parsed}, lambda _, t=text: f"--slurm {t}")
     try:
         return Slurm.model_validate({word: value for word, (value, _) in given.items()})
     except ValidationError as error:
@@ -162,6 +166,7 @@ def _of_arm(
 def _lay(on: dict[str, tuple[Any, str]], settings: dict[str, Any], place: Any) -> None:
     """Put settings on top, each with its place; what is a mapping is laid on top by key."""
     for word, value in settings.items():
+        word = str(word)  # YAML's own keys may be numbers
         before = on.get(word)
         if isinstance(value, dict) and before and isinstance(before[0], dict):
             value = before[0] | value
@@ -182,4 +187,9 @@ def _explain(error: ValidationError, given: dict[str, tuple[Any, str]], file: st
         return f"{place}: slurm: {word}: unknown key{hint}; sbatch's own go below `sbatch:`"
     if word == "time":
         return f"{place}: slurm: time: {first['input']!r} is no time; write minutes or 4:00:00"
-    return f"{place}: slurm: {word}: {first['msg']}, not {first['input']!r}"
+    if first["type"] == "tuple_type":
+        return f"{place}: slurm: {word}: expected a list, such as [a, b], not {first['input']!r}"
+    if first["type"] == "dict_type":
+        return f"{place}: slurm: {word}: expected keys with values, not {first['input']!r}"
+    key = f"sbatch.{first['loc'][1]}" if word == "sbatch" else word
+    return f"{place}: slurm: {key}: {first['msg']}, not {first['input']!r}"

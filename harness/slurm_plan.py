@@ -65,15 +65,12 @@ def _array(array: Array, runs: list[RunState]) -> str:
 
 def _paces(states: list[RunState]) -> dict[str, float]:
     """Seconds per iteration that were seen, by arm: finished runs before unfinished ones."""
-    found: dict[str, list[float]] = {}
-    for wanted in (True, False):
-        for state in states:
-            pace = state.seconds_per_iteration
-            if (state.state == "finished") is wanted and pace is not None:
-                if not wanted and state.run.arm in found:
-                    continue
-                found.setdefault(state.run.arm, []).append(pace)
-    return {arm: sum(paces) / len(paces) for arm, paces in found.items()}
+    found: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
+    for state in states:
+        if state.seconds_per_iteration is not None:
+            by_arm = found[state.state == "finished"]
+            by_arm.setdefault(state.run.arm, []).append(state.seconds_per_iteration)
+    return {arm: sum(p) / len(p) for arm, p in (found[False] | found[True]).items()}
 
 
 def _seconds_left(state: RunState, paces: dict[str, float]) -> float | None:

@@ -168,7 +168,8 @@ class Scheduler:
     def cancel(self, names: set[str]) -> None:
         """Take the jobs of these runs off Slurm, whoever submitted them."""
         places = self.places()
-        tasks = {places[name].task for name in names if name in places}
+        # The id of a job that is over may by now be that of a job which is not ours.
+        tasks = {p.task for name in names if (p := places.get(name)) and p.standing != "gone"}
         slurm.cancel(sorted(tasks - {""}))
 
     def adopted(self, submission: Submission) -> Submission:
