@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from harness import submissions
+from harness import slurm, submissions
 from harness.dispatch import Executor, Start
 from harness.job import MAX_TRIES
 from harness.progress import Progress
@@ -70,6 +70,8 @@ class Launcher:
         self.no_space = False
         self._tries: dict[str, tuple[int, int]] = {}
         """By folder name: starts in a row without progress, and the checkpoint at the last one."""
+        self._released: dict[str, tuple[float, int]] = {}
+        """When, and how often, jobs were released that Slurm had held, by task."""
         self._states: dict[str, RunState] = {}
         self._watch = lease.Watch()
 
@@ -86,6 +88,7 @@ class Launcher:
                 try:
                     started = self._start_missing(states)
                     submissions.tidy(self.scheduler)
+                    self._release(states)
                 except BrokenPipeError:  # whoever read the output (`| head`) has gone
                     raise
                 except OSError as error:
@@ -197,6 +200,24 @@ class Launcher:
         self._tries[name] = (1 if checkpoint > began_at else tries + 1, checkpoint)
         self.starts[name] = self.starts.get(name, 0) + 1
         self.progress.started(state.run, self.starts[name])
+
+    def _release(self, states: list[RunState]) -> None:
+        """Let jobs start that Slurm holds because a node failed while it started them."""
+        held = {
+            state.place.task
+            for state in states
+            if state.place is not None
+            and state.place.standing == "queued"
+            and submissions.LAUNCH_FAILED in state.place.reason
+        }
+        for task in sorted(held):
+            asked, tries = self._released.get(task, (float("-inf"), 0))
+            # The queue is asked again only now and then, and shows the old state until then.
+            if tries < MAX_TRIES and time.monotonic() - asked > 2 * self.scheduler.poll_s:
+                self._released[task] = (time.monotonic(), tries + 1)
+                with contextlib.suppress(RunError):  # asked again, as long as it is held
+                    slurm.release([task])
+                    self.progress.say(f"job {task} was held after a failed start: released")
 
     def _after_iteration(self) -> bool:
         """Called by an inline job, during which the launcher's own loop stands still."""

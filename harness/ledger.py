@@ -67,6 +67,7 @@ def _enter(made: Ledger, state: RunState, words: "_Words") -> None:
     iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
     evaluations = _evaluations(state.folder)
     live = state.state in LIVE
+    first_judged = False
     for attempt, following in zip(state.attempts, (*state.attempts[1:], None), strict=True):
         last = following is None
         if not last:
@@ -76,15 +77,14 @@ def _enter(made: Ledger, state: RunState, words: "_Words") -> None:
         else:
             kept = newest_checkpoint(state.folder)
         useful = sum(s for m, s in iterations.items() if attempt.began_at <= m < kept)
-        # An evaluation stands after so many iterations; the one of the first belongs to the first.
-        first = attempt is state.attempts[0]
-        useful += sum(
-            s
-            for m, s in evaluations.items()
-            if (attempt.began_at < m <= kept) or (first and m == 0)
-        )
         end = time.time() if last and state.state == "running" else last_seen(state.folder, attempt)
         seconds = max(0.0, end - attempt.started)
+        # An evaluation stands after so many iterations. The one before them all belongs to the
+        # first attempt that had the time for it.
+        useful += sum(s for m, s in evaluations.items() if attempt.began_at < m <= kept)
+        if not first_judged and seconds >= (before := evaluations.get(0, 0.0)):
+            first_judged = True
+            useful += before
         useful = min(useful, seconds)
         made.useful.add(useful, attempt.gpus)
         cause = START_UP if last and live else words.cause(attempt)

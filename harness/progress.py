@@ -159,7 +159,9 @@ class Progress:
             text += f", {self.measure} {state.score:.3f}"
         elif state.state in ("stopped", "lost", "failed"):
             text += f" after {state.iteration}/{state.total} iterations"
-            if state.reason == "killed":
+            if not state.attempts:
+                text += f": its job never began ({state.reason})"
+            elif state.reason == "killed":
                 text += ": its process was killed"
             elif state.attempts and state.attempts[-1].last_line:
                 text += f": {state.attempts[-1].last_line}"

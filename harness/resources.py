@@ -53,7 +53,7 @@ class Slurm(Section):
     checkpoint should fit."""
     setup: tuple[str, ...] = ()
     """Shell lines before the run, such as `module load cuda`."""
-    sbatch: dict[str, str | int | bool] = {}
+    sbatch: dict[str, str | int | bool] = Field(default={})
     """Any further parameter of sbatch, such as `{reservation: icml}`."""
     python: str | None = None
     """The command that starts Python in the job, such as one inside a container."""

@@ -151,6 +151,11 @@ def is_running(job: str) -> bool:
     return "JobState=RUNNING" in _ask(["scontrol", "-o", "show", "job", job])
 
 
+def release(jobs: list[str]) -> None:
+    """Let held jobs start again. RunError where Slurm refuses."""
+    _tell(["scontrol", "release", *jobs])
+
+
 def requeue(job: str) -> None:
     """Put a job that is running back into the queue. RunError where Slurm refuses."""
     _tell(["scontrol", "requeue", job])

@@ -55,6 +55,9 @@ _LAG_S = 10.0
 """So long the accounting may need to learn how a job ended; after that it is done without."""
 _LIVING = ("RUNNING", "PENDING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
+LAUNCH_FAILED = "launch failed requeued held"
+"""Slurm's reason for holding a job whose node failed while it started it."""
+
 Standing = Literal["queued", "running", "gone", "unknown"]
 
 
@@ -204,7 +207,10 @@ class Scheduler:
             return Place("", token, "gone", "NEVER_SUBMITTED")
         if task in self._missed:
             return Place(task, token, "running", "COMPLETING")
-        return Place(task, token, "gone", self._gone.get(task, ""))
+        if task in self._gone:
+            return Place(task, token, "gone", self._gone[task])
+        # Its id was written down after the queue was asked for.
+        return Place(task, token, "unknown" if self.silent else "queued")
 
     def _listed(self, submission: Submission, task: str) -> slurm.Listed | None:
         """The queue's line of a task; one of the same id and another name is not ours."""
@@ -284,7 +290,7 @@ def _record_ended(sweep_folder: Path, places: dict[str, Place]) -> None:
     for place in places.values():
         if place.standing == "gone" and place.task and place.word:
             gone.setdefault(place.token, set()).add(place.task)
-    created = {s.token: s.created for s in read(sweep_folder)}
+    submission = {s.token: s for s in read(sweep_folder)}
     for token, tasks in gone.items():
         file = ended_file(sweep_folder, token)
         known = {line["task"] for line in jsonlines.read_lines(file)}
@@ -292,10 +298,10 @@ def _record_ended(sweep_folder: Path, places: dict[str, Place]) -> None:
         if not new_ones:
             continue
         jobs = sorted({task.partition("_")[0] for task in new_ones})
-        rows = slurm.history(jobs, created[token])
+        rows = slurm.history(jobs, submission[token].created)
         words = {p.task: p.word for p in places.values()}
         for task in sorted(new_ones):
-            for past in rows.get(task, []):
-                jsonlines.append(file, asdict(past) | {"task": task})
-            if task not in rows:
-                jsonlines.append(file, {"task": task, "state": words[task]})
+            name = submission[token].name
+            ran = [asdict(past) for past in rows.get(task, []) if past.name == name]
+            for line in ran or [{"state": words[task]}]:
+                jsonlines.append(file, line | {"task": task})

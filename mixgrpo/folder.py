@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixgrpo import jsonlines
-from mixgrpo.atomic import write_json, write_text
+from mixgrpo.atomic import flush, write_json, write_text
 from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash, differences
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
@@ -127,6 +127,9 @@ def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:
     def total(key: str) -> Any:
         return sum(line[key] for line in lines)
 
+    # What the result vouches for must be on disk before the result is.
+    for file in (measured.metrics, measured.evals):
+        flush(file)
     write_json(
         folder / RESULT,
         {
