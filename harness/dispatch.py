@@ -41,8 +41,11 @@ class Start:
 class Executor(Protocol):
     """Starts jobs, and knows of those that it started."""
 
-    slots: int | None
-    """Jobs that run at once; None where a queue takes all and decides."""
+    @property
+    def slots(self) -> int | None:
+        """Jobs that run at once; None where a queue takes all and decides."""
+        ...
+
     outlive: bool
     """Whether jobs go on when the launcher is interrupted, without being asked to stop."""
 
@@ -62,7 +65,7 @@ class Executor(Protocol):
 class Inline:
     """One run at a time in this process, for debugging: breakpoints and tracebacks are direct."""
 
-    slots: int | None = 1
+    slots = 1
     outlive = False
 
     def __init__(self, should_stop: Callable[[], bool], train: str = TRAIN) -> None:

@@ -138,7 +138,15 @@ class Job:
         if owner is None:
             return "busy"
         try:
-            record = _Record(folder, self, where, owner.now)
+            if self.packed and (ended := _ended_by_itself(folder, where)):
+                return ended
+            try:
+                record = _Record(folder, self, where, owner.now)
+            except OSError as full:
+                if full.errno not in _NO_SPACE:
+                    raise
+                _tell(f"{folder}: cannot record that it began: {full}")
+                return "no-space"
             log = record.attempt.log
             with _log(folder / log) if log else contextlib.nullcontext():
                 return self._attempt(folder, record, should_stop, should_yield)
@@ -163,6 +171,8 @@ class Job:
             write_json(folder / "env.json", record.environment)
             if asked_to_stop():
                 reason = "stopped"
+            elif record.attempt.restarts and (hopeless := _hopeless(folder, MAX_TRIES + 1)):
+                reason, error = "run-error", hopeless
             else:
                 config = RunConfig.model_validate_json(self.config)
                 with warnings.catch_warnings():
@@ -172,7 +182,8 @@ class Job:
             reason, error = _reason(caught), _explain(caught)
             _tell(error)
         if reason == "stopped" and should_yield() and not stop_file.exists():
-            reason, error = _yielded(folder)
+            error = _hopeless(folder, MAX_TRIES)
+            reason = "run-error" if error else "yielded"
         record.end(reason, error)
         return reason
 
@@ -239,15 +250,25 @@ def leave_ranks() -> None:
     leave()
 
 
-def _yielded(folder: Path) -> tuple[Reason, str | None]:
-    """How an attempt ends that made room: to be continued, unless that leads nowhere."""
+def _hopeless(folder: Path, most: int) -> str | None:
+    """Why a run is not queued again: so many attempts in a row came to no checkpoint."""
     tries = without_progress(read_attempts(folder), newest_checkpoint(folder))
-    if tries < MAX_TRIES:
-        return "yielded", None
-    return "run-error", (
-        f"{tries} attempts in a row had to make room before they came to a checkpoint; give the "
-        "run more time (slurm.time) or more frequent checkpoints (output.checkpoint_every)"
+    if tries < most:
+        return None
+    return (
+        f"{tries} attempts in a row ended before they came to a checkpoint; give the run more time "
+        "(slurm.time) or memory, or more frequent checkpoints (output.checkpoint_every)"
     )
+
+
+def _ended_by_itself(folder: Path, where: Here | None) -> Reason | None:
+    """How a run of a pack ended before Slurm queued the pack again for the sake of others."""
+    attempts = read_attempts(folder)
+    if where is None or not where.restarts or not attempts:
+        return None
+    last = attempts[-1]
+    ends: tuple[Reason, ...] = ("config", "exception", "run-error", "no-space", "stopped")
+    return next((end for end in ends if last.job_id == where.job and last.reason == end), None)
 
 
 @contextmanager

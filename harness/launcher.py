@@ -6,6 +6,7 @@ sweep.
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import time
@@ -41,6 +42,9 @@ LAUNCHER = "launcher"
 STOP_PATIENCE_S = 120.0
 """How long a launcher waits for its jobs to finish their iteration and checkpoint."""
 PAUSE_S = 0.25
+RETRY_PAUSE_S = float(os.environ.get("MIXGRPO_RETRY_SECONDS", "60"))
+"""A run whose reward cannot be reached, or whose disk fails, is tried again after so long, and
+after twice as long the next time."""
 _MOST_OF_THE_TIME = 4
 """A look at many runs takes a while: it is followed by a pause so many times as long."""
 
@@ -70,6 +74,10 @@ class Launcher:
         self.no_space = False
         self._tries: dict[str, tuple[int, int]] = {}
         """By folder name: starts in a row without progress, and the checkpoint at the last one."""
+        self._not_before: dict[str, float] = {}
+        """When a run that failed by what is around it may be tried again."""
+        self._followed: set[str] = set()
+        """Runs that were under way when this launcher saw them, whoever had started them."""
         self._released: dict[str, tuple[float, int]] = {}
         """When, and how often, jobs were released that Slurm had held, by task."""
         self._states: dict[str, RunState] = {}
@@ -114,6 +122,8 @@ class Launcher:
             if known is None or known.state != "finished":
                 known = look(self.sweep, run, self.runs_dir, places, self._watch)
                 self._states[run.folder_name] = known
+                if known.state in LIVE:
+                    self._followed.add(run.folder_name)
             states.append(known)
         return states
 
@@ -137,7 +147,10 @@ class Launcher:
 
     def _waiting(self, states: list[RunState]) -> bool:
         """Whether a queue may yet take what it did not take now."""
-        return self.executor.slots is None and any(map(self._wants, states))
+        return any(
+            (self.executor.outlive and self._wants(state)) or self._wants_later(state)
+            for state in states
+        )
 
     def _start_missing(self, states: list[RunState]) -> bool:
         """Fill the free slots. Whether anything was started."""
@@ -148,7 +161,7 @@ class Launcher:
             wanted = wanted[: max(0, self.executor.slots - len(busy - elsewhere))]
         started = False
         # A process is started while the others wait, a queue takes all at once.
-        batches = [[state] for state in wanted] if self.executor.slots else [wanted]
+        batches = [wanted] if self.executor.outlive else [[state] for state in wanted]
         for batch in filter(None, batches):
             if self.signals:
                 break
@@ -158,21 +171,38 @@ class Launcher:
     def _wants(self, state: RunState) -> bool:
         """Whether a run that is not under way should be."""
         name = state.run.folder_name
-        starts, (tries, began_at) = self.starts.get(name, 0), self._tries.get(name, (0, 0))
+        fresh = name not in self.starts and name not in self._followed
+        tries, began_at = self._tries.get(name, (0, 0))
         if self.no_space or (tries >= MAX_TRIES and newest_checkpoint(state.folder) <= began_at):
             return False
         match state.state:
             case "waiting":
                 return True
             case "stopped":
-                return starts == 0
+                return fresh
             case "lost":
-                # What was killed may do better at once; another failure is for the user to mend.
-                return self.retry != "none" and (starts == 0 or state.reason not in _FOR_THE_USER)
+                # What was killed may do better at once, a server that was away after a while;
+                # another failure is for the user to mend.
+                if fresh or self.retry == "none":
+                    return fresh and self.retry != "none"
+                if state.reason == "run-error":
+                    return time.monotonic() >= self._not_before.get(name, 0.0)
+                return state.reason not in _FOR_THE_USER
             case "failed":
-                return self.retry == "failed" and starts == 0
+                return self.retry == "failed" and fresh
             case _:
                 return False
+
+    def _wants_later(self, state: RunState) -> bool:
+        """Whether a run that failed by what is around it waits to be tried again."""
+        name = state.run.folder_name
+        return (
+            (state.state, state.reason) == ("lost", "run-error")
+            and self.retry != "none"
+            and not self.no_space
+            and name in self.starts
+            and self._tries[name][0] < MAX_TRIES
+        )
 
     def _start(self, states: list[RunState]) -> bool:
         """Start these runs, as many as are taken. Whether any was."""
@@ -182,12 +212,12 @@ class Launcher:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / STOP).unlink(missing_ok=True)
             wanted[state.run.folder_name] = (state, Start(state.run, folder))
-        if self.executor.slots is not None:  # said before: an inline run takes its time
+        if not self.executor.outlive:  # said before: an inline run takes its time
             for state in states:
                 self._note(state)
         taken = self.executor.start([start for _, start in wanted.values()])
         for name in taken:
-            if self.executor.slots is None:
+            if self.executor.outlive:
                 self._note(wanted[name][0])
             self.active.add(name)
         return bool(taken)
@@ -199,6 +229,7 @@ class Launcher:
         checkpoint = newest_checkpoint(state.folder)
         self._tries[name] = (1 if checkpoint > began_at else tries + 1, checkpoint)
         self.starts[name] = self.starts.get(name, 0) + 1
+        self._not_before[name] = time.monotonic() + RETRY_PAUSE_S * self._tries[name][0]
         self.progress.started(state.run, self.starts[name])
 
     def _release(self, states: list[RunState]) -> None:
@@ -266,7 +297,7 @@ class Launcher:
         return False
 
 
-_FOR_THE_USER = ("no-space", "run-error", "finished")
+_FOR_THE_USER = ("no-space", "finished")
 """Reasons of a loss that starting again at once would only repeat."""
 
 
@@ -325,7 +356,7 @@ def ask_to_stop(folders: list[Path]) -> None:
 
 
 def prune(
-    folders: list[Path], say: Callable[[str], None], cancel: Callable[[set[str]], None]
+    folders: list[Path], say: Callable[[str], None], cancel: Callable[[set[str]], set[str]]
 ) -> None:
     """Remove run folders that are no longer in the sweep file.
 
@@ -333,7 +364,12 @@ def prune(
     """
     live = [folder for folder in folders if lease.is_held(folder / OWNER)]
     ask_to_stop(live)
-    cancel({folder.name for folder in folders if folder not in live})
+    shared = cancel({folder.name for folder in folders if folder not in live})
+    if shared:
+        raise RunError(
+            f"{', '.join(sorted(shared))}: waits in one job with runs that stay; prune it when "
+            "that job is over, or end all of them with --cancel first"
+        )
     begin = time.monotonic()
     for folder in folders:
         patience = STOP_PATIENCE_S - (time.monotonic() - begin) if folder in live else 1.0

@@ -1,18 +1,21 @@
 """What a sweep's runs have cost: hours of runs and of GPUs, useful ones and wasted ones by cause.
 
-Summed from the records of the attempts and from the seconds of the iterations and evaluations that
-were kept. Reads only.
+Summed from the records of the attempts, from the seconds of the iterations and evaluations that
+were kept and, for attempts that left no word, from what Slurm's accounting said. Reads only.
 """
 
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness import submissions
 from harness.slurm import CAUSES
-from harness.store import LIVE, Attempt, RunState, last_seen, newest_checkpoint, read_file
+from harness.store import Attempt, RunState, last_seen, last_touch, newest_checkpoint, read_file
+from mixgrpo import jsonlines
 
 START_UP = "start-up"
 """What an attempt that lost nothing took beside iterations and evaluations, as for imports."""
@@ -51,14 +54,14 @@ class Ledger:
 
 def ledger(states: Iterable[RunState], sweep_folder: Path) -> Ledger:
     """The books over these runs."""
-    made, words = Ledger(), _Words(sweep_folder)
+    made, accounting = Ledger(), _Accounting(sweep_folder)
     for state in states:
         if state.attempts:
-            _enter(made, state, words)
+            _enter(made, state, accounting)
     return made
 
 
-def _enter(made: Ledger, state: RunState, words: "_Words") -> None:
+def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
     if state.state == "finished" and len(state.attempts) == 1:
         _enter_finished(made, state)
         return
@@ -66,18 +69,24 @@ def _enter(made: Ledger, state: RunState, words: "_Words") -> None:
     metrics = read_file(f"{state.folder}/metrics.jsonl") or b""
     iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
     evaluations = _evaluations(state.folder)
-    live = state.state in LIVE
     first_judged = False
     for attempt, following in zip(state.attempts, (*state.attempts[1:], None), strict=True):
-        last = following is None
-        if not last:
-            kept = following.began_at if following else 0
-        elif live or state.state == "finished":
+        # A run that was queued again is not: what its last attempt lost is lost.
+        under_way = following is None and state.state == "running" and attempt.ended is None
+        told = None if under_way else accounting.about(state.folder.name, attempt)
+        if following is not None:
+            kept = following.began_at
+        elif state.state == "finished" or (under_way and _has_measured(state.folder, attempt)):
             kept = state.total + 1
+        elif under_way:
+            kept = attempt.began_at
         else:
             kept = newest_checkpoint(state.folder)
         useful = sum(s for m, s in iterations.items() if attempt.began_at <= m < kept)
-        end = time.time() if last and state.state == "running" else last_seen(state.folder, attempt)
+        if under_way and last_touch(state.folder, attempt) is None:
+            end = time.time()
+        else:
+            end = _end(state.folder, attempt, following, told)
         seconds = max(0.0, end - attempt.started)
         # An evaluation stands after so many iterations. The one before them all belongs to the
         # first attempt that had the time for it.
@@ -87,8 +96,16 @@ def _enter(made: Ledger, state: RunState, words: "_Words") -> None:
             useful += before
         useful = min(useful, seconds)
         made.useful.add(useful, attempt.gpus)
-        cause = START_UP if last and live else words.cause(attempt)
+        cause = START_UP if under_way else _cause(attempt, told)
         made.wasted.setdefault(cause, Spent()).add(seconds - useful, attempt.gpus)
+
+
+def _has_measured(folder: Path, attempt: Attempt) -> bool:
+    """Whether an attempt has come so far that the metrics are its own, not the last one's."""
+    try:
+        return (folder / "metrics.jsonl").stat().st_mtime >= attempt.started
+    except FileNotFoundError:
+        return False
 
 
 def _enter_finished(made: Ledger, state: RunState) -> None:
@@ -107,22 +124,82 @@ def _evaluations(folder: Path) -> dict[int, float]:
     return {int(iteration): float(seconds) for iteration, seconds in _EVALUATION.findall(text)}
 
 
-class _Words:
-    """Why attempts ended, where Slurm has to be believed."""
+def _cause(attempt: Attempt, told: "_Told | None") -> str:
+    """An attempt's own reason; Slurm's for one that was killed."""
+    own = attempt.reason or "killed"
+    if own in ("finished", "stopped", "yielded"):
+        return START_UP
+    return (told.cause if told else None) or own
+
+
+def _end(folder: Path, attempt: Attempt, following: Attempt | None, told: "_Told | None") -> float:
+    """When an attempt ended, in seconds since the epoch; by Slurm where it left no word."""
+    seen = last_seen(folder, attempt)
+    if told is None or told.ended is None:
+        return seen
+    # The clocks may differ: no attempt took longer than its job, or ran on beside the next one.
+    bounds = [told.ended]
+    if told.started is not None:
+        bounds.append(attempt.started + told.ended - told.started)
+    if following is not None:
+        bounds.append(following.started)
+    return max(seen, min(bounds))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What Slurm's accounting said of one time that a task ran."""
+
+    cause: str | None
+    """In our words; None where Slurm's says nothing that the job did not."""
+    started: float | None
+    """Seconds since the epoch by Slurm's clock, as `ended`."""
+    ended: float | None
+
+
+class _Accounting:
+    """What was kept of Slurm's accounting, read when it is first asked for."""
 
     def __init__(self, sweep_folder: Path) -> None:
         self.sweep_folder = sweep_folder
-        self._by_task: dict[str, list[str]] | None = None
+        self._by_run: dict[str, list[submissions.Submission]] | None = None
+        self._lines: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        """By a submission's token and by task: a line for each time the task ran."""
 
-    def cause(self, attempt: Attempt) -> str:
-        """An attempt's own reason; Slurm's for one that was killed, by how often it had run."""
-        own = attempt.reason or "killed"
-        if own in ("finished", "stopped", "yielded"):
-            return START_UP
-        if own != "killed" or attempt.job_id is None or attempt.restarts is None:
-            return own
-        if self._by_task is None:
-            self._by_task = submissions.words_by_task(self.sweep_folder)
-        words = self._by_task.get(attempt.job_id, [])
-        word = words[attempt.restarts] if attempt.restarts < len(words) else ""
-        return CAUSES.get(word, own)
+    def about(self, run: str, attempt: Attempt) -> _Told | None:
+        """The time that an attempt of this run's folder ran; None where it left its own word."""
+        if attempt.reason not in (None, "killed"):
+            return None
+        if attempt.job_id is None or attempt.restarts is None:
+            return None
+        asked = [s for s in self._submissions(run) if attempt.job_id in self._ended(s.token)]
+        # A cluster that is made anew may give a run the same id again.
+        submission = next((s for s in reversed(asked) if s.created <= attempt.started), None)
+        submission = submission or (asked[0] if asked else None)
+        if submission is None:
+            return None
+        lines = self._ended(submission.token)[attempt.job_id]
+        if attempt.restarts >= len(lines):
+            return None
+        line = lines[attempt.restarts]
+        cause = CAUSES.get(line.get("state", ""))
+        packed = any(run in names and len(names) > 1 for names in submission.tasks)
+        # One run of a pack may be killed long before its job ends.
+        alone = packed and cause in (None, "out-of-memory")
+        return _Told(cause, line.get("started"), None if alone else line.get("ended"))
+
+    def _submissions(self, run: str) -> list[submissions.Submission]:
+        """Those that a run was part of, the oldest first."""
+        if self._by_run is None:
+            self._by_run = defaultdict(list)
+            for submission in submissions.read(self.sweep_folder):
+                for name in {name for names in submission.tasks for name in names}:
+                    self._by_run[name].append(submission)
+        return self._by_run.get(run, [])
+
+    def _ended(self, token: str) -> dict[str, list[dict[str, Any]]]:
+        if token not in self._lines:
+            by_task = self._lines[token] = defaultdict(list)
+            for line in jsonlines.whole_lines(submissions.ended_file(self.sweep_folder, token)):
+                by_task[line.get("task", "")].append(line)
+        return self._lines[token]

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from harness.job import YIELDED, Job, catch_signals, requeue
+from harness.job import STOP_SIGNALS, YIELDED, Job, catch_signals, requeue
 from harness.place import here
 
 _PAUSE_S = 0.1
@@ -24,7 +24,7 @@ class Pack:
     def __call__(self) -> str:
         """Run all of them; signals go on to each. Requeues the job where any made room."""
         signals = catch_signals()
-        children = [_start(job) for job in self.jobs]
+        children = [_start(job) for job in self._with_gpus()]
         told = 0
         while any(child.poll() is None for child in children):
             for number in signals[told:]:
@@ -37,6 +37,13 @@ class Pack:
             requeue(here())
         return "finished"
 
+    def _with_gpus(self) -> list[Job]:
+        """The jobs, each with one of the GPUs in turn where there are several."""
+        visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+        if len(visible) < 2:
+            return list(self.jobs)
+        return [replace(job, gpu=visible[i % len(visible)]) for i, job in enumerate(self.jobs)]
+
     def checkpoint(self) -> Any:
         """For submitit: at a signal before `__call__` has begun, the same pack again."""
         import submitit
@@ -45,12 +52,17 @@ class Pack:
 
 
 def _start(job: Job) -> "subprocess.Popen[str]":
-    child = subprocess.Popen(
-        [sys.executable, "-u", "-m", "harness.job"],
-        stdin=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **job.variables()},
-    )
+    # Slurm signals all processes of the job: what comes before the child listens waits for it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-u", "-m", "harness.job"],
+            stdin=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **job.variables()},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert child.stdin is not None
     child.stdin.write(json.dumps(asdict(job)))
     child.stdin.close()

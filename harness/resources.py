@@ -21,6 +21,27 @@ SITE_VARIABLE = "MIXGRPO_SLURM"
 """Names another file than ~/.config/mixgrpo/slurm.yaml."""
 
 
+_OWN_WORDS = {
+    **{word: word for word in ("partition", "account", "qos", "constraint", "time", "nodes")},
+    "ntasks-per-node": "tasks_per_node",
+    "cpus-per-task": "cpus",
+    "gpus-per-node": "gpus",
+    "mem": "memory_gb",
+}
+_RESERVED = (
+    "job-name",
+    "array",
+    "output",
+    "error",
+    "open-mode",
+    "signal",
+    "wait",
+    "wrap",
+    "ntasks",
+)
+"""What a submission is found by, or a run is told by."""
+
+
 class Slurm(Section):
     """What one run (or one pack of runs) asks for. The words are sbatch's where it has one."""
 
@@ -73,6 +94,22 @@ class Slurm(Section):
             raise ValueError("pack: runs of several processes cannot share a job; leave pack out")
         if self.sharded and self.processes == 1:
             raise ValueError("sharded: needs several processes; raise tasks_per_node or nodes")
+        if 0 < self.gpus < self.tasks_per_node and not self.shards:
+            raise ValueError(
+                f"tasks_per_node: {self.tasks_per_node} processes need as many GPUs; there are "
+                f"{self.gpus} per node (gpus)"
+            )
+        if 2 * self.signal_s > 60 * self.time:
+            raise ValueError(
+                f"signal_s: a signal {self.signal_s} s before the end leaves too little of "
+                f"{self.time} min (time); lower it, or allow more time"
+            )
+        for key in self.sbatch:
+            word = key.replace("_", "-")
+            if word in _OWN_WORDS:
+                raise ValueError(f"sbatch: {key} has a word of its own; write {_OWN_WORDS[word]}:")
+            if word in _RESERVED:
+                raise ValueError(f"sbatch: {key} is set by this program; leave it out")
         return self
 
     @property

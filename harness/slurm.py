@@ -3,7 +3,7 @@
 Everything asked is about the user's own jobs. Nothing here knows of runs.
 """
 
-import getpass
+import os
 import shutil
 import subprocess
 import time
@@ -27,6 +27,10 @@ CAUSES = {
     "OUT_OF_MEMORY": "out-of-memory",
 }
 """Why a job ended, in our words, by Slurm's; the others say nothing that the job did not."""
+
+
+USUAL_ARRAY_SIZE = 1001
+"""Slurm's own default of MaxArraySize."""
 
 
 class Unreachable(RunError):
@@ -75,7 +79,7 @@ def check() -> None:
 def queue() -> dict[str, Listed]:
     """What the user has in the queue or running, by id. Unreachable where Slurm is silent."""
     form = "%F|%K|%T|%r|%N|%j"
-    text = _ask(["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", form])
+    text = _ask(["squeue", "-h", "-r", "-a", "-u", str(os.getuid()), "-o", form])
     rows = [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
     listed = [Listed(_task_id(row[0], row[1]), row[5], row[2], row[3], row[4]) for row in rows]
     return {one.id: one for one in listed}
@@ -116,9 +120,11 @@ def expand(job: str) -> list[str]:
         return [job]
     found = []
     for part in tasks.rstrip("]").partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit():
-            found += [f"{array}_{index}" for index in range(int(first), int(last or first) + 1)]
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        if all(word.isdigit() for word in (first, last or first, step or "1")):
+            indices = range(int(first), int(last or first) + 1, int(step or "1"))
+            found += [f"{array}_{index}" for index in indices]
     return found
 
 
@@ -141,7 +147,7 @@ def max_array_size() -> int:
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize" and value.strip().isdigit():
             return max(1, int(value))
-    return 1001  # Slurm's own default
+    return USUAL_ARRAY_SIZE
 
 
 def is_running(job: str) -> bool:
@@ -171,9 +177,18 @@ def _task_id(job: str, index: str) -> str:
     return f"{job}_{index}" if index.isdigit() else job
 
 
+def _environment() -> dict[str, str]:
+    """What Slurm's programs see: nothing that would filter or cut short their answers."""
+    filters = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(filters)}
+    return kept | {"SLURM_BITSTR_LEN": "0"}
+
+
 def _ask(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE_S, env=_environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unreachable(f"{command[0]} gives no answer: {error}") from None
     if done.returncode:
@@ -183,7 +198,9 @@ def _ask(command: list[str]) -> str:
 
 def _tell(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE_S, env=_environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"{command[0]} gives no answer: {error}") from None
     if done.returncode:

@@ -6,18 +6,25 @@ from harness.cluster import Array, Cluster
 from harness.dispatch import Start
 from harness.progress import duration
 from harness.resources import Slurm
+from harness.snapshot import locate
 from harness.spec import Sweep
 from harness.store import LIVE, RunState, sweep_folder
 
 
 def describe_arrays(
-    sweep: Sweep, runs_dir: Path, states: list[RunState], resources: dict[str, Slurm]
+    sweep: Sweep,
+    runs_dir: Path,
+    states: list[RunState],
+    resources: dict[str, Slurm],
+    snapshot: bool = False,
 ) -> str:
     """The arrays that would be submitted for what is neither finished nor under way.
 
     ConfigError where this machine has no Slurm.
     """
-    cluster = Cluster(sweep.name, sweep_folder(sweep, runs_dir), resources, lambda _: None)
+    folder = sweep_folder(sweep, runs_dir)
+    code = locate(folder) if snapshot else None
+    cluster = Cluster(sweep.name, folder, resources, lambda _: None, snapshot=code)
     missing = [s for s in states if s.state not in ("finished", *LIVE)]
     arrays = cluster.arrays(Start(state.run, state.folder) for state in missing)
     by_name = {state.run.folder_name: state for state in states}

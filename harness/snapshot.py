@@ -31,37 +31,51 @@ class Snapshot:
         return {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
 
 
+def locate(sweep_folder: Path) -> Snapshot:
+    """Where the copy of the code as it is now stands, or would stand.
+
+    ConfigError where the code does not stand in a git checkout.
+    """
+    root, digest = _root(), hashlib.sha256()
+    for name in _tracked(root):
+        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
+    commit = (environment.commit()[0] or "none")[:10]
+    return Snapshot((sweep_folder / CODE / f"{commit}-{digest.hexdigest()[:10]}").resolve())
+
+
 def take(sweep_folder: Path) -> Snapshot:
     """Copy the tracked files of this checkout, unless the same ones were copied before.
 
     ConfigError where the code does not stand in a git checkout.
     """
-    root = Path(__file__).resolve().parents[1]
+    found, root = locate(sweep_folder), _root()
+    if found.folder.exists():
+        return found
+    found.folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".", dir=found.folder.parent))
+    try:
+        partial.chmod(0o755)
+        for name in _tracked(root):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, partial / name)
+        commit, dirty = environment.commit()
+        said = json.dumps({"commit": commit, "dirty": dirty})
+        (partial / environment.SNAPSHOT).write_text(said)
+        partial.rename(found.folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not found.folder.exists():  # or another launcher was quicker
+            raise
+    return found
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _tracked(root: Path) -> list[str]:
     names = _git(root, "ls-files", "-z").split("\0")[:-1]
-    files = [name for name in names if (root / name).is_file()]
-    digest = hashlib.sha256()
-    for name in files:
-        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
-    commit, dirty = environment.commit()
-    folder = (
-        sweep_folder / CODE / f"{(commit or 'none')[:10]}-{digest.hexdigest()[:10]}"
-    ).resolve()
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-        try:
-            partial.chmod(0o755)
-            for name in files:
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(root / name, partial / name)
-            said = json.dumps({"commit": commit, "dirty": dirty})
-            (partial / environment.SNAPSHOT).write_text(said)
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not folder.exists():  # or another launcher was quicker
-                raise
-    return Snapshot(folder)
+    return [name for name in names if (root / name).is_file()]
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -231,9 +231,18 @@ def _reason(attempts: tuple[Attempt, ...], place: Place | None) -> str | None:
     if place is None or not place.task:
         return own or ("killed" if last else None)
     of_this_job = last is not None and last.job_id == place.task
+    if last is not None and not of_this_job and _is_newer(attempts, place):
+        return own or "killed"
     if of_this_job and own not in (None, "stopped", "yielded", "killed"):
         return own
     return CAUSES.get(place.word) or (own if of_this_job else None) or "killed"
+
+
+def _is_newer(attempts: tuple[Attempt, ...], place: Place) -> bool:
+    """Whether the newest attempt, which is of another job, came after this submission."""
+    if any(attempt.job_id == place.task for attempt in attempts):
+        return True
+    return attempts[-1].started > place.created
 
 
 def look_at_all(
@@ -387,7 +396,26 @@ def last_seen(folder: Path, attempt: Attempt) -> float:
         file = folder / name
         if file.exists():
             times.append(file.stat().st_mtime)
-    return max(times)
+    return max(*times, last_touch(folder, attempt) or 0.0)
+
+
+def last_touch(folder: Path, attempt: Attempt) -> float | None:
+    """When an attempt last touched the lease of its run, in seconds since the epoch.
+
+    None where the lease is another's by now, or was given back.
+    """
+    try:
+        numbers = [name for name in os.listdir(folder / OWNER) if name.isdigit()]
+        with (folder / OWNER / max(numbers, key=int)).open("rb") as stream:
+            touched = os.fstat(stream.fileno()).st_mtime
+            owner = json.load(stream)
+    except (OSError, ValueError):
+        return None
+    pid, machine = owner.get("pid"), owner.get("machine")
+    # Who asks about an attempt before its own may have the same process id, and is not meant.
+    if pid != attempt.pid or (pid == os.getpid() and machine == lease.MACHINE):
+        return None
+    return touched or None
 
 
 def _last_lines(file: Path, count: int) -> Iterator[dict[str, Any]]:

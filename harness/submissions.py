@@ -10,12 +10,13 @@ run they were given for: a cluster that is made anew counts from the start again
     runs/<sweep>/submissions/<token>.ended.jsonl   how its jobs ended, for when Slurm has forgotten
 """
 
+import contextlib
 import json
 import secrets
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +52,10 @@ class Submission:
         return f"{self.job}_{index}" if self.array else self.job
 
 
-_LAG_S = 10.0
+LAG_S = 10.0
 """So long the accounting may need to learn how a job ended; after that it is done without."""
+UNKNOWN = "UNKNOWN"
+"""Kept as the last word of a job of which nobody could say how it ended."""
 _LIVING = ("RUNNING", "PENDING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
 LAUNCH_FAILED = "launch failed requeued held"
@@ -75,6 +78,8 @@ class Place:
     reason: str = ""
     """Why it waits."""
     nodes: str = ""
+    created: float = field(default=0.0, compare=False)
+    """When it was handed over, in seconds since the epoch."""
 
 
 def folder(sweep_folder: Path) -> Path:
@@ -133,8 +138,9 @@ def read(sweep_folder: Path) -> list[Submission]:
 class Scheduler:
     """What Slurm knows of a sweep's runs, asked again at most every `poll_s`. Writes nothing."""
 
-    def __init__(self, sweep_folder: Path, poll_s: float = 30.0) -> None:
-        self.sweep_folder, self.poll_s = sweep_folder, poll_s
+    def __init__(self, sweep_folder: Path, poll_s: float = 30.0, lag_s: float = 0.0) -> None:
+        """`lag_s` is how long it is worth waiting until the accounting knows how a job ended."""
+        self.sweep_folder, self.poll_s, self.lag_s = sweep_folder, poll_s, lag_s
         self.silent: str | None = None
         """Why Slurm gave no answer to the last question."""
         self._asked = float("-inf")
@@ -158,22 +164,44 @@ class Scheduler:
         if asks:
             self._ask({submission.token for submission in known})
         adopted = [self.adopted(submission) for submission in known]
-        last = {
-            name: (submission, index)
+        handed = [
+            (name, submission, index)
             for submission in adopted
             for index, names in enumerate(submission.tasks)
             for name in names
-        }
+        ]
+        last = {name: (submission, index) for name, submission, index in handed}
         if asks and not self.silent:
             self._find_last_words(list(last.values()))
-        return {name: self._place(*where) for name, where in last.items()}
+        found = {}
+        for name, (submission, index) in last.items():
+            found[name] = replace(self._place(submission, index), created=submission.created)
+        for name, submission, index in handed:
+            # An earlier job that is alive after all counts more than a later one that is over.
+            if found[name].standing == "gone" and self._listed(
+                submission, submission.task_id(index)
+            ):
+                place = self._place(submission, index)
+                found[name] = replace(place, created=submission.created)
+        return found
 
-    def cancel(self, names: set[str]) -> None:
-        """Take the jobs of these runs off Slurm, whoever submitted them."""
+    def cancel(self, names: set[str]) -> set[str]:
+        """Take the jobs of these runs off Slurm, whoever submitted them.
+
+        The names of those that share their job with runs of other names, which goes on. RunError
+        where Slurm does not answer.
+        """
         places = self.places()
-        # The id of a job that is over may by now be that of a job which is not ours.
-        tasks = {p.task for name in names if (p := places.get(name)) and p.standing != "gone"}
-        slurm.cancel(sorted(tasks - {""}))
+        if self.silent is not None:
+            raise RunError(f"Slurm does not answer ({self.silent}); run the same command again")
+        by_task: dict[str, set[str]] = {}
+        for name, place in places.items():
+            # The id of a job that is over may by now be that of a job which is not ours.
+            if place.standing != "gone" and place.task:
+                by_task.setdefault(place.task, set()).add(name)
+        slurm.cancel(sorted(task for task, own in by_task.items() if own <= names))
+        shared = [own & names for own in by_task.values() if not own <= names]
+        return set().union(*shared)
 
     def adopted(self, submission: Submission) -> Submission:
         """The submission with the id under which Slurm has it, where the record lacks it."""
@@ -227,7 +255,7 @@ class Scheduler:
             if task not in self._gone:
                 missing[task] = submission
         for token in {submission.token for submission in missing.values()}:
-            for line in jsonlines.read_lines(ended_file(self.sweep_folder, token)):
+            for line in jsonlines.whole_lines(ended_file(self.sweep_folder, token)):
                 self._gone[line["task"]] = line["state"]
         missing = {task: s for task, s in missing.items() if task not in self._gone}
         if not missing:
@@ -239,7 +267,7 @@ class Scheduler:
             # The accounting may lag behind: a state of the living is no last word.
             over = name == submission.name and word not in _LIVING
             now = time.monotonic()
-            if over or now - self._missed.setdefault(task, now) > _LAG_S:
+            if over or now - self._missed.setdefault(task, now) >= self.lag_s:
                 self._missed.pop(task, None)
                 self._gone[task] = word if over else ""
 
@@ -271,8 +299,9 @@ def tidy(scheduler: Scheduler) -> None:
     for submission in read(scheduler.sweep_folder):
         found = scheduler.adopted(submission)
         if found.job != submission.job:
-            write(scheduler.sweep_folder, found)
-            _cancel_without_orders(scheduler.sweep_folder, found)
+            with contextlib.suppress(RunError):  # tried again with the next look
+                _cancel_without_orders(scheduler.sweep_folder, found)
+                write(scheduler.sweep_folder, found)
     _record_ended(scheduler.sweep_folder, scheduler.places())
 
 
@@ -288,12 +317,12 @@ def _record_ended(sweep_folder: Path, places: dict[str, Place]) -> None:
     """Keep how jobs ended, each once, with every time they ran."""
     gone: dict[str, set[str]] = {}
     for place in places.values():
-        if place.standing == "gone" and place.task and place.word:
+        if place.standing == "gone" and place.task:
             gone.setdefault(place.token, set()).add(place.task)
     submission = {s.token: s for s in read(sweep_folder)}
     for token, tasks in gone.items():
         file = ended_file(sweep_folder, token)
-        known = {line["task"] for line in jsonlines.read_lines(file)}
+        known = {line["task"] for line in jsonlines.whole_lines(file)}
         new_ones = tasks - known
         if not new_ones:
             continue
@@ -302,6 +331,12 @@ def _record_ended(sweep_folder: Path, places: dict[str, Place]) -> None:
         words = {p.task: p.word for p in places.values()}
         for task in sorted(new_ones):
             name = submission[token].name
-            ran = [asdict(past) for past in rows.get(task, []) if past.name == name]
-            for line in ran or [{"state": words[task]}]:
+            ran = [
+                asdict(past)
+                for past in rows.get(task, [])
+                if past.name == name and past.state not in _LIVING
+            ]
+            if not ran or not words[task]:
+                ran.append({"state": words[task] or UNKNOWN})
+            for line in ran:
                 jsonlines.append(file, line | {"task": task})

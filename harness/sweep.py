@@ -33,7 +33,7 @@ from harness.resources import Slurm, resources
 from harness.snapshot import take
 from harness.spec import Sweep, known_folders, load_sweep, only
 from harness.store import look_at_all, strangers, sweep_folder
-from harness.submissions import Scheduler
+from harness.submissions import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.lease import Lease
@@ -160,7 +160,7 @@ def _asked(
 
 def _scheduler(sweep: Sweep, runs: Path, asked: _Asked) -> Scheduler:
     polls = [wishes.poll_s for wishes in asked.slurm.values()]
-    return Scheduler(sweep_folder(sweep, runs), min(polls, default=30.0))
+    return Scheduler(sweep_folder(sweep, runs), min(polls, default=30.0), LAG_S)
 
 
 def _executor(
@@ -186,13 +186,12 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
     from harness.plan import describe
 
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
-    scheduler = _scheduler(sweep, runs, asked)
-    states = look_at_all(part, runs, scheduler.places())
+    states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
     print(describe(part, states, slots))
     if asked.executor == "slurm":
         from harness.slurm_plan import describe_arrays
 
-        print(describe_arrays(part, runs, states, asked.slurm))
+        print(describe_arrays(part, runs, states, asked.slurm, asked.snapshot))
     _tell_strangers(sweep, runs)
     return 0
 
@@ -210,8 +209,8 @@ def _cancel(part: Sweep, runs: Path) -> int:
         states = look_at_all(part, runs, scheduler.places())
         running = [s for s in states if s.state == "running"]
         queued = [s for s in states if s.state == "queued"]
-        ask_to_stop([state.folder for state in running])
-        scheduler.cancel({state.run.folder_name for state in queued})
+        shared = scheduler.cancel({state.run.folder_name for state in queued})
+        ask_to_stop([s.folder for s in states if s in running or s.run.folder_name in shared])
     finally:
         held.release()
     print(f"{len(queued)} queued run(s) cancelled", end="; ")

@@ -63,6 +63,7 @@ class Lab:
             "FAKE_TRAIN": json.dumps(fake or {}),
             "PYTHONPATH": str(HERE),
             "CUDA_VISIBLE_DEVICES": "",
+            "MIXGRPO_RETRY_SECONDS": "1",
         }
         launcher = subprocess.Popen(
             [*command, *folders, *self.executor, *options],

@@ -1,5 +1,6 @@
 """What a run asks of Slurm: layers, times, and errors that name place, key and mend."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -162,8 +163,28 @@ def test_the_site_file_is_found_in_the_users_configuration(
 def test_times_are_read_as_sbatch_reads_them(text: str, expected: int, desk: Desk) -> None:
     assert minutes(text) == expected
     # Unquoted: YAML 1.1 would make a number of 4:00:00.
-    assert desk.ask(f"{ARMS}slurm:\n  time: {text}\n")["plain"].time == expected
-    assert desk.ask(ARMS, f"time={text}")["big"].time == expected
+    # A signal so early that a minute is time enough.
+    asked = desk.ask(f"{ARMS}slurm:\n  signal_s: 10\n  time: {text}\n")
+    assert asked["plain"].time == expected
+    assert desk.ask(ARMS, "signal_s=10", f"time={text}")["big"].time == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("time=2",), "signal_s: a signal 120 s before the end leaves too little of 2 min"),
+        (("tasks_per_node=8", "gpus=1"), "tasks_per_node: 8 processes need as many GPUs"),
+        (("sbatch={job-name: mine}",), "job-name is set by this program; leave it out"),
+        (("sbatch={job_name: mine}",), "job_name is set by this program; leave it out"),
+        (("sbatch={array: 0-99}",), "array is set by this program"),
+        (("sbatch={mem: 4G}",), "mem has a word of its own; write memory_gb:"),
+    ],
+)
+def test_what_would_break_a_submission_is_refused(
+    settings: tuple[str, ...], message: str, desk: Desk
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        desk.ask(ARMS, *settings)
 
 
 @pytest.mark.parametrize(

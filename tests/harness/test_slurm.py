@@ -1,5 +1,6 @@
 """What Slurm's answers mean, its silence included. The answers are recorded ones."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -72,9 +73,24 @@ def test_lines_that_are_none_of_a_job_are_passed_over(fake: FakeSlurm) -> None:
 def test_only_the_users_own_jobs_are_asked_for(
     fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOGNAME", "ada")
+    monkeypatch.setenv("LOGNAME", "ada")  # whose shell it was before `su`
     slurm.queue()
-    assert " -u ada " in fake.calls("squeue")[0]
+    assert f" -u {os.getuid()} " in fake.calls("squeue")[0]
+    assert " -a " in fake.calls("squeue")[0]  # hidden partitions too
+
+
+def test_no_variable_filters_what_slurm_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SQUEUE_PARTITION", "SACCT_FORMAT", "SLURM_TIME_FORMAT"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SLURM_CONF", "/there")
+    seen = slurm._environment()
+    assert not {"SQUEUE_PARTITION", "SACCT_FORMAT", "SLURM_TIME_FORMAT"} & seen.keys()
+    assert (seen["SLURM_CONF"], seen["SLURM_BITSTR_LEN"]) == ("/there", "0")
+
+
+def test_array_expressions_may_have_steps() -> None:
+    assert slurm.expand("7_[1-9:4%2,20]") == ["7_1", "7_5", "7_9"]
+    assert slurm.expand("7_[1-9:4,20%2]") == ["7_1", "7_5", "7_9", "7_20"]
 
 
 def test_the_accounting_tells_every_time_that_a_task_ran(fake: FakeSlurm) -> None:

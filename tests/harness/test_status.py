@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.ledger import START_UP, ledger
 from harness.progress import duration, seconds_left, summary, time_left
 from harness.status import as_data, as_text
 from harness.store import RunState
@@ -55,52 +54,6 @@ def test_status_says_what_failed_and_why_and_writes_nothing(mixed: Lab) -> None:
     assert (failed["arm"], failed["iteration"], failed["reason"]) == ("interval=3", 2, "exception")
     assert "Traceback" in failed["error"]
     assert contents(mixed.root) == before
-
-
-def test_the_ledger_tells_useful_from_wasted_by_cause(mixed: Lab) -> None:
-    seen = mixed.observe()
-    books = ledger(seen.states, seen.folder)
-    assert books.total.seconds > 10
-    # 6 + 6 + 2 + 6 iterations of 0.01 s, and 2 + 2 + 1 + 2 evaluations of 0.001 s
-    assert books.useful.seconds == pytest.approx(0.207)
-    assert set(books.wasted) == {START_UP, "exception"}
-    # The record of the stopped run was made to say 10 s.
-    assert 9.9 < books.wasted[START_UP].seconds < 12
-
-
-def test_the_ledger_counts_what_a_kill_lost_and_gpus(lab: Lab) -> None:
-    """Two attempts: 4 iterations, of which the checkpoint kept 2; then the rest."""
-    run = lab.sweep.runs[0]
-    folder = lab.runs / "toy" / run.folder_name
-    (folder / "attempts").mkdir(parents=True)
-    (folder / "checkpoints" / "000002").mkdir(parents=True)
-    lines = [{"iteration": m, "seconds_total": 10.0} for m in range(6)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    evals = [{"iteration": m, "seconds_total": 1.0} for m in (0, 6)]
-    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
-    first = {"number": 1, "job_id": "7_0", "restarts": 0, "began_at": 0, "gpus": 8.0}
-    times = [
-        first | {"started": 1000.0, "ended": 1045.0, "reason": "killed"},
-        first
-        | {"number": 2, "restarts": 1, "began_at": 2}
-        | {"started": 2000.0, "ended": 2050.0, "reason": "exception"},
-    ]
-    for record in times:
-        (folder / "attempts" / f"{record['number']}.json").write_text(json.dumps(record))
-    (folder / "checkpoints" / "000006").mkdir()
-    ended = lab.runs / "toy" / "submissions" / "00001-abc.ended.jsonl"
-    ended.parent.mkdir()
-    ended.write_text(json.dumps({"task": "7_0", "state": "NODE_FAIL"}) + "\n")
-    seen = lab.observe()
-    books = ledger(seen.states, seen.folder)
-    # The first kept iterations 0 and 1 and an evaluation, the second 2 to 5 and another one.
-    assert books.useful.seconds == 21.0 + 41.0
-    assert books.useful.gpu_seconds == 8 * 62.0
-    assert {cause: spent.seconds for cause, spent in books.wasted.items()} == {
-        "node-failure": 24.0,
-        "exception": 9.0,
-    }
-    assert "cost: 0.21 GPU hours, 0.14 useful" in as_text(seen)
 
 
 def test_status_of_a_sweep_that_never_ran(lab: Lab) -> None:

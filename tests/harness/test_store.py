@@ -10,6 +10,7 @@ import pytest
 from harness.results import collect
 from harness.spec import Run
 from harness.store import look, strangers, sweep_folder
+from harness.submissions import Place
 from mixgrpo import atomic, lease
 from mixgrpo.errors import RunError
 from mixgrpo.jsonlines import read_lines
@@ -199,3 +200,27 @@ def test_an_atomic_write_that_fails_leaves_the_old_content(
         atomic.write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_an_attempt_after_a_submission_counts_more_than_slurms_word_on_it(
+    lab: Lab, run: Run, folder: Path
+) -> None:
+    def seen(place: Place) -> tuple[str, str | None]:
+        found = look(lab.sweep, run, lab.runs, {run.folder_name: place})
+        return found.state, found.reason
+
+    attempt(folder, 1, "exception")
+    record = folder / "attempts" / "1.json"
+    own = {"job_id": "7_0", "started": 100.0, "executor": "slurm"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | own | {"reason": None}))
+    timeout = Place("7_0", "00001-a", "gone", "TIMEOUT", created=50.0)
+    assert seen(timeout) == ("lost", "time-limit")
+    # The same run again, in a process of this machine.
+    attempt(folder, 2, "exception")
+    record = folder / "attempts" / "2.json"
+    local = {"job_id": "31", "started": 200.0, "executor": "local"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | local))
+    assert seen(timeout) == ("failed", "exception")
+    # And handed to Slurm once more, where it was cancelled before it began.
+    cancelled = Place("9_0", "00002-b", "gone", "CANCELLED", created=300.0)
+    assert seen(cancelled) == ("stopped", "cancelled")

@@ -191,10 +191,7 @@ def test_without_squeue_the_folders_alone_say_how_things_are(fake: FakeSlurm, fo
 # ---- ids that are not ours, and ours that nobody wrote down ------------------------------------
 
 
-def test_a_job_of_the_same_id_and_another_name_is_not_ours(
-    fake: FakeSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(submissions, "_LAG_S", -1.0)
+def test_a_job_of_the_same_id_and_another_name_is_not_ours(fake: FakeSlurm, folder: Path) -> None:
     made = hand_over(folder, ("a",), ("b",))
     foreign = replace(made, name="other")
     fake.answer("squeue", line(foreign, "0", "RUNNING"))
@@ -319,7 +316,7 @@ def test_the_accounting_may_lag_behind(
     made = hand_over(folder, ("a",), ("b",))
     fake.answer("squeue", line(made, "1", "RUNNING"))
     fake.answer("sacct", f"7_0|RUNNING|2024-05-01T10:00:00|Unknown|n1|{made.name}\n")
-    scheduler = Scheduler(folder, poll_s=0)
+    scheduler = Scheduler(folder, poll_s=0, lag_s=60)
     assert standings(scheduler.places())["a"] == ("running", "COMPLETING")
     submissions.tidy(scheduler)
     assert not submissions.ended_file(folder, made.token).exists()
@@ -329,8 +326,53 @@ def test_the_accounting_may_lag_behind(
     fake.answer("squeue", "")
     fake.answer("sacct", f"7_1|RUNNING|2024-05-01T10:00:00|Unknown|n1|{made.name}\n")
     assert standings(scheduler.places())["b"] == ("running", "COMPLETING")
-    monkeypatch.setattr(submissions, "_LAG_S", 0.0)
+    scheduler.lag_s = 0.0
     assert standings(scheduler.places())["b"] == ("gone", "")
+    # That nobody knew is kept too, so that whoever looks next need not wait.
+    submissions.tidy(scheduler)
+    patient = Scheduler(folder, poll_s=0, lag_s=60)
+    assert standings(patient.places())["b"] == ("gone", "UNKNOWN")
+    # And who looks but once does not wait at all.
+    submissions.ended_file(folder, made.token).unlink()
+    assert standings(Scheduler(folder).places())["b"] == ("gone", "")
+
+
+def test_an_earlier_job_that_is_alive_counts_more_than_a_later_one_that_is_over(
+    fake: FakeSlurm, folder: Path
+) -> None:
+    first = hand_over(folder, ("a",), ("b",), job="7")
+    second = hand_over(folder, ("a",), ("b",), job="9")
+    fake.answer("squeue", line(first, "0", "PENDING", job="7"))
+    fake.answer("sacct", "")
+    found = Scheduler(folder).places()
+    assert (found["a"].token, found["a"].standing) == (first.token, "queued")
+    assert (found["b"].token, found["b"].standing) == (second.token, "gone")
+
+
+def test_a_line_cut_short_in_what_was_kept_harms_nothing(fake: FakeSlurm, folder: Path) -> None:
+    made = hand_over(folder, ("a",), ("b",))
+    fake.answer("squeue", "")
+    file = submissions.ended_file(folder, made.token)
+    file.write_text('{"task": "7_0", "state": "TIME{"task": "7_1", "state": "TIMEOUT"}\n')
+    fake.answer("sacct", f"7_0|NODE_FAIL|{STARTED}|{made.name}\n")
+    scheduler = Scheduler(folder, poll_s=0)
+    assert standings(scheduler.places())["a"] == ("gone", "NODE_FAIL")
+    submissions.tidy(scheduler)
+
+
+def test_a_pack_is_cancelled_only_as_a_whole(fake: FakeSlurm, folder: Path) -> None:
+    made = hand_over(folder, ("a", "b"), ("c", "d"))
+    fake.answer("squeue", line(made, "0", "PENDING") + line(made, "1", "PENDING"))
+    fake.answer("scancel", "")
+    assert Scheduler(folder).cancel({"a", "b", "c"}) == {"c"}
+    assert [call.split()[-1] for call in fake.calls("scancel")] == ["7_0"]
+
+
+def test_nothing_is_cancelled_while_slurm_is_silent(fake: FakeSlurm, folder: Path) -> None:
+    hand_over(folder, ("a",), ("b",))
+    fake.fail("squeue", "slurm_load_jobs error: Unable to contact slurm controller")
+    with pytest.raises(RunError, match="Slurm does not answer"):
+        Scheduler(folder).cancel({"a"})
 
 
 # ---- tidy ------------------------------------------------------------------------------------

@@ -115,13 +115,19 @@ def test_a_launcher_killed_right_after_sbatch_loses_no_job_and_starts_none_twice
 
 def test_a_cancelled_job_stays_stopped_until_the_next_command(lab: Lab, slurm: Cluster) -> None:
     lab.write(SMALL)
-    launcher = lab.launch(fake={NAME: {"seconds": 1.0}})
+    first = lab.launch(fake={NAME: {"seconds": 2.0}})
     state = lab.wait_for(lambda s: s[NAME].iteration >= 1)[NAME]
+    first.kill()
+    first.wait()
+    launcher = lab.launch()  # also for one that only follows
+    assert launcher.stdout is not None
+    slurm.wait(lambda: lab.observe().launcher, "it follows")
+    time.sleep(2)
     slurm.run("scancel", str(state.attempts[-1].job_id))
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 1, output
     assert f"{NAME}: stopped" in output
-    assert f"{NAME}: started again" not in output
+    assert f"{NAME}: started" not in output
     assert "1 of 2 runs finished" in output
     code, output = lab.finish()
     assert code == 0, output
@@ -266,6 +272,43 @@ def test_a_preempted_pack_is_queued_again_and_finishes_what_is_left(
     assert lab.attempts()["interval=3-seed0"] == ["yielded", "finished"]
     assert lab.attempts()["interval=1-seed0"][0] == "finished"
     assert len(submissions.read(lab.runs / "toy")) == 1
+
+
+def test_an_exception_in_a_pack_is_not_run_again_for_the_sake_of_the_others(
+    lab: Lab, slurm: Cluster
+) -> None:
+    lab.write(SMALL)
+    fake = {"interval=1-seed0": {"raise_at": 1}, "interval=3-seed0": {"seconds": 1.5}}
+    launcher = lab.launch("--slurm", "pack=2", "--slurm", "sbatch={nodelist: n1}", fake=fake)
+    lab.wait_for(lambda s: s["interval=3-seed0"].iteration >= 3)
+    slurm.run(
+        "sbatch", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"
+    )
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1, output
+    assert lab.attempts() == {
+        "interval=1-seed0": ["exception"],
+        "interval=3-seed0": ["yielded", "finished"],
+    }
+
+
+def test_a_run_that_slurm_itself_starts_again_and_again_is_given_up(
+    lab: Lab, slurm: Cluster
+) -> None:
+    """A node that goes down with every attempt, before the first checkpoint."""
+    lab.write(ONE.replace("checkpoint_every: 2", "checkpoint_every: 6"))
+    launcher = lab.launch(fake=slow(2.0))
+    for number in range(1, 4):
+        state = lab.wait_for(
+            lambda s, n=number: len(s[NAME].attempts) == n and s[NAME].iteration >= 1
+        )[NAME]
+        slurm.run("scontrol", "requeue", str(state.attempts[-1].job_id))
+        slurm.wait(lambda: lab.states()[NAME].state != "running", "the attempt is over")
+    output, _ = launcher.communicate(timeout=90)
+    assert launcher.returncode == 1, output
+    last = lab.states()[NAME].attempts[-1]
+    assert last.reason == "run-error"
+    assert "attempts in a row ended before they came to a checkpoint" in str(last.error)
 
 
 def test_gpus_and_shares_of_them_are_what_a_job_gets(lab: Lab) -> None:
