@@ -172,7 +172,7 @@ class Job:
             if asked_to_stop():
                 reason = "stopped"
             elif record.attempt.restarts and (hopeless := _hopeless(folder, MAX_TRIES + 1)):
-                reason, error = "run-error", hopeless
+                reason, error = "no-progress", hopeless
             else:
                 config = RunConfig.model_validate_json(self.config)
                 with warnings.catch_warnings():
@@ -183,7 +183,7 @@ class Job:
             _tell(error)
         if reason == "stopped" and should_yield() and not stop_file.exists():
             error = _hopeless(folder, MAX_TRIES)
-            reason = "run-error" if error else "yielded"
+            reason = "no-progress" if error else "yielded"
         record.end(reason, error)
         return reason
 
@@ -267,7 +267,14 @@ def _ended_by_itself(folder: Path, where: Here | None) -> Reason | None:
     if where is None or not where.restarts or not attempts:
         return None
     last = attempts[-1]
-    ends: tuple[Reason, ...] = ("config", "exception", "run-error", "no-space", "stopped")
+    ends: tuple[Reason, ...] = (
+        "config",
+        "exception",
+        "run-error",
+        "no-progress",
+        "no-space",
+        "stopped",
+    )
     return next((end for end in ends if last.job_id == where.job and last.reason == end), None)
 
 

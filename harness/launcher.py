@@ -297,7 +297,7 @@ class Launcher:
         return False
 
 
-_FOR_THE_USER = ("no-space", "finished")
+_FOR_THE_USER = ("no-space", "no-progress", "finished")
 """Reasons of a loss that starting again at once would only repeat."""
 
 

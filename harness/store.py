@@ -37,9 +37,18 @@ STOP = "stop"
 """A file of this name in a run's folder asks its job to checkpoint and stop."""
 
 Reason = Literal[
-    "finished", "stopped", "yielded", "config", "exception", "no-space", "run-error", "killed"
+    "finished",
+    "stopped",
+    "yielded",
+    "config",
+    "exception",
+    "no-space",
+    "run-error",
+    "no-progress",
+    "killed",
 ]
 """Why an attempt ended. `yielded`: it took a checkpoint because the scheduler wanted its place.
+`no-progress`: it was not begun, or not queued again, for the attempts before it led nowhere.
 `killed` means that it left no word, or that the next attempt says so."""
 
 STATE_OF: dict[str, State] = {
@@ -51,6 +60,7 @@ STATE_OF: dict[str, State] = {
     "exception": "failed",
     "no-space": "lost",
     "run-error": "lost",
+    "no-progress": "lost",
     "killed": "lost",
     # Words of Slurm's (harness.slurm), for what left none.
     "cancelled": "stopped",
@@ -215,7 +225,7 @@ def _state(attempts: tuple[Attempt, ...], place: Place | None) -> State:
         ended_by_itself = (
             last is not None
             and last.job_id == place.task
-            and last.reason in ("config", "exception", "no-space", "run-error")
+            and last.reason in ("config", "exception", "no-space", "run-error", "no-progress")
         )
         if not ended_by_itself:
             return place.standing
@@ -405,11 +415,11 @@ def last_touch(folder: Path, attempt: Attempt) -> float | None:
     None where the lease is another's by now, or was given back.
     """
     try:
-        numbers = [name for name in os.listdir(folder / OWNER) if name.isdigit()]
-        with (folder / OWNER / max(numbers, key=int)).open("rb") as stream:
+        files = [file for file in (folder / OWNER).iterdir() if file.name.isdigit()]
+        with max(files, key=lambda file: int(file.name)).open("rb") as stream:
             touched = os.fstat(stream.fileno()).st_mtime
-            owner = json.load(stream)
-    except (OSError, ValueError):
+            owner = dict(json.load(stream))
+    except (OSError, ValueError, TypeError):
         return None
     pid, machine = owner.get("pid"), owner.get("machine")
     # Who asks about an attempt before its own may have the same process id, and is not meant.

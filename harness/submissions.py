@@ -285,15 +285,6 @@ def ended_file(sweep_folder: Path, token: str) -> Path:
     return folder(sweep_folder) / f"{token}.ended.jsonl"
 
 
-def words_by_task(sweep_folder: Path) -> dict[str, list[str]]:
-    """Slurm's words for how tasks ended, one for each time they ran, where they were kept."""
-    found: dict[str, list[str]] = {}
-    for file in sorted(folder(sweep_folder).glob("*.ended.jsonl")):
-        for line in jsonlines.read_lines(file):
-            found.setdefault(line["task"], []).append(line["state"])
-    return found
-
-
 def tidy(scheduler: Scheduler) -> None:
     """Write down what Slurm will forget: the ids it gave, and how jobs ended. One writer."""
     for submission in read(scheduler.sweep_folder):

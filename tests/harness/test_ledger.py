@@ -222,8 +222,8 @@ def test_an_attempt_that_left_its_own_word_needs_none_of_slurms(books: Books) ->
 def test_an_id_that_was_given_twice_is_looked_up_where_the_run_was_submitted(books: Books) -> None:
     books.attempt(1, 1000.0, ended=1005.0, reason="killed", job_id="7_0", restarts=0)
     books.attempt(2, 5000.0, ended=5010.0, reason="killed", job_id="7_0", restarts=0)
-    books.submitted(1, row("NODE_FAIL"), created=800.0, tasks=(("other",),))
-    books.submitted(2, row("TIMEOUT"), created=900.0)
+    books.submitted(1, row("TIMEOUT"), created=900.0)
+    books.submitted(2, row("NODE_FAIL"), created=950.0, tasks=(("other",),))
     # The same run on a cluster that was made anew.
     books.submitted(3, row("PREEMPTED"), created=4000.0)
     assert books.wasted() == {"time-limit": 5.0, "preempted": 10.0}
