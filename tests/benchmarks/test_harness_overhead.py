@@ -1,6 +1,7 @@
 """The benchmark of the harness, at its smallest size, and what its tables say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,15 @@ def test_the_timings_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (
         "| plan, 100 runs | 1.00 s | 2 s | yes |" in (tmp_path / "harness_overhead.md").read_text()
     )
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "benchmarks" / "results" / "harness_overhead.md").read_text()
+    readme = " ".join((root / "README.md").read_text().split())
+    rows = dict(re.findall(r"^\| (.*?), 10,000 runs \| (.*?) s \|", page, re.MULTILINE))
+    assert (
+        f"a plan takes {rows['plan']} s, a status {rows['status']} s, a first report "
+        f"{rows['first report']} s and the same report again {rows['same report']} s."
+    ) in readme
+    assert all(row.endswith("| yes |") for row in page.splitlines() if ", 10,000 runs |" in row)
