@@ -233,10 +233,12 @@ class Scheduler:
             return Place(task, token, standing, listed.state, listed.reason, listed.nodes)
         if submission.job is None:
             return Place("", token, "gone", "NEVER_SUBMITTED")
-        if task in self._missed:
-            return Place(task, token, "running", "COMPLETING")
         if task in self._gone:
             return Place(task, token, "gone", self._gone[task])
+        if task in self._missed:
+            if time.monotonic() - self._missed[task] < self.lag_s:
+                return Place(task, token, "running", "COMPLETING")
+            return Place(task, token, "gone")
         # Its id was written down after the queue was asked for.
         return Place(task, token, "unknown" if self.silent else "queued")
 
@@ -265,11 +267,11 @@ class Scheduler:
             # Tasks that were cancelled before they ran stand together under the array's own id.
             name, word = words.get(task) or words.get(str(submission.job), ("", ""))
             # The accounting may lag behind: a state of the living is no last word.
-            over = name == submission.name and word not in _LIVING
-            now = time.monotonic()
-            if over or now - self._missed.setdefault(task, now) >= self.lag_s:
+            if name == submission.name and word not in _LIVING:
                 self._missed.pop(task, None)
-                self._gone[task] = word if over else ""
+                self._gone[task] = word
+            else:
+                self._missed.setdefault(task, time.monotonic())
 
 
 def _last_words(of: list[Submission]) -> dict[str, tuple[str, str]]:
@@ -291,17 +293,21 @@ def tidy(scheduler: Scheduler) -> None:
         found = scheduler.adopted(submission)
         if found.job != submission.job:
             with contextlib.suppress(RunError):  # tried again with the next look
-                _cancel_without_orders(scheduler.sweep_folder, found)
-                write(scheduler.sweep_folder, found)
+                if _cancel_without_orders(scheduler.sweep_folder, found):
+                    forget(scheduler.sweep_folder, submission)
+                else:
+                    write(scheduler.sweep_folder, found)
     _record_ended(scheduler.sweep_folder, scheduler.places())
 
 
-def _cancel_without_orders(sweep_folder: Path, submission: Submission) -> None:
+def _cancel_without_orders(sweep_folder: Path, submission: Submission) -> bool:
     """Cancel the jobs that can do nothing: their launcher was killed before submitit had named the
-    file that says what they are to do."""
+    files that say what they are to do. Whether these are all of the submission's."""
     tasks = [submission.task_id(index) for index in range(len(submission.tasks))]
     place = folder(sweep_folder) / submission.token
-    slurm.cancel([task for task in tasks if not (place / f"{task}_submitted.pkl").exists()])
+    idle = [task for task in tasks if not (place / f"{task}_submitted.pkl").exists()]
+    slurm.cancel(idle)
+    return idle == tasks
 
 
 def _record_ended(sweep_folder: Path, places: dict[str, Place]) -> None:

@@ -5,10 +5,10 @@ no server: a lease is a numbered file in a folder of its own, and the highest nu
 
 * It is taken by creating the next number, which only one process can.
 * Its owner holds a file lock on it (flock), which ends with the process, and touches it every now
-  and then. On one machine the lock alone decides, at once. A file system that does not carry locks
-  from one machine to another leaves the touches: an owner elsewhere that has not touched its file
-  for `PATIENCE_S`, by the clock of the one who watches, is taken to be dead. Clocks of two machines
-  are never compared.
+  and then. On one machine the lock alone decides, at once. Where the file system has no locks, or
+  does not carry them from one machine to another, the touches remain: an owner that has not touched
+  its file for `PATIENCE_S`, by the clock of the one who watches, is taken to be dead. Only
+  `is_held` compares the clocks of two machines.
 * An owner that finds a higher number than its own, as one that was frozen for long does, ends its
   process before it writes anything else.
 * A lease that was given back has the modification time 0, which also a full disk can store.
@@ -36,6 +36,9 @@ TAKEN_OVER = 75
 
 _PAUSE_S = 0.05
 _DIGITS = 6
+_UNNAMED = ".new-"
+_UNNAMED_S = 24 * 3600.0
+_STALE = 10
 
 
 def _machine() -> str:
@@ -56,6 +59,7 @@ class Lease:
     folder: Path
     number: int
     descriptor: int
+    locked: bool
     _over: threading.Event = field(default_factory=threading.Event)
     _keeper: threading.Thread | None = None
 
@@ -69,6 +73,7 @@ class Lease:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "machine": MACHINE,
+            "locked": self.locked,
             "since": time.time(),
         }
         with contextlib.suppress(OSError):  # a full disk: the lease itself holds all the same
@@ -141,32 +146,55 @@ def acquire(folder: Path, patience_s: float = 1.0) -> Lease | None:
 
 
 def _take(folder: Path, number: int) -> Lease | None:
-    """The lease of this number, unless another process was quicker."""
-    descriptor, name = tempfile.mkstemp(prefix=".", dir=folder)
+    """The lease of this number, unless another process was quicker.
+
+    Why there is one owner at a time, whoever pauses wherever:
+
+    * Only an owner removes numbers, and only lower ones than its own. So the highest number never
+      falls, and a number is missing again only after a higher one was there.
+    * Who creates a number and then sees no higher one is the first who ever created it: had it been
+      there before, it would still be, or a higher one would. So a number has one owner at most.
+      Who sees a higher one came late and does not own; its file is removed by the next owner.
+    * A number is created only by a process that found the one before it the highest and free. That
+      one's owner gave it back, or is dead, or sees that it was replaced when it wakes up: here, if
+      it slept before its look, and in `Lease.keep` afterwards.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=_UNNAMED, dir=folder)
     temporary = Path(name)
     try:
         # Locked and signed before it has its name: whoever sees it finds it held.
-        with contextlib.suppress(OSError):  # a file system without locks: the touches remain
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lease = Lease(folder, number, descriptor)
+        lease = Lease(folder, number, descriptor, locked=_lock(descriptor, fcntl.LOCK_EX) is False)
         lease.sign()
         temporary.chmod(0o644)
         os.link(temporary, lease.path)
-    except FileExistsError:
-        os.close(descriptor)
-        return None
+        first = _highest(folder) == number
+    except (FileExistsError, FileNotFoundError):  # the latter: frozen for a day, and tidied away
+        first = False
     except BaseException:
         os.close(descriptor)
         raise
     finally:
-        temporary.unlink()
-    for earlier in range(number - 1, 0, -1):
-        try:
-            (folder / _name(earlier)).unlink()
-        except OSError:
-            break
+        temporary.unlink(missing_ok=True)
+    if not first:
+        os.close(descriptor)
+        return None
+    _tidy(lease)
     lease.keep()
     return lease
+
+
+def _tidy(lease: Lease) -> None:
+    """Remove earlier numbers, and what processes left that were killed while they took one."""
+    now = os.fstat(lease.descriptor).st_mtime  # by the clock of the file system, like the others
+    with contextlib.suppress(OSError), os.scandir(lease.folder) as entries:
+        for entry in entries:
+            if entry.name.isdigit():
+                old = int(entry.name) < lease.number
+            else:
+                unnamed = entry.name.startswith(_UNNAMED)
+                old = unnamed and now - entry.stat().st_mtime > _UNNAMED_S
+            if old:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 class Watch:
@@ -189,7 +217,10 @@ class Watch:
             return False
         if sign.locked:
             return True
-        if sign.owner.get("machine") == MACHINE:
+        # A free lock says that the owner is dead if it had locked, and where this kernel sees it.
+        # Its process id would say no more: it may be reused, or mean another in a container.
+        owner = sign.owner
+        if sign.locked is False and owner.get("locked") and owner.get("machine") == MACHINE:
             return False
         now, touch = time.monotonic(), (sign.number, sign.touched_ns)
         before = self._seen.get(folder)
@@ -205,14 +236,17 @@ class Watch:
 def is_held(folder: Path) -> bool:
     """Whether some process holds the lease in `folder`, as far as one look can tell.
 
-    An owner on another machine counts as alive while its last touch is recent by the file's time.
-    Who decides by the answer asks a `Watch`, again and again. Writes nothing, creates nothing.
+    Where locks cannot tell, an owner counts as alive until its last touch is `_STALE` times
+    `PATIENCE_S` old (15 minutes). Here, and only here, this machine's clock is held against that of
+    the file system. If it is an hour ahead, a living owner counts as dead; if it is an hour behind,
+    a dead one counts as alive for an hour longer. So the answer is for showing; who decides by it
+    asks a `Watch`, again and again, or calls `acquire`. Writes nothing, creates nothing.
     """
-    held = Watch().holds(folder)
-    if held is None:
-        sign = _newest(folder)
-        return sign is not None and time.time() - sign.touched_ns / 1e9 < 3 * PATIENCE_S
-    return held
+    sign = _newest(folder)
+    held = Watch().judge(folder, sign)
+    if held is None and sign is not None:
+        return time.time() - sign.touched_ns / 1e9 < _STALE * PATIENCE_S
+    return bool(held)
 
 
 def holder(folder: Path) -> str:
@@ -232,7 +266,7 @@ class _Sign:
 
     number: int
     touched_ns: int
-    locked: bool
+    locked: bool | None
     owner: dict[str, Any]
 
     @property
@@ -252,18 +286,19 @@ def _newest(folder: Path) -> _Sign | None:
             owner: dict[str, Any] = {}
             with contextlib.suppress(ValueError):
                 owner = dict(json.loads(os.pread(descriptor, 4096, 0)))
-            return _Sign(number, touched, touched != 0 and _locked(descriptor), owner)
+            # A shared lock for the blink of an eye, on a file that nobody locks again.
+            return _Sign(number, touched, _lock(descriptor, fcntl.LOCK_SH), owner)
         finally:
             os.close(descriptor)
     return None
 
 
-def _locked(descriptor: int) -> bool:
+def _lock(descriptor: int, kind: int) -> bool | None:
+    """Lock a file, and say whether another holds it; None where the file system cannot tell."""
     try:
-        # A shared lock for the blink of an eye, on a file that nobody locks again.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+        return True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return False
 
 

@@ -1,5 +1,6 @@
 """Leases between real processes: on one machine by locks, between machines by touches alone."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,9 @@ from mixgrpo import lease
 import fcntl
 lease.PATIENCE_S = float(sys.argv[2])
 lease.MACHINE = sys.argv[3]
-lease.fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError(38, "no locks here"))
+def refuse(*_):
+    raise OSError(int(sys.argv[4]), "no locks here")
+lease.fcntl.flock = refuse
 held = lease.acquire(Path(sys.argv[1]))
 print("held" if held else "refused", flush=True)
 if held:
@@ -28,7 +31,7 @@ if held:
     held.release()
     print("released", flush=True)
 """
-"""Another machine on a file system without locks, as far as a lease can tell."""
+"""A machine on a file system without locks, as far as a lease can tell."""
 
 HERE = """
 import sys
@@ -39,7 +42,16 @@ print("held" if held else "refused", flush=True)
 sys.stdin.readline()
 """
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mixgrpo import lease
+lease.os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+lease.acquire(Path(sys.argv[1]))
+"""
+
 PATIENCE_S = 1.0
+NO_LOCKS = [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK]
 
 
 @pytest.fixture
@@ -69,9 +81,9 @@ def said(child: "subprocess.Popen[str]") -> str:
 
 
 def elsewhere(
-    start: Callable[..., "subprocess.Popen[str]"], machine: str
+    start: Callable[..., "subprocess.Popen[str]"], machine: str, error: int = errno.ENOSYS
 ) -> "subprocess.Popen[str]":
-    return start(ELSEWHERE, str(PATIENCE_S), machine)
+    return start(ELSEWHERE, str(PATIENCE_S), machine, str(error))
 
 
 def test_one_owner_at_a_time_and_the_next_one_when_it_is_given_back(tmp_path: Path) -> None:
@@ -154,6 +166,86 @@ def test_an_owner_elsewhere_that_died_is_replaced_after_the_patience_and_not_bef
     assert PATIENCE_S <= time.monotonic() - begin < PATIENCE_S + 5
 
 
+@pytest.mark.parametrize("error", NO_LOCKS)
+def test_without_locks_the_touches_decide_on_one_machine_too(
+    start: Callable[..., "subprocess.Popen[str]"], error: int
+) -> None:
+    owner = elsewhere(start, "a", error)
+    assert said(owner) == "held"
+    assert said(elsewhere(start, "a", error)) == "refused"
+    owner.kill()
+    owner.wait()
+    begin = time.monotonic()
+    assert said(elsewhere(start, "a", error)) == "held"
+    assert PATIENCE_S <= time.monotonic() - begin < PATIENCE_S + 5
+
+
+def test_an_owner_that_could_not_lock_is_not_dead_to_one_that_can(
+    tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_S", PATIENCE_S)
+    assert said(elsewhere(start, lease.MACHINE, errno.ENOLCK)) == "held"
+    assert lease.is_held(tmp_path / "owner")
+    assert lease.acquire(tmp_path / "owner", patience_s=0.1) is None
+
+
+def test_one_look_at_an_owner_elsewhere_bears_clocks_that_are_minutes_apart(
+    tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    owner = elsewhere(start, "a")
+    assert said(owner) == "held"
+    owner.send_signal(signal.SIGSTOP)  # or it would touch its file in between
+    file = next((tmp_path / "owner").glob("0*"))
+    for skew, held in ((-600, True), (600, True), (-3600, False), (3600, True)):
+        os.utime(file, (time.time() + skew,) * 2)
+        assert lease.is_held(tmp_path / "owner") is held, skew
+
+
+def test_who_comes_late_with_a_number_that_is_free_again_does_not_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, link = tmp_path / "owner", os.link
+    owners: list[lease.Lease | None] = []
+
+    def late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        # While this one sleeps its number is taken and given back, and the next one removes it.
+        first = lease.acquire(folder)
+        assert first is not None
+        assert first.path == target
+        first.release()
+        owners.append(lease.acquire(folder))
+        assert not target.exists()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    owners.append(lease.acquire(folder, patience_s=0.1))
+    owner, second = owners
+    assert second is None
+    assert owner is not None
+    assert not owner.taken_over()
+    assert lease.is_held(folder)
+    owner.release()
+    heir = lease.acquire(folder)
+    assert heir is not None
+    assert list(folder.iterdir()) == [heir.path]
+    heir.release()
+
+
+def test_what_a_process_left_that_was_killed_while_it_took_a_lease_goes_after_a_day(
+    tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    folder = tmp_path / "owner"
+    assert start(KILLED).wait(20) == -signal.SIGKILL
+    (left,) = folder.iterdir()
+    for hours, stays in ((1, True), (25, False)):
+        os.utime(left, (time.time() - hours * 3600,) * 2)
+        held = lease.acquire(folder)
+        assert held is not None
+        assert set(folder.iterdir()) == ({left, held.path} if stays else {held.path})
+        held.release()
+
+
 def test_an_owner_that_was_frozen_and_replaced_ends_without_a_word_of_its_own(
     start: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
@@ -190,12 +282,9 @@ def test_of_many_at_once_one_at_a_time_is_inside(
     if not locks:
 
         def refuse(*_: object) -> None:
-            raise OSError(38, "no locks here")
+            raise OSError(errno.ENOSYS, "no locks here")
 
         monkeypatch.setattr(lease.fcntl, "flock", refuse)
-        # Without locks the word "this machine" proves nothing.
-        monkeypatch.setattr(lease, "MACHINE", object())
-        monkeypatch.setattr(lease.Lease, "sign", lambda self: None)
     context = multiprocessing.get_context("fork")
     gate = context.Event()
     processes = [context.Process(target=_race, args=(tmp_path, gate, 5)) for _ in range(8)]
