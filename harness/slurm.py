@@ -185,18 +185,15 @@ def _environment() -> dict[str, str]:
 
 
 def _ask(command: list[str]) -> str:
+    """What a program that only asks prints. Unreachable where it fails."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_S, env=_environment()
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unreachable(f"{command[0]} gives no answer: {error}") from None
-    if done.returncode:
-        raise Unreachable(f"{command[0]} failed: {_first_line(done.stderr)}")
-    return done.stdout
+        return _tell(command)
+    except RunError as error:
+        raise Unreachable(str(error)) from None
 
 
-def _tell(command: list[str]) -> None:
+def _tell(command: list[str]) -> str:
+    """Run a program; what it prints. RunError with its own words where it fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_PATIENCE_S, env=_environment()
@@ -204,7 +201,8 @@ def _tell(command: list[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"{command[0]} gives no answer: {error}") from None
     if done.returncode:
-        raise RunError(f"{' '.join(command[:2])}: {_first_line(done.stderr)}")
+        raise RunError(f"{command[0]} failed: {_first_line(done.stderr)}")
+    return done.stdout
 
 
 def _first_line(text: str) -> str:
