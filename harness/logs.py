@@ -125,8 +125,23 @@ def follow(folder: Path, log: Path, position: int) -> None:
         ended.wait(FOLLOW_EVERY_S)
 
 
+def _first_log(folder: Path) -> Path | None:
+    """The newest log of a run, waited for where no job has begun; None after Ctrl-C."""
+    ended = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: ended.set())
+    told = False
+    while not ended.is_set():
+        if read_attempts(folder) or _submission_log(folder, ()) is not None:
+            return find_log(folder)
+        if not told:
+            print(f"{folder}: no job has begun here yet; waiting", file=sys.stderr, flush=True)
+            told = True
+        ended.wait(FOLLOW_EVERY_S)
+    return None
+
+
 def main(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name such as tau=5-seed0.")],
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name: interval=5-seed0.")],
     runs: cli.RunsOption = Path("runs"),
     follow_: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the run ends, or Ctrl-C.")
@@ -138,7 +153,9 @@ def main(
 ) -> None:
     """Show or follow what a run printed."""
     folder = find_run(run, runs)
-    log = find_log(folder, attempt)
+    log = _first_log(folder) if follow_ and attempt is None else find_log(folder, attempt)
+    if log is None:
+        return
     print(f"==> {log} <==", file=sys.stderr, flush=True)
     position = show(log, lines)
     if follow_ and attempt is None:

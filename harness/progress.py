@@ -160,7 +160,7 @@ class Progress:
         elif state.state in ("stopped", "lost", "failed"):
             text += f" after {state.iteration}/{state.total} iterations"
             if not state.attempts:
-                text += f": its job never began ({state.reason})"
+                text += ": its job ended before the run began; harness.logs shows what it said"
             elif state.reason == "killed":
                 text += ": its process was killed"
             elif state.attempts and state.attempts[-1].last_line:

@@ -159,10 +159,10 @@ def resources(sweep: Sweep, overrides: list[str] | None = None) -> dict[str, Slu
     chosen = Chosen(sweep.file, sweep.profile or None)
     shared: dict[str, tuple[Any, str]] = {}
     site = site_file()
-    if site.exists():
+    if site.exists() and not _is_empty(site):
         document = read_yaml(site)
         _lay(shared, document.data, lambda key: document.place((key,)))
-    elif os.environ.get(SITE_VARIABLE):
+    elif not site.exists() and os.environ.get(SITE_VARIABLE):
         raise ConfigError(f"{site}: no such file; {SITE_VARIABLE} names it")
     for part, prefix in chosen.parts:
         _lay(
@@ -171,6 +171,15 @@ def resources(sweep: Sweep, overrides: list[str] | None = None) -> dict[str, Slu
             lambda key, p=prefix: chosen.document.place((*p, "slurm", key)),
         )
     return {arm.name: _of_arm(chosen, arm, shared, overrides or []) for arm in sweep.arms}
+
+
+def _is_empty(file: Path) -> bool:
+    """Whether a file has nothing but comments."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):  # whoever reads it says what is wrong
+        return False
+    return all(line.lstrip()[:1] in ("", "#") for line in lines)
 
 
 def _of_arm(

@@ -200,6 +200,8 @@ def _failure(state: RunState) -> list[str]:
 
 
 def _without_a_word(state: RunState) -> str:
+    if not state.attempts and state.reason in (None, "killed"):
+        return "its job ended before the run began: harness.logs shows what it said"
     if state.reason in (None, "killed"):
         return "its process was killed: no word was left"
     return f"its job ended: {state.reason}"

@@ -7,6 +7,7 @@ are added.
 """
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -114,7 +115,7 @@ def main(
                 f"{sweep_folder(sweep, runs)}: {owner(sweep, runs)} already runs this sweep; the "
                 "same command without --detach follows it"
             )
-        if not _go_to_background(sweep, runs, held):
+        if not _go_to_background(sweep, runs, held, asked.executor):
             return 0
     else:
         with Progress(sweep.measure) as progress:
@@ -238,7 +239,8 @@ def _run(sweep: Sweep, part: Sweep, runs: Path, reports: Path, asked: _Asked, pr
     print(f" ({duration(time.monotonic() - begin)})" if launcher.starts else "", flush=True)
     for state in unfinished:
         why = state.attempts[-1].last_line if state.attempts else "it never began"
-        print(f"{state.run.name}: {state.state}: {why or state.reason}; log in {state.folder}/log")
+        log = f"python -m harness.logs {shlex.quote(str(state.folder))}"
+        print(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")
     if any(state.state == "failed" for state in unfinished) and asked.retry != "failed":
         print("what failed by an exception runs again with --retry failed")
     if any(state.state == "finished" for state in look_at_all(sweep, runs)):
@@ -272,7 +274,7 @@ def _tell_strangers(sweep: Sweep, runs: Path, remove: bool = False) -> None:
             print(f"  {folder}")
 
 
-def _go_to_background(sweep: Sweep, runs: Path, held: Lease) -> bool:
+def _go_to_background(sweep: Sweep, runs: Path, held: Lease, executor: ExecutorName) -> bool:
     """Fork a launcher with a session of its own. True in it, False in the command that returns.
 
     The sweep's lease goes over to it without ever being free.
@@ -282,7 +284,12 @@ def _go_to_background(sweep: Sweep, runs: Path, held: Lease) -> bool:
     child = os.fork()
     if child:
         print(f"process {child} runs {sweep.name} in the background; its output is in {log}")
-        print(f"the same command without --detach follows it; `kill {child}` stops it resumably")
+        ends = (
+            "ends it and leaves the jobs to Slurm (then --cancel ends them)"
+            if executor == "slurm"
+            else "stops it resumably"
+        )
+        print(f"the same command without --detach follows it; `kill {child}` {ends}")
         return False
     os.setsid()
     with Path(os.devnull).open() as nothing, log.open("a") as output:

@@ -239,3 +239,15 @@ def test_a_run_that_nobody_owns_is_shown_and_not_waited_for(runs: Path) -> None:
     attempt(folder, 1, "one\n")
     done = logs(folder, "--follow")
     assert (done.returncode, done.stdout) == (0, "one\n")
+
+
+def test_following_a_run_that_has_not_begun_waits_for_it(runs: Path) -> None:
+    folder = make_run(runs, "tau=5-seed0-00000000")
+    process = subprocess.Popen(
+        command(folder, "--follow"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == f"{folder}: no job has begun here yet; waiting\n"
+    attempt(folder, 1, "one\n")
+    seen, _ = process.communicate(timeout=20)
+    assert (process.returncode, seen) == (0, "one\n")

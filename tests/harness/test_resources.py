@@ -143,6 +143,14 @@ def test_the_site_file_is_found_in_the_users_configuration(
     assert desk.ask(ARMS)["plain"].partition == "there"
 
 
+def test_a_site_file_of_comments_alone_says_nothing(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty.yaml").write_text("# partition: gpu\n\n")
+    monkeypatch.setenv("MIXGRPO_SLURM", str(tmp_path / "empty.yaml"))
+    assert desk.ask(ARMS)["plain"].partition is None
+
+
 # ---- times -----------------------------------------------------------------------------------
 
 

@@ -191,6 +191,7 @@ def test_a_node_that_dies_gives_its_run_to_another(lab: Lab, slurm: Cluster) -> 
     assert wasted(lab) <= {"node-failure", "killed", "requeued"}
 
 
+@pytest.mark.long
 def test_a_controller_that_is_gone_for_a_while_changes_nothing(lab: Lab, slurm: Cluster) -> None:
     launcher = lab.launch(fake=slow(3.0))
     lab.wait_for(lambda s: sum(x.iteration >= 1 for x in s.values()) == 4)
@@ -219,6 +220,7 @@ def test_a_controller_that_lost_its_memory_runs_nothing_twice(lab: Lab, slurm: C
         assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
+@pytest.mark.long
 def test_a_real_time_limit_is_survived(lab: Lab) -> None:
     lab.patience_s = 200
     lab.write(ONE.replace("iterations: 6", "iterations: 75"))
@@ -292,6 +294,7 @@ def test_an_exception_in_a_pack_is_not_run_again_for_the_sake_of_the_others(
     }
 
 
+@pytest.mark.long
 def test_a_run_that_slurm_itself_starts_again_and_again_is_given_up(
     lab: Lab, slurm: Cluster
 ) -> None:
