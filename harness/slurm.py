@@ -100,14 +100,18 @@ def history(jobs: Iterable[str], since: float) -> dict[str, list[Past]]:
     except Unreachable:
         return {}
     found: dict[str, list[Past]] = {}
+    of_the_rest: dict[str, list[Past]] = {}
     for line in text.splitlines():
         fields = line.split("|", 5)
         if len(fields) < 6:
             continue
         state = (fields[1].split() or [""])[0]  # `CANCELLED by 1000`
-        for task in expand(fields[0]):
+        tasks = expand(fields[0])
+        for task in tasks:
             past = Past(task, fields[5], state, _epoch(fields[2]), _epoch(fields[3]), fields[4])
-            found.setdefault(task, []).append(past)
+            (found if tasks == [fields[0]] else of_the_rest).setdefault(task, []).append(past)
+    # The row of the tasks that never ran apart may still list some that have since.
+    found = of_the_rest | found
     for rows in found.values():
         rows.sort(key=lambda row: (row.started is None, row.started or 0.0))
     return found

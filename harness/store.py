@@ -245,7 +245,10 @@ def _reason(attempts: tuple[Attempt, ...], place: Place | None) -> str | None:
         return own or "killed"
     if of_this_job and own not in (None, "stopped", "yielded", "killed"):
         return own
-    return CAUSES.get(place.word) or (own if of_this_job else None) or "killed"
+    cause = CAUSES.get(place.word)
+    if of_this_job and own == "stopped" and cause == "cancelled":
+        return own  # the word may be the array's, for those of its tasks that waited
+    return cause or (own if of_this_job else None) or "killed"
 
 
 def _is_newer(attempts: tuple[Attempt, ...], place: Place) -> bool:

@@ -224,3 +224,16 @@ def test_an_attempt_after_a_submission_counts_more_than_slurms_word_on_it(
     # And handed to Slurm once more, where it was cancelled before it began.
     cancelled = Place("9_0", "00002-b", "gone", "CANCELLED", created=300.0)
     assert seen(cancelled) == ("stopped", "cancelled")
+
+
+def test_a_run_that_stopped_while_the_rest_of_its_array_was_cancelled_says_so(
+    lab: Lab, run: Run, folder: Path
+) -> None:
+    attempt(folder, 1, "stopped")
+    record = folder / "attempts" / "1.json"
+    own = {"job_id": "7_0", "started": 100.0, "executor": "slurm"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | own))
+    cancelled = Place("7_0", "00001-a", "gone", "CANCELLED", created=50.0)
+    assert look(lab.sweep, run, lab.runs, {run.folder_name: cancelled}).reason == "stopped"
+    timeout = Place("7_0", "00001-a", "gone", "TIMEOUT", created=50.0)
+    assert look(lab.sweep, run, lab.runs, {run.folder_name: timeout}).reason == "time-limit"
