@@ -6,14 +6,16 @@ torch, so that the harness can plan thousands of runs in a moment.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from mixgrpo.models import model_weights
-from mixgrpo.rewards import reward_weights
+from mixgrpo.models import DIFFUSION, model_weights
+from mixgrpo.prompts import prompts_digest
+from mixgrpo.rewards import EMBEDDED, PLACES, reward_weights
 from mixgrpo.window import AtEnd, Strategy, Window
 
 SCHEMA_VERSION = 1
@@ -33,7 +35,20 @@ class ModelConfig(Section):
     name: Name = "scenes"
     """Which policy: a name from the entry-point group `mixgrpo.models`."""
     checkpoint: str | None = None
-    """Weights to start from; none means the ones the model ships with."""
+    """Weights to start from: a file or folder, or a name on the Hugging Face hub; none means the
+    ones the model ships with, or its authors' on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit of `checkpoint` on the hub."""
+    height: int | None = Field(None, ge=8)
+    """Of an image, in pixels; none: the model's own."""
+    width: int | None = Field(None, ge=8)
+    """Of an image, in pixels; none: the model's own."""
+    guidance: float | None = Field(None, ge=0)
+    """Guidance scale that a distilled model reads as an input (FLUX.1-dev); none: 3.5."""
+    cfg: float | None = Field(None, ge=1)
+    """Scale of classifier-free guidance, in training and after it; none or 1: without it."""
+    text_tokens: int | None = Field(None, ge=1)
+    """Tokens of a prompt that the longest text encoder reads; none: the model's own number."""
     train: Literal["full", "lora"] = "full"
     """All weights of the network, or low-rank adapters beside frozen ones (LoRA)."""
     lora_rank: int = Field(32, ge=1)
@@ -42,6 +57,16 @@ class ModelConfig(Section):
     """The adapters' output is scaled by lora_alpha / lora_rank."""
     lora_targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Layers that get an adapter, by the end of their names; the default is the attention."""
+
+
+class PromptsConfig(Section):
+    train: str | None = None
+    """File of prompts to train on: text, JSON, JSON lines, CSV or Parquet; none: the model's."""
+    held_out: str | None = None
+    """File of prompts to evaluate on; none: the model's."""
+    embeddings: str | None = None
+    """Folder where encoded prompts are kept; none: $MIXGRPO_EMBEDDINGS, or else
+    ~/.cache/mixgrpo/embeddings. Changes no result, so it is not part of the hash."""
 
 
 class SamplerConfig(Section):
@@ -109,6 +134,9 @@ class RolloutConfig(Section):
     """Prompts sampled together while the block before is decoded and scored; none: all."""
 
 
+RewardOption = bool | int | float | str | tuple[str, ...] | None
+
+
 class RewardsConfig(Section):
     train: dict[Name, Annotated[float, Field(gt=0)]] = Field(
         default={"composition": 1.0}, min_length=1
@@ -118,6 +146,10 @@ class RewardsConfig(Section):
     """Rewards that are only measured, so that reward hacking shows."""
     aggregate: Literal["sum", "mean", "reward"] = "sum"
     """Sum or mean of the normalised rewards, or one normalisation of their weighted sum."""
+    classes: dict[Name, str] = Field(default_factory=dict)
+    """Rewards of one's own, by name: `package.module:Class`."""
+    options: dict[Name, dict[str, RewardOption]] = Field(default_factory=dict)
+    """Arguments of a reward, by its name: {hps: {checkpoint: weights/hps.pt}}."""
     timeout: float | None = Field(600.0, gt=0, le=1e6)
     """Seconds after which a reward that has not answered ends the run; none: no limit. Changes no
     result, so it is not part of the hash."""
@@ -184,8 +216,8 @@ class EvaluationConfig(Section):
     """From so many initial noises, the same in every evaluation of a seed."""
     steps: int = Field(25, ge=1, le=1000)
     """ODE steps of an evaluated image, whatever sampler an arm trains with."""
-    shift: float = Field(3.0, gt=0)
-    """Time shift of these steps."""
+    shift: Annotated[float, Field(gt=0)] | Literal["dynamic"] = 3.0
+    """Time shift of these steps; dynamic: as the model's own inference has it."""
 
 
 class ComputeConfig(Section):
@@ -199,6 +231,13 @@ class ComputeConfig(Section):
     """Compute activations twice instead of keeping them."""
     compile: bool = False
     """Run the network through torch.compile."""
+    attention: str | None = Field(None, min_length=1)
+    """Attention backend of diffusers, such as native or flash; none: its default."""
+    vae_tiling: bool = False
+    """Decode an image in overlapping tiles, which takes less memory."""
+    offload: bool = False
+    """Keep the VAE and the networks of rewards in the memory of the CPU while they do not work.
+    Changes no result, so it is not part of the hash."""
 
 
 class HealthConfig(Section):
@@ -236,6 +275,7 @@ class RunConfig(Section):
     iterations: int = Field(300, ge=1)
     """Length of the run; each samples, scores and updates."""
     model: ModelConfig = ModelConfig()
+    prompts: PromptsConfig = PromptsConfig()
     sampler: SamplerConfig = SamplerConfig()
     window: WindowConfig = WindowConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -350,6 +390,37 @@ def _fits_model(config: RunConfig) -> None:
     for name in ("lora_rank", "lora_alpha", "lora_targets"):
         if model.train == "full" and getattr(model, name) != getattr(ModelConfig(), name):
             raise ValueError(f"model.{name} is of adapters; set model.train to lora")
+    takes = DIFFUSION.get(model.name)
+    for name in ("revision", "height", "width", "guidance", "cfg", "text_tokens"):
+        if getattr(model, name) is not None and name not in (takes or ()):
+            raise ValueError(f"model.{name} is no setting of model {model.name}; leave it out")
+    if takes is None:
+        for name in ("attention", "vae_tiling"):
+            if getattr(config.compute, name):
+                raise ValueError(
+                    f"compute.{name} is of models of diffusers ({', '.join(DIFFUSION)}), not of "
+                    f"model {model.name}; leave it out"
+                )
+        if config.evaluation.shift == "dynamic":
+            raise ValueError(
+                f"evaluation.shift dynamic: model {model.name} has no schedule of its own; give a "
+                "number"
+            )
+        return
+    for key in ("train", "held_out"):
+        rewards: Iterable[str] = getattr(config.rewards, key)
+        of_scenes = [name for name in rewards if name in EMBEDDED]
+        if of_scenes:
+            raise ValueError(
+                f"rewards.{key} has {of_scenes[0]}, which judges pictures of the embedded task "
+                f"alone; name rewards for model {model.name} (docs/models.md)"
+            )
+    for key in ("train", "held_out"):
+        if getattr(config.prompts, key) is None:
+            raise ValueError(
+                f"model.name {model.name} has no prompts of its own; name a file of them as "
+                f"prompts.{key}"
+            )
 
 
 def _fits_group(config: RunConfig) -> None:
@@ -380,10 +451,16 @@ def _fits_optimizer(config: RunConfig) -> None:
         )
 
 
-_MAPPINGS = {"rewards.train", "optimizer.options"}
+_MAPPINGS = {"rewards.train", "rewards.classes", "rewards.options", "optimizer.options"}
 """Values whose keys are the user's, not settings."""
 
-_UNHASHED: dict[str, bool | set[str]] = {"health": True, "output": True, "rewards": {"timeout"}}
+_UNHASHED: dict[str, bool | set[str]] = {
+    "health": True,
+    "output": True,
+    "rewards": {"timeout"},
+    "prompts": {"embeddings"},
+    "compute": {"offload"},
+}
 """Settings that change no result."""
 
 
@@ -407,6 +484,13 @@ def differences(config: RunConfig) -> dict[str, Any]:
     return found
 
 
+def _without_places(value: Any) -> Any:
+    """The options of a reward that say how it scores, without where it is asked."""
+    if not isinstance(value, dict):
+        return value
+    return {key: inner for key, inner in value.items() if key not in PLACES}
+
+
 def config_hash(config: RunConfig) -> str:
     """Eight hex digits that identify the result of a run.
 
@@ -421,18 +505,30 @@ def config_hashes(config: RunConfig, seeds: Sequence[int]) -> list[str]:
     """`config_hash` of the same configuration with each of these seeds."""
     rewards = config.rewards
     identity = differences(config)
-    identity.pop("model.checkpoint", None)
+    # Files count by what is in them, and not by where they are.
+    for key in ("model.checkpoint", "prompts.train", "prompts.held_out"):
+        identity.pop(key, None)
     if "rewards.held_out" in identity:
         identity["rewards.held_out"] = sorted(rewards.held_out)
-    weights = {
+    used = {*rewards.train, *rewards.held_out}
+    for key in ("rewards.classes", "rewards.options"):
+        own = {k: _without_places(v) for k, v in identity.pop(key, {}).items() if k in used}
+        if any(own.values()):
+            identity[key] = {k: v for k, v in own.items() if v}
+    files = {
         "model": model_weights(config.model.name, config.model.checkpoint),
-        **{name: reward_weights(name) for name in (*rewards.train, *rewards.held_out)},
+        **{name: reward_weights(name, rewards.options.get(name, {})) for name in sorted(used)},
+        **{
+            f"prompts.{key}": prompts_digest(Path(file))
+            for key in ("train", "held_out")
+            if (file := getattr(config.prompts, key)) is not None
+        },
     }
-    known = {name: digest for name, digest in weights.items() if digest}
+    known = {name: digest for name, digest in files.items() if digest}
     identity.pop("seed", None)
     found = []
     for seed in seeds:
-        own = identity if seed == _defaults()["seed"] else identity | {"seed": seed}
-        text = json.dumps([SCHEMA_VERSION, own, known], sort_keys=True)
+        of_seed = identity if seed == _defaults()["seed"] else identity | {"seed": seed}
+        text = json.dumps([SCHEMA_VERSION, of_seed, known], sort_keys=True)
         found.append(hashlib.sha256(text.encode()).hexdigest()[:8])
     return found

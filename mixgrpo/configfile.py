@@ -171,9 +171,12 @@ class Layers:
         return config
 
     def _explain(self, error: ValidationError) -> str:
-        first = error.errors()[0]
+        first, *others = error.errors()
         # Errors about several keys at once have no key of their own: their text names the keys.
         key: Key = tuple(first["loc"])
+        choices = [
+            e["msg"] for e in others if e["loc"][:-1] == key[:-1] and e["input"] is first["input"]
+        ]
         place = self.place(key) if key else _first_named_place(first["msg"], self)
         dotted = ".".join(str(part) for part in key)
         if first["type"] == "extra_forbidden":
@@ -185,15 +188,21 @@ class Layers:
         if first["type"] == "string_pattern_mismatch":
             return f"{place}: {'.'.join(map(str, key[:2]))}: {first['input']!r} is not a name"
         message = first["msg"].removeprefix("Value error, ")
+        if choices:  # of which one would do: each choice has its own end of the key
+            key = key[:-1]
+            dotted = ".".join(str(part) for part in key)
+            message = " or ".join(dict.fromkeys([message, *choices]))
         given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
         return f"{place}: {f'{dotted}: ' if dotted else ''}{message}{given}"
 
     def _check_names(self, config: RunConfig) -> None:
         models, rewards = _names(tuple(sys.path))
+        rewards = [*rewards, *config.rewards.classes]
         for key, name, known in [
             (("model", "name"), config.model.name, models),
             *[(("rewards", "train"), n, rewards) for n in config.rewards.train],
             *[(("rewards", "held_out"), n, rewards) for n in config.rewards.held_out],
+            *[(("rewards", "options"), n, rewards) for n in config.rewards.options],
         ]:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)

@@ -25,11 +25,10 @@ from mixgrpo import cli
 from mixgrpo.atomic import write_text
 from mixgrpo.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
-from mixgrpo.inference import Sampling, draw, images_at_once
+from mixgrpo.inference import Sampling, draw, images_at_once, shift_of
 from mixgrpo.models import Policy
 from mixgrpo.randomness import normal
-from mixgrpo.rewards import Reward, load_reward
-from mixgrpo.rewards.limit import limited
+from mixgrpo.rewards import Reward, load_rewards
 from mixgrpo.rollout import Velocity
 
 if TYPE_CHECKING:
@@ -272,7 +271,7 @@ def main(
     What is not given is as in the run's own evaluations. Pure and hybrid inference are separate
     rows: "pure" is the trained model alone.
     """
-    from mixgrpo.policy import load_run
+    from mixgrpo.policy import held_out_prompts, load_run
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if out is not None:
@@ -282,14 +281,16 @@ def main(
     loaded = load_run(run, checkpoint)
     config = loaded.config
     names = dict.fromkeys([*config.rewards.train, *config.rewards.held_out, *(reward or [])])
-    rewards = {name: limited(load_reward(name), config.rewards.timeout) for name in names}
+    rewards = load_rewards(names, config.rewards, config.compute.offload)
     ev = config.evaluation
-    base = Sampling(steps or ev.steps, ev.shift if shift is None else shift, p_mix=0.0)
+    own_shift = shift_of(ev.shift, loaded.policy)
+    base = Sampling(steps or ev.steps, own_shift if shift is None else shift, p_mix=0.0)
     asked = dict.fromkeys([0.0, 1.0, *(p_mix or [])])
     ways = [replace(base, p_mix=p) for p in asked]
     if loaded.iteration == 0:  # nothing was trained: all of them would be the base model
         ways = ways[:1]
-    chosen = choose(loaded.policy.held_out_prompts(), ev.prompts if prompts is None else prompts)
+    known = held_out_prompts(config, loaded.policy)
+    chosen = choose(known, ev.prompts if prompts is None else prompts)
     images = images or ev.images_per_prompt
     seed = config.seed if seed is None else seed
     rows = compare(loaded, ways, rewards, chosen, images, seed)

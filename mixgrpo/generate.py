@@ -26,7 +26,8 @@ from mixgrpo.checkpoint import checkpoints
 from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError, RepeatableError
 from mixgrpo.evaluate import check_outside, choose, evaluation_noise
-from mixgrpo.inference import Sampling, draw, images_at_once
+from mixgrpo.inference import Sampling, draw, images_at_once, shift_of
+from mixgrpo.prompts import read_prompts
 from mixgrpo.rollout import slices
 
 if TYPE_CHECKING:
@@ -56,21 +57,6 @@ def generate(
         raise RepeatableError(f"checkpoint {loaded.iteration}: its images are not finite")
     cpu: Tensor = pixels.unflatten(0, (-1, images)).cpu()
     return cpu
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The lines of a text file, blank ones left out. ConfigError where there are none."""
-    try:
-        # With or without a byte order mark, as editors write it.
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
-    except FileNotFoundError:
-        raise ConfigError(f"--prompts {file}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {file}: cannot be read as text: {error}") from None
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ConfigError(f"--prompts {file}: has no prompt; write one a line")
-    return prompts
 
 
 def check_prompts(loaded: "Loaded", prompts: Sequence[str]) -> None:
@@ -156,7 +142,7 @@ def main(
         typer.Option(help=f"A prompt; {DEFAULT_PROMPTS} held-out ones if none is given."),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text file with a prompt a line.")
+        Path | None, typer.Option(metavar="FILE", help="A file of prompts: text, JSON, CSV, ...")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder; without it generated/<RUN's name>.")
@@ -197,7 +183,7 @@ def main(
     Leaves a PNG for each image, manifest.json and a contact sheet of prompts x checkpoints x seeds.
     Images from earlier calls for the same run stay unless they are made anew.
     """
-    from mixgrpo.policy import load_run
+    from mixgrpo.policy import held_out_prompts, load_run
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if variant is not None and (order != 2 or variant not in ("midpoint", "heun")):
@@ -220,12 +206,12 @@ def main(
     ev = loaded.config.evaluation
     sampling = Sampling(
         steps=steps or ev.steps,
-        shift=ev.shift if shift is None else shift,
+        shift=shift_of(ev.shift, loaded.policy) if shift is None else shift,
         p_mix=p_mix,
         order=order,  # type: ignore[arg-type]  # its option's range
         variant="heun" if variant == "heun" else "midpoint",
     )
-    wanted = given or choose(loaded.policy.held_out_prompts(), DEFAULT_PROMPTS)
+    wanted = given or choose(held_out_prompts(loaded.config, loaded.policy), DEFAULT_PROMPTS)
     check_prompts(loaded, wanted)
     out.mkdir(parents=True, exist_ok=True)
     sheet.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Hybrid inference (MixGRPO, arXiv 2507.21802) takes the first steps with the trai
 rest with the base model. What is reported must say which of the two it is.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +15,12 @@ from torch import Tensor
 from mixgrpo.config import ComputeConfig
 from mixgrpo.dpm import DPMSolver
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import Conditioning, Policy
+from mixgrpo.models import Conditioning, Policy, prepare
 from mixgrpo.rollout import Velocity, sample_ode, slices
 from mixgrpo.schedule import sigma_schedule
 from mixgrpo.steps import predict_x0
+
+log = logging.getLogger(__name__)
 
 Order = Literal[1, 2, 3]
 Variant = Literal["midpoint", "heun"]
@@ -114,12 +117,22 @@ def draw(
 
     Batches of the same size give the same bytes; `batch` is part of what is held fixed.
     """
+    prepare(policy, prompts, log.info)
     images = []
     for part in slices(len(prompts), batch):
         conditioning = policy.encode(list(prompts[part]))
         latents = sample(velocity, reference, sampling, conditioning, noise[part])
         images.append(policy.decode(latents))
     return torch.cat(images)
+
+
+def shift_of(setting: "float | Literal['dynamic']", policy: Policy) -> float:
+    """The time shift that a configuration asks for. `dynamic`: as the model's own inference has it.
+
+    FLUX's depends on the number of image tokens (diffusers, `calculate_shift`), so that it is one
+    number at one resolution.
+    """
+    return float(policy.dynamic_shift if setting == "dynamic" else setting)  # type: ignore[attr-defined]
 
 
 def images_at_once(compute: ComputeConfig) -> int:

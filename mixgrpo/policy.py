@@ -12,7 +12,8 @@ from mixgrpo.adapters import add_lora, without_adapters
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.models import Conditioning, Policy, load_model
+from mixgrpo.models import Conditioning, Policy, load_policy
+from mixgrpo.prompts import read_prompts
 from mixgrpo.ranks import Ranks
 from mixgrpo.rollout import Velocity
 
@@ -22,7 +23,7 @@ def make_policy(config: RunConfig, device: str, ranks: Ranks | None = None) -> P
 
     ConfigError where the model does not offer what is asked for.
     """
-    policy = load_model(config.model.name, config.model.checkpoint, device)
+    policy = load_policy(config, device)
     network, compute = policy.network, config.compute
     if config.model.train == "lora":
         if compute.precision == "bf16":
@@ -42,6 +43,18 @@ def make_policy(config: RunConfig, device: str, ranks: Ranks | None = None) -> P
     if compute.compile:
         network.compile()
     return policy
+
+
+def train_prompts(config: RunConfig, policy: Policy) -> list[str]:
+    """The prompts to train on: of the configured file, or else the model's own."""
+    file = config.prompts.train
+    return read_prompts(Path(file)) if file else policy.train_prompts()
+
+
+def held_out_prompts(config: RunConfig, policy: Policy) -> list[str]:
+    """The prompts to evaluate on: of the configured file, or else the model's own."""
+    file = config.prompts.held_out
+    return read_prompts(Path(file)) if file else policy.held_out_prompts()
 
 
 def velocity_of(policy: Policy, config: RunConfig, device: str) -> Velocity:

@@ -6,6 +6,7 @@ A package adds its own with an entry point in the group `mixgrpo.models` or `mix
 
 import hashlib
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,35 +22,56 @@ def names(group: str, built_in: dict[str, str]) -> list[str]:
     return [*built_in, *(p.name for p in entry_points(group=group) if p.name not in built_in)]
 
 
-def load(group: str, built_in: dict[str, str], name: str) -> Any:
-    """The object that `name` stands for. ConfigError where it is unknown, stands for several
-    things, or cannot be imported."""
-    point = _find(group, built_in, name)
+def load(group: str, built_in: dict[str, str], name: str, path: str | None = None) -> Any:
+    """The object that `name` stands for; `path`, as `package.module:attribute`, says where it is.
+
+    ConfigError where it is unknown, stands for several things, or cannot be imported.
+    """
+    point = _find(group, built_in, name, path)
     if name in built_in:
         return point.load()
-    with _blamed(f"{name}: its entry point {point.value} fails"):
+    with _blamed(f"{name}: {_called(point, path)} fails"):
         return point.load()
 
 
-def make(group: str, built_in: dict[str, str], name: str, wanted: str, *arguments: Any) -> Any:
-    """What the entry point `name` makes when it is called with `arguments`.
+def make(
+    group: str,
+    built_in: dict[str, str],
+    name: str,
+    wanted: str,
+    *arguments: Any,
+    path: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Any:
+    """What `name` stands for, as `load` finds it, makes of these arguments and named options.
 
     ConfigError where it cannot be called so, saying what is `wanted` instead, and where it raises
     anything but this package's own errors, which stay as they are. What a built-in one raises
     stays, too.
     """
-    maker = load(group, built_in, name)
+    maker = load(group, built_in, name, path)
+    named = options or {}
     if name in built_in:
-        return maker(*arguments)
-    point = _find(group, built_in, name)
-    if not _takes(maker, arguments):
-        raise ConfigError(f"{name}: its entry point {point.value} must be {wanted}")
-    given = ", ".join(map(repr, arguments))
-    with _blamed(f"{name}: its entry point {point.value}, called as ({given}), fails"):
-        return maker(*arguments)
+        return maker(*arguments, **named)
+    point = _called(_find(group, built_in, name, path), path)
+    if not _takes(maker, arguments, named):
+        raise ConfigError(f"{name}: {point} must be {wanted}")
+    given = ", ".join([*map(repr, arguments), *(f"{k}={v!r}" for k, v in named.items())])
+    with _blamed(f"{name}: {point}, called as ({given}), fails"):
+        return maker(*arguments, **named)
 
 
-def _find(group: str, built_in: dict[str, str], name: str) -> EntryPoint:
+def _called(point: EntryPoint, path: str | None) -> str:
+    return f"{path}" if path else f"its entry point {point.value}"
+
+
+def _find(group: str, built_in: dict[str, str], name: str, path: str | None = None) -> EntryPoint:
+    if path is not None:
+        if name in built_in:
+            raise ConfigError(f"{name}: is built in; give {path} another name")
+        if not re.fullmatch(r"[\w.]+:[\w.]+", path):
+            raise ConfigError(f"{name}: {path} is not of the form package.module:Class")
+        return EntryPoint(name, path, group)
     others = {p.value: p for p in entry_points(group=group, name=name)}
     if name in built_in and others:
         raise ConfigError(
@@ -84,12 +106,12 @@ def _blamed(begin: str) -> Iterator[None]:
         raise ConfigError(f"{begin}: {text}") from error
 
 
-def _takes(maker: Any, arguments: tuple[Any, ...]) -> bool:
-    """Whether `maker` can be called with `arguments`, as far as its signature tells."""
+def _takes(maker: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    """Whether `maker` can be called with these, as far as its signature tells."""
     if not callable(maker):
         return False
     try:
-        inspect.signature(maker).bind(*arguments)
+        inspect.signature(maker).bind(*arguments, **named)
     except TypeError:
         return False
     except ValueError:  # one of C's has no signature
@@ -97,16 +119,44 @@ def _takes(maker: Any, arguments: tuple[Any, ...]) -> bool:
     return True
 
 
-def contents(file: Path) -> str:
-    """The sha256 of a file, or "" where there is none; computed once while it stays the same."""
+def contents(place: Path) -> str:
+    """What identifies a file or folder by what is in it, or "" where there is neither.
+
+    The sha256 of a file, computed once while it stays the same. Of a folder, which may be tens of
+    gigabytes: the names and sizes of its files and samples of each of them, from its beginning to
+    its end.
+    """
     try:
-        stat = file.stat()
-        return _sha256(file, stat.st_mtime_ns, stat.st_size)
+        if place.is_dir():
+            files = [file for file in sorted(place.rglob("*")) if file.is_file()]
+            return _sampled(place, tuple((file, *_stamp(file)) for file in files))
+        return _sha256(place, *_stamp(place))
     except OSError:
         return ""
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 @cache
 def _sha256(file: Path, mtime_ns: int, size: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+"""Training moves every weight, so that any sample of the file tells two checkpoints apart."""
+
+
+@cache
+def _sampled(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, _, size in files:
+        digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            for k in range(_SAMPLES):
+                stream.seek(max(0, size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ Holds what changes (weights, their average, the optimizer) and turns an iteratio
 metrics. Files, resuming and stopping are `train`'s work.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from mixgrpo.collect import Collected, collect, decode, initial_noise
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.evaluate import Evaluation, choose, evaluate, evaluation_noise
-from mixgrpo.inference import images_at_once
-from mixgrpo.models import Conditioning
+from mixgrpo.inference import images_at_once, shift_of
+from mixgrpo.models import Conditioning, prepare
 from mixgrpo.optimizer import (
     learning_rate,
     load_state,
@@ -29,11 +30,16 @@ from mixgrpo.optimizer import (
     state_tensors,
 )
 from mixgrpo.plan import Plan, make_plan
-from mixgrpo.policy import make_policy, reference_of, velocity_of
+from mixgrpo.policy import (
+    held_out_prompts,
+    make_policy,
+    reference_of,
+    train_prompts,
+    velocity_of,
+)
 from mixgrpo.randomness import permutation
 from mixgrpo.ranks import Ranks
-from mixgrpo.rewards import load_reward
-from mixgrpo.rewards.limit import limited
+from mixgrpo.rewards import for_training, load_rewards
 from mixgrpo.rollout import CountedVelocity, rollout
 from mixgrpo.update import (
     Batch,
@@ -47,6 +53,8 @@ from mixgrpo.update import (
     slots_together,
     update_parts,
 )
+
+log = logging.getLogger(__name__)
 
 Metrics = dict[str, float | int]
 
@@ -71,20 +79,32 @@ class Trainer:
             else None
         )
         self.window = config.make_window()
-        limit = config.rewards.timeout
-        self.train_rewards = {k: limited(load_reward(k), limit) for k in config.rewards.train}
-        self.all_rewards = [
-            *self.train_rewards.values(),
-            *(limited(load_reward(k), limit) for k in config.rewards.held_out),
-        ]
-        self.train_prompts = self.policy.train_prompts()
+        both = [*config.rewards.train, *config.rewards.held_out]
+        rewards = load_rewards(both, config.rewards, config.compute.offload)
+        self.train_rewards = {name: rewards[name] for name in config.rewards.train}
+        self.all_rewards = list(rewards.values())
+        self.train_prompts = train_prompts(config, self.policy)
         if len(self.train_prompts) < config.rollout.prompts:
             raise ConfigError(
                 f"rollout.prompts: {config.rollout.prompts} prompts per iteration, but "
-                f"{config.model.name} has {len(self.train_prompts)} to train on"
+                f"{config.prompts.train or config.model.name} has {len(self.train_prompts)} to "
+                "train on"
             )
-        held_out = self.policy.held_out_prompts()
-        self.held_out = choose(held_out, config.evaluation.prompts)
+        self.held_out = choose(held_out_prompts(config, self.policy), config.evaluation.prompts)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Have every prompt encoded that the run will come to, so that text encoders can go."""
+        if not hasattr(self.policy, "prepare"):
+            return
+        trained = [p for i in range(self.config.iterations) for p in self._prompts_at(i)]
+        prepare(
+            self.policy,
+            [*self.held_out, *trained],
+            log.info if self.ranks.first else log.debug,
+            (self.ranks.rank, self.ranks.size),
+        )
+        self.ranks.wait()
 
     def iterate(self, iteration: int) -> Metrics:
         """Sample, score, update: one iteration. Returns its line of metrics.jsonl.
@@ -100,7 +120,8 @@ class Trainer:
         own = self._collect(iteration, plan, part, clock)
         rewards = self._gather_rewards(part, own)
         clock.wait()  # for slower ranks
-        raw = group_advantages(rewards, config.rewards.train, config.rewards.aggregate)
+        scaled = {k: for_training(self.train_rewards[k], v) for k, v in rewards.items()}
+        raw = group_advantages(scaled, config.rewards.train, config.rewards.aggregate)
         limit = config.objective.advantage_clip
         forward_rollout = self.velocity.evaluations
         update = self._update(iteration, part, own, raw, raw.clamp(-limit, limit))
@@ -160,7 +181,7 @@ class Trainer:
                     prompts,
                     noise,
                     config.evaluation.steps,
-                    config.evaluation.shift,
+                    shift_of(config.evaluation.shift, self.policy),
                     images_at_once(config.compute),
                 )
         if self.ranks.size == 1 and found is not None:

@@ -1,7 +1,8 @@
 """A policy: encodes prompts, predicts the velocity, decodes latents. Chosen by name."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mixgrpo import registry
 from mixgrpo.errors import ConfigError
@@ -10,6 +11,9 @@ from mixgrpo.scenes import BASE_WEIGHTS
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
+
+    from mixgrpo.config import RunConfig
+    from mixgrpo.models.text import PromptEncoder
 
 Conditioning = dict[str, "Tensor"]
 """What a prompt is turned into: tensors by name, each with the batch first."""
@@ -57,7 +61,28 @@ class Policy(Protocol):
 
 
 _GROUP = "mixgrpo.models"
-_BUILT_IN = {"scenes": "mixgrpo.models.scenes:ScenesPolicy.load"}
+_PIPELINES = {
+    "flux": "mixgrpo.models.flux:FluxPolicy",
+    "sd3": "mixgrpo.models.sd3:SD3Policy",
+    "qwen-image": "mixgrpo.models.qwen_image:QwenImagePolicy",
+}
+_BUILT_IN = {
+    "scenes": "mixgrpo.models.scenes:ScenesPolicy.load",
+    **{name: f"{policy}.load" for name, policy in _PIPELINES.items()},
+}
+_TEXT = {name: f"{policy}.text_only" for name, policy in _PIPELINES.items()}
+_SIZED = ("revision", "height", "width", "text_tokens")
+DIFFUSION: dict[str, tuple[str, ...]] = {
+    "flux": (*_SIZED, "guidance"),
+    "sd3": (*_SIZED, "cfg"),
+    "qwen-image": (*_SIZED, "cfg"),
+}
+"""The models that are pipelines of diffusers, with the settings of `model` that each takes."""
+_ON_THE_HUB = {
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "sd3": "stabilityai/stable-diffusion-3.5-medium",
+    "qwen-image": "Qwen/Qwen-Image",
+}
 _SHIPPED = {"scenes": BASE_WEIGHTS}
 _WANTED = "callable with a checkpoint (or None) and a device, and return a policy"
 _MEMBERS = [*Policy.__annotations__, *(name for name in vars(Policy) if name[0] != "_")]
@@ -67,12 +92,45 @@ def model_names() -> list[str]:
     return registry.names(_GROUP, _BUILT_IN)
 
 
-def load_model(name: str, checkpoint: str | None, device: str) -> Policy:
-    """The policy `name` with the weights of `checkpoint`, or its own where that is None.
+def load_policy(config: "RunConfig", device: str) -> Policy:
+    """The policy that a run's configuration names, with the weights it starts from.
 
     ConfigError where there is none, where loading fails, and where what is loaded lacks a member
     of `Policy`, naming all that are missing.
     """
+    model = config.model
+    if model.name not in DIFFUSION:
+        return load_model(model.name, model.checkpoint, device)
+    policy: Policy = registry.make(_GROUP, _BUILT_IN, model.name, "", *_arguments(config, device))
+    return policy
+
+
+def load_text(config: "RunConfig", device: str) -> "PromptEncoder":
+    """What the configured model encodes prompts with, without the model itself.
+
+    ConfigError for a model that keeps no embeddings, and where parts are missing.
+    """
+    name = config.model.name
+    if name not in DIFFUSION:
+        raise ConfigError(
+            f"model.name {name}: keeps no embeddings; those of {', '.join(DIFFUSION)} are encoded "
+            "ahead"
+        )
+    text: PromptEncoder = registry.make(_GROUP, _TEXT, name, "", *_arguments(config, device))
+    return text
+
+
+def _arguments(config: "RunConfig", device: str) -> tuple[Any, ...]:
+    """What a pipeline is loaded with."""
+    from mixgrpo.embeddings import embeddings_folder
+
+    model = config.model
+    placed = model.model_copy(update={"checkpoint": hub_name(model.name, model.checkpoint)})
+    return placed, config.compute, device, embeddings_folder(config.prompts.embeddings)
+
+
+def load_model(name: str, checkpoint: str | None, device: str) -> Policy:
+    """The policy `name`, the embedded one or another package's, as `load_policy` gives it."""
     policy: Policy = registry.make(_GROUP, _BUILT_IN, name, _WANTED, checkpoint, device)
     missing = [member for member in _MEMBERS if not hasattr(policy, member)]
     if missing:
@@ -84,10 +142,27 @@ def load_model(name: str, checkpoint: str | None, device: str) -> Policy:
     return policy
 
 
-def model_weights(name: str, checkpoint: str | None) -> str:
-    """What identifies the weights that `load_model` would load.
+def prepare(
+    policy: Policy,
+    prompts: Sequence[str],
+    say: Callable[[str], None],
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Let a model encode these prompts, or its share k of n, before it is put to work."""
+    own = getattr(policy, "prepare", None)
+    if own is not None:
+        own(list(dict.fromkeys(prompts)), say, share)
 
-    The sha256 of a file, given or shipped; else `checkpoint` as it is (a name on a hub).
+
+def hub_name(name: str, checkpoint: str | None) -> str | None:
+    """Where the weights of model `name` come from: `checkpoint`, or its authors' on the hub."""
+    return checkpoint or _ON_THE_HUB.get(name)
+
+
+def model_weights(name: str, checkpoint: str | None) -> str:
+    """What identifies the weights that `load_policy` would load.
+
+    The sha256 of a file, given or shipped; a digest of a folder; else a name on the hub.
     """
-    file = Path(checkpoint) if checkpoint else _SHIPPED.get(name)
-    return (registry.contents(file) if file else "") or (checkpoint or "")
+    place = Path(checkpoint) if checkpoint else _SHIPPED.get(name)
+    return (registry.contents(place) if place else "") or (hub_name(name, checkpoint) or "")

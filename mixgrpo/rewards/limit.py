@@ -1,4 +1,5 @@
-"""A limit on the time that a reward may take: one that hangs must not hang the run."""
+"""Limits on what a reward may take: time, so that one that hangs does not hang the run, and memory
+of the device while it does not score."""
 
 import contextlib
 import ctypes
@@ -8,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from mixgrpo.rewards import Reward
+from mixgrpo.rewards import Reward, for_training
 
 _GRACE_S = 1.0
 """So long a reward that is given up has to end, before the process may."""
@@ -28,6 +30,9 @@ class _Limited:
     @property
     def name(self) -> str:
         return self.reward.name
+
+    def for_training(self, scores: Tensor) -> Tensor:
+        return for_training(self.reward, scores)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """What the reward returns or raises, from a thread of this call alone."""
@@ -53,6 +58,34 @@ class _Limited:
                 "up, or set a higher rewards.timeout"
             )
         return answer.result()
+
+
+def offloaded(reward: Reward) -> Reward:
+    """`reward`, whose network, if it has one, is on the device of the images only while it scores.
+
+    The next one then finds the memory free: rewards are asked one after the other.
+    """
+    return _Offloaded(reward) if isinstance(getattr(reward, "module", None), Module) else reward
+
+
+@dataclass(frozen=True)
+class _Offloaded:
+    reward: Reward
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
+
+    def for_training(self, scores: Tensor) -> Tensor:
+        return for_training(self.reward, scores)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """What the reward returns, which moves its own network to the images."""
+        try:
+            return self.reward.score(images, prompts)
+        finally:
+            module: Module = self.reward.module  # type: ignore[attr-defined]
+            module.to("cpu")
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -26,6 +26,9 @@ from mixgrpo.configfile import (
 from mixgrpo.errors import ConfigError
 from mixgrpo.window import Window
 from tests.mixgrpo import toy
+from tests.mixgrpo.models.tiny import write_flux
+
+ROOT = Path(__file__).parents[2]
 
 
 def set_(dotted: str, value: Any, base: RunConfig | None = None) -> RunConfig:
@@ -229,6 +232,47 @@ BAD: list[tuple[str, str, list[str]]] = [
     ("noise beyond what the kernel knows", "sampler: {kernel: cps, eta: 1.2}", ["sampler.eta 1.2"]),
     ("unknown model", "model: {name: scene}", [":1", "model.name", "did you mean scenes"]),
     ("a path for a name", "model: {name: ../../etc}", ["model.name"]),
+    (
+        "guidance without a distilled model",
+        "model:\n  guidance: 3",
+        [":2:", "model.guidance", "scenes"],
+    ),
+    (
+        "guidance of the other kind",
+        "model:\n  name: flux\n  cfg: 4.5",
+        [":3:", "model.cfg", "model flux"],
+    ),
+    (
+        "tiles without a VAE",
+        "compute: {vae_tiling: true}",
+        [":1:", "compute.vae_tiling", "flux, sd3, qwen-image", "model scenes"],
+    ),
+    (
+        "a schedule of a model that has none",
+        "evaluation: {shift: dynamic}",
+        [":1:", "evaluation.shift dynamic", "model scenes"],
+    ),
+    (
+        "a shift that is no word",
+        "evaluation: {shift: fast}",
+        ["evaluation.shift: ", "'dynamic'", "'fast'"],
+    ),
+    (
+        "rewards of the embedded task for FLUX",
+        "model: {name: flux}\nrewards:\n  train: {palette: 1}\n  held_out: []",
+        [":3:", "rewards.train", "palette", "embedded task"],
+    ),
+    (
+        "no prompts",
+        "model: {name: sd3}\nrewards: {train: {hps: 1}, held_out: []}",
+        [":1:", "prompts.train", "model.name sd3"],
+    ),
+    (
+        "options of no reward",
+        "rewards:\n  options: {hpps: {batch: 4}}",
+        [":2", "rewards.options", "hpps", "did you mean hps"],
+    ),
+    ("an option that is a mapping", "rewards: {options: {hps: {a: {b: 1}}}}", ["rewards.options"]),
     ("duplicate key", "seed: 1\niterations: 2\nseed: 3", [":3:", "seed", "given twice"]),
     (
         "duplicate key inside",
@@ -386,6 +430,15 @@ CHANGED: dict[str, Any] = {
     "iterations": 299,
     "model.name": "other",
     "model.checkpoint": "weights.safetensors",
+    "model.revision": "main",
+    "model.height": 512,
+    "model.width": 512,
+    "model.guidance": 1.0,
+    "model.cfg": 4.5,
+    "model.text_tokens": 128,
+    "prompts.train": "examples/prompts/held_out.txt",
+    "prompts.held_out": "examples/prompts/train.txt",
+    "prompts.embeddings": "embeddings",
     "model.train": "lora",
     "model.lora_rank": 8,
     "model.lora_alpha": 16.0,
@@ -421,6 +474,8 @@ CHANGED: dict[str, Any] = {
     "rewards.train": {"composition": 2.0},
     "rewards.held_out": ("palette",),
     "rewards.aggregate": "mean",
+    "rewards.classes": {"clarity": "package:Clarity"},
+    "rewards.options": {"palette": {"gain": 2.0}},
     "rewards.timeout": None,
     "objective.clip_range": 2e-4,
     "objective.advantage_clip": 4.0,
@@ -448,6 +503,9 @@ CHANGED: dict[str, Any] = {
     "compute.precision": "bf16",
     "compute.gradient_checkpointing": True,
     "compute.compile": True,
+    "compute.attention": "native",
+    "compute.vae_tiling": True,
+    "compute.offload": True,
     "health.gradient_conflict": False,
     "health.drift": False,
     "output.checkpoint_every": 3,
@@ -459,7 +517,21 @@ CHANGED: dict[str, Any] = {
 }
 
 
-UNHASHED = ("output.", "health.", "rewards.timeout")
+UNHASHED = ("output.", "health.", "rewards.timeout", "prompts.embeddings", "compute.offload")
+IN_FILES = ("prompts.train", "prompts.held_out")
+"""What counts by the contents of a file, and has a test of its own."""
+
+
+def pipeline(name: str) -> RunConfig:
+    """Of a model of diffusers, with the prompts that it needs."""
+    prompts = ROOT / "examples" / "prompts"
+    return RunConfig.model_validate(
+        {
+            "model": {"name": name},
+            "prompts": {k: str(prompts / f"{k}.txt") for k in ("train", "held_out")},
+            "rewards": {"train": {"hps": 1.0}, "held_out": ()},
+        }
+    )
 
 
 def base_of(key: str) -> RunConfig:
@@ -473,6 +545,13 @@ def base_of(key: str) -> RunConfig:
         "model.lora_alpha": ("model.train", "lora"),
         "model.lora_targets": ("model.train", "lora"),
     }
+    if key == "model.cfg":
+        return pipeline("sd3")
+    own = ("revision", "height", "width", "guidance", "text_tokens", "attention", "vae_tiling")
+    if key.rpartition(".")[2] in own:
+        return pipeline("flux")
+    if key == "rewards.classes":
+        return set_("rewards.held_out", ("clarity",))
     return set_(*needed[key]) if key in needed else RunConfig()
 
 
@@ -524,6 +603,25 @@ def test_hash_sees_the_contents_of_weights_and_not_their_place(tmp_path: Path) -
     assert config_hash(RunConfig()) not in hashes
     (tmp_path / "a").write_bytes(b"two and more")
     assert config_hash(set_("model.checkpoint", str(tmp_path / "a"))) != hashes[0]
+
+
+def test_hash_sees_the_prompts_and_not_their_file(tmp_path: Path) -> None:
+    hashes = []
+    texts = {"a.txt": "one\ntwo\n", "b.jsonl": '"one"\n{"prompt": "two"}\n', "c.txt": "two\none\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        hashes.append(config_hash(set_("prompts.train", str(tmp_path / name))))
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert config_hash(set_("prompts.held_out", str(tmp_path / "a.txt"))) not in hashes
+    with pytest.raises(ConfigError, match="none.txt"):
+        config_hash(set_("prompts.train", str(tmp_path / "none.txt")))
+
+
+def test_hash_takes_the_models_own_weights_for_what_they_are() -> None:
+    flux = pipeline("flux")
+    named = set_("model.checkpoint", "black-forest-labs/FLUX.1-dev", flux)
+    assert config_hash(named) == config_hash(flux)
+    assert config_hash(set_("model.checkpoint", "someone/else", flux)) != config_hash(flux)
 
 
 def test_hash_does_not_see_the_order_of_held_out_rewards() -> None:
@@ -619,7 +717,19 @@ def unread(
 ) -> set[str]:
     """The keys of a configuration that no whole run reads."""
     seen: set[tuple[str, str]] = set()
-    for i, branch in enumerate(BRANCHES):
+    monkeypatch.setenv("MIXGRPO_EMBEDDINGS", str(tmp_path / "embeddings"))
+    flux = {
+        "iterations": 1,
+        "model": {
+            "name": "flux",
+            "checkpoint": str(write_flux(tmp_path / "flux")),
+            **{"height": 32, "width": 32},
+        },
+        "prompts": pipeline("flux").prompts.model_dump(),
+        "evaluation": {"prompts": 1, "steps": 1},
+        "compute": {"attention": "native", "vae_tiling": True, "offload": True},
+    }
+    for i, branch in enumerate([*BRANCHES, flux]):
         plain = toy.config(**branch)
         config = config_class.model_validate(plain.model_dump())
         monkeypatch.setattr(folder, "config_hash", lambda _: "00000000")

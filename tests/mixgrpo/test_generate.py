@@ -385,7 +385,7 @@ def error_of(
         (["--p-mix", "nan"], "--p-mix nan"),
         (["--prompts", "no-such.txt"], "no-such.txt: no such file"),
         (["--prompts", "blank.txt"], "has no prompt"),
-        (["--prompts", "bytes.txt"], "cannot be read as text"),
+        (["--prompts", "bytes.txt"], "is not UTF-8 text"),
         (["--prompt", " "], "is empty"),
         (["--out", "blank.txt"], "blank.txt cannot be a folder"),
         (["--sheet", "."], "is a folder"),

@@ -1,0 +1,251 @@
+"""Encodes prompts ahead of training, so that no run has to, and no GPU holds text encoders in vain.
+
+    python -m mixgrpo.embed PROMPTS... [--config CONFIG] [--set KEY=VALUE]... [--shard 0/4]
+
+Run again it goes on with what is missing. What it keeps is a store of `mixgrpo.embeddings`, which
+runs with the same model find by themselves.
+"""
+
+import json
+import re
+import shutil
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixgrpo import cli
+from mixgrpo.configfile import Layers, add_overrides, load_config
+from mixgrpo.embeddings import EmbeddingStore, embeddings_folder
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.models import load_text
+from mixgrpo.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from mixgrpo.config import RunConfig
+    from mixgrpo.models.text import PromptEncoder
+
+PLAIN_EVERY_S = 15.0
+"""Without a terminal it says how far it is at most so often."""
+LOOK_EVERY_S = 1.0
+"""It looks into the store at most so often: the folder of many may be on a slow disk."""
+
+
+class Watch:
+    """Shows how many of `prompts` a store has: a bar on a terminal, lines elsewhere; on stderr.
+
+    What other processes add counts, too. Use as a context.
+    """
+
+    def __init__(self, store: EmbeddingStore, prompts: list[str]) -> None:
+        self.store, self.prompts = store, prompts
+        self.missing = store.missing(prompts)
+        self._spoke = self._looked = time.monotonic()
+        self._told = False
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    @property
+    def done(self) -> str:
+        return f"{len(self.prompts) - len(self.missing)} of {len(self.prompts)} prompts"
+
+    def __enter__(self) -> "Watch":
+        if sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            bar = progress.Progress(
+                "encoding",
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar = bar, bar.add_task("", total=len(self.prompts))
+            bar.start()
+            self._show()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.missing = self.store.missing(self.prompts)
+        if self._bar is not None:
+            self._show()
+            self._bar[0].stop()
+
+    def look(self) -> None:
+        """Show what has come; called whenever something may have."""
+        if self._told and time.monotonic() - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        before, self.missing = self.missing, self.store.missing(self.missing)
+        if not self._told and len(self.missing) < len(before):
+            self._told = True
+            came = set(before) - set(self.missing)
+            self._tell_size(next(p for p in before if p in came))
+        if self._bar is not None:
+            self._show()
+        elif time.monotonic() - self._spoke >= PLAIN_EVERY_S:
+            self._spoke = time.monotonic()
+            self._say(self.done)
+
+    def _show(self) -> None:
+        assert self._bar is not None
+        self._bar[0].update(self._bar[1], completed=len(self.prompts) - len(self.missing))
+
+    def _say(self, text: str) -> None:
+        """One line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar[0].console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _tell_size(self, prompt: str) -> None:
+        """What all will take, from what the first one takes."""
+        each = sum(t.numel() * t.element_size() for t in self.store.get([prompt]).values())
+        rest, free = each * len(self.missing), shutil.disk_usage(self.store.folder).free
+        self._say(
+            f"{in_bytes(each)} a prompt, {in_bytes(each * len(self.prompts))} in all; "
+            f"{in_bytes(free)} are free"
+        )
+        if rest > free:
+            self._say(
+                f"warning: {self.store.folder}: the disk has no room for the {in_bytes(rest)} to "
+                "come; set prompts.embeddings (--out) to a folder on a larger one"
+            )
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes as people say it: 4.001 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:,.2f} TiB"
+
+
+def share_of(shard: str) -> tuple[int, int]:
+    """`1/4` as (1, 4): the second of four jobs. ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not match or not int(match[1]) < int(match[2]):
+        raise ConfigError(
+            f"--shard {shard}: expected I/N with I from 0 to N - 1, such as 0/4 for the first of "
+            "four jobs"
+        )
+    return int(match[1]), int(match[2])
+
+
+def configured(config: Path | None, overrides: list[str], prompts: list[Path]) -> "RunConfig":
+    """The run configuration, or one of FLUX.1-dev where there is none."""
+    if config is not None:
+        return load_config(config, overrides)
+    if not prompts:
+        raise ConfigError("PROMPTS: name a file of prompts, or a run's configuration by --config")
+    layers = Layers()
+    layers.add(
+        {
+            "model": {"name": "flux"},
+            "compute": {"precision": "bf16"},
+            # What a run needs beside its model; nothing here depends on it.
+            "prompts": {"train": str(prompts[0]), "held_out": str(prompts[0])},
+            "rewards": {"train": {"pickscore": 1.0}, "held_out": []},
+        },
+        "mixgrpo.embed",
+    )
+    add_overrides(layers, overrides)
+    return layers.validate()
+
+
+def encode(text: "PromptEncoder", store: EmbeddingStore, prompts: list[str]) -> int:
+    """Encode what `store` lacks of `prompts`; the exit code, 130 where it was interrupted.
+
+    RunError for a full disk and its like. What was kept before either stays.
+    """
+    started, watch = time.monotonic(), Watch(store, prompts)
+    missing = watch.missing
+    print(f"{watch.done} are in {store.folder}", file=sys.stderr)
+    if not missing:
+        return 0
+    try:
+        with watch:
+            text.prepare(missing, lambda _: watch.look())
+    except OSError as error:
+        if not error.filename:
+            raise
+        raise RunError(
+            f"{error.filename}: {error.strerror}; what was encoded before is kept: mend this and "
+            "run the same command again for the rest"
+        ) from error
+    except KeyboardInterrupt:
+        print(
+            f"stopped: {watch.done} are kept in {store.folder}; the same command continues",
+            file=sys.stderr,
+        )
+        return 130
+    seconds = time.monotonic() - started
+    print(f"{len(missing)} prompts encoded in {seconds:.0f} s", file=sys.stderr)
+    return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="PROMPTS...",
+            help="Files of prompts: text, JSON, JSON lines, CSV or Parquet; none: CONFIG's own.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A run's configuration: its model is used; none: FLUX.1-dev."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting on top, model.name=sd3."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of embeddings, as prompts.embeddings.")
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Encode the I-th of N parts, I from 0.")
+    ] = "0/1",
+) -> int:
+    """Encode prompts once and keep the result for every run that uses them.
+
+    Run again, it continues. Several jobs can share the work: --shard 0/4 ... --shard 3/4.
+    """
+    own, count = share_of(shard)
+    # Quoted: a folder may be named as YAML writes a number.
+    place = [f"prompts.embeddings={json.dumps(str(out))}"] if out else []
+    overrides = [*(set_ or []), *place]
+    resolved = configured(config, overrides, prompts or [])
+    configured_files = (resolved.prompts.train, resolved.prompts.held_out)
+    files = prompts or [Path(file) for file in configured_files if file]
+    if not files:
+        raise ConfigError(f"{config}: names no file of prompts; give one, or set prompts.train")
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    # Each job takes its part of the prompts, not of what is missing, which changes meanwhile.
+    wanted = list(dict.fromkeys(p for file in files for p in read_prompts(file)))[own::count]
+    signal.signal(signal.SIGTERM, _interrupt)
+
+    import torch
+
+    text = load_text(resolved, "cuda" if torch.cuda.is_available() else "cpu")
+    store = EmbeddingStore(embeddings_folder(resolved.prompts.embeddings), text.identity)
+    code = encode(text, store, wanted)
+    if code == 0:
+        print(store.folder)
+    return code
+
+
+if __name__ == "__main__":
+    cli.run(main)
