@@ -68,6 +68,18 @@ def without_adapters(network: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+@torch.no_grad()
+def merge_adapters(network: nn.Module) -> None:
+    """Add the adapters into the layers beside them: `network` then is one without any."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(network.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(network.get_submodule(parent), own, module.get_base_layer())
+
+
 def _layers(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
     """The linear layers whose names end with a target, at a dot; every target has at least one."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]

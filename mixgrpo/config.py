@@ -234,7 +234,7 @@ class ComputeConfig(Section):
     attention: str | None = Field(None, min_length=1)
     """Attention backend of diffusers, such as native or flash; none: its default."""
     vae_tiling: bool = False
-    """Decode an image in overlapping tiles, which takes less memory."""
+    """Decode images one at a time, and those above the VAE's own size in overlapping tiles."""
     offload: bool = False
     """Keep the VAE and the networks of rewards in the memory of the CPU while they do not work.
     Changes no result, so it is not part of the hash."""

@@ -46,7 +46,7 @@ def export_weights(
     if model.train == "lora":
         return _adapters(plain, model, folder, transformer_name)
     if hasattr(network, "save_pretrained") and hasattr(network, "from_config"):
-        return _transformer(network, plain, folder / transformer_name)
+        return save_transformer(network, plain, folder / transformer_name)
     file = folder / "weights.safetensors"
     write_bytes(file, save(plain))
     return file
@@ -65,14 +65,19 @@ def _adapters(
     prefixed = {f"{transformer_name}.{key}": value for key, value in settings.items()}
     content = save(
         {f"{transformer_name}.{name}": value for name, value in named.items()},
-        {"format": "pt", _LORA_METADATA: json.dumps(prefixed, sort_keys=True)},
+        # One key alone: safetensors writes several in any order.
+        {_LORA_METADATA: json.dumps(prefixed, sort_keys=True)},
     )
     file = folder / _LORA_FILE
     write_bytes(file, content)
     return file
 
 
-def _transformer(network: Any, weights: dict[str, Tensor], place: Path) -> Path:
+def save_transformer(network: Any, weights: dict[str, Tensor], place: Path) -> Path:
+    """Write a model of diffusers, with these of its weights replaced, as `save_pretrained` does.
+
+    Whole or absent. OSError (a full disk) leaves what was there before.
+    """
     with torch.device("meta"):  # a sharded network's class, too, makes one that is not sharded
         whole = type(network).from_config(network.config)
     whole.load_state_dict({**network.state_dict(), **weights}, assign=True)

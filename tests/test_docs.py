@@ -1,5 +1,6 @@
 """What docs/extending.md and docs/run-folder.md say is what there is, and it works."""
 
+import inspect
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mixgrpo import train
+from mixgrpo import registry, rewards, train
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from tests.mixgrpo import toy
@@ -101,6 +102,46 @@ def test_the_example_learns_and_offers_what_the_text_says(
     }.items():
         assert after(name, "iterations=2", *settings) == pytest.approx(0.633, abs=0.01)
     assert (tmp_path / "lora" / "weights" / "pytorch_lora_weights.safetensors").exists()
+
+
+# ---- docs/rewards.md
+
+
+def test_the_reward_in_the_text_is_trained_on(tmp_path: Path) -> None:
+    text = (DOCS / "rewards.md").read_text().split("## One of your own")[1]
+    [code], [settings] = (re.findall(rf"```{k}\n(.*?)```", text, re.S) for k in ("python", "yaml"))
+    (tmp_path / "warmth.py").write_text(code)
+    small = {"iterations": 1, "evaluation": {"prompts": 2, "steps": 2, "images_per_prompt": 1}}
+    small |= {"sampler": {"steps": 5}, "rollout": {"prompts": 1, "group_size": 4}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(small) + settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "mixgrpo.train", "run.yaml", "--out", "run"],
+        env={**os.environ, "PYTHONPATH": str(toy.ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "reward_warmth_mean" in lines(tmp_path / "run" / "metrics.jsonl")[0]
+
+
+def test_every_reward_and_option_is_explained_and_no_other() -> None:
+    text = (DOCS / "rewards.md").read_text()
+    first, second = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    named = {n for row in first.splitlines()[2:] for n in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(rewards._BUILT_IN)
+    explained: dict[str, set[str]] = {name: set() for name in named}
+    weighted = {"hps", "pickscore", "imagereward", "clipscore", "aesthetic"}
+    for row in second.splitlines()[2:]:
+        options, of = (re.findall(r"`(\w+)`", cell) for cell in row.split("|")[1:3])
+        for name in of or weighted:
+            explained[name] |= set(options)
+    for name, path in rewards._BUILT_IN.items():
+        maker = registry.load("", {name: path}, name)
+        own = set() if name in rewards.EMBEDDED else set(inspect.signature(maker).parameters)
+        assert explained[name] == own, name
 
 
 # ---- docs/run-folder.md

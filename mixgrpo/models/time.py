@@ -8,11 +8,15 @@ from torch import Tensor, nn
 
 
 class ExactTime:
-    """Gives a time projection of diffusers (`time_text_embed.time_proj`) the sigma it is told."""
+    """Gives a module of diffusers whose first argument is the time the sigma it is told.
 
-    def __init__(self, projection: nn.Module) -> None:
+    `time_text_embed.time_proj`, or `time_text_embed` itself where something else goes through the
+    same projection, as the guidance of FLUX does.
+    """
+
+    def __init__(self, embedding: nn.Module) -> None:
         self._sigma: Tensor | None = None
-        projection.register_forward_pre_hook(self._replace)
+        embedding.register_forward_pre_hook(self._replace)
 
     def tell(self, sigma: Tensor) -> None:
         """The sigma [B] of the next forward, in float32 or better."""

@@ -55,7 +55,9 @@ _BUILT_IN = {
     "ocr": "mixgrpo.rewards.ocr:OCR",
 }
 _SHIPPED = {"clarity": CLARITY_WEIGHTS}
-PLACES = frozenset({"checkpoint", "urls", "api_key_env", "at_once", "timeout", "retries", "batch"})
+PLACES = frozenset(
+    {"checkpoint", "urls", "api_key_env", "at_once", "timeout", "retries", "batch", "threads"}
+)
 """Options of rewards that say where and how fast, not how they score. A checkpoint counts by what
 is in it."""
 _WANTED = "a class or a factory whose arguments all have defaults, and which returns an object "

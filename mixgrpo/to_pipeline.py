@@ -1,0 +1,92 @@
+"""A run's model as a pipeline of diffusers, whole: for those who never heard of this project.
+
+    python -m mixgrpo.to_pipeline RUN --out FOLDER [--checkpoint ITER]
+
+`DiffusionPipeline.from_pretrained(FOLDER)` loads it. Adapters are added into the weights; the other
+parts are those of the pipeline that the run started from. As `model.checkpoint` the folder is what
+another run starts from.
+"""
+
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixgrpo import cli
+from mixgrpo.atomic import flush
+from mixgrpo.errors import ConfigError
+from mixgrpo.evaluate import check_outside
+from mixgrpo.export import save_transformer
+from mixgrpo.models import DIFFUSION, hub_name
+
+if TYPE_CHECKING:
+    from mixgrpo.policy import Loaded
+
+NETWORK = "transformer"
+"""The network's place in a pipeline's folder."""
+
+
+def write_pipeline(loaded: "Loaded", out: Path) -> Path:
+    """Write the pipeline with the trained network into the folder `out`, which must not exist.
+
+    The network keeps the dtype that it was trained in. Whole or absent: it is written beside its
+    place and renamed. ConfigError where a part of the pipeline is not to be had.
+    """
+    from mixgrpo.adapters import merge_adapters
+    from mixgrpo.models.diffusion import DiffusersPolicy
+    from mixgrpo.models.parts import INDEX, Pipeline
+
+    model, policy = loaded.config.model, loaded.policy
+    assert isinstance(policy, DiffusersPolicy)
+    checkpoint = hub_name(model.name, model.checkpoint)
+    assert checkpoint is not None
+    parts = [NETWORK, "vae", "scheduler", *policy.side.parts]
+    pipeline = Pipeline.find(checkpoint, model.revision, policy.pipeline_class, parts)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        shutil.copy2(pipeline.folder / INDEX, partial)
+        for part in parts[1:]:
+            if pipeline.has(part):
+                shutil.copytree(pipeline.folder / part, partial / part)
+        merge_adapters(policy.network)
+        save_transformer(policy.network, {}, partial / NETWORK)
+        for path in partial.rglob("*"):
+            flush(path)
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    flush(out.parent)
+    return out
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="A run's folder; it is only read.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The pipeline's folder; a new one.")],
+    checkpoint: Annotated[
+        int | None, typer.Option(help="Iteration of the checkpoint; the newest without it.")
+    ] = None,
+) -> None:
+    """Write a run's model as a whole pipeline of diffusers, with its averaged weights."""
+    from mixgrpo.policy import load_run
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    check_outside(out, run)
+    if out.exists():
+        raise ConfigError(f"--out {out}: is there already; name a new folder")
+    loaded = load_run(run, checkpoint, device="cpu")
+    if loaded.config.model.name not in DIFFUSION:
+        raise ConfigError(
+            f"{run}: model {loaded.config.model.name} is no pipeline of diffusers; what a finished "
+            "run leaves in weights/ is all there is"
+        )
+    print(write_pipeline(loaded, out))
+
+
+if __name__ == "__main__":
+    cli.run(main)

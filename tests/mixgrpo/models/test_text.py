@@ -1,0 +1,144 @@
+"""Prompts are encoded once, by encoders that come and go, and what is cut is said."""
+
+import gc
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixgrpo.config import ComputeConfig, ModelConfig
+from mixgrpo.errors import ConfigError
+from mixgrpo.models import text
+from mixgrpo.models.flux import FluxPolicy
+from mixgrpo.models.sd3 import SD3Policy
+from mixgrpo.models.text import PromptEncoder
+from tests.mixgrpo.models.tiny import write_flux, write_sd3
+
+PROMPTS = ["a red cross", "a blue square", "a tree", "two boats", "rain"]
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_flux(tmp_path_factory.mktemp("flux"))
+
+
+def encoder(folder: Path, kept: Path | None, **model: Any) -> PromptEncoder:
+    settings: dict[str, Any] = {"name": "flux", "checkpoint": str(folder), "text_tokens": 32}
+    return FluxPolicy.text_only(ModelConfig(**{**settings, **model}), ComputeConfig(), "cpu", kept)
+
+
+def test_embeddings_are_those_of_the_pipeline(flux: Path) -> None:
+    from diffusers import FluxPipeline
+
+    found = encoder(flux, None).encode(PROMPTS)
+    pipeline = FluxPipeline.from_pretrained(flux)
+    states, pooled, _ = pipeline.encode_prompt(PROMPTS, None, max_sequence_length=32)
+    torch.testing.assert_close(found["text"], states)
+    torch.testing.assert_close(found["pooled"], pooled)
+
+
+def test_a_repeated_prompt_has_a_row_each_time_in_the_order_asked_for(flux: Path) -> None:
+    own = encoder(flux, None)
+    found = own.encode(["rain", "a tree", "rain"])
+    each = own.encode(["a tree", "rain"])
+    for name in ("text", "pooled"):
+        assert torch.equal(found[name], each[name][[1, 0, 1]])
+
+
+def test_kept_prompts_need_no_encoders(
+    flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    first = encoder(flux, tmp_path)
+    first.prepare([*PROMPTS, PROMPTS[0]], said.append)
+    assert said == ["encoded 5 of 5 prompts"]
+    fresh = encoder(flux, None).encode(PROMPTS)
+
+    def none_left(_: PromptEncoder) -> None:
+        raise AssertionError("the encoders are loaded")
+
+    monkeypatch.setattr(PromptEncoder, "_encoders", none_left)
+    again = encoder(flux, tmp_path)
+    again.prepare(PROMPTS, said.append)
+    assert len(said) == 1
+    for name, value in again.encode(PROMPTS).items():
+        assert torch.equal(value, fresh[name].bfloat16())
+    with pytest.raises(AssertionError, match="are loaded"):
+        again.encode(["another"])
+    with pytest.raises(AssertionError, match="are loaded"):  # other tokens, other embeddings
+        encoder(flux, tmp_path, text_tokens=31).encode(PROMPTS)
+
+
+def test_shares_are_all_there_is_whoever_comes_first(flux: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    encoder(flux, tmp_path).prepare(PROMPTS, said.append, (1, 2))
+    encoder(flux, tmp_path).prepare(PROMPTS, said.append, (0, 2))
+    assert said == ["encoded 2 of 2 prompts", "encoded 3 of 3 prompts"]
+
+
+def test_batches_give_what_each_prompt_gives(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encoder(flux, None).encode(PROMPTS)
+    monkeypatch.setattr(text, "BATCH", 2)
+    monkeypatch.setattr(text, "KEPT_TOGETHER", 3)
+    for name, value in encoder(flux, None).encode(PROMPTS).items():
+        torch.testing.assert_close(value, whole[name])
+
+
+def test_encoders_are_freed(flux: Path) -> None:
+    from transformers import CLIPTextModel, T5EncoderModel
+
+    encoder(flux, None).encode(PROMPTS)
+    gc.collect()
+    kinds = (CLIPTextModel, T5EncoderModel)
+    assert not [type(thing) for thing in gc.get_objects() if type(thing) in kinds]
+
+
+def test_the_identity_is_what_is_in_the_folders_and_not_where_they_are(
+    flux: Path, tmp_path: Path
+) -> None:
+    elsewhere = write_flux(tmp_path / "elsewhere")
+    identity = encoder(flux, None).identity
+    assert encoder(elsewhere, None).identity == identity
+    assert encoder(flux, None, text_tokens=33).identity != identity
+    weights = elsewhere / "text_encoder_2" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert encoder(elsewhere, None).identity != identity
+
+
+def test_prompts_that_are_cut_are_counted_for_each_encoder(flux: Path) -> None:
+    # Every letter is a token; T5 has one more for the space before a word, and both have an end.
+    long, middle, short = "x" * 90, "x" * 60, "x" * 10
+    with pytest.warns(UserWarning, match="prompts encoded now") as said:
+        encoder(flux, None).encode([long, middle, short])
+    (message,) = [str(w.message) for w in said if "encoded now" in str(w.message)]
+    assert message.startswith(
+        "of 3 prompts encoded now, CLIP cuts 1 at 77 tokens; T5 cuts 2 at 32 tokens"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(flux, None).encode(["x" * 30])  # 32 tokens of T5 exactly
+
+
+def test_an_empty_list_of_prompts_is_refused(flux: Path, tmp_path: Path) -> None:
+    for own in (encoder(flux, None), encoder(flux, tmp_path)):
+        with pytest.raises(ConfigError, match="there are no prompts"):
+            own.encode([])
+        with pytest.raises(ConfigError, match="there are no prompts"):
+            own.prepare([], print)
+
+
+def test_with_guidance_the_empty_prompt_is_kept_too(tmp_path: Path) -> None:
+    folder = write_sd3(tmp_path / "sd3")
+    model = ModelConfig(name="sd3", checkpoint=str(folder), text_tokens=16, cfg=2.0)
+    own = SD3Policy.text_only(model, ComputeConfig(), "cpu", tmp_path / "kept")
+    said: list[str] = []
+    own.prepare(PROMPTS, said.append)
+    assert said == ["encoded 6 of 6 prompts"]
+    rows = own.encode(PROMPTS[:2])
+    empty = own.encode([""])
+    assert torch.equal(rows["negative_pooled"][1], empty["pooled"][0])
+    assert rows["negative_text"].shape == rows["text"].shape
