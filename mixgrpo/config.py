@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from mixgrpo.errors import ConfigError
 from mixgrpo.models import DIFFUSION, model_weights
 from mixgrpo.prompts import prompts_digest
 from mixgrpo.rewards import EMBEDDED, PLACES, reward_weights
@@ -484,6 +485,14 @@ def differences(config: RunConfig) -> dict[str, Any]:
     return found
 
 
+def _digest(key: str, file: str | None) -> str:
+    """What identifies the prompts in a file; "" where none is named."""
+    try:
+        return prompts_digest(Path(file)) if file else ""
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
 def _without_places(value: Any) -> Any:
     """The options of a reward that say how it scores, without where it is asked."""
     if not isinstance(value, dict):
@@ -518,11 +527,8 @@ def config_hashes(config: RunConfig, seeds: Sequence[int]) -> list[str]:
     files = {
         "model": model_weights(config.model.name, config.model.checkpoint),
         **{name: reward_weights(name, rewards.options.get(name, {})) for name in sorted(used)},
-        **{
-            f"prompts.{key}": prompts_digest(Path(file))
-            for key in ("train", "held_out")
-            if (file := getattr(config.prompts, key)) is not None
-        },
+        "prompts.train": _digest("prompts.train", config.prompts.train),
+        "prompts.held_out": _digest("prompts.held_out", config.prompts.held_out),
     }
     known = {name: digest for name, digest in files.items() if digest}
     identity.pop("seed", None)

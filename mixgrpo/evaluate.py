@@ -92,15 +92,17 @@ def evaluate(
 def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     """Scores [B] in float32 on the CPU. Errors name the reward and a prompt.
 
-    RunError where the reward cannot be reached (OSError); RepeatableError where it raises anything
-    else, or returns what are no scores. A failed reward is never replaced by a number: a zero
-    would enter the advantages as if the images were bad.
+    RunError where the reward cannot be reached (OSError); its own ConfigError or RepeatableError;
+    RepeatableError where it raises anything else, or returns what are no scores. A failed reward
+    is never replaced by a number: a zero would enter the advantages as if the images were bad.
     """
     about = f"reward {reward.name} on {len(prompts)} images, the first of {prompts[0]!r}"
     mend = "mend the reward and run the same command again"
     try:
         values: object = reward.score(images, prompts)
     except Exception as error:
+        if isinstance(error, ConfigError | RepeatableError):  # they say what is to be done
+            raise type(error)(f"{about}: {error}") from error
         said = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, OSError):
             text = f"{about}: {said}; once it answers, run the same command again"

@@ -93,7 +93,13 @@ def test_a_reward_is_made_by_a_class_or_a_factory(install: Install, attribute: s
     [
         ("Nameless", ["has no name; give it the name beauty"]),
         ("Scoreless", ["makes an object of Scoreless without a method score"]),
-        ("plain", [":plain must be a class or a factory whose arguments all have defaults", "name and score"]),
+        (
+            "plain",
+            [
+                ":plain must be a class or a factory whose arguments all have defaults",
+                "name and score",
+            ],
+        ),
         ("named", [":named must be a class or a factory whose arguments all have defaults"]),
         ("instance", [":instance must be a class or a factory whose arguments all have defaults"]),
         ("raises", [":raises", "fails: ValueError: no key for the server"]),

@@ -1,0 +1,333 @@
+"""The reward `unifiedreward`: UnifiedReward (arXiv:2503.05236), asked from a server.
+
+The questions are those of its authors (github.com/CodeGoat24/UnifiedReward, inference_llava/,
+inference_qwen/); answers are numbers from 1 to 5. Any server with OpenAI's chat completions will
+do, such as `vllm serve CodeGoat24/UnifiedReward-qwen-7b` or SGLang's. Images are sent as PNG.
+
+An event loop of one call's own sends the requests, with no thread that would outlive a run which
+gives up waiting.
+"""
+
+import asyncio
+import base64
+import os
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Literal, get_args
+
+from mixgrpo.errors import ConfigError, RepeatableError
+
+if TYPE_CHECKING:
+    import httpx
+    from torch import Tensor
+
+Score = Literal["alignment", "alignment-2.0", "pointwise"]
+
+_AXES = """\
+rovide overall assessments for the image along the following axes (each rated from 1 to 5):
+- Alignment Score: How well the image matches the caption in terms of content.
+- Coherence Score: How logically consistent the image is (absence of visual glitches, object \
+distortions, etc.).
+- Style Score: How aesthetically appealing the image looks, regardless of caption accuracy.
+
+Output your evaluation using the format below:
+
+"""
+_SCORES = """\
+Alignment Score (1-5): X
+Coherence Score (1-5): Y
+Style Score (1-5): Z
+
+"""
+_CAPTION = "Your task is provided as follows:\nText Caption: ["
+_MANY = """\
+You are presented with a generated image and its associated text caption. Your task is to analyze \
+the image across multiple dimensions in relation to the caption. Specifically:
+"""
+QUESTIONS: dict[Score, str] = {
+    # Of the models UnifiedReward-7b-v1.5 and UnifiedReward-qwen-*: point_score_ACS.
+    "alignment": _MANY
+    + """
+1. Evaluate each word in the caption based on how well it is visually represented in the image. \
+Assign a numerical score to each word using the format:
+   Word-wise Scores: [["word1", score1], ["word2", score2], ..., ["wordN", scoreN], \
+["[No_mistakes]", scoreM]]
+   - A higher score indicates that the word is less well represented in the image.
+   - The special token [No_mistakes] represents whether all elements in the caption were \
+correctly depicted. A high score suggests no mistakes; a low score suggests missing or incorrect \
+elements.
+
+2. P"""
+    + _AXES
+    + '---\n\nWord-wise Scores: [["word1", score1], ..., ["[No_mistakes]", scoreM]]\n\n'
+    + _SCORES
+    + _CAPTION,
+    # Of UnifiedReward-2.0-*, which answers with the three scores alone.
+    "alignment-2.0": _MANY + "P" + _AXES + _SCORES + _CAPTION,
+    # Of all of them: point_score_image_generation.
+    "pointwise": """\
+You are given a text caption and a generated image based on that caption. Your task is to evaluate \
+this image based on two key criteria:
+1. Alignment with the Caption: Assess how well this image aligns with the provided caption. \
+Consider the accuracy of depicted objects, their relationships, and attributes as described in the \
+caption.
+2. Overall Image Quality: Examine the visual quality of this image, including clarity, detail \
+preservation, color accuracy, and overall aesthetic appeal.
+Extract key elements from the provided text caption, evaluate their presence in the generated \
+image using the format: 'element (type): value' (where value=0 means not generated, and value=1 \
+means generated), and assign a score from 1 to 5 after 'Final Score:'.
+"""
+    + _CAPTION,
+}
+"""What is asked, up to the caption, which "]" follows."""
+_LABELS: dict[Score, str] = {
+    "alignment": "Alignment Score (1-5):",
+    "alignment-2.0": "Alignment Score (1-5):",
+    "pointwise": "Final Score:",
+}
+_ANSWER_TOKENS = 4096
+_CONNECT_S = 10.0
+_FIRST_REST_S, _LONGEST_REST_S = 0.5, 30.0
+"""Of a server after a failure: doubled each time, up to a limit."""
+_ANSWERS = 3
+"""So many answers without a score are enough: at temperature 0 another will hardly differ."""
+
+
+class UnifiedReward:
+    """`urls`: of servers with OpenAI's API, with its /v1, used in turn. `model`: its name there.
+
+    `score`: "alignment" (models 1.x) and "alignment-2.0" give the Alignment Score, "pointwise" the
+    Final Score. `api_key_env`: the environment variable that holds the key, where one is needed.
+    `at_once`: requests under way together. `timeout`: seconds for each. `retries`: how often each
+    server is asked again.
+    """
+
+    name = "unifiedreward"
+
+    def __init__(
+        self,
+        *,
+        urls: Sequence[str] = ("http://localhost:8000/v1",),
+        model: str = "CodeGoat24/UnifiedReward-qwen-7b",
+        score: Score = "alignment",
+        api_key_env: str | None = None,
+        at_once: int = 16,
+        timeout: float = 120.0,
+        retries: int = 6,
+    ) -> None:
+        """ConfigError for options that cannot be used. No server is asked yet."""
+        place = "rewards.options.unifiedreward"
+        if score not in get_args(Score):
+            raise ConfigError(f"{place}: score {score} is none of {', '.join(get_args(Score))}")
+        if isinstance(urls, str) or not urls:
+            raise ConfigError(f"{place}: urls must be a list of addresses, [http://host:8000/v1]")
+        for url in urls:
+            if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+                raise ConfigError(f"{place}: {url} in urls is no address like http://host:8000/v1")
+        if at_once < 1 or timeout <= 0 or retries < 0:
+            raise ConfigError(
+                f"{place}: at_once must be 1 or more, timeout above 0 and retries 0 or more, not "
+                f"{at_once}, {timeout} and {retries}"
+            )
+        if api_key_env is not None and not os.environ.get(api_key_env):
+            raise ConfigError(
+                f"{place}: api_key_env names the environment variable {api_key_env}, which is not "
+                "set; export it"
+            )
+        self._servers = [_Server(url.rstrip("/") + "/chat/completions") for url in urls]
+        self._model, self._score, self._key = model, score, api_key_env
+        self._at_once, self._timeout, self._tries = at_once, timeout, (retries + 1) * len(urls)
+
+    def score(self, images: "Tensor", prompts: list[str]) -> "Tensor":
+        """Scores [B] from 1 to 5, of images [B, 3, H, W] in [0, 1].
+
+        ConnectionError or TimeoutError where no server answers after all retries; RepeatableError
+        naming the prompt where one answers without a score, or refuses the request; ConfigError for
+        a key or a model that a server does not know.
+        """
+        import torch
+
+        try:
+            return torch.tensor(asyncio.run(self._ask_all(images.cpu(), prompts)))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _ask_all(self, images: "Tensor", prompts: list[str]) -> list[float]:
+        """The first error ends all other requests."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {os.environ[self._key]}"} if self._key else {}
+        limits = httpx.Limits(max_connections=self._at_once)
+        timeout = httpx.Timeout(self._timeout, connect=min(_CONNECT_S, self._timeout), pool=None)
+        free = asyncio.Semaphore(self._at_once)
+
+        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
+
+            async def ask(i: int) -> float:
+                async with free:
+                    return await self._ask(client, _data_url(images[i]), prompts[i], i)
+
+            async with asyncio.TaskGroup() as group:
+                waking = group.create_task(_wake())
+                tasks = [group.create_task(ask(i)) for i in range(len(prompts))]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                waking.cancel()
+        return [task.result() for task in tasks]
+
+    async def _ask(self, client: "httpx.AsyncClient", image: str, prompt: str, first: int) -> float:
+        """The score of one image. `first`: which server is asked first."""
+        import httpx
+
+        body = {
+            "model": self._model,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": image}},
+                        {"type": "text", "text": f"{QUESTIONS[self._score]}{prompt}]"},
+                    ],
+                }
+            ],
+            "temperature": 0,
+            "max_tokens": _ANSWER_TOKENS,
+        }
+        wrong = 0
+        failure: OSError = ConnectionError("none")
+        for attempt in range(self._tries):
+            server = _next(self._servers, first + attempt)
+            await server.rested()
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    reply = await client.post(server.url, json=body)
+            except (TimeoutError, httpx.TimeoutException) as error:
+                seconds = time.monotonic() - began
+                said = f"{server.url}: no answer in {seconds:.3g} s ({type(error).__name__})"
+                failure = TimeoutError(said)
+                server.failed(began)
+            except httpx.TransportError as error:
+                failure = ConnectionError(f"{server.url}: {type(error).__name__}: {error}")
+                server.failed(began)
+            else:
+                if reply.status_code in (408, 429) or reply.status_code >= 500:
+                    failure = ConnectionError(f"{server.url}: {_said(reply)}")
+                    server.failed(began, _retry_after(reply))
+                    continue
+                server.failures = 0
+                if reply.status_code != 200:
+                    raise self._refused(server.url, reply, prompt)
+                try:
+                    return self._parsed(_content(reply), prompt)
+                except RepeatableError:
+                    wrong += 1
+                    if wrong == _ANSWERS or attempt == self._tries - 1:
+                        raise
+        raise type(failure)(
+            f"no answer in {self._tries} tries; the last one: {failure}; see that the servers in "
+            "rewards.options.unifiedreward.urls are up"
+        )
+
+    def _parsed(self, answer: str, prompt: str) -> float:
+        """The number behind the label of the score. RepeatableError where there is none, or two
+        that differ, or one outside [1, 5]."""
+        found = set(scores(answer, _LABELS[self._score]))
+        if len(found) == 1 and 1 <= (value := found.pop()) <= 5:
+            return value
+        raise RepeatableError(
+            f"for the prompt {prompt!r} the model {self._model} answers without a number from 1 to "
+            f"5 after {_LABELS[self._score]!r}: {answer[:200]!r}; see that rewards.options."
+            f"unifiedreward.score, {self._score}, is one that this model was trained for"
+        )
+
+    def _refused(self, url: str, reply: "httpx.Response", prompt: str) -> Exception:
+        said, place = f"{url}: {_said(reply)}", "rewards.options.unifiedreward"
+        if reply.status_code in (401, 403):
+            return ConfigError(
+                f"{said}; set {place}.api_key_env to the name of an environment variable that "
+                "holds a key of this server"
+            )
+        if reply.status_code == 404:
+            return ConfigError(
+                f"{said}; see that {place}.urls end as the server's API does, mostly /v1, and "
+                f"that {place}.model, {self._model}, is a name it serves"
+            )
+        return RepeatableError(f"{said}, for the prompt {prompt!r}")
+
+
+async def _wake() -> None:
+    """Lets Python run now and then, which is where `rewards.timeout` can end the call."""
+    while True:
+        await asyncio.sleep(0.2)
+
+
+class _Server:
+    """A server's address, and how long it is left alone after a failure."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.failures = 0
+        self.rests_until = 0.0
+        self._failed_at = 0.0
+
+    async def rested(self) -> None:
+        """Waits until it may be asked, a little longer at random: not all come back at once."""
+        rest = self.rests_until - time.monotonic()
+        if rest > 0:
+            await asyncio.sleep(rest * random.uniform(1, 1.25))
+
+    def failed(self, began: float, wanted: float = 0.0) -> None:
+        """A request that was sent at `began` failed; the server may have asked for a rest."""
+        if began >= self._failed_at:  # those sent before the last failure say nothing new
+            self.failures += 1
+        self._failed_at = time.monotonic()
+        rest = min(_LONGEST_REST_S, _FIRST_REST_S * 2.0 ** (self.failures - 1))
+        self.rests_until = max(self.rests_until, self._failed_at + max(rest, wanted))
+
+
+def _next(servers: Sequence[_Server], turn: int) -> _Server:
+    """The server whose turn it is among those that are not resting, or whose rest ends first."""
+    now = time.monotonic()
+    order = [servers[(turn + k) % len(servers)] for k in range(len(servers))]
+    return min(order, key=lambda server: max(server.rests_until, now))
+
+
+def _retry_after(reply: "httpx.Response") -> float:
+    """Seconds that the server asks to wait, as a number or a date; 0 where it does not."""
+    text = reply.headers.get("Retry-After", "")
+    if re.fullmatch(r"\d{1,9}(\.\d*)?", text):
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _content(reply: "httpx.Response") -> str:
+    """The text of a chat completion; "" where the reply is none."""
+    try:
+        text = reply.json()["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return text if isinstance(text, str) else ""
+
+
+def _said(reply: "httpx.Response") -> str:
+    """Status and beginning of a reply, in one line."""
+    return f"HTTP {reply.status_code} {' '.join(reply.text.split())[:200]}".strip()
+
+
+def scores(answer: str, label: str) -> Iterator[float]:
+    """Every plain decimal number behind `label`; "4/5", "4.5.6" and "4e1" are none."""
+    for match in re.finditer(rf"{re.escape(label)}[\s*]*(-?\d+(?:\.\d+)?)(?!\.?\w|\s*/)", answer):
+        yield float(match[1])
+
+
+def _data_url(image: "Tensor") -> str:
+    """An image [3, H, W] in [0, 1] as the data URL of a PNG."""
+    from mixgrpo.contact_sheet import png
+
+    return "data:image/png;base64," + base64.b64encode(png(image.clamp(0, 1))).decode()

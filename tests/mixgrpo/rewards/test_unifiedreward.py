@@ -1,0 +1,369 @@
+"""The reward `unifiedreward`, asked from real HTTP servers that answer well, ill or not at all."""
+
+import hashlib
+import json
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mixgrpo.errors import ConfigError, RepeatableError, RunError
+from mixgrpo.evaluate import score as asked
+from mixgrpo.rewards import unifiedreward
+from mixgrpo.rewards.limit import limited
+from mixgrpo.rewards.unifiedreward import UnifiedReward
+from tests.mixgrpo.rewards.chat_server import Behaviour, Chat, Reply, Request, serving
+
+PROMPT = 'a {cat} with a "hat" 100%'
+
+
+@pytest.fixture(autouse=True)
+def _short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unifiedreward, "_FIRST_REST_S", 0.01)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def shades(count: int) -> Tensor:
+    """Grey images [count, 3, 6, 8], no two alike."""
+    return torch.linspace(0, 1, count).view(-1, 1, 1, 1).expand(-1, 3, 6, 8)
+
+
+def brightness(request: Request) -> float:
+    """The score that the good server gives an image: 1 for black, 5 for white."""
+    return 1 + 4 * float(request.pixels.mean()) / 255
+
+
+def good(request: Request) -> Reply:
+    value = brightness(request)
+    return Reply(
+        'Word-wise Scores: [["cat", 0.1], ["[No_mistakes]", 0.9]]\n\n'
+        f"Alignment Score (1-5): {value}\nCoherence Score (1-5): 1.5\nStyle Score (1-5): 2.5"
+    )
+
+
+def expected(images: Tensor) -> Tensor:
+    return 1 + 4 * (images * 255).round().mean((1, 2, 3)) / 255
+
+
+def one(chat: Chat, **options: Any) -> float:
+    """The score of one white image."""
+    reward = UnifiedReward(urls=[chat.url], **options)
+    return float(reward.score(torch.ones(1, 3, 4, 4), [PROMPT]))
+
+
+# ---- Answers
+
+
+def test_scores_are_in_order_however_the_answers_come() -> None:
+    delays = random.Random(0)
+    images, prompts = shades(24), [f"prompt {i}" for i in range(24)]
+
+    def late(request: Request) -> Reply:
+        reply = good(request)
+        reply.after = delays.uniform(0, 0.1)
+        return reply
+
+    with serving(late) as chat:
+        scores = UnifiedReward(urls=[chat.url], at_once=6).score(images, prompts)
+    torch.testing.assert_close(scores, expected(images), rtol=0, atol=1e-5)
+    assert scores.dtype == torch.float32
+    assert 1 < chat.most_at_once <= 6
+    sent = {request.text.rsplit("[", 1)[1]: brightness(request) for request in chat.requests}
+    assert [sent[f"{prompt}]"] for prompt in prompts] == pytest.approx(scores.tolist())
+
+
+def test_the_request_is_the_one_that_servers_and_model_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret")
+    image = torch.rand(1, 3, 17, 31)
+    with serving(good) as chat:
+        reward = UnifiedReward(urls=[chat.url + "/"], model="my/model", api_key_env="SOME_KEY")
+        reward.score(image, [PROMPT])
+    (request,) = chat.requests
+    assert request.path == "/v1/chat/completions"
+    assert request.headers["Authorization"] == "Bearer secret"
+    assert request.body["model"] == "my/model"
+    assert request.body["temperature"] == 0
+    assert request.body["max_tokens"] == 4096
+    assert [part["type"] for part in request.body["messages"][0]["content"]] == [
+        "image_url",
+        "text",
+    ]
+    exact = np.rint(image[0].permute(1, 2, 0).numpy() * np.float32(255)).astype(np.uint8)
+    np.testing.assert_array_equal(request.pixels, exact)
+
+
+@pytest.mark.parametrize(
+    ("score", "sha256"),
+    [
+        ("alignment", "15fa4e29e86ea27400be46381420630b400a277ccb29a73e62eb2d304a08970e"),
+        ("alignment-2.0", "260029b87d359dffeb14fc761c09b02034f8efef94aa2cb91ab57bda7d408657"),
+        ("pointwise", "102ddc3d5c92e78cfecc56129fb4719e95059950e5148729912241bda46a76eb"),
+    ],
+)
+def test_the_question_is_that_of_the_models_authors(score: Any, sha256: str) -> None:
+    """The digests are of their files' texts with the caption put in, taken from the files."""
+    answer = "Alignment Score (1-5): 2.5\nhat (object): 1\nFinal Score: 2.5"
+    with serving(lambda request: Reply(answer)) as chat:
+        assert one(chat, score=score) == 2.5
+    assert hashlib.sha256(chat.requests[0].text.encode()).hexdigest() == sha256
+
+
+@pytest.mark.parametrize(
+    ("score", "answer", "value"),
+    [
+        ("alignment-2.0", "Alignment Score (1-5): 2.694700002670288\nStyle Score (1-5): 4", 2.6947),
+        ("alignment", "**Alignment Score (1-5):** 5\nCoherence Score (1-5): 1", 5.0),
+        ("alignment", "Alignment Score (1-5): 4.\nStyle Score (1-5): 2", 4.0),
+        ("pointwise", "a cat (animal): 1\na hat (object): 0\nFinal Score: 3", 3.0),
+        ("pointwise", "Final Score: 3.25, I think. Final Score: 3.25", 3.25),
+    ],
+)
+def test_the_number_behind_the_label_is_the_score(score: Any, answer: str, value: float) -> None:
+    with serving(lambda request: Reply(answer)) as chat:
+        assert one(chat, score=score) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "I cannot see any image.",
+        "Alignment Score: 4",
+        "Alignment Score (1-5): X",
+        "Alignment Score (1-5): nan",
+        "Alignment Score (1-5): 0.5",
+        "Alignment Score (1-5): 5.01",
+        "Alignment Score (1-5): -3",
+        "Alignment Score (1-5): 35",
+        "Alignment Score (1-5): 4/5",
+        "Alignment Score (1-5): 4 / 5",
+        "Alignment Score (1-5): 1.2.3",
+        "Alignment Score (1-5): 4e0",
+        "Alignment Score (1-5): 4\nAlignment Score (1-5): 2",
+        "Final Score: 4",
+    ],
+)
+def test_an_answer_without_a_score_is_an_error_and_never_a_number(answer: str) -> None:
+    with serving(lambda request: Reply(answer)) as chat, pytest.raises(RepeatableError) as caught:
+        one(chat)
+    assert repr(PROMPT) in str(caught.value)
+    assert repr(answer) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(chat.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["<html>", "[]", "{}", '{"choices": []}', json.dumps({"choices": [{"message": {}}]})],
+)
+def test_a_reply_that_is_no_completion_is_an_error(body: str) -> None:
+    with serving(lambda request: Reply(body, raw=True)) as chat, pytest.raises(RepeatableError):
+        one(chat, retries=0)
+    assert len(chat.requests) == 1
+
+
+def in_turn(*replies: Reply) -> Behaviour:
+    """These replies one after another, then good ones."""
+    rest = list(replies)
+    return lambda request: rest.pop(0) if rest else good(request)
+
+
+def test_a_wrong_answer_is_asked_for_again() -> None:
+    with serving(in_turn(Reply("well"), Reply("Alignment Score (1-5): 9"))) as chat:
+        assert one(chat) == 5
+    assert len(chat.requests) == 3
+
+
+# ---- Servers in trouble
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_server_in_trouble_is_asked_again(status: int) -> None:
+    trouble = [Reply("busy", status, raw=True)] * 3
+    with serving(in_turn(*trouble)) as chat:
+        assert one(chat) == 5
+    assert len(chat.requests) == 4
+
+
+def test_each_failure_doubles_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unifiedreward, "_FIRST_REST_S", 0.1)
+    with serving(in_turn(*[Reply("busy", 503, raw=True)] * 3)) as chat:
+        assert one(chat) == 5
+    gaps = np.diff([request.at for request in chat.requests])
+    assert (gaps > [0.1, 0.2, 0.4]).all()
+
+
+@pytest.mark.parametrize(("wanted", "least"), [("0.7", 0.7), ("soon", 0.0)])
+def test_a_server_is_left_alone_for_as_long_as_it_asks(wanted: str, least: float) -> None:
+    busy = Reply("slow down", 429, {"Retry-After": wanted}, raw=True)
+    with serving(in_turn(busy)) as chat:
+        assert one(chat) == 5
+    first, second = chat.requests
+    assert second.at - first.at >= least
+
+
+def test_a_server_may_ask_for_rest_until_a_date() -> None:
+    soon = formatdate(time.time() + 3600, usegmt=True)
+    with serving(in_turn(Reply("later", 503, {"Retry-After": soon}, raw=True))) as chat:
+        reward = limited(UnifiedReward(urls=[chat.url]), 0.5)
+        with pytest.raises(TimeoutError, match=r"rewards\.timeout"):
+            reward.score(torch.ones(1, 3, 4, 4), [PROMPT])
+    assert len(chat.requests) == 1
+
+
+def test_a_server_that_stays_in_trouble_is_an_error_that_says_what_it_said() -> None:
+    failing = Reply("out of\nmemory", 500, raw=True)
+    with (
+        serving(lambda request: failing) as chat,
+        pytest.raises(ConnectionError, match=r"in 3 tries.* HTTP 500 out of memory") as caught,
+    ):
+        one(chat, retries=2)
+    assert chat.url in str(caught.value)
+    assert len(chat.requests) == 3
+
+
+def test_failures_at_the_same_time_count_once() -> None:
+    """Sixteen requests under way at one failure must not make the next wait 2 ** 16 as long."""
+    trouble = [Reply("busy", 503, raw=True, after=0.05)] * 16
+    began = time.monotonic()
+    with serving(in_turn(*trouble)) as chat:
+        images = shades(16)
+        scores = UnifiedReward(urls=[chat.url]).score(images, ["p"] * 16)
+    torch.testing.assert_close(scores, expected(images), rtol=0, atol=1e-5)
+    assert time.monotonic() - began < 5
+
+
+def test_a_slow_answer_is_waited_for_and_one_too_slow_is_not() -> None:
+    def slow(request: Request) -> Reply:
+        reply = good(request)
+        reply.after = 0.4
+        return reply
+
+    with serving(slow) as chat:
+        assert one(chat, timeout=10) == 5
+        with pytest.raises(TimeoutError, match="no answer in"):
+            one(chat, timeout=0.1, retries=1)
+
+
+def test_an_answer_that_drips_for_ever_is_given_up() -> None:
+    began = time.monotonic()
+    with serving(lambda request: Reply(drips=True)) as chat, pytest.raises(TimeoutError):
+        one(chat, timeout=0.3, retries=0)
+    assert time.monotonic() - began < 3
+
+
+@contextmanager
+def listening(backlog: int) -> Iterator[str]:
+    """The address of a socket that accepts (backlog 1 or more) and never answers, or refuses."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        if backlog:
+            held.listen(backlog)
+        yield f"http://127.0.0.1:{held.getsockname()[1]}/v1"
+
+
+def test_a_server_that_refuses_cannot_be_reached() -> None:
+    with listening(0) as url, pytest.raises(ConnectionError, match=r"in 3 tries") as caught:
+        UnifiedReward(urls=[url], retries=2).score(torch.ones(1, 3, 4, 4), [PROMPT])
+    assert url in str(caught.value)
+    assert "rewards.options.unifiedreward.urls" in str(caught.value)
+
+
+def test_a_server_that_accepts_and_is_silent_times_out() -> None:
+    with listening(8) as url, pytest.raises(TimeoutError, match=r"in 2 tries"):
+        UnifiedReward(urls=[url], timeout=0.2, retries=1).score(torch.ones(1, 3, 4, 4), [PROMPT])
+
+
+def test_nothing_is_left_running_where_a_run_waits_no_longer() -> None:
+    with listening(8) as url:
+        reward = limited(UnifiedReward(urls=[url], timeout=30), 0.3)
+        with pytest.raises(TimeoutError, match=r"rewards\.timeout"):
+            reward.score(torch.ones(2, 3, 4, 4), [PROMPT] * 2)
+        assert not [t for t in threading.enumerate() if t.name == "reward unifiedreward"]
+
+
+@pytest.mark.parametrize("backlog", [0, 64])
+def test_others_answer_for_a_server_that_is_down(backlog: int) -> None:
+    images = shades(12)
+    began = time.monotonic()
+    with listening(backlog) as down, serving(good) as chat:
+        reward = UnifiedReward(urls=[down, chat.url], at_once=4, timeout=0.5)
+        scores = reward.score(images, [PROMPT] * 12)
+    torch.testing.assert_close(scores, expected(images), rtol=0, atol=1e-5)
+    assert len(chat.requests) == 12
+    assert time.monotonic() - began < 5
+
+
+def test_requests_are_shared_among_servers() -> None:
+    with serving(good) as first, serving(good) as second:
+        UnifiedReward(urls=[first.url, second.url]).score(shades(10), [PROMPT] * 10)
+    assert len(first.requests) == len(second.requests) == 5
+
+
+def test_all_servers_down_is_an_error_that_a_run_can_be_continued_after() -> None:
+    with listening(0) as one_url, listening(0) as other_url:
+        reward = UnifiedReward(urls=[one_url, other_url], retries=1)
+        with pytest.raises(RunError, match="in 4 tries") as caught:
+            asked(reward, torch.ones(1, 3, 4, 4), [PROMPT])
+    assert not isinstance(caught.value, RepeatableError)
+
+
+# ---- What the user must mend
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "mend"),
+    [
+        (401, ConfigError, r"api_key_env"),
+        (403, ConfigError, r"api_key_env"),
+        (404, ConfigError, r"rewards\.options\.unifiedreward\.model, my/model,"),
+        (400, RepeatableError, r"for the prompt 'a \{cat\}"),
+    ],
+)
+def test_a_refused_request_is_not_repeated_and_names_the_mend(
+    status: int, kind: type[Exception], mend: str
+) -> None:
+    refusal = Reply('{"message": "too many tokens"}', status, raw=True)
+    with (
+        serving(lambda request: refusal) as chat,
+        pytest.raises(kind, match=rf"HTTP {status} .*too many tokens") as caught,
+    ):
+        one(chat, model="my/model")
+    assert len(chat.requests) == 1
+    assert chat.url in str(caught.value)
+    assert re.search(mend, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"score": "beauty"}, "score beauty is none of alignment, alignment-2.0, pointwise"),
+        ({"urls": []}, "urls"),
+        ({"urls": "http://host/v1"}, "urls must be a list"),
+        ({"urls": ["host:8000/v1"]}, "host:8000/v1"),
+        ({"at_once": 0}, "at_once"),
+        ({"timeout": 0}, "timeout"),
+        ({"retries": -1}, "retries"),
+        ({"api_key_env": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_asked(
+    options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        UnifiedReward(**options)
+    assert named in str(caught.value)
+    assert str(caught.value).startswith("rewards.options.unifiedreward: ")
