@@ -25,7 +25,7 @@ from mixgrpo import cli
 from mixgrpo.atomic import write_text
 from mixgrpo.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
-from mixgrpo.inference import Sampling, draw, images_at_once, shift_of
+from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
 from mixgrpo.models import Policy
 from mixgrpo.randomness import normal
 from mixgrpo.rewards import Reward, load_rewards
@@ -257,7 +257,10 @@ def main(
         list[str] | None, typer.Option(help="A further reward beside those of the run.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="ODE steps.")] = None,
-    shift: Annotated[float | None, typer.Option(help="Time shift of the steps.")] = None,
+    shift: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="Time shift of the steps; dynamic: the model's own."),
+    ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Images per prompt.")] = None,
     prompts: Annotated[
         int | None, typer.Option(min=0, help="Number of held-out prompts; 0 means all.")
@@ -285,8 +288,9 @@ def main(
     names = dict.fromkeys([*config.rewards.train, *config.rewards.held_out, *(reward or [])])
     rewards = load_rewards(names, config.rewards, config.compute.offload)
     ev = config.evaluation
-    own_shift = shift_of(ev.shift, loaded.policy)
-    base = Sampling(steps or ev.steps, own_shift if shift is None else shift, p_mix=0.0)
+    policy = loaded.policy
+    chosen_shift = asked_shift(shift, policy) if shift else shift_of(ev.shift, policy)
+    base = Sampling(steps or ev.steps, chosen_shift, p_mix=0.0)
     asked = dict.fromkeys([0.0, 1.0, *(p_mix or [])])
     ways = [replace(base, p_mix=p) for p in asked]
     if loaded.iteration == 0:  # nothing was trained: all of them would be the base model

@@ -26,7 +26,7 @@ from mixgrpo.checkpoint import checkpoints
 from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError, RepeatableError
 from mixgrpo.evaluate import check_outside, choose, evaluation_noise
-from mixgrpo.inference import Sampling, draw, images_at_once, shift_of
+from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
 from mixgrpo.prompts import read_prompts
 from mixgrpo.rollout import slices
 
@@ -166,7 +166,8 @@ def main(
         int | None, typer.Option(min=1, max=1000, help="Steps; as evaluations without it.")
     ] = None,
     shift: Annotated[
-        float | None, typer.Option(help="Time shift; as evaluations without it.")
+        str | None,
+        typer.Option(metavar="S", help="Time shift, or dynamic; as evaluations without it."),
     ] = None,
     order: Annotated[
         int, typer.Option(min=1, max=3, help="Of DPM-Solver++; 1 is Euler, as evaluations.")
@@ -206,7 +207,7 @@ def main(
     ev = loaded.config.evaluation
     sampling = Sampling(
         steps=steps or ev.steps,
-        shift=shift_of(ev.shift, loaded.policy) if shift is None else shift,
+        shift=asked_shift(shift, loaded.policy) if shift else shift_of(ev.shift, loaded.policy),
         p_mix=p_mix,
         order=order,  # type: ignore[arg-type]  # its option's range
         variant="heun" if variant == "heun" else "midpoint",

@@ -135,6 +135,18 @@ def shift_of(setting: "float | Literal['dynamic']", policy: Policy) -> float:
     return float(policy.dynamic_shift if setting == "dynamic" else setting)  # type: ignore[attr-defined]
 
 
+def asked_shift(text: str, policy: Policy) -> float:
+    """The time shift that a command line asks for: a number, or `dynamic`."""
+    if text == "dynamic":
+        if not hasattr(policy, "dynamic_shift"):
+            raise ConfigError("--shift dynamic: this model has no schedule of its own")
+        return shift_of("dynamic", policy)
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--shift {text}: expected a number, or dynamic") from None
+
+
 def images_at_once(compute: ComputeConfig) -> int:
     """The images that an evaluation samples in one forward."""
     return min(128, compute.micro_batch or 128)

@@ -321,17 +321,38 @@ def check_place(out: Path) -> None:
 
 def main(
     config: Annotated[Path, typer.Argument(help="Run configuration, a YAML file.")],
-    out: Annotated[Path, typer.Option(help="The run's folder; an unfinished one continues.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; an unfinished one continues.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting on top, window.interval=25."),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it takes, parameters and memory; load nothing."),
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="With --dry-run: on so many GPUs, one process on each.")
+    ] = 1,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="With --dry-run: as shards of FSDP2, not copies.")
+    ] = False,
 ) -> int:
     """Train one run. Run again, it continues; finished, it says so.
 
     On several GPUs or machines: accelerate launch ... -m mixgrpo.train CONFIG --out DIR
     """
     resolved = load_config(config, set_)
+    if dry_run:
+        return _dry_run(resolved, processes, sharded)
+    if processes > 1 or sharded:
+        raise ConfigError(
+            "--processes and --sharded are of --dry-run; accelerate launch starts processes "
+            "(docs/training.md)"
+        )
+    if out is None:
+        raise ConfigError("--out: name the run's folder")
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stopping.append(n))
@@ -359,6 +380,15 @@ def main(
         return 130
     if own.first:
         print(out / "result.json")
+    return 0
+
+
+def _dry_run(config: RunConfig, processes: int, sharded: bool) -> int:
+    from mixgrpo.estimate import describe
+    from mixgrpo.ranks import Ranks
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    print(describe(config, Ranks(size=processes, sharded=sharded)))
     return 0
 
 

@@ -12,12 +12,13 @@ import yaml
 
 from mixgrpo import train
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import load_config
+from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.evaluate import evaluation_noise
 from mixgrpo.generate import generate
 from mixgrpo.inference import Sampling, shift_of
 from mixgrpo.policy import load_run
 from tests.mixgrpo.models.tiny import write_flux, write_sd3
+from tests.mixgrpo.rank_children import SHARDS, launch
 from tests.test_end_to_end import ROOT, reproducible, run
 
 PRESETS = ROOT / "sweeps" / "presets"
@@ -84,6 +85,29 @@ def test_the_presets_ask_for_nothing_but_prompts(name: str) -> None:
     assert run("mixgrpo.train", PRESETS / f"{name}.yaml", "--out", "/nowhere/x", expect=2).count(
         "prompts/train.txt"
     )
+
+
+def test_what_a_run_takes_is_said_before_anything_is_loaded(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = [f"--set={k}={json.dumps(v)}" for k, v in small(pipelines["flux"]).items()]
+    command = ("mixgrpo.train", PRESETS / "flux-lora.yaml", *settings)
+    text = run(*command, "--dry-run", "--processes", "2")
+    network = parameters_in(pipelines["flux"])
+    assert f"{network:,} parameters, frozen" in text
+    assert "2 prompts x 4 images, over 2 ranks" in text
+    assert "peak" in text
+    assert "--out" in run(*command, expect=2)
+    place = ("--out", tmp_path / "run")
+    assert "--dry-run" in run(*command, *place, "--sharded", expect=2)
+    assert not (tmp_path / "run").exists()
+
+
+def parameters_in(pipeline: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(pipeline / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -235,3 +259,30 @@ def test_a_sweep_over_pipelines_is_run_judged_and_shown_by_the_same_commands(
         )
     run("mixgrpo.generate", folder, "--prompt", "A fox", "--out", tmp_path / "images")
     assert (tmp_path / "images" / "sheet.png").exists()
+
+
+def test_two_ranks_share_the_encoding_and_the_network(
+    pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shards of FSDP2, with frozen weights beside the adapters, against one process."""
+    own = {"compute.precision": "fp32", "rewards.held_out": [], "iterations": 2}
+    config = configuration("flux", pipelines["flux"], **own)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MIXGRPO_EMBEDDINGS", str(tmp_path / "of-two"))
+    code, said = launch(
+        SHARDS, "mixgrpo.train", str(file), "--out", str(tmp_path / "two"), seconds=240
+    )
+    assert code == 0, said
+    shards = list((tmp_path / "of-two").rglob("*.safetensors"))
+    assert len(shards) == 2  # each rank encoded its share
+    monkeypatch.setenv("MIXGRPO_EMBEDDINGS", str(tmp_path / "of-one"))
+    train.run(config, tmp_path / "one")
+    for a, b in zip(
+        *(reproducible(tmp_path / n / "metrics.jsonl") for n in ("two", "one")), strict=True
+    ):
+        for key in ("reward_brightness_mean", "grad_norm", "kl"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3)
+    for name in ("one", "two"):
+        assert (tmp_path / name / "weights" / "pytorch_lora_weights.safetensors").exists()

@@ -275,6 +275,8 @@ def test_the_base_model_alone_is_one_row_and_one_prompt_has_no_interval(
         (["--checkpoint", "9"], "no checkpoint of iteration 9; it has: 1, 2, 3, 4"),
         (["--steps", "0"], "--steps"),
         (["--shift", "nan"], "shift nan"),
+        (["--shift", "fast"], "--shift fast: expected a number, or dynamic"),
+        (["--shift", "dynamic"], "no schedule of its own"),
         (["--images", "0"], "--images"),
         (["--prompts", "-1"], "--prompts"),
         (["--out", "."], "cannot be written as a file"),
