@@ -1,0 +1,454 @@
+"""What a run will cost, said before anything is loaded: parameters, memory, evaluations.
+
+Shapes come from the model's config files (`architecture`), memory and operations of a pass from a
+trace without data (`footprint`), the rest is counted as the trainer makes it. On a CPU what a
+forward keeps is met within 2 %, and the peak of a pass within 10 % (tests). Left out is what cannot
+be known here: the allocator's fragments, workspaces of libraries, activations of text
+encoders and rewards. Leave a tenth of the device free for them.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mixgrpo.adapters import add_lora
+from mixgrpo.architecture import Architecture, architecture
+from mixgrpo.config import RunConfig
+from mixgrpo.footprint import Footprint, Pass, footprint
+from mixgrpo.models import Policy
+from mixgrpo.plan import iteration_cost, make_plan
+from mixgrpo.prompts import read_prompts
+from mixgrpo.ranks import Ranks
+from mixgrpo.rewards.sizes import REWARD_NETWORKS
+
+_FULL = 4
+"""Bytes of a number in float32."""
+_GATHERED = 2
+"""Blocks whose weights FSDP2 holds whole at a time: the one at work and the next."""
+_BUCKET = 2**28
+"""Of gradients that are summed over ranks together (`Ranks.sum_gradients`)."""
+
+
+def describe(config: RunConfig, ranks: Ranks, as_on: str = "cuda") -> str:
+    """What `config` will take on `ranks`, as a readable text. `as_on`: as for `footprint`.
+
+    ConfigError where the model's own files are not there or not such a model's.
+    """
+    found = architecture(config)
+    evaluations = _evaluations(config, ranks)
+    if isinstance(found, str):
+        return "\n".join([*evaluations, "", f"Memory: {found}."])
+    estimate = Estimate.of(config, found, ranks, as_on)
+    return "\n".join(
+        [*estimate.about(), "", *evaluations, estimate.operations(), "", *estimate.memory()]
+    )
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The most latents that one forward takes on one rank."""
+
+    prompts: int
+    """Of an iteration."""
+    block: int
+    """Prompts sampled together."""
+    rollout: int
+    update: int
+    decode: int
+
+    @classmethod
+    def of(cls, config: RunConfig, size: int) -> "Batches":
+        """As `rollout`, `update.judge` and `collect.decode` cut them."""
+        objective, group = config.objective, config.rollout.group_size
+        limit = config.compute.micro_batch or math.inf
+        prompts = math.ceil(config.rollout.prompts / size)
+        block = min(prompts, config.rollout.block or prompts)
+        slots = config.trained_per_image
+        rows = prompts * math.ceil(config.trained_images / objective.updates)
+        plan = make_plan(config.sampler, config.make_window().steps_at(0))
+        shared = (
+            config.rollout.noise == "shared"
+            and slots == config.window.size
+            and plan.window_begins_shared
+        )
+        # From the second update on all slots together, but for one that begins shared.
+        together = max(1, slots - shared) if objective.updates > 1 else 1
+        return cls(
+            prompts,
+            block,
+            rollout=int(min(limit, block * group)),
+            update=int(min(limit, rows * together)),
+            decode=int(min(limit, block * group)),
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The sizes of a model, and of the passes that a run makes of it."""
+
+    config: RunConfig
+    architecture: Architecture
+    ranks: Ranks
+    weights: tuple[int, int]
+    """Parameters of the network that are frozen, and that are trained."""
+    largest_block: int
+    """Parameters of the largest block that FSDP2 gathers."""
+    batches: Batches
+    forward: Footprint
+    """Of a rollout's largest batch."""
+    update: Footprint
+    """Forward and backward of an update's largest batch."""
+    decode: Footprint | None
+
+    @classmethod
+    def of(cls, config: RunConfig, found: Architecture, ranks: Ranks, as_on: str) -> "Estimate":
+        batches = Batches.of(config, ranks.size)
+        policy = policy_of(config, found)
+        numbers = [(p.numel(), p.requires_grad) for p in policy.network.parameters()]
+        if config.compute.precision == "bf16" and ranks.sharded:
+            # As FSDP2's mixed precision gathers it.
+            nn.Module.to(policy.network, torch.bfloat16)
+        trace = partial(_trace, config, found, policy, as_on)
+        return cls(
+            config,
+            found,
+            ranks,
+            (
+                sum(n for n, trained in numbers if not trained),
+                sum(n for n, trained in numbers if trained),
+            ),
+            max(_parameters(block) for block in blocks(policy.network)),
+            batches,
+            forward=trace(batches.rollout, False),
+            update=trace(batches.update, True),
+            decode=_decode(config, found, batches.decode, as_on) if found.vae else None,
+        )
+
+    def about(self) -> list[str]:
+        """The model and its parameters."""
+        found, (frozen, trained) = self.architecture, self.weights
+        model = self.config.model
+        height, width = found.image
+        lora = model.train == "lora"
+        lines = [
+            f"Model {model.name}, {height} x {width} pixels, from {found.source}",
+            f"  network             {frozen if lora else trained:>16,} parameters"
+            + (", frozen" if lora else ", all trained"),
+        ]
+        if lora:
+            lines.append(
+                f"  adapters            {trained:>16,} parameters, trained (rank {model.lora_rank})"
+            )
+        others = {"vae": found.vae} if found.vae else {}
+        lines += [
+            f"  {part:<19} {_parameters(build()):>16,} parameters"
+            for part, build in (others | found.encoders).items()
+        ]
+        return lines
+
+    def operations(self) -> str:
+        """Of an evaluation and of an iteration, as they are computed: recomputation included."""
+        one = self.forward.flops / self.batches.rollout
+        both = self.update.flops / self.batches.update
+        config = self.config
+        costs = [iteration_cost(config, m) for m in range(config.iterations)]
+        total = sum((c.forward - c.backward) * one + c.backward * both for c in costs)
+        return (
+            f"  {one / 1e12:.4g} TFLOP per evaluation, {both / 1e12:.4g} with its backward; "
+            f"{total / len(costs) / 1e15:.4g} PFLOP per iteration, {total / 1e18:.4g} EFLOP in all"
+        )
+
+    def memory(self) -> list[str]:
+        """Memory per rank, item by item."""
+        kept, phases = self.kept(), self.phases()
+        total = sum(kept.values())
+        ranks = self.ranks
+        how = "one rank"
+        if ranks.size > 1:
+            how = f"{ranks.size} ranks, " + (
+                "sharded by FSDP2" if ranks.sharded else "a copy on each"
+            )
+        lines = [f"Memory per rank ({how})", f"  {'all the time':<52}{'GiB':>8}"]
+        lines += [_line(f"  {name}", size) for name, size in kept.items()]
+        for phase, items in phases.items():
+            lines.append(f"  {phase}")
+            lines += [_line(f"  {name}", size) for name, size in items.items()]
+        peaks = {phase: total + sum(items.values()) for phase, items in phases.items()}
+        encoding = self.encoding()
+        if encoding:
+            lines.append("  while prompts are encoded, before training")
+            lines += [_line(f"  {name}", size) for name, size in encoding.items()]
+            peaks["while prompts are encoded"] = sum(encoding.values())
+        worst = max(peaks, key=lambda phase: peaks[phase])
+        without = self.config.compute.gradient_checkpointing
+        return [
+            *lines,
+            _line(f"peak ({worst})", peaks[worst]),
+            "  A pass is traced on tensors without data and every tensor is counted while it lives"
+            + ("; checkpointed blocks are computed again." if without else "."),
+            "  Not counted: fragments and workspaces (leave a tenth free), activations of text "
+            "encoders and rewards" + self._unknown_rewards() + ".",
+        ]
+
+    def kept(self) -> dict[str, int]:
+        """Bytes from the first update to the end of the run."""
+        config, share = self.config, self._share
+        frozen, trained = self.weights
+        element = 2 if config.compute.precision == "bf16" else _FULL
+        lora = config.model.train == "lora"
+        found: dict[str, int] = {}
+        if lora:
+            found[f"weights, frozen, {_name(element)}"] = share(frozen * element)
+            found["adapters, float32"] = share(trained * _FULL)
+        else:
+            found["weights, float32 (the master weights)"] = share(trained * _FULL)
+            if config.objective.kl_weight:
+                found["the reference model, float32"] = share(trained * _FULL)
+        found["averaged weights, float32"] = share(trained * _FULL)
+        found["gradients, float32"] = share(trained * _FULL)
+        moments = (
+            "two moments of AdamW" if config.optimizer.name == "adamw" else "optimizer, as AdamW"
+        )
+        found[f"{moments}, float32"] = share(2 * trained * _FULL)
+        if not config.compute.offload:
+            if self.architecture.vae:
+                found[f"VAE, {_name(element)}"] = _parameters(self.architecture.vae()) * element
+            found |= _rewards(config)
+        return found
+
+    def phases(self) -> dict[str, dict[str, int]]:
+        """Bytes that come on top for a while, by phase and item."""
+        config, batches, shape = self.config, self.batches, self.architecture.latent_shape
+        group, prompts, block = config.rollout.group_size, batches.prompts, batches.block
+        latent = math.prod(shape) * _FULL
+        plan = make_plan(config.sampler, config.make_window().steps_at(0))
+        own = 1 if config.rollout.noise == "shared" else group
+        text = sum(_bytes(value) for value in self.architecture.conditioning(1).values())
+        window = (
+            latent
+            * prompts
+            * (
+                len(plan.window)
+                * 3
+                * group
+                # Images that differ in their steps are judged from one stack of all steps.
+                * (2 if config.trained_per_image < config.window.size else 1)
+                + group
+            )
+        )
+        sampling = latent * block * (own + (len(plan.sde) + 4) * group) + text * block * group
+        gathered = self._gathered()
+        found = {
+            "sampling": {
+                f"a forward of {batches.rollout} latents": self.forward.peak,
+                "noise, latents and prompts of the samples": sampling,
+                "samples of the window": window,
+                **gathered,
+            },
+            f"update ({'with' if config.compute.gradient_checkpointing else 'without'} gradient "
+            "checkpointing)": {
+                f"forward and backward of {batches.update} latents": self.update.peak,
+                **self._conflict(),
+                "samples of the window, images": window + self._images(),
+                **gathered,
+                **self._summing(),
+            },
+        }
+        if self.decode is not None:
+            found["decoding"] = {
+                **self._moved_vae(),
+                f"decoding {batches.decode} latents": self.decode.peak,
+                "samples of the window, images": window + self._images(),
+            }
+        if config.compute.offload and (networks := _rewards(config)):
+            largest = max(networks, key=lambda name: networks[name])
+            found["scoring"] = {
+                largest: networks[largest],
+                "samples of the window, images": window + self._images(),
+            }
+        return found
+
+    def encoding(self) -> dict[str, int]:
+        """Bytes while the text encoders are at work, before the first iteration."""
+        encoders = self.architecture.encoders
+        if not encoders:
+            return {}
+        element = 2 if self.config.compute.precision == "bf16" else _FULL
+        before = {
+            name: size
+            for name, size in self.kept().items()
+            if "weights" in name or "adapters" in name or name.startswith(("VAE", "the reference"))
+        }
+        return {
+            "network, its average and the VAE": sum(before.values()),
+            f"text encoders, {_name(element)}": element
+            * sum(_parameters(build()) for build in encoders.values()),
+        }
+
+    def _share(self, size: int) -> int:
+        return math.ceil(size / self.ranks.size) if self.ranks.sharded else size
+
+    def _images(self) -> int:
+        height, width = self.architecture.image
+        return self.batches.prompts * self.config.rollout.group_size * 3 * height * width * _FULL
+
+    def _moved_vae(self) -> dict[str, int]:
+        if not (self.config.compute.offload and self.architecture.vae):
+            return {}
+        element = 2 if self.config.compute.precision == "bf16" else _FULL
+        return {"VAE": _parameters(self.architecture.vae()) * element}
+
+    def _conflict(self) -> dict[str, int]:
+        """Copies of gradients that `update.Conflict` compares."""
+        slots, config = self.config.trained_per_image, self.config
+        if not config.health.gradient_conflict or slots < 2 or slots < config.window.size:
+            return {}
+        copies = 2 if slots == 2 else 3
+        size = self._share(copies * self.weights[1] * _FULL)
+        return {f"gradient conflict, {copies} more gradients": size}
+
+    def _gathered(self) -> dict[str, int]:
+        """Whole blocks on a rank that otherwise has a shard of each."""
+        if not self.ranks.sharded:
+            return {}
+        element = 2 if self.config.compute.precision == "bf16" else _FULL
+        largest = self.largest_block
+        return {
+            "gathered blocks and their gradients": _GATHERED * largest * 2 * element
+            + largest * _FULL
+        }
+
+    def _summing(self) -> dict[str, int]:
+        if self.ranks.size == 1 or self.ranks.sharded:
+            return {}
+        return {"buffers of the sum over ranks": min(2 * _BUCKET, 2 * self.weights[1] * _FULL)}
+
+    def _unknown_rewards(self) -> str:
+        names = [*self.config.rewards.train, *self.config.rewards.held_out]
+        unknown = [n for n in names if n not in REWARD_NETWORKS]
+        return f", and whatever {', '.join(unknown)} may keep on the device" if unknown else ""
+
+
+def policy_of(config: RunConfig, found: Architecture) -> Policy:
+    """The policy on the meta device with its adapters, as `policy.make_policy` has it."""
+    policy = found.policy(found.vae() if found.vae else None)
+    if config.model.train == "lora":
+        if config.compute.precision == "bf16":
+            nn.Module.to(policy.network, torch.bfloat16)
+        add_lora(policy.network, config.model, config.seed)
+    if config.compute.gradient_checkpointing:
+        policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
+    return policy
+
+
+def _trace(
+    config: RunConfig, found: Architecture, policy: Policy, as_on: str, rows: int, gradient: bool
+) -> Footprint:
+    def prepare() -> Pass:
+        # What a policy keeps beside its networks goes to the device of the trace.
+        for name, value in vars(policy).items():
+            if isinstance(value, Tensor):
+                setattr(policy, name, torch.zeros(value.shape, dtype=value.dtype))
+        latents, text = torch.zeros(rows, *found.latent_shape), found.conditioning(rows)
+        return lambda: policy.velocity(latents, 0.5, text)
+
+    bf16 = config.compute.precision == "bf16"
+    with warnings.catch_warnings():
+        # Of rms_norm, whose weights may be in another dtype than its input.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        return footprint([policy.network], prepare, gradient, bf16, as_on)
+
+
+def _decode(config: RunConfig, found: Architecture, rows: int, as_on: str) -> Footprint:
+    assert found.vae is not None
+    vae = found.vae()
+    if config.compute.precision == "bf16":
+        nn.Module.to(vae, torch.bfloat16)
+    policy = found.policy(vae)
+
+    def prepare() -> Pass:
+        latents = torch.zeros(rows, *found.latent_shape)
+        return lambda: policy.decode(latents)
+
+    return footprint([vae], prepare, False, as_on=as_on)
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """What FSDP2 gathers at a time: the children of the outermost lists, as in `Ranks.shard`."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
+    return found or [network]
+
+
+def _rewards(config: RunConfig) -> dict[str, int]:
+    found = {}
+    for name in dict.fromkeys([*config.rewards.train, *config.rewards.held_out]):
+        build = REWARD_NETWORKS.get(name)
+        if build is not None:
+            found[f"reward {name}, float32"] = _parameters(build()) * _FULL
+    return found
+
+
+def _evaluations(config: RunConfig, ranks: Ranks) -> list[str]:
+    """Evaluations of the network per iteration."""
+    costs = [iteration_cost(config, m) for m in range(config.iterations)]
+    first = costs[0]
+    forward, backward = (sum(getattr(c, k) for c in costs) for k in ("forward", "backward"))
+    guided = (config.model.cfg or 1.0) > 1
+    lines = [
+        f"Evaluations of the network per iteration, {config.rollout.prompts} prompts x "
+        f"{config.rollout.group_size} images" + (f", over {ranks.size} ranks" * (ranks.size > 1)),
+        f"  in the first iteration {first.forward:,}, {first.backward:,} of them with gradient",
+        f"  on average {forward / len(costs):,.1f}, {backward / len(costs):,.1f} of them with "
+        "gradient",
+        f"  {2 if guided else 1} forward{'s' if guided else ''} per evaluation"
+        + (" (classifier-free guidance)" if guided else ""),
+    ]
+    prompts = _held_out(config)
+    if prompts:
+        steps, images = config.evaluation.steps, config.evaluation.images_per_prompt
+        lines.append(
+            f"  in an evaluation, every {config.evaluation.every} iterations, "
+            f"{prompts * images * steps:,}"
+        )
+    return lines
+
+
+def _held_out(config: RunConfig) -> int | None:
+    """Prompts of an evaluation; None where only the model knows them."""
+    if config.evaluation.prompts:
+        return config.evaluation.prompts
+    if config.prompts.held_out is not None:
+        return len(read_prompts(Path(config.prompts.held_out)))
+    if config.model.name == "scenes":
+        from mixgrpo.scenes.prompts import held_out_prompts
+
+        return len(held_out_prompts())
+    return None
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _name(element: int) -> str:
+    return {2: "bfloat16", _FULL: "float32"}[element]
+
+
+def _line(name: str, size: int) -> str:
+    return f"  {name:<52}{_gib(size):>8}"
+
+
+def _gib(size: int) -> str:
+    value = size / 2**30
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
