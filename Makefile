@@ -9,7 +9,7 @@ tau: $(VENV)/.installed
 	$(BIN)/python -m harness.sweep sweeps/tau.yaml
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

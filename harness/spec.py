@@ -268,8 +268,16 @@ def _measure(chosen: Chosen, configs: dict[str, RunConfig]) -> str:
     everywhere = set.intersection(*measured)
     measure = chosen.file.measure or next(iter(next(iter(configs.values())).rewards.train))
     if measure not in everywhere:
-        hint = did_you_mean(measure, sorted(everywhere))
-        raise chosen.error(("measure",), f"not every arm measures the reward {measure}{hint}")
+        arm, has = next(
+            pair for pair in zip(configs, measured, strict=True) if measure not in pair[1]
+        )
+        hint = did_you_mean(measure, sorted(everywhere)) if everywhere else ""
+        raise chosen.error(
+            ("measure",),
+            f"not every arm measures the reward {measure}{hint}; arm {arm}, of model "
+            f"{configs[arm].model.name}, has {', '.join(sorted(has))}: name it in rewards.held_out "
+            "of every arm that does not train on it",
+        )
     return measure
 
 

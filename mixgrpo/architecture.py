@@ -17,7 +17,7 @@ from torch import nn
 
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import DIFFUSION, Conditioning, Policy, hub_name
+from mixgrpo.models import _PIPELINES, DIFFUSION, Conditioning, Policy, hub_name
 from mixgrpo.scenes import BASE_WEIGHTS
 
 Json = dict[str, Any]
@@ -102,11 +102,6 @@ KNOWN: dict[str, dict[str, Json]] = {
 _PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 _CLIP_TOKENS = 77
 """Of a prompt by SD3's CLIPs, ahead of T5's."""
-_POLICIES = {
-    "flux": "mixgrpo.models.flux:FluxPolicy",
-    "sd3": "mixgrpo.models.sd3:SD3Policy",
-    "qwen-image": "mixgrpo.models.qwen_image:QwenImagePolicy",
-}
 
 
 @dataclass(frozen=True)
@@ -220,7 +215,7 @@ def _diffusion(config: RunConfig, source: str, parts: dict[str, Json]) -> Archit
     from mixgrpo.models.text import NEGATIVE
 
     model, settings, vae = config.model, parts["transformer"], parts.get("vae", _VAE)
-    module, _, name = _POLICIES[model.name].partition(":")
+    module, _, name = _PIPELINES[model.name].partition(":")
     kind: type[DiffusersPolicy] = getattr(importlib.import_module(module), name)
     network = _of_diffusers(settings)
     sizes: Any = network().config

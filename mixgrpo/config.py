@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from mixgrpo.errors import ConfigError
 from mixgrpo.models import DIFFUSION, model_weights
 from mixgrpo.prompts import prompts_digest
-from mixgrpo.rewards import EMBEDDED, PLACES, reward_weights
+from mixgrpo.rewards import EMBEDDED, scoring_options, shipped_weights
 from mixgrpo.window import AtEnd, Strategy, Window
 
 SCHEMA_VERSION = 1
@@ -40,9 +40,9 @@ class ModelConfig(Section):
     ones the model ships with, or its authors' on the hub."""
     revision: str | None = None
     """Branch, tag or commit of `checkpoint` on the hub."""
-    height: int | None = Field(None, ge=8)
+    height: int | None = Field(None, ge=16, multiple_of=16)
     """Of an image, in pixels; none: the model's own."""
-    width: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=16, multiple_of=16)
     """Of an image, in pixels; none: the model's own."""
     guidance: float | None = Field(None, ge=0)
     """Guidance scale that a distilled model reads as an input (FLUX.1-dev); none: 3.5."""
@@ -225,7 +225,8 @@ class ComputeConfig(Section):
     """How it is computed. Changes results by rounding only."""
 
     micro_batch: int | None = Field(None, ge=1)
-    """The most latents in one forward, and images in one decoding; none: no limit."""
+    """The most latents in one forward (with model.cfg twice as many in the network), and images in
+    one decoding; none: no limit."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's arithmetic. Trained weights, optimizer and samples stay in fp32."""
     gradient_checkpointing: bool = False
@@ -235,7 +236,8 @@ class ComputeConfig(Section):
     attention: str | None = Field(None, min_length=1)
     """Attention backend of diffusers, such as native or flash; none: its default."""
     vae_tiling: bool = False
-    """Decode images one at a time, and those above the VAE's own size in overlapping tiles."""
+    """Decode images one at a time, and those above the VAE's own size, 1024 pixels for real ones,
+    in overlapping tiles."""
     offload: bool = False
     """Keep the VAE and the networks of rewards in the memory of the CPU while they do not work.
     Changes no result, so it is not part of the hash."""
@@ -395,6 +397,9 @@ def _fits_model(config: RunConfig) -> None:
     for name in ("revision", "height", "width", "guidance", "cfg", "text_tokens"):
         if getattr(model, name) is not None and name not in (takes or ()):
             raise ValueError(f"model.{name} is no setting of model {model.name}; leave it out")
+    if (model.height is None) != (model.width is None):
+        given, other = ("height", "width") if model.width is None else ("width", "height")
+        raise ValueError(f"model.{given} alone is given; give model.{other} too, or neither")
     if takes is None:
         for name in ("attention", "vae_tiling"):
             if getattr(config.compute, name):
@@ -452,7 +457,7 @@ def _fits_optimizer(config: RunConfig) -> None:
         )
 
 
-_MAPPINGS = {"rewards.train", "rewards.classes", "rewards.options", "optimizer.options"}
+MAPPINGS = {"rewards.train", "rewards.classes", "rewards.options", "optimizer.options"}
 """Values whose keys are the user's, not settings."""
 
 _UNHASHED: dict[str, bool | set[str]] = {
@@ -475,7 +480,7 @@ def differences(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(value: Any, base: Any, key: str) -> None:
-        if isinstance(value, dict) and key not in _MAPPINGS:
+        if isinstance(value, dict) and key not in MAPPINGS:
             for name, inner in value.items():
                 walk(inner, base[name], f"{key}.{name}" if key else name)
         elif value != base:
@@ -493,11 +498,8 @@ def _digest(key: str, file: str | None) -> str:
         raise ConfigError(f"{key}: {error}") from None
 
 
-def _without_places(value: Any) -> Any:
-    """The options of a reward that say how it scores, without where it is asked."""
-    if not isinstance(value, dict):
-        return value
-    return {key: inner for key, inner in value.items() if key not in PLACES}
+_MODELS_OWN = {"model.guidance": 3.5, "model.cfg": 1.0}
+"""What none means, in every model that takes the setting."""
 
 
 def config_hash(config: RunConfig) -> str:
@@ -519,14 +521,23 @@ def config_hashes(config: RunConfig, seeds: Sequence[int]) -> list[str]:
         identity.pop(key, None)
     if "rewards.held_out" in identity:
         identity["rewards.held_out"] = sorted(rewards.held_out)
+    for key, value in _MODELS_OWN.items():
+        if identity.get(key) == value:
+            del identity[key]
     used = {*rewards.train, *rewards.held_out}
-    for key in ("rewards.classes", "rewards.options"):
-        own = {k: _without_places(v) for k, v in identity.pop(key, {}).items() if k in used}
-        if any(own.values()):
-            identity[key] = {k: v for k, v in own.items() if v}
+    classes, options = (identity.pop(f"rewards.{key}", {}) for key in ("classes", "options"))
+    own = {
+        "rewards.classes": {name: classes[name] for name in classes if name in used},
+        "rewards.options": {
+            name: scoring
+            for name in options
+            if name in used and (scoring := scoring_options(name, options[name]))
+        },
+    }
+    identity |= {key: by_name for key, by_name in own.items() if by_name}
     files = {
         "model": model_weights(config.model.name, config.model.checkpoint),
-        **{name: reward_weights(name, rewards.options.get(name, {})) for name in sorted(used)},
+        **{name: shipped_weights(name) for name in sorted(used)},
         "prompts.train": _digest("prompts.train", config.prompts.train),
         "prompts.held_out": _digest("prompts.held_out", config.prompts.held_out),
     }

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mixgrpo.config import RunConfig
+from mixgrpo.config import MAPPINGS, RunConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.models import model_names
 from mixgrpo.rewards import reward_names
@@ -163,6 +163,10 @@ class Layers:
     def validate(self, seed: int | None = None) -> RunConfig:
         """The run these settings describe. ConfigError names the place, the key and the mend."""
         data = self.data if seed is None else {**self.data, "seed": seed}
+        model = data.get("model")
+        if isinstance(model, dict) and isinstance(model.get("name"), str):
+            # Before what the model's settings are judged by.
+            self._check_name(("model", "name"), model["name"], _names(tuple(sys.path))[0])
         try:
             config = RunConfig.model_validate(as_tuples(data))
         except ValidationError as error:
@@ -196,22 +200,31 @@ class Layers:
         return f"{place}: {f'{dotted}: ' if dotted else ''}{message}{given}"
 
     def _check_names(self, config: RunConfig) -> None:
-        models, rewards = _names(tuple(sys.path))
+        _, rewards = _names(tuple(sys.path))
+        for name in config.rewards.classes:
+            if name in rewards:
+                place = self.place(("rewards", "classes", name))
+                raise ConfigError(
+                    f"{place}: rewards.classes.{name}: is a reward's name already; give the class "
+                    "another one"
+                )
         rewards = [*rewards, *config.rewards.classes]
         for key, name, known in [
-            (("model", "name"), config.model.name, models),
             *[(("rewards", "train"), n, rewards) for n in config.rewards.train],
             *[(("rewards", "held_out"), n, rewards) for n in config.rewards.held_out],
             *[(("rewards", "options"), n, rewards) for n in config.rewards.options],
         ]:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(
-                    f"{self.place(key)}: {'.'.join(key)}: no such name: {name}{hint} "
-                    f"(known: {', '.join(sorted(known))}; a package adds its own: "
-                    "docs/extending.md)"
-                )
+            self._check_name(key, name, known)
+
+    def _check_name(self, key: Key, name: str, known: list[str]) -> None:
+        if name in known:
+            return
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"{self.place(key)}: {'.'.join(map(str, key))}: no such name: {name}{hint} "
+            f"(known: {', '.join(sorted(known))}; a package adds its own: docs/extending.md)"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -271,6 +284,12 @@ def check_key(dotted: str, place: str) -> None:
     if any(key.startswith(f"{dotted}.") for key in keys):
         inside = next(key for key in keys if key.startswith(f"{dotted}."))
         raise ConfigError(f"{place}: {dotted}: is a section; set a key in it, such as {inside}")
+    mapping = next((key for key in MAPPINGS if dotted.startswith(f"{key}.")), None)
+    if mapping is not None:
+        raise ConfigError(
+            f"{place}: {dotted}: set {mapping} as a whole, {mapping}={{...}}; it replaces the one "
+            "below"
+        )
     if dotted not in keys:
         raise ConfigError(f"{place}: {dotted}: unknown key{_nearest_key(dotted)}")
 

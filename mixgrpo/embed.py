@@ -167,7 +167,7 @@ def encode(text: "PromptEncoder", store: EmbeddingStore, prompts: list[str]) -> 
     RunError for a full disk and its like. What was kept before either stays.
     """
     started, watch = time.monotonic(), Watch(store, prompts)
-    missing = watch.missing
+    missing = text.lacking(prompts)  # the negative prompt of guidance among them
     print(f"{watch.done} are in {store.folder}", file=sys.stderr)
     if not missing:
         return 0

@@ -35,9 +35,17 @@ _Row = dict[str, "Tensor"]
 
 
 def embeddings_folder(named: str | None = None) -> Path:
-    """The folder of all embeddings: `named`, else $MIXGRPO_EMBEDDINGS, else in ~/.cache."""
-    named = named or os.environ.get(FOLDER_VARIABLE)
-    return Path(named) if named else Path.home() / ".cache" / "mixgrpo" / "embeddings"
+    """The folder of all embeddings: `named`, else $MIXGRPO_EMBEDDINGS, else in ~/.cache.
+
+    ConfigError where it is in a home folder (~) that is not known.
+    """
+    place = named or os.environ.get(FOLDER_VARIABLE) or "~/.cache/mixgrpo/embeddings"
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"prompts.embeddings {place}: the home folder is not known; name a folder in full"
+        ) from None
 
 
 class EmbeddingStore:
@@ -59,9 +67,14 @@ class EmbeddingStore:
         """The shard of every prompt that is known, by the prompt's key."""
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts` that no shard on the disk has, each once, in their order."""
-        self._look()
-        return [p for p in dict.fromkeys(prompts) if _key(p) not in self._shard]
+        """Those of `prompts` that no shard has, each once, in their order.
+
+        The disk is looked at only where one is not known yet: a folder of many shards may be slow.
+        """
+        unknown = self._unknown(prompts)
+        if unknown:
+            self._look()
+        return self._unknown(unknown)
 
     def add(self, prompts: Sequence[str], conditioning: "dict[str, Tensor]") -> None:
         """Keep tensors by name, each with one row per prompt, as one shard.
@@ -111,9 +124,13 @@ class EmbeddingStore:
         """
         import torch
 
-        if any(_key(p) not in self._shard for p in prompts):
+        wanted = list(dict.fromkeys(prompts))
+        self.missing(wanted)
+        try:
+            rows = self._read(wanted)
+        except FileNotFoundError:  # a shard was removed; another one may have its prompts
             self._look()
-        rows = self._read(list(dict.fromkeys(prompts)))
+            rows = self._read(wanted)
         names = set().union(*(row.keys() for row in rows.values()))
         found = {}
         for name in sorted(names):
@@ -135,8 +152,14 @@ class EmbeddingStore:
             found[name] = torch.stack([rows[prompt][name] for prompt in prompts])
         return found
 
+    def _unknown(self, prompts: Sequence[str]) -> list[str]:
+        return [p for p in dict.fromkeys(prompts) if _key(p) not in self._shard]
+
     def _read(self, prompts: list[str]) -> dict[str, _Row]:
-        """Rows by prompt; every shard is opened once, and only the rows asked for are read."""
+        """Rows by prompt; every shard is opened once, and only the rows asked for are read.
+
+        FileNotFoundError where a shard was removed; RunError as `get`.
+        """
         from safetensors import SafetensorError, safe_open
 
         by_shard: dict[str, list[str]] = {}
@@ -157,6 +180,8 @@ class EmbeddingStore:
                         key, _, name = entry.partition("/")
                         if key in asked:
                             rows[asked[key]][name] = file.get_tensor(entry)
+            except FileNotFoundError:
+                raise
             except (OSError, SafetensorError) as error:
                 raise RunError(
                     f"{self.folder / shard}: cannot be read any more ({error}); remove it, and "

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from mixgrpo.adapters import add_lora
 from mixgrpo.architecture import Architecture, architecture
 from mixgrpo.config import RunConfig
+from mixgrpo.evaluate import IMAGES_AT_ONCE
 from mixgrpo.footprint import Footprint, Pass, footprint
+from mixgrpo.inference import images_at_once
 from mixgrpo.models import Policy
 from mixgrpo.plan import iteration_cost, make_plan
 from mixgrpo.prompts import read_prompts
@@ -28,6 +30,7 @@ from mixgrpo.rewards.sizes import REWARD_NETWORKS
 
 _FULL = 4
 """Bytes of a number in float32."""
+_LARGE = 80 * 10**9
 _GATHERED = 2
 """Blocks whose weights FSDP2 holds whole at a time: the one at work and the next."""
 _BUCKET = 2**28
@@ -60,10 +63,13 @@ class Batches:
     rollout: int
     update: int
     decode: int
+    evaluation: int
+    held: int
+    """Images that an evaluation holds together."""
 
     @classmethod
     def of(cls, config: RunConfig, size: int) -> "Batches":
-        """As `rollout`, `update.judge` and `collect.decode` cut them."""
+        """As `rollout`, `update.judge`, `collect.decode` and `evaluate` cut them."""
         objective, group = config.objective, config.rollout.group_size
         limit = config.compute.micro_batch or math.inf
         prompts = math.ceil(config.rollout.prompts / size)
@@ -78,12 +84,17 @@ class Batches:
         )
         # From the second update on all slots together, but for one that begins shared.
         together = max(1, slots - shared) if objective.updates > 1 else 1
+        images = config.evaluation.images_per_prompt
+        held_out = math.ceil((_held_out(config) or IMAGES_AT_ONCE * size) / size)
+        held = min(held_out, max(1, IMAGES_AT_ONCE // images)) * images
         return cls(
             prompts,
             block,
             rollout=int(min(limit, block * group)),
             update=int(min(limit, rows * together)),
             decode=int(min(limit, block * group)),
+            evaluation=min(held, images_at_once(config.compute)),
+            held=held,
         )
 
 
@@ -103,7 +114,12 @@ class Estimate:
     """Of a rollout's largest batch."""
     update: Footprint
     """Forward and backward of an update's largest batch."""
+    reference: Footprint | None
+    """A forward of the reference model on that batch."""
+    evaluation: Footprint
+    """A forward of an evaluation's batch."""
     decode: Footprint | None
+    evaluation_decode: Footprint | None
 
     @classmethod
     def of(cls, config: RunConfig, found: Architecture, ranks: Ranks, as_on: str) -> "Estimate":
@@ -114,6 +130,7 @@ class Estimate:
             # As FSDP2's mixed precision gathers it.
             nn.Module.to(policy.network, torch.bfloat16)
         trace = partial(_trace, config, found, policy, as_on)
+        decode = partial(_decode, config, found, as_on) if found.vae else lambda _: None
         return cls(
             config,
             found,
@@ -126,7 +143,10 @@ class Estimate:
             batches,
             forward=trace(batches.rollout, False),
             update=trace(batches.update, True),
-            decode=_decode(config, found, batches.decode, as_on) if found.vae else None,
+            reference=trace(batches.update, False) if config.objective.kl_weight else None,
+            evaluation=trace(batches.evaluation, False),
+            decode=decode(batches.decode),
+            evaluation_decode=decode(batches.evaluation),
         )
 
     def about(self) -> list[str]:
@@ -179,27 +199,34 @@ class Estimate:
             lines.append(f"  {phase}")
             lines += [_line(f"  {name}", size) for name, size in items.items()]
         peaks = {phase: total + sum(items.values()) for phase, items in phases.items()}
-        encoding = self.encoding()
-        if encoding:
-            lines.append("  while prompts are encoded, before training")
-            lines += [_line(f"  {name}", size) for name, size in encoding.items()]
-            peaks["while prompts are encoded"] = sum(encoding.values())
+        for phase, items in self.before().items():
+            lines.append(f"  {phase}")
+            lines += [_line(f"  {name}", size) for name, size in items.items()]
+            peaks[phase] = sum(items.values())
         worst = max(peaks, key=lambda phase: peaks[phase])
-        without = self.config.compute.gradient_checkpointing
+        again = self.config.compute.gradient_checkpointing
         return [
             *lines,
             _line(f"peak ({worst})", peaks[worst]),
+            *self._too_much(peaks[worst]),
+            f"  {'memory of the host, for every rank on it':<52}{'GiB':>8}",
+            *(_line(f"  {name}", size) for name, size in self.host().items()),
             "  A pass is traced on tensors without data and every tensor is counted while it lives"
-            + ("; checkpointed blocks are computed again." if without else "."),
+            + ("; checkpointed blocks are computed again." if again else "."),
             "  Not counted: fragments and workspaces (leave a tenth free), activations of text "
             "encoders and rewards" + self._unknown_rewards() + ".",
         ]
+
+    def _too_much(self, peak: int) -> list[str]:
+        if peak <= _LARGE or self.ranks.sharded:
+            return []
+        return ["  more than a GPU of 80 GB has; with --processes N --sharded it is divided by N"]
 
     def kept(self) -> dict[str, int]:
         """Bytes from the first update to the end of the run."""
         config, share = self.config, self._share
         frozen, trained = self.weights
-        element = 2 if config.compute.precision == "bf16" else _FULL
+        element = self._element
         lora = config.model.train == "lora"
         found: dict[str, int] = {}
         if lora:
@@ -209,6 +236,8 @@ class Estimate:
             found["weights, float32 (the master weights)"] = share(trained * _FULL)
             if config.objective.kl_weight:
                 found["the reference model, float32"] = share(trained * _FULL)
+                if not config.compute.offload:  # it is a second policy with all that it has
+                    found |= self._vae("VAE of the reference model")
         found["averaged weights, float32"] = share(trained * _FULL)
         found["gradients, float32"] = share(trained * _FULL)
         moments = (
@@ -216,9 +245,7 @@ class Estimate:
         )
         found[f"{moments}, float32"] = share(2 * trained * _FULL)
         if not config.compute.offload:
-            if self.architecture.vae:
-                found[f"VAE, {_name(element)}"] = _parameters(self.architecture.vae()) * element
-            found |= _rewards(config)
+            found |= self._vae("VAE") | _rewards(config)
         return found
 
     def phases(self) -> dict[str, dict[str, int]]:
@@ -245,14 +272,16 @@ class Estimate:
         gathered = self._gathered()
         found = {
             "sampling": {
-                f"a forward of {batches.rollout} latents": self.forward.peak,
+                f"a forward of {self._latents(batches.rollout)}": self.forward.peak,
                 "noise, latents and prompts of the samples": sampling,
                 "samples of the window": window,
                 **gathered,
             },
             f"update ({'with' if config.compute.gradient_checkpointing else 'without'} gradient "
             "checkpointing)": {
-                f"forward and backward of {batches.update} latents": self.update.peak,
+                f"forward and backward of {self._latents(batches.update)}": update_peak(
+                    self.update, self.reference
+                ),
                 **self._conflict(),
                 "samples of the window, images": window + self._images(),
                 **gathered,
@@ -265,6 +294,7 @@ class Estimate:
                 f"decoding {batches.decode} latents": self.decode.peak,
                 "samples of the window, images": window + self._images(),
             }
+        found["evaluating"] = self._evaluating()
         if config.compute.offload and (networks := _rewards(config)):
             largest = max(networks, key=lambda name: networks[name])
             found["scoring"] = {
@@ -273,21 +303,87 @@ class Estimate:
             }
         return found
 
-    def encoding(self) -> dict[str, int]:
-        """Bytes while the text encoders are at work, before the first iteration."""
-        encoders = self.architecture.encoders
-        if not encoders:
-            return {}
-        element = 2 if self.config.compute.precision == "bf16" else _FULL
-        before = {
+    def before(self) -> dict[str, dict[str, int]]:
+        """Bytes before the first iteration, when nothing else is there, by phase and item."""
+        config, (frozen, trained) = self.config, self.weights
+        element, full = self._element, config.model.train == "full"
+        whole = frozen * element + trained * _FULL
+        kept = {
             name: size
             for name, size in self.kept().items()
             if "weights" in name or "adapters" in name or name.startswith(("VAE", "the reference"))
         }
+        vae = {} if config.compute.offload else self._vae("VAE")
+        found = {}
+        if self.ranks.sharded:
+            found["while the network is loaded, before it is sharded"] = {
+                f"the whole network, {_name(_FULL if full else element)}": whole,
+                **vae,
+            }
+            if full and config.objective.kl_weight:
+                found["while the reference model is loaded, before it is sharded"] = {
+                    "shards of the network and of its average": 2 * self._share(whole),
+                    "the whole reference model, float32": whole,
+                    **{f"{name}, twice": 2 * size for name, size in vae.items()},
+                }
+        if self.architecture.encoders:
+            found["while prompts are encoded, before training"] = {
+                "network, its average and the VAE": sum(kept.values()),
+                f"text encoders, {_name(element)}": sum(self._encoders().values()),
+            }
+        return found
+
+    def host(self) -> dict[str, int]:
+        """Bytes of the memory of the CPU, by what needs them; not all at once."""
+        config, (frozen, trained) = self.config, self.weights
+        found = {
+            "the network, while it is loaded": frozen * self._element + trained * _FULL,
+            "a checkpoint being written, on the first rank": 4 * trained * _FULL,
+        }
+        if self.architecture.encoders:
+            found["the largest text encoder, while it is loaded"] = max(self._encoders().values())
+        if config.compute.offload:
+            waiting = sum((self._vae("VAE") | _rewards(config)).values())
+            found["VAE and networks of rewards that wait (offload)"] = waiting
+        return found
+
+    @property
+    def _element(self) -> int:
+        """Bytes of a number of what is not trained."""
+        return 2 if self.config.compute.precision == "bf16" else _FULL
+
+    def _vae(self, name: str) -> dict[str, int]:
+        if self.architecture.vae is None:
+            return {}
+        size = _parameters(self.architecture.vae()) * self._element
+        return {f"{name}, {_name(self._element)}": size}
+
+    def _encoders(self) -> dict[str, int]:
+        encoders = self.architecture.encoders
+        return {part: _parameters(build()) * self._element for part, build in encoders.items()}
+
+    def _latents(self, count: int) -> str:
+        guided = (self.config.model.cfg or 1.0) > 1
+        return f"{count} latents" + f" ({2 * count} with guidance)" * guided
+
+    def _evaluating(self) -> dict[str, int]:
+        """The largest part of an evaluation: a slice is sampled, decoded and scored."""
+        config, batches = self.config, self.batches
+        height, width = self.architecture.image
+        latent = math.prod(self.architecture.latent_shape) * _FULL
+        parts = [
+            {f"sampling {self._latents(batches.evaluation)}": self.evaluation.peak}
+            | self._gathered()
+        ]
+        if self.evaluation_decode is not None:
+            decoding = {f"decoding {batches.evaluation} latents": self.evaluation_decode.peak}
+            parts.append(self._moved_vae() | decoding)
+        if config.compute.offload:
+            parts += [{name: size} for name, size in _rewards(config).items()]
         return {
-            "network, its average and the VAE": sum(before.values()),
-            f"text encoders, {_name(element)}": element
-            * sum(_parameters(build()) for build in encoders.values()),
+            **max(parts, key=lambda part: sum(part.values())),
+            "noise of a slice and latents of a batch": latent * (batches.held + batches.evaluation),
+            "images of a slice, in parts and joined": 2 * batches.held * 3 * height * width * _FULL,
         }
 
     def _share(self, size: int) -> int:
@@ -298,10 +394,7 @@ class Estimate:
         return self.batches.prompts * self.config.rollout.group_size * 3 * height * width * _FULL
 
     def _moved_vae(self) -> dict[str, int]:
-        if not (self.config.compute.offload and self.architecture.vae):
-            return {}
-        element = 2 if self.config.compute.precision == "bf16" else _FULL
-        return {"VAE": _parameters(self.architecture.vae()) * element}
+        return self._vae("VAE") if self.config.compute.offload else {}
 
     def _conflict(self) -> dict[str, int]:
         """Copies of gradients that `update.Conflict` compares."""
@@ -316,8 +409,7 @@ class Estimate:
         """Whole blocks on a rank that otherwise has a shard of each."""
         if not self.ranks.sharded:
             return {}
-        element = 2 if self.config.compute.precision == "bf16" else _FULL
-        largest = self.largest_block
+        element, largest = self._element, self.largest_block
         return {
             "gathered blocks and their gradients": _GATHERED * largest * 2 * element
             + largest * _FULL
@@ -332,6 +424,12 @@ class Estimate:
         names = [*self.config.rewards.train, *self.config.rewards.held_out]
         unknown = [n for n in names if n not in REWARD_NETWORKS]
         return f", and whatever {', '.join(unknown)} may keep on the device" if unknown else ""
+
+
+def update_peak(update: Footprint, reference: Footprint | None) -> int:
+    """The most bytes in an update: the reference model's forward comes between the forward, which
+    leaves its activations behind, and the backward."""
+    return max(update.peak, update.saved + (reference.peak if reference else 0))
 
 
 def policy_of(config: RunConfig, found: Architecture) -> Policy:
@@ -364,7 +462,7 @@ def _trace(
         return footprint([policy.network], prepare, gradient, bf16, as_on)
 
 
-def _decode(config: RunConfig, found: Architecture, rows: int, as_on: str) -> Footprint:
+def _decode(config: RunConfig, found: Architecture, as_on: str, rows: int) -> Footprint:
     assert found.vae is not None
     vae = found.vae()
     if config.compute.precision == "bf16":
@@ -425,6 +523,13 @@ def _held_out(config: RunConfig) -> int | None:
     if config.evaluation.prompts:
         return config.evaluation.prompts
     if config.prompts.held_out is not None:
+        if not Path(config.prompts.held_out).expanduser().exists():
+            warnings.warn(
+                f"prompts.held_out: there is no {config.prompts.held_out} yet, so that the work of "
+                "an evaluation is unknown",
+                stacklevel=2,
+            )
+            return None
         return len(read_prompts(Path(config.prompts.held_out)))
     if config.model.name == "scenes":
         from mixgrpo.scenes.prompts import held_out_prompts

@@ -8,10 +8,11 @@ window's position alone, because late noise does less damage than early noise.
 
 import hashlib
 import json
+import logging
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,15 +25,21 @@ from torch import Tensor
 from mixgrpo import cli
 from mixgrpo.atomic import write_text
 from mixgrpo.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
+from mixgrpo.distributions import diversity
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
-from mixgrpo.models import Policy
+from mixgrpo.models import Policy, prepare
 from mixgrpo.randomness import normal
-from mixgrpo.rewards import Reward, load_rewards
-from mixgrpo.rollout import Velocity
+from mixgrpo.rewards import Reward, check_prompts, load_rewards
+from mixgrpo.rollout import Velocity, slices
 
 if TYPE_CHECKING:
     from mixgrpo.policy import Loaded
+
+log = logging.getLogger(__name__)
+
+IMAGES_AT_ONCE = 128
+"""The most images that are held, and handed to a reward, together."""
 
 FEW_PROMPTS = 20
 """Below this a bootstrap interval is clearly too narrow, and the table says so."""
@@ -40,19 +47,23 @@ FEW_PROMPTS = 20
 
 def choose(prompts: list[str], count: int) -> list[str]:
     """`count` of the prompts (0: all), chosen by their text so that no kind is preferred."""
-    chosen = sorted(prompts, key=lambda p: hashlib.sha256(p.encode()).digest())[: count or None]
+    if not count:
+        return prompts
+    chosen = set(sorted(prompts, key=lambda p: hashlib.sha256(p.encode()).digest())[:count])
     return [p for p in prompts if p in chosen]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Images of held-out prompts and their scores."""
+    """What images of held-out prompts were worth, and some of the images."""
 
     prompts: list[str]
-    images: Tensor
-    """[prompts, images per prompt, 3, H, W] in [0, 1]."""
     scores: dict[str, Tensor]
     """By reward: [prompts, images per prompt]."""
+    diversity: Tensor | None
+    """[prompts], as `distributions.diversity` has it; None with one image per prompt."""
+    images: dict[str, Tensor]
+    """[images per prompt, 3, H, W] in [0, 1] on the CPU, of the prompts that were to be shown."""
 
 
 def evaluation_noise(
@@ -75,18 +86,34 @@ def evaluate(
     batch: int = 128,
     reference: Velocity | None = None,
     p_mix: float = 1.0,
+    show: Collection[str] = (),
 ) -> Evaluation:
     """Sample every prompt by the ODE from `noise` [prompts * images, ...] and score the images.
 
     With `reference`, the base model, the trained one takes the fraction `p_mix` of the steps only.
-    Batches of the same size give the same bytes; `batch` is part of what is held fixed.
+    Batches of the same size give the same bytes; `batch` is part of what is held fixed. Images are
+    let go of as soon as they are scored, but for those of the prompts in `show`.
     """
-    per_prompt = len(noise) // len(prompts)
-    repeated = [p for p in prompts for _ in range(per_prompt)]
+    device = next(policy.network.parameters()).device
+    count = len(noise) // len(prompts)
     sampling = Sampling(steps, shift, p_mix)
-    pixels = draw(policy, velocity, reference or velocity, sampling, repeated, noise, batch)
-    scores = {r.name: score(r, pixels, repeated).unflatten(0, (-1, per_prompt)) for r in rewards}
-    return Evaluation(prompts, pixels.unflatten(0, (-1, per_prompt)), scores)
+    prepare(policy, prompts, log.info)
+    scores: dict[str, list[Tensor]] = {r.name: [] for r in rewards}
+    spread: list[Tensor] = []
+    images: dict[str, Tensor] = {}
+    for part in slices(len(prompts), max(1, IMAGES_AT_ONCE // count)):
+        some = prompts[part]
+        repeated = [p for p in some for _ in range(count)]
+        rows = noise[part.start * count : part.stop * count].to(device)
+        pixels = draw(policy, velocity, reference or velocity, sampling, repeated, rows, batch)
+        for reward in rewards:
+            scores[reward.name].append(score(reward, pixels, repeated))
+        grouped = pixels.unflatten(0, (-1, count))
+        if count > 1:
+            spread.append(diversity(grouped).cpu())
+        images |= {p: grouped[i].cpu() for i, p in enumerate(some) if p in show}
+    judged = {name: torch.cat(parts).unflatten(0, (-1, count)) for name, parts in scores.items()}
+    return Evaluation(prompts, judged, torch.cat(spread) if spread else None, images)
 
 
 def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
@@ -149,8 +176,7 @@ def compare(
     Intervals are over prompts, each of which counts by the mean of its `images`.
     """
     config, policy = loaded.config, loaded.policy
-    device = next(policy.network.parameters()).device
-    noise = evaluation_noise(seed, prompts, images, policy.latent_shape).to(device)
+    noise = evaluation_noise(seed, prompts, images, policy.latent_shape)
     columns = []
     for way in ways:
         judged = evaluate(
@@ -299,6 +325,8 @@ def main(
     chosen = choose(known, ev.prompts if prompts is None else prompts)
     images = images or ev.images_per_prompt
     seed = config.seed if seed is None else seed
+    for judge in rewards.values():
+        check_prompts(judge, chosen)
     rows = compare(loaded, ways, rewards, chosen, images, seed)
 
     notes = [_covers(len(chosen), images)]

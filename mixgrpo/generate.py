@@ -8,6 +8,7 @@ so that the same image can be asked for alone, among others, and of every checkp
 
 import hashlib
 import json
+import logging
 import re
 import sys
 import warnings
@@ -27,11 +28,14 @@ from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError, RepeatableError
 from mixgrpo.evaluate import check_outside, choose, evaluation_noise
 from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
+from mixgrpo.models import prepare
 from mixgrpo.prompts import read_prompts
 from mixgrpo.rollout import slices
 
 if TYPE_CHECKING:
     from mixgrpo.policy import Loaded
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 DEFAULT_PROMPTS = 8
@@ -61,11 +65,13 @@ def generate(
 
 def check_prompts(loaded: "Loaded", prompts: Sequence[str]) -> None:
     """ConfigError naming a prompt that the model cannot read, before any image is made."""
-    for part in slices(len(prompts), images_at_once(loaded.config.compute)):
-        try:
+    try:
+        # All at once: text encoders that come and go should come once.
+        prepare(loaded.policy, prompts, log.info)
+        for part in slices(len(prompts), images_at_once(loaded.config.compute)):
             loaded.policy.encode(list(prompts[part]))
-        except ValueError as error:
-            raise ConfigError(f"model {loaded.config.model.name}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"model {loaded.config.model.name}: {error}") from None
 
 
 def check_places(out: Path, sheet: Path, run: Path) -> None:

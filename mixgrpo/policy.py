@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -120,19 +121,47 @@ class Loaded:
     iteration: int
 
 
+class _Exchange:
+    """A network that was trained whole, and the weights that it started from: one set is in the
+    network, the other waits on the CPU. Two networks would not fit on one GPU."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.parameters = policy.trainable_parameters()
+        self.others = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        self.trained = True
+
+    @torch.no_grad()
+    def use(self, trained: bool) -> None:
+        if trained == self.trained:
+            return
+        self.trained = trained
+        for name, parameter in self.parameters.items():
+            own = parameter.detach().to("cpu", copy=True)
+            parameter.copy_(self.others[name])
+            self.others[name] = own
+
+
 def load_run(
-    folder: Path, iteration: int | None = None, averaged: bool = True, device: str | None = None
+    folder: Path,
+    iteration: int | None = None,
+    averaged: bool = True,
+    device: str | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
 ) -> Loaded:
     """The policy of the run in `folder` after `iteration` iterations; read-only.
 
     `iteration`: none is the newest whole checkpoint, 0 the model that training starts from.
-    `averaged`: the averaged weights, which are the ones that evaluations judge. ConfigError for a
-    folder that holds no run and for an iteration without a checkpoint.
+    `averaged`: the averaged weights, which are the ones that evaluations judge. `precision`: other
+    than the run's. ConfigError for a folder that holds no run and for an iteration without a
+    checkpoint.
     """
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no run; name a run's folder, with a config.yaml in it")
     config = load_config(file)
+    if precision is not None:
+        compute = config.compute.model_copy(update={"precision": precision})
+        config = config.model_copy(update={"compute": compute})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     policy = make_policy(config, device)
     root = folder / "checkpoints"
@@ -140,6 +169,8 @@ def load_run(
         found: checkpoint.Checkpoint | None = checkpoint.load_at(root, iteration)
     else:
         found = _newest(root) if iteration is None else None
+    whole = config.model.train == "full" and found is not None
+    exchange = _Exchange(policy) if whole else None
     if found is not None:
         weights = found.tensors["average" if averaged else "weights"]
         with torch.no_grad():
@@ -147,18 +178,26 @@ def load_run(
                 if name not in weights or weights[name].shape != parameter.shape:
                     raise RunError(f"{root}: the checkpoint is of another model: {name} is amiss")
                 parameter.copy_(weights[name])
-    made: list[Velocity] = []
+    plain = velocity_of(policy, config, device)
 
-    def reference(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
-        # Made when it is first asked for: without adapters it is a second network.
-        if not made:
-            made.append(reference_of(policy, config, device))
-        return made[0](latents, sigma, conditioning)
+    def using(trained: bool) -> Velocity:
+        assert exchange is not None
 
+        def velocity(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+            exchange.use(trained)
+            return plain(latents, sigma, conditioning)
+
+        return velocity
+
+    if exchange is not None:
+        velocity, reference = using(True), using(False)
+    else:
+        adapted = config.model.train == "lora"
+        velocity, reference = plain, reference_of(policy, config, device) if adapted else plain
     return Loaded(
         config=config,
         policy=policy,
-        velocity=velocity_of(policy, config, device),
+        velocity=velocity,
         reference=reference,
         iteration=found.iteration if found else 0,
     )

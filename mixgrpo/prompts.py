@@ -80,14 +80,15 @@ def prompts_digest(file: Path) -> str:
 def _state(file: Path) -> tuple[Path, int, int]:
     """The file, and what tells that it was changed."""
     try:
-        stat = file.stat()
-    except FileNotFoundError:
+        place = file.expanduser().absolute()
+        stat = place.stat()
+    except (FileNotFoundError, RuntimeError):  # the latter: of somebody without a home folder
         raise ConfigError(f"{file}: no such file of prompts") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    if file.is_dir():
+    if place.is_dir():
         raise ConfigError(f"{file}: is a folder; name a file of prompts")
-    return file.absolute(), stat.st_mtime_ns, stat.st_size
+    return place, stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(maxsize=16)

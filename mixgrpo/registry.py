@@ -4,14 +4,11 @@ A package adds its own with an entry point in the group `mixgrpo.models` or `mix
 (docs/extending.md). Nothing is imported before it is asked for.
 """
 
-import hashlib
 import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any
 
 from mixgrpo.errors import ConfigError, RunError
@@ -117,46 +114,3 @@ def _takes(maker: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> boo
     except ValueError:  # one of C's has no signature
         return True
     return True
-
-
-def contents(place: Path) -> str:
-    """What identifies a file or folder by what is in it, or "" where there is neither.
-
-    The sha256 of a file, computed once while it stays the same. Of a folder, which may be tens of
-    gigabytes: the names and sizes of its files and samples of each of them, from its beginning to
-    its end.
-    """
-    try:
-        if place.is_dir():
-            files = [file for file in sorted(place.rglob("*")) if file.is_file()]
-            return _sampled(place, tuple((file, *_stamp(file)) for file in files))
-        return _sha256(place, *_stamp(place))
-    except OSError:
-        return ""
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_mtime_ns, stat.st_size
-
-
-@cache
-def _sha256(file: Path, mtime_ns: int, size: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
-"""Training moves every weight, so that any sample of the file tells two checkpoints apart."""
-
-
-@cache
-def _sampled(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for file, _, size in files:
-        digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            for k in range(_SAMPLES):
-                stream.seek(max(0, size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ import typer
 
 from mixgrpo import cli
 from mixgrpo.atomic import flush
+from mixgrpo.contents import INDEX
 from mixgrpo.errors import ConfigError
 from mixgrpo.evaluate import check_outside
 from mixgrpo.export import save_transformer
@@ -32,12 +33,13 @@ NETWORK = "transformer"
 def write_pipeline(loaded: "Loaded", out: Path) -> Path:
     """Write the pipeline with the trained network into the folder `out`, which must not exist.
 
-    The network keeps the dtype that it was trained in. Whole or absent: it is written beside its
+    The network is written in the dtype that it has: float32 for `main`, since what adapters learn
+    is often less than what bfloat16 rounds off. Whole or absent: it is written beside its
     place and renamed. ConfigError where a part of the pipeline is not to be had.
     """
     from mixgrpo.adapters import merge_adapters
     from mixgrpo.models.diffusion import DiffusersPolicy
-    from mixgrpo.models.parts import INDEX, Pipeline
+    from mixgrpo.models.parts import Pipeline
 
     model, policy = loaded.config.model, loaded.policy
     assert isinstance(policy, DiffusersPolicy)
@@ -79,7 +81,7 @@ def main(
     check_outside(out, run)
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; name a new folder")
-    loaded = load_run(run, checkpoint, device="cpu")
+    loaded = load_run(run, checkpoint, device="cpu", precision="fp32")
     if loaded.config.model.name not in DIFFUSION:
         raise ConfigError(
             f"{run}: model {loaded.config.model.name} is no pipeline of diffusers; what a finished "

@@ -29,7 +29,8 @@ from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.folder import Measured, claim, is_finished, write_result
 
 if TYPE_CHECKING:
-    from mixgrpo.evaluate import Evaluation
+    from torch import Tensor
+
     from mixgrpo.ranks import Ranks
     from mixgrpo.trackers import Trackers
 
@@ -142,6 +143,7 @@ class _Run:
             if self.measured.due(done) and not judged and not stop:
                 self._evaluate(done)
                 judged = True
+                stop = self.ranks.any(should_stop())  # it may have taken long
             if done == self.config.iterations and judged:
                 self._finish()
                 return "finished"
@@ -248,10 +250,9 @@ class _Run:
             checkpoint.prune(self.checkpoints, self.config.output.checkpoints_kept, done)
 
     def _evaluate(self, done: int) -> None:
-        from mixgrpo.distributions import diversity
-
         begin = time.perf_counter()
-        judged = self.trainer.evaluate()
+        shown = self._shown() if self.ranks.first else []
+        judged = self.trainer.evaluate(self.ranks.gather_objects(shown)[0])
         if not self.ranks.first:
             return
         line: dict[str, Any] = {"iteration": done}
@@ -259,12 +260,12 @@ class _Run:
             line[f"reward_{name}_mean"] = float(scores.mean())
             # One image alone has no spread; NaN would not be JSON.
             line[f"reward_{name}_std"] = float(scores.std()) if scores.numel() > 1 else 0.0
-        if judged.images.shape[1] > 1:
-            line["diversity"] = float(diversity(judged.images).mean())
+        if judged.diversity is not None:
+            line["diversity"] = float(judged.diversity.mean())
         line["prompts"] = len(judged.prompts)
-        line["images"] = judged.images.shape[0] * judged.images.shape[1]
+        line["images"] = len(judged.prompts) * self.config.evaluation.images_per_prompt
         line["seconds_total"] = time.perf_counter() - begin
-        self._keep_samples(done, judged)
+        self._keep_samples(done, [judged.images[prompt][0] for prompt in shown])
         jsonlines.append(self.measured.evals, line)
         means = "  ".join(f"{k} {float(v.mean()):.3f}" for k, v in judged.scores.items())
         log.info("%s: %d of %d iterations  %s", self.folder, done, self.config.iterations, means)
@@ -272,23 +273,32 @@ class _Run:
         if self.trackers is not None:
             self.trackers.evaluation(line)
 
-    def _keep_samples(self, done: int, judged: "Evaluation") -> None:
+    def _shown(self) -> list[str]:
+        """The prompts whose first image is kept: a picture's number means the same prompt in every
+        evaluation."""
+        listing = self.folder / "samples" / "prompts.json"
+        prompts = self.trainer.held_out
+        try:
+            listed: list[str] = json.loads(listing.read_bytes())
+            if set(listed) <= set(prompts):
+                return listed
+        except (FileNotFoundError, ValueError, TypeError):
+            pass
+        # Spread over the prompts, whose neighbours are alike.
+        count = min(self.config.output.samples, len(prompts))
+        chosen = [prompts[i * len(prompts) // count] for i in range(count)]
+        listing.parent.mkdir(exist_ok=True)
+        write_json(listing, chosen)
+        return chosen
+
+    def _keep_samples(self, done: int, images: "list[Tensor]") -> None:
+        """Leave images [3, H, W] as pictures."""
         from PIL import Image
 
         place = self.folder / "samples" / f"{done:06d}"
         place.mkdir(parents=True, exist_ok=True)
-        listing = place.parent / "prompts.json"
-        try:  # a picture's number means the same prompt in every evaluation
-            chosen = [judged.prompts.index(p) for p in json.loads(listing.read_bytes())]
-        except (
-            FileNotFoundError,
-            ValueError,
-        ):  # spread over the prompts, whose neighbours are alike
-            count = min(self.config.output.samples, len(judged.prompts))
-            chosen = [i * len(judged.prompts) // count for i in range(count)]
-            write_json(listing, [judged.prompts[i] for i in chosen])
-        for k, i in enumerate(chosen):
-            pixels = (judged.images[i, 0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        for k, image in enumerate(images):
+            pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(place / f"{k}.png")
 
     def _finish(self) -> None:

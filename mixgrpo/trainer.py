@@ -6,7 +6,9 @@ metrics. Files, resuming and stopping are `train`'s work.
 
 import logging
 import math
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -39,7 +41,7 @@ from mixgrpo.policy import (
 )
 from mixgrpo.randomness import permutation
 from mixgrpo.ranks import Ranks
-from mixgrpo.rewards import for_training, load_rewards
+from mixgrpo.rewards import check_prompts, for_training, load_rewards
 from mixgrpo.rollout import CountedVelocity, rollout
 from mixgrpo.update import (
     Batch,
@@ -57,6 +59,9 @@ from mixgrpo.update import (
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, float | int]
+
+_SHARED_DISK_S = 60.0
+"""How long a file of another machine may take until it is seen."""
 
 
 class Trainer:
@@ -91,6 +96,15 @@ class Trainer:
                 "train on"
             )
         self.held_out = choose(held_out_prompts(config, self.policy), config.evaluation.prompts)
+        seen = set(self.held_out) & set(self.train_prompts)
+        if seen and self.ranks.first:
+            warnings.warn(
+                f"{len(seen)} of the {len(self.held_out)} held-out prompts are also trained on, "
+                f"such as {min(seen)!r}: evaluations are then no test of what was learned",
+                stacklevel=2,
+            )
+        for reward in self.all_rewards:
+            check_prompts(reward, [*self.train_prompts, *self.held_out])
         self._prepare()
 
     def _prepare(self) -> None:
@@ -105,6 +119,21 @@ class Trainer:
             (self.ranks.rank, self.ranks.size),
         )
         self.ranks.wait()
+        self._check_prepared([*self.held_out, *trained])
+
+    def _check_prepared(self, prompts: list[str]) -> None:
+        """ConfigError where this process does not see what the other ranks have encoded."""
+        unprepared = getattr(self.policy, "unprepared", None)
+        if unprepared is None:
+            return
+        end = time.monotonic() + _SHARED_DISK_S
+        while lacking := unprepared(prompts):
+            if time.monotonic() > end:
+                raise ConfigError(
+                    f"prompts.embeddings: {len(lacking)} prompts that were encoded are not seen by "
+                    "all processes; name a folder that all machines share"
+                )
+            time.sleep(1.0)
 
     def iterate(self, iteration: int) -> Metrics:
         """Sample, score, update: one iteration. Returns its line of metrics.jsonl.
@@ -160,8 +189,11 @@ class Trainer:
             "memory_peak_bytes": int(of_all[:, 2].max()),
         }
 
-    def evaluate(self) -> Evaluation:
-        """Held-out prompts with the averaged weights, by the ODE from noise fixed per seed."""
+    def evaluate(self, show: Collection[str] = ()) -> Evaluation:
+        """Held-out prompts with the averaged weights, by the ODE from noise fixed per seed.
+
+        `show`: the prompts whose images are wanted.
+        """
         config = self.config
         own, real = self.ranks.share(len(self.held_out))
         prompts = [self.held_out[i] for i in own]
@@ -172,7 +204,7 @@ class Trainer:
                 prompts,
                 config.evaluation.images_per_prompt,
                 self.policy.latent_shape,
-            ).to(self.device)
+            )
             with self._averaged():
                 found = evaluate(
                     self.policy,
@@ -183,18 +215,21 @@ class Trainer:
                     config.evaluation.steps,
                     shift_of(config.evaluation.shift, self.policy),
                     images_at_once(config.compute),
+                    show=show,
                 )
         if self.ranks.size == 1 and found is not None:
             return found
-        part = None if found is None else (found.images[:real].cpu(), found.scores, real)
-        parts = [p for p in self.ranks.gather_objects(part) if p is not None]
+        parts = [p for p in self.ranks.gather_objects((found, real)) if p[0] is not None]
         return Evaluation(
             self.held_out,
-            torch.cat([images for images, _, _ in parts]),
             {
-                r.name: torch.cat([scores[r.name][:count] for _, scores, count in parts])
+                r.name: torch.cat([judged.scores[r.name][:count] for judged, count in parts])
                 for r in self.all_rewards
             },
+            torch.cat([judged.diversity[:count] for judged, count in parts])
+            if parts[0][0].diversity is not None
+            else None,
+            {p: image for judged, _ in parts for p, image in judged.images.items()},
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -63,7 +63,8 @@ def _snapshot(
     )
 
     name = f"{repository} at {revision}" if revision else repository
-    get = f"`hf download {repository}{f' --revision {revision}' if revision else ''}`"
+    at = f" --revision {revision}" if revision else ""
+    get = f"`hf download {repository}{_asked_for(allow_patterns or ())}{at}`"
     page = f"https://huggingface.co/{repository}"
     try:
         patterns = list(allow_patterns) if allow_patterns else None
@@ -95,3 +96,14 @@ def _snapshot(
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise RunError(f"{needed_by}: the hub answers {status} for {name}") from None
+
+
+def _asked_for(patterns: Sequence[str]) -> str:
+    """What of a repository is to be downloaded, as `hf download` is told: files by their names, of
+    folders all that is in them."""
+    folders = dict.fromkeys(p.partition("/")[0] for p in patterns if "/" in p)
+    rest = [p for p in patterns if "/" not in p]
+    if folders or any("*" in p for p in rest):
+        includes = [*rest, *(f"{folder}/*" for folder in folders)]
+        return "".join(f" --include '{p}'" for p in includes)
+    return "".join(f" {p}" for p in rest)

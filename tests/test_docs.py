@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.spec import load_sweep
 from mixgrpo import registry, rewards, train
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
@@ -142,6 +144,26 @@ def test_every_reward_and_option_is_explained_and_no_other() -> None:
         maker = registry.load("", {name: path}, name)
         own = set() if name in rewards.EMBEDDED else set(inspect.signature(maker).parameters)
         assert explained[name] == own, name
+
+
+# ---- docs/models.md
+
+
+def test_the_sweep_in_the_text_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "models.md").read_text().split("## Methods compared on FLUX")[1]
+    sweep = re.findall(r"```yaml\n(.*?)```", text, re.S)[0]
+    shutil.copytree(toy.ROOT / "sweeps" / "presets", tmp_path / "presets")
+    shutil.copytree(toy.ROOT / "examples" / "prompts", tmp_path / "prompts")
+    (tmp_path / "flash.yaml").write_text(sweep)
+    monkeypatch.chdir(tmp_path)
+    found = load_sweep(tmp_path / "flash.yaml")
+    assert [run.config.sampler.tail_ratio for run in found.runs[:3]] == [1.0, 0.4, 0.2]
+
+
+def test_the_presets_are_all_explained() -> None:
+    table = (DOCS / "models.md").read_text() + (DOCS / "training.md").read_text()
+    for preset in (toy.ROOT / "sweeps" / "presets").glob("*.yaml"):
+        assert f"`{preset.stem}`" in table or preset.stem == "scenes"
 
 
 # ---- docs/run-folder.md

@@ -3,6 +3,8 @@ train, resume, evaluate, generate, export."""
 
 import json
 import math
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from mixgrpo import train
+from mixgrpo import collect, train
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.evaluate import evaluation_noise
@@ -96,7 +98,9 @@ def test_what_a_run_takes_is_said_before_anything_is_loaded(
     network = parameters_in(pipelines["flux"])
     assert f"{network:,} parameters, frozen" in text
     assert "2 prompts x 4 images, over 2 ranks" in text
-    assert "peak" in text
+    peak = re.search(r"peak .* ([\d.]+)$", text, re.M)
+    assert peak is not None
+    assert 0 < float(peak[1]) < 1
     assert "--out" in run(*command, expect=2)
     place = ("--out", tmp_path / "run")
     assert "--dry-run" in run(*command, *place, "--sharded", expect=2)
@@ -130,24 +134,25 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     weights = "weights/pytorch_lora_weights.safetensors"
     assert (calm / weights).read_bytes() == (stopped / weights).read_bytes()
     lines = reproducible(calm / "metrics.jsonl")
-    assert [line["window_start"] for line in lines] == [0, 1, 2] or family == "sd3"
+    assert [line["window_start"] for line in lines] == [0, 1, 2]
     assert all(line["grad_norm"] > 0 for line in lines)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sharing_changes_nothing_but_the_work(
-    family: str, pipelines: dict[str, Path], tmp_path: Path
+    family: str, pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same iteration with the images one by one."""
+    """The same iteration with every image evaluated on its own, one in each forward."""
     own = {"iterations": 1, "compute.precision": "fp32"}
     together = configuration(family, pipelines[family], **own)
     alone = configuration(family, pipelines[family], **own, **{"compute.micro_batch": 1})
-    for name, config in (("together", together), ("alone", alone)):
-        train.run(config, tmp_path / name)
+    train.run(together, tmp_path / "together")
+    monkeypatch.setattr(collect, "rollout", partial(collect.rollout, share=False))
+    train.run(alone, tmp_path / "alone")
     a, b = (reproducible(tmp_path / n / "metrics.jsonl")[0] for n in ("together", "alone"))
     for key in ("reward_brightness_mean", "reward_brightness_std", "grad_norm"):
         assert a[key] == pytest.approx(b[key], rel=2e-3)
-    assert a["evaluations_computed"] == b["evaluations_computed"]
+    assert a["evaluations_computed"] < b["evaluations_computed"]
 
 
 def pixels_of_diffusers(pipeline: Any, family: str, policy: Any, prompt: str) -> torch.Tensor:
@@ -212,6 +217,28 @@ def test_what_was_trained_loads_into_the_pipeline_of_diffusers(
     assert moved > 10 * apart
 
 
+def test_a_run_in_bfloat16_loses_nothing_of_its_adapters_as_a_pipeline(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    """What they add is less than bfloat16 rounds off the weights beside them."""
+    from diffusers import FluxPipeline
+
+    config = configuration("flux", pipelines["flux"], iterations=1)
+    assert config.compute.precision == "bf16"
+    train.run(config, tmp_path / "run")
+    run("mixgrpo.to_pipeline", tmp_path / "run", "--out", tmp_path / "whole")
+    base = FluxPipeline.from_pretrained(pipelines["flux"])
+    before = {k: v.clone() for k, v in base.transformer.state_dict().items()}
+    base.load_lora_weights(tmp_path / "run" / "weights")
+    base.fuse_lora()
+    base.unload_lora_weights()
+    merged = FluxPipeline.from_pretrained(tmp_path / "whole").transformer.state_dict()
+    for name, expected in base.transformer.state_dict().items():
+        change = expected - before[name]
+        assert (merged[name] - expected).norm() <= 1e-3 * change.norm() + 1e-9, name
+    assert any(not torch.equal(merged[name], before[name]) for name in before)
+
+
 def test_a_sweep_over_pipelines_is_run_judged_and_shown_by_the_same_commands(
     pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -261,11 +288,20 @@ def test_a_sweep_over_pipelines_is_run_judged_and_shown_by_the_same_commands(
     assert (tmp_path / "images" / "sheet.png").exists()
 
 
+@pytest.mark.parametrize(("trained", "precision"), [("lora", "fp32"), ("full", "bf16")])
 def test_two_ranks_share_the_encoding_and_the_network(
-    pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: str,
+    precision: str,
+    pipelines: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As shards of FSDP2, with frozen weights beside the adapters, against one process."""
-    own = {"compute.precision": "fp32", "rewards.held_out": [], "iterations": 2}
+    """As shards of FSDP2: frozen weights beside adapters; and masters in float32 with bfloat16 at
+    work, beside the shards of a reference."""
+    own = {"compute.precision": precision, "model.train": trained, "iterations": 2}
+    own |= {"rewards.held_out": [], "objective.kl_weight": 0.1}
+    if trained == "full":
+        own |= {"model.lora_targets": RunConfig().model.lora_targets}
     config = configuration("flux", pipelines["flux"], **own)
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(config))
@@ -279,10 +315,12 @@ def test_two_ranks_share_the_encoding_and_the_network(
     assert len(shards) == 2  # each rank encoded its share
     monkeypatch.setenv("MIXGRPO_EMBEDDINGS", str(tmp_path / "of-one"))
     train.run(config, tmp_path / "one")
+    close = 1e-3 if precision == "fp32" else 0.1
     for a, b in zip(
         *(reproducible(tmp_path / n / "metrics.jsonl") for n in ("two", "one")), strict=True
     ):
-        for key in ("reward_brightness_mean", "grad_norm", "kl"):
-            assert a[key] == pytest.approx(b[key], rel=1e-3)
+        assert a["noise_floor"] == b["noise_floor"] == 0
+        for key in ("reward_brightness_mean", "grad_norm"):
+            assert a[key] == pytest.approx(b[key], rel=close)
     for name in ("one", "two"):
-        assert (tmp_path / name / "weights" / "pytorch_lora_weights.safetensors").exists()
+        assert list((tmp_path / name / "weights").rglob("*.safetensors"))

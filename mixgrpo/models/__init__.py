@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mixgrpo import registry
+from mixgrpo.contents import contents, pipeline_contents
 from mixgrpo.errors import ConfigError
 from mixgrpo.scenes import BASE_WEIGHTS
 
@@ -165,4 +166,5 @@ def model_weights(name: str, checkpoint: str | None) -> str:
     The sha256 of a file, given or shipped; a digest of a folder; else a name on the hub.
     """
     place = Path(checkpoint) if checkpoint else _SHIPPED.get(name)
-    return (registry.contents(place) if place else "") or (hub_name(name, checkpoint) or "")
+    identify = pipeline_contents if name in DIFFUSION else contents
+    return (identify(place) if place else "") or (hub_name(name, checkpoint) or "")

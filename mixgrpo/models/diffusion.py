@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from mixgrpo import weights
 from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import Conditioning
+from mixgrpo.models import DIFFUSION, Conditioning
 from mixgrpo.models.parts import Pipeline
 from mixgrpo.models.text import NEGATIVE, PromptEncoder, TextSide
 from mixgrpo.models.time import ExactTime
 
 _PATCH = 2
 """Latents on a side of one token, in all three families."""
+_TILE = 1024
+"""Pixels on a side of a tile where the VAE's configuration says nothing: Qwen-Image's own size."""
 
 
 class DiffusersPolicy:
@@ -61,8 +64,7 @@ class DiffusersPolicy:
         self._text, self._device, self._offload = text, device, compute.offload
         self._vae = vae.eval().requires_grad_(False).to("cpu" if compute.offload else device)
         if compute.vae_tiling:
-            # Tiles alone change nothing below the size that the VAE was trained at.
-            vae.enable_tiling()
+            _tile(vae)
             vae.enable_slicing()
         self._network = network.eval().requires_grad_(True).to(device)
         if compute.attention:
@@ -87,7 +89,9 @@ class DiffusersPolicy:
         embeddings; none keeps none. ConfigError where parts are missing, of another model, or do
         not take a setting.
         """
-        pipeline, text = cls._open(model, compute, device, embeddings)
+        rest = ("transformer", "vae", "scheduler")
+        negative = cls.negative if (model.cfg or 1.0) > 1 else None
+        pipeline, text = cls._open(model, compute, device, embeddings, rest, negative)
         image_size(model, pipeline.settings("transformer"), pipeline.settings("vae"))
         precision = _precision(compute)
         return cls(
@@ -108,17 +112,35 @@ class DiffusersPolicy:
         device: str = "cpu",
         embeddings: Path | None = None,
     ) -> PromptEncoder:
-        """What `load` would encode prompts with, without the network and the VAE."""
-        return cls._open(model, compute, device, embeddings)[1]
+        """What `load` would encode prompts with, without the network and the VAE.
+
+        The negative prompt comes with the others wherever the model takes guidance: what is
+        encoded ahead serves runs with it, too.
+        """
+        guided = "cfg" in DIFFUSION.get(model.name, ()) or (model.cfg or 1.0) > 1
+        negative = cls.negative if guided else None
+        return cls._open(model, compute, device, embeddings, (), negative)[1]
 
     @classmethod
     def _open(
-        cls, model: ModelConfig, compute: ComputeConfig, device: str, embeddings: Path | None
+        cls,
+        model: ModelConfig,
+        compute: ComputeConfig,
+        device: str,
+        embeddings: Path | None,
+        rest: tuple[str, ...],
+        negative: str | None,
     ) -> tuple[Pipeline, PromptEncoder]:
+        """The pipeline with its text parts and the `rest`, and what encodes prompts."""
         if model.checkpoint is None:
             raise ConfigError("model.checkpoint is missing; name a folder or a repository")
-        parts = ("transformer", "vae", "scheduler", *cls.side.parts)
-        pipeline = Pipeline.find(model.checkpoint, model.revision, cls.pipeline_class, parts)
+        place = (model.checkpoint, model.revision)
+        pipeline = Pipeline.find(*place, cls.pipeline_class, (*rest, *cls.side.parts))
+        if "transformer" not in rest:
+            # It says how many tokens are read, and how wide an absent encoder is.
+            weights.file(
+                model.checkpoint, "transformer/config.json", model.revision, "model.checkpoint"
+            )
         settings = pipeline.settings("transformer")
         cls.check(model, settings)
         most, tokens = cls.token_limits(settings)
@@ -133,7 +155,7 @@ class DiffusersPolicy:
             _precision(compute),
             device,
             embeddings,
-            cls.negative if (model.cfg or 1.0) > 1 else None,
+            negative,
         )
         return pipeline, text
 
@@ -176,12 +198,20 @@ class DiffusersPolicy:
         """Encode and keep what is not kept yet of the k-th of n shares of `prompts`, (k, n)."""
         self._text.prepare(prompts, say, share)
 
+    def unprepared(self, prompts: list[str]) -> list[str]:
+        """Those of `prompts`, and the negative one, whose embeddings this process cannot see.
+
+        After every rank has prepared its share there is one only where ranks share no folder.
+        """
+        return self._text.lacking(prompts)
+
     def velocity(
         self, latents: Tensor, sigma: float | Tensor, conditioning: Conditioning
     ) -> Tensor:
         """v = eps - x0 at latents [B, C, H/8, W/8], sigma a number, [] or [B]; like `latents`.
 
-        With guidance v_neg + cfg (v - v_neg) (Ho and Salimans 2022), both in one forward of 2 B.
+        With guidance v_neg + cfg (v - v_neg) (Ho and Salimans 2022), both in one forward of 2 B:
+        whoever limits B (compute.micro_batch) has twice as many in the network.
         """
         dtype = self._network.proj_out.weight.dtype
         text = conditioning
@@ -249,6 +279,19 @@ class DiffusersPolicy:
 
 def _precision(compute: ComputeConfig) -> torch.dtype:
     return torch.bfloat16 if compute.precision == "bf16" else torch.float32
+
+
+def _tile(vae: Any) -> None:
+    """Decode in tiles that change nothing up to the size of the pipeline's own images.
+
+    AutoencoderKL's are as large as its configuration's sample_size, 1024 for FLUX and SD3.
+    AutoencoderKLQwenImage's are of 256 pixels unless told, with seams in every real image; they
+    overlap by a quarter, as there.
+    """
+    if hasattr(vae, "tile_sample_min_height"):
+        vae.enable_tiling(_TILE, _TILE, _TILE * 3 // 4, _TILE * 3 // 4)
+    else:
+        vae.enable_tiling()
 
 
 def vae_factor(vae: dict[str, Any]) -> int:

@@ -15,17 +15,9 @@ from typing import Any, Self
 
 import torch
 
-from mixgrpo import registry, weights
+from mixgrpo import weights
+from mixgrpo.contents import INDEX, PART_FILES, part_contents
 from mixgrpo.errors import ConfigError
-
-INDEX = "model_index.json"
-
-_FILES = (
-    *("*.json", "*.txt", "*.model"),
-    *("model.safetensors", "model-*.safetensors"),
-    *("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors"),
-)
-"""Of a part's folder; the half-precision copies beside them (model.fp16.safetensors) are not."""
 
 
 class Pipeline:
@@ -41,7 +33,7 @@ class Pipeline:
         Of a repository only `parts` are downloaded. ConfigError where there is none, where it is of
         another class, and where a part of it is missing; a part that the index says is null is not.
         """
-        patterns = [INDEX, *(f"{part}/{name}" for part in parts for name in _FILES)]
+        patterns = [INDEX, *(f"{part}/{name}" for part in parts for name in PART_FILES)]
         folder = weights.folder(checkpoint, revision, "model.checkpoint", patterns)
         if not (folder / INDEX).is_file():
             raise ConfigError(f"model.checkpoint {checkpoint}: {_no_index(folder, kind)}")
@@ -100,11 +92,9 @@ class Pipeline:
             return self._class(part).from_config(self.settings(part))
 
     def digest(self, parts: Sequence[str]) -> str:
-        """What is in the folders of `parts`, in 16 hex digits each."""
+        """What is loaded from the folders of `parts`, in 16 hex digits each."""
         return " ".join(
-            f"{part} {registry.contents(self.folder / part)[:16]}"
-            for part in parts
-            if self.has(part)
+            f"{part} {part_contents(self.folder / part)[:16]}" for part in parts if self.has(part)
         )
 
     def _class(self, part: str) -> Any:

@@ -77,14 +77,21 @@ class PromptEncoder:
         )
         """What the embeddings depend on: the contents of the encoders' folders, not their place."""
         self._store = EmbeddingStore(folder, self.identity) if folder else None
+        self._prepared: set[str] = set()
+        """What was to be encoded ahead, by this process or by one beside it."""
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        """A row per prompt, on the device. ConfigError without prompts."""
+        """A row per prompt, on the device. ConfigError without prompts.
+
+        After `prepare` it warns where encoders have to be loaded all the same.
+        """
         wanted = self._all(prompts)
         if self._store is None:
             rows = self._fresh(wanted)
         else:
             missing = self._store.missing(wanted)
+            if missing and self._prepared:
+                self._say_late(self._store, missing)
             if missing:
                 self._encode(missing, self._store.add, lambda _: None)
             rows = self._store.get(wanted)
@@ -104,14 +111,38 @@ class PromptEncoder:
     def prepare(
         self, prompts: Sequence[str], say: Callable[[str], None], share: tuple[int, int] = (0, 1)
     ) -> None:
-        """Encode and keep what is not kept yet of the k-th of n shares of `prompts`, (k, n)."""
+        """Encode and keep what is not kept yet of the k-th of n shares of `prompts`, (k, n).
+
+        It warns where prompts that were prepared before are not there.
+        """
         wanted = self._all(prompts)
         if self._store is None:
             return
         # Shared out before looking, so that no rank's share depends on what others have done.
         missing = self._store.missing(wanted[share[0] :: share[1]])
+        late = [prompt for prompt in missing if prompt in self._prepared]
+        if late:
+            self._say_late(self._store, late)
+        self._prepared |= set(wanted)
         if missing:
             self._encode(missing, self._store.add, say)
+
+    def lacking(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts`, and the negative one, that are not kept as far as this process sees.
+
+        None where nothing is kept at all.
+        """
+        if self._store is None or not prompts:
+            return []
+        return self._store.missing(self._all(prompts))
+
+    def _say_late(self, store: EmbeddingStore, prompts: list[str]) -> None:
+        warnings.warn(
+            f"{store.folder}: lacks {len(prompts)} prompts after all were encoded ahead, the first "
+            f"of them {prompts[0]!r}, so that text encoders are loaded again; set "
+            "prompts.embeddings to a folder that all processes share",
+            stacklevel=3,
+        )
 
     def _all(self, prompts: Sequence[str]) -> list[str]:
         """Each prompt once, and the negative one."""
@@ -140,8 +171,8 @@ class PromptEncoder:
                 rows = []
                 for start in range(0, len(shard), BATCH):
                     batch = shard[start : start + BATCH]
-                    rows.append(self._side.embed(encoders, batch, self._tokens, self._device))
-                    for reading in self._side.readings(encoders, batch, self._tokens):
+                    rows.append(self._side.embed(encoders[0], batch, self._tokens, self._device))
+                    for reading in self._side.readings(encoders[0], batch, self._tokens):
                         place = (reading.encoder, reading.limit)
                         longer = sum(length > reading.limit for length in reading.lengths)
                         cut[place] = cut.get(place, 0) + longer
@@ -156,8 +187,11 @@ class PromptEncoder:
             )
 
     @contextmanager
-    def _encoders(self) -> Iterator[Any]:
-        """The pipeline's class with its text parts alone, on the device while it is needed."""
+    def _encoders(self) -> Iterator[list[Any]]:
+        """The pipeline's class with its text parts alone, on the device while it is needed.
+
+        In a list that is emptied in the end: a name of the caller's own would keep it alive.
+        """
         import diffusers
 
         loaded: dict[str, Any] = {}
@@ -179,12 +213,11 @@ class PromptEncoder:
         made = [maker(**loaded, **others)]
         loaded.clear()
         try:
-            yield made[0]
+            yield made
         finally:
             made.clear()
             gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # does nothing where there is no such device
 
 
 def token_counts(tokenizer: Any, texts: list[str]) -> list[int]:

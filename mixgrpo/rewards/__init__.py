@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mixgrpo import registry
+from mixgrpo.contents import contents
 from mixgrpo.errors import ConfigError
 from mixgrpo.scenes import CLARITY_WEIGHTS
 
@@ -55,11 +56,27 @@ _BUILT_IN = {
     "ocr": "mixgrpo.rewards.ocr:OCR",
 }
 _SHIPPED = {"clarity": CLARITY_WEIGHTS}
-PLACES = frozenset(
-    {"checkpoint", "urls", "api_key_env", "at_once", "timeout", "retries", "batch", "threads"}
-)
-"""Options of rewards that say where and how fast, not how they score. A checkpoint counts by what
-is in it."""
+_IN_FILES = ("checkpoint", "tokenizer", "clip")
+"""Options of built-in rewards that may name a file or folder."""
+PLACES = frozenset({"urls", "api_key_env", "at_once", "timeout", "retries", "batch", "threads"})
+"""Options of built-in rewards that say where and how fast, not how they score."""
+_CLIP_WORDS = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "hps": {"checkpoint": "xswu/HPSv2", "tokenizer": _CLIP_WORDS},
+    "pickscore": {"checkpoint": "yuvalkirstain/PickScore_v1", "tokenizer": _CLIP_WORDS},
+    "imagereward": {
+        "checkpoint": "THUDM/ImageReward",
+        "tokenizer": "google-bert/bert-base-uncased",
+    },
+    "clipscore": {"checkpoint": "apple/DFN5B-CLIP-ViT-H-14-384", "tokenizer": _CLIP_WORDS},
+    "unifiedreward": {"model": "CodeGoat24/UnifiedReward-qwen-7b", "score": "alignment"},
+    "aesthetic": {
+        "checkpoint": "trl-lib/ddpo-aesthetic-predictor",
+        "clip": "openai/clip-vit-large-patch14",
+    },
+}
+"""What the options are that say how a built-in reward scores, where none are given: here again,
+since their modules import torch. Those that are not named are None."""
 _WANTED = "a class or a factory whose arguments all have defaults, and which returns an object "
 _WANTED += "with name and score"
 
@@ -77,10 +94,17 @@ def load_rewards(
     """
     from mixgrpo.rewards.limit import limited, offloaded
 
-    found = {}
+    found: dict[str, Reward] = {}
+    lacking: list[str] = []
     for name in names:
-        reward = load_reward(name, settings)
+        try:
+            reward = load_reward(name, settings)
+        except ConfigError as error:
+            lacking.append(str(error))
+            continue
         found[name] = limited(offloaded(reward) if offload else reward, settings.timeout)
+    if lacking:  # all that is to be got, at once
+        raise ConfigError("\n       ".join(lacking))
     return found
 
 
@@ -121,15 +145,38 @@ def for_training(reward: Reward, scores: "Tensor") -> "Tensor":
     return scores if own is None else own(scores)
 
 
-def reward_weights(name: str, options: Mapping[str, Any]) -> str:
-    """What identifies the weights that a built-in reward scores with; "" where it has its own.
+def check_prompts(reward: Reward, prompts: list[str]) -> None:
+    """ConfigError for a prompt that a reward with a method `check` could not judge."""
+    own = getattr(reward, "check", None)
+    if own is not None:
+        own(prompts)
 
-    Of a file or folder its contents, as `registry.contents` has them; else a name on the hub.
+
+def shipped_weights(name: str) -> str:
+    """What identifies the weights that are part of this package; "" where a reward has none."""
+    return contents(_SHIPPED[name]) if name in _SHIPPED else ""
+
+
+def scoring_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say how the reward `name` scores: {} where all are its defaults.
+
+    Files and folders stand by their contents, not their names. What the options of a reward of
+    one's own say is not known: all count as they are, `checkpoint` apart, also where one is given
+    its default.
     """
-    if name in _SHIPPED:
-        return registry.contents(_SHIPPED[name])
-    checkpoint = options.get("checkpoint")
-    return registry.contents(Path(str(checkpoint))) or str(checkpoint) if checkpoint else ""
+    if name not in _BUILT_IN:
+        return {key: _content(v) if key == "checkpoint" else v for key, v in options.items()}
+    defaults = _DEFAULTS.get(name, {})
+    return {
+        key: _content(value) if key in _IN_FILES else value
+        for key, value in options.items()
+        if key not in PLACES and value != defaults.get(key)
+    }
+
+
+def _content(value: Any) -> Any:
+    """What is in the file or folder of that name; the name where it is one on the hub."""
+    return (contents(Path(value)) or value) if value and isinstance(value, str) else value
 
 
 def _check_options(name: str, maker: Any, options: Mapping[str, Any]) -> None:

@@ -17,9 +17,16 @@ from mixgrpo import weights
 from mixgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        CLIPVisionModelWithProjection,
+        PreTrainedConfig,
+        PreTrainedModel,
+    )
 
 Module = TypeVar("Module", bound=torch.nn.Module)
+Pretrained = TypeVar("Pretrained", bound="PreTrainedModel")
 
 _MODEL = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 _VISION = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
@@ -151,7 +158,7 @@ def open_clip_model(file: Path, architecture: Mapping[str, Any], needed_by: str)
             tensor = tensor.T.contiguous()
         parts = tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]
         renamed |= dict(zip(targets, parts, strict=True))
-    return frozen(CLIPModel.from_pretrained(None, config=made, state_dict=renamed, dtype="float32"))
+    return _filled(CLIPModel, made, renamed)
 
 
 def clip_model(checkpoint: str, revision: str | None, needed_by: str) -> "CLIPModel":
@@ -162,7 +169,7 @@ def clip_model(checkpoint: str, revision: str | None, needed_by: str) -> "CLIPMo
     with torch.device("meta"):
         wanted = {name: tuple(p.shape) for name, p in CLIPModel(made).named_parameters()}
     check_state(state, wanted, f"{needed_by}: {checkpoint}")
-    return frozen(CLIPModel.from_pretrained(None, config=made, state_dict=state, dtype="float32"))
+    return _filled(CLIPModel, made, state)
 
 
 def image_tower(
@@ -179,7 +186,23 @@ def image_tower(
     with torch.device("meta"):
         wanted = {name: tuple(p.shape) for name, p in Tower(vision).named_parameters()}
     check_state(state, wanted, f"{needed_by}: {checkpoint}")
-    return frozen(Tower.from_pretrained(None, config=vision, state_dict=state, dtype="float32"))
+    return _filled(Tower, vision, state)
+
+
+def _filled(
+    kind: type[Pretrained], config: "PreTrainedConfig", state: dict[str, Tensor]
+) -> Pretrained:
+    """The model with these weights in float32, without the progress bar that fills logs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = kind.from_pretrained(None, config=config, state_dict=state, dtype="float32")
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    return frozen(model)
 
 
 def _transformers(

@@ -41,11 +41,14 @@ class CLIPScore:
         """
         needed_by = f"reward {self.name}"
         checkpoint = checkpoint.removeprefix("hf-hub:")
-        folder = weights.folder(checkpoint, revision, needed_by, [CONFIG, *FILES])
-        file = next((folder / name for name in FILES if (folder / name).is_file()), None)
-        if file is None or not (folder / CONFIG).is_file():
-            lacking = " or ".join(FILES) if file is None else CONFIG
-            raise ConfigError(f"{needed_by}: {checkpoint} has no file {lacking}")
+        for name in FILES:  # one after the other: a repository may have both
+            folder = weights.folder(checkpoint, revision, needed_by, [CONFIG, name])
+            file = folder / name
+            if file.is_file():
+                break
+        for found, what in ((file, " or ".join(FILES)), (folder / CONFIG, CONFIG)):
+            if not found.is_file():
+                raise ConfigError(f"{needed_by}: {checkpoint} has no file {what}")
         try:
             config = json.loads((folder / CONFIG).read_text())
         except ValueError as error:

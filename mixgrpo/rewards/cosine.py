@@ -5,7 +5,6 @@ repository.
 """
 
 import html
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from mixgrpo import weights
 from mixgrpo.errors import ConfigError
+from mixgrpo.rewards.cut import Cut
 from mixgrpo.rewards.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ def open_clip_text(prompt: str) -> str:
 
 
 class Tokenizer:
-    """Prompts to CLIP's tokens; what is longer than the context is cut, with one warning."""
+    """Prompts to CLIP's tokens; what is longer than the context is cut.
+
+    How many prompts were cut so far is warned of whenever it has doubled.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class Tokenizer:
                 f"{self._tokenizer.eos_token_id}, and the model with {self._end}; name the model's "
                 "own tokenizer"
             )
-        self._needed_by, self._clean, self._warned = needed_by, clean, False
+        self._clean, self._cut = clean, Cut(needed_by, self._length)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Tokens [B, L], begun and ended, then filled with further ends, which nothing reads.
@@ -74,14 +77,7 @@ class Tokenizer:
         """
         cleaned = [self._clean(prompt) for prompt in prompts]
         tokens: list[list[int]] = self._tokenizer(cleaned, verbose=False)["input_ids"]
-        cut = sum(len(row) > self._length for row in tokens)
-        if cut and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self._needed_by}: {cut} of {len(prompts)} prompts are longer than the "
-                f"{self._length} tokens that it reads; the rest of them is cut off",
-                stacklevel=2,
-            )
+        self._cut.add(p for p, row in zip(prompts, tokens, strict=True) if len(row) > self._length)
         tokens = [[*row[: self._length - 1], self._end] for row in tokens]
         longest = max(map(len, tokens))
         return torch.tensor([row + [self._end] * (longest - len(row)) for row in tokens])
@@ -103,10 +99,8 @@ class Cosine:
         module = self.module
         torch.nn.Module.to(module, images.device)
         unique = list(dict.fromkeys(prompts))
-        texts = []
-        for start in range(0, len(unique), self.batch):
-            tokens = self.tokenizer(unique[start : start + self.batch]).to(images.device)
-            texts.append(module.get_text_features(tokens).pooler_output)
+        tokens = self.tokenizer(unique).to(images.device)
+        texts = [module.get_text_features(some).pooler_output for some in tokens.split(self.batch)]
         text = torch.cat(texts)[[unique.index(prompt) for prompt in prompts]]
         image = torch.cat(
             [

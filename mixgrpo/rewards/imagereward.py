@@ -7,7 +7,6 @@ variance 1 over their data.
 """
 
 import pickle
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from mixgrpo import weights
 from mixgrpo.errors import ConfigError
 from mixgrpo.rewards.blip import Judge
+from mixgrpo.rewards.cut import Cut
 from mixgrpo.rewards.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class ImageReward:
             )
         self._preprocess = Preprocess(self.module.image_size)
         self._batch = batch
-        self._cut: set[str] = set()
-        self._said = 0
+        self._cut = Cut("reward imagereward", TOKENS)
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -86,15 +85,7 @@ class ImageReward:
     def _tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens [B, 35], and a mask that is 0 where they are padding."""
         whole = self._tokenizer(prompts)["input_ids"]
-        self._cut |= {p for p, ids in zip(prompts, whole, strict=True) if len(ids) > TOKENS}
-        if len(self._cut) >= max(1, 2 * self._said):
-            self._said = len(self._cut)
-            warnings.warn(
-                f"reward imagereward: it reads the first {TOKENS} tokens of a prompt, as its "
-                f"authors do, and {self._said} prompts so far are longer, one of them "
-                f"{max(self._cut)!r}",
-                stacklevel=2,
-            )
+        self._cut.add(p for p, ids in zip(prompts, whole, strict=True) if len(ids) > TOKENS)
         cut = self._tokenizer(
             prompts, max_length=TOKENS, truncation=True, padding="max_length", return_tensors="pt"
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from mixgrpo.rewards import Reward, for_training
+from mixgrpo.rewards import Reward, check_prompts, for_training
 
 _GRACE_S = 1.0
 """So long a reward that is given up has to end, before the process may."""
@@ -33,6 +33,9 @@ class _Limited:
 
     def for_training(self, scores: Tensor) -> Tensor:
         return for_training(self.reward, scores)
+
+    def check(self, prompts: list[str]) -> None:
+        check_prompts(self.reward, prompts)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """What the reward returns or raises, from a thread of this call alone."""
@@ -78,6 +81,9 @@ class _Offloaded:
 
     def for_training(self, scores: Tensor) -> Tensor:
         return for_training(self.reward, scores)
+
+    def check(self, prompts: list[str]) -> None:
+        check_prompts(self.reward, prompts)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """What the reward returns, which moves its own network to the images."""

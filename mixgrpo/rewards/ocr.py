@@ -37,6 +37,11 @@ class OCR:
             use_cls=False, intra_op_num_threads=threads or torch.get_num_threads()
         )
 
+    def check(self, prompts: list[str]) -> None:
+        """ConfigError naming a prompt that quotes nothing."""
+        for prompt in prompts:
+            quoted(prompt)
+
     def score(self, images: "Tensor", prompts: list[str]) -> "Tensor":
         """Rewards [B] in [0, 1], of images [B, 3, H, W] in [0, 1]. ConfigError naming a prompt
         that quotes nothing."""

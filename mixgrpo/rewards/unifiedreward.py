@@ -4,24 +4,31 @@ The questions are those of its authors (github.com/CodeGoat24/UnifiedReward, inf
 inference_qwen/); answers are numbers from 1 to 5. Any server with OpenAI's chat completions will
 do, such as `vllm serve CodeGoat24/UnifiedReward-qwen-7b` or SGLang's. Images are sent as PNG.
 
-An event loop of one call's own sends the requests, with no thread that would outlive a run which
-gives up waiting.
+The model does not draw its first answer (temperature 0). One without a score would come again, so
+that further ones are drawn, at temperature 0.7 and with the seeds 1, 2, ...: a continued run, which
+has the same images, gets the same scores.
+
+An event loop of one call's own sends the requests, while threads of its own encode images; none of
+them outlives a run which gives up waiting.
 """
 
 import asyncio
 import base64
+import io
 import os
 import random
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mixgrpo.errors import ConfigError, RepeatableError
 
 if TYPE_CHECKING:
     import httpx
+    import numpy as np
     from torch import Tensor
 
 Score = Literal["alignment", "alignment-2.0", "pointwise"]
@@ -92,8 +99,6 @@ _ANSWER_TOKENS = 4096
 _CONNECT_S = 10.0
 _FIRST_REST_S, _LONGEST_REST_S = 0.5, 30.0
 """Of a server after a failure: doubled each time, up to a limit."""
-_ANSWERS = 3
-"""So many answers without a score are enough: at temperature 0 another will hardly differ."""
 
 
 class UnifiedReward:
@@ -102,7 +107,8 @@ class UnifiedReward:
     `score`: "alignment" (models 1.x) and "alignment-2.0" give the Alignment Score, "pointwise" the
     Final Score. `api_key_env`: the environment variable that holds the key, where one is needed.
     `at_once`: requests under way together. `timeout`: seconds for each. `retries`: how often each
-    server is asked again.
+    server is asked again after a failure, and how many more answers are drawn where the first has
+    no score.
     """
 
     name = "unifiedreward"
@@ -139,26 +145,35 @@ class UnifiedReward:
             )
         self._servers = [_Server(url.rstrip("/") + "/chat/completions") for url in urls]
         self._model, self._score, self._key = model, score, api_key_env
-        self._at_once, self._timeout, self._tries = at_once, timeout, (retries + 1) * len(urls)
+        self._at_once, self._timeout = at_once, timeout
+        self._answers, self._tries = retries + 1, (retries + 1) * len(urls)
 
     def score(self, images: "Tensor", prompts: list[str]) -> "Tensor":
         """Scores [B] from 1 to 5, of images [B, 3, H, W] in [0, 1].
 
         ConnectionError or TimeoutError where no server answers after all retries; RepeatableError
-        naming the prompt where one answers without a score, or refuses the request; ConfigError for
-        a key or a model that a server does not know.
+        naming the prompt where all answers are without a score, or one refuses the request;
+        ConfigError for a key or a model that a server does not know.
         """
         import torch
 
+        pixels = [_bytes(image) for image in images]
+        encoders = ThreadPoolExecutor(os.cpu_count(), "encodes images")
         try:
-            return torch.tensor(asyncio.run(self._ask_all(images.cpu(), prompts)))
+            return torch.tensor(asyncio.run(self._ask_all(pixels, prompts, encoders)))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        finally:
+            encoders.shutdown(cancel_futures=True)
 
-    async def _ask_all(self, images: "Tensor", prompts: list[str]) -> list[float]:
+    async def _ask_all(
+        self, images: Sequence["np.ndarray"], prompts: list[str], encoders: Executor
+    ) -> list[float]:
         """The first error ends all other requests."""
         import httpx
 
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_report)
         headers = {"Authorization": f"Bearer {os.environ[self._key]}"} if self._key else {}
         limits = httpx.Limits(max_connections=self._at_once)
         timeout = httpx.Timeout(self._timeout, connect=min(_CONNECT_S, self._timeout), pool=None)
@@ -168,7 +183,9 @@ class UnifiedReward:
 
             async def ask(i: int) -> float:
                 async with free:
-                    return await self._ask(client, _data_url(images[i]), prompts[i], i)
+                    # In the loop it would hold up all that is under way, connections among it.
+                    image = await loop.run_in_executor(encoders, _data_url, images[i])
+                    return await self._ask(client, image, prompts[i], i)
 
             async with asyncio.TaskGroup() as group:
                 waking = group.create_task(_wake())
@@ -192,18 +209,17 @@ class UnifiedReward:
                     ],
                 }
             ],
-            "temperature": 0,
             "max_tokens": _ANSWER_TOKENS,
         }
-        wrong = 0
-        failure: OSError = ConnectionError("none")
-        for attempt in range(self._tries):
-            server = _next(self._servers, first + attempt)
+        failed = wrong = 0
+        while True:
+            server = _next(self._servers, first + failed + wrong)
             await server.rested()
             began = time.monotonic()
+            failure: OSError
             try:
                 async with asyncio.timeout(self._timeout):
-                    reply = await client.post(server.url, json=body)
+                    reply = await client.post(server.url, json=body | _drawing(wrong))
             except (TimeoutError, httpx.TimeoutException) as error:
                 seconds = time.monotonic() - began
                 said = f"{server.url}: no answer in {seconds:.3g} s ({type(error).__name__})"
@@ -213,34 +229,34 @@ class UnifiedReward:
                 failure = ConnectionError(f"{server.url}: {type(error).__name__}: {error}")
                 server.failed(began)
             else:
-                if reply.status_code in (408, 429) or reply.status_code >= 500:
-                    failure = ConnectionError(f"{server.url}: {_said(reply)}")
-                    server.failed(began, _retry_after(reply))
-                    continue
-                server.failures = 0
-                if reply.status_code != 200:
-                    raise self._refused(server.url, reply, prompt)
-                try:
-                    return self._parsed(_content(reply), prompt)
-                except RepeatableError:
+                if reply.status_code not in (408, 429) and reply.status_code < 500:
+                    server.failures = 0
+                    if reply.status_code != 200:
+                        raise self._refused(server.url, reply, prompt)
+                    answer = _content(reply)
+                    if (value := _score(answer, _LABELS[self._score])) is not None:
+                        return value
                     wrong += 1
-                    if wrong == _ANSWERS or attempt == self._tries - 1:
-                        raise
-        raise type(failure)(
-            f"no answer in {self._tries} tries; the last one: {failure}; see that the servers in "
-            "rewards.options.unifiedreward.urls are up"
-        )
+                    if wrong == self._answers:
+                        raise self._senseless(answer, prompt)
+                    continue
+                failure = ConnectionError(f"{server.url}: {_said(reply)}")
+                server.failed(began, _retry_after(reply))
+            failed += 1
+            if failed == self._tries:
+                raise type(failure)(
+                    f"no answer in {failed} tries; the last one: {failure}; see that the servers "
+                    "in rewards.options.unifiedreward.urls are up"
+                )
 
-    def _parsed(self, answer: str, prompt: str) -> float:
-        """The number behind the label of the score. RepeatableError where there is none, or two
-        that differ, or one outside [1, 5]."""
-        found = set(scores(answer, _LABELS[self._score]))
-        if len(found) == 1 and 1 <= (value := found.pop()) <= 5:
-            return value
-        raise RepeatableError(
-            f"for the prompt {prompt!r} the model {self._model} answers without a number from 1 to "
-            f"5 after {_LABELS[self._score]!r}: {answer[:200]!r}; see that rewards.options."
-            f"unifiedreward.score, {self._score}, is one that this model was trained for"
+    def _senseless(self, answer: str, prompt: str) -> RepeatableError:
+        place = "rewards.options.unifiedreward"
+        return RepeatableError(
+            f"for the prompt {prompt!r} the model {self._model} gives no number from 1 to 5 after "
+            f"{_LABELS[self._score]!r} in all {self._answers} answers, the last one "
+            f"{answer[:200]!r}; see that {place}.score, {self._score}, is one that this model was "
+            f"trained for; if it is, a higher {place}.retries draws more answers, and the run "
+            "stays the same"
         )
 
     def _refused(self, url: str, reply: "httpx.Response", prompt: str) -> Exception:
@@ -258,10 +274,21 @@ class UnifiedReward:
         return RepeatableError(f"{said}, for the prompt {prompt!r}")
 
 
+def _drawing(wrong: int) -> dict[str, float]:
+    """How the answer after so many wrong ones is drawn."""
+    return {"temperature": 0.7, "seed": wrong} if wrong else {"temperature": 0}
+
+
 async def _wake() -> None:
     """Lets Python run now and then, which is where `rewards.timeout` can end the call."""
     while True:
         await asyncio.sleep(0.2)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio says of errors that nobody waits for; nothing of the end of a call."""
+    if not isinstance(context.get("exception"), SystemExit):
+        loop.default_exception_handler(context)
 
 
 class _Server:
@@ -320,14 +347,29 @@ def _said(reply: "httpx.Response") -> str:
     return f"HTTP {reply.status_code} {' '.join(reply.text.split())[:200]}".strip()
 
 
+def _score(answer: str, label: str) -> float | None:
+    """The number behind `label`; None where there is none, or two that differ, or one outside
+    [1, 5]."""
+    found = set(scores(answer, label))
+    return value if len(found) == 1 and 1 <= (value := found.pop()) <= 5 else None
+
+
 def scores(answer: str, label: str) -> Iterator[float]:
     """Every plain decimal number behind `label`; "4/5", "4.5.6" and "4e1" are none."""
     for match in re.finditer(rf"{re.escape(label)}[\s*]*(-?\d+(?:\.\d+)?)(?!\.?\w|\s*/)", answer):
         yield float(match[1])
 
 
-def _data_url(image: "Tensor") -> str:
-    """An image [3, H, W] in [0, 1] as the data URL of a PNG."""
-    from mixgrpo.contact_sheet import png
+def _bytes(image: "Tensor") -> "np.ndarray":
+    """An image [3, H, W] in [0, 1] as [H, W, 3] with 8 bits per channel, on the CPU."""
+    pixels: np.ndarray = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
 
-    return "data:image/png;base64," + base64.b64encode(png(image.clamp(0, 1))).decode()
+
+def _data_url(pixels: "np.ndarray") -> str:
+    """An image [H, W, 3] as the data URL of a PNG, compressed as quickly as can be."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -147,7 +147,6 @@ def judge(
         names.append("clarity")
     policy.model.eval()
     noise = evaluation_noise(0, prompts, images, policy.latent_shape)
-    noise = noise.to(next(policy.model.parameters()).device)
     rewards = [load_reward(n) for n in names]
     result = evaluate(policy, policy.velocity, rewards, prompts, noise, steps, shift)
     return {name: round(float(s.mean()), 4) for name, s in result.scores.items()}

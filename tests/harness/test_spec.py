@@ -1,5 +1,6 @@
 """Sweep files: what they mean, and one clear error for everything that can be wrong in them."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -263,7 +264,11 @@ def test_only_takes_a_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_sweeps_that_ship_are_valid_in_every_profile(file: Path) -> None:
+def test_the_sweeps_that_ship_are_valid_in_every_profile(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Prompts are the user's, in the folder where the command is run.
+    monkeypatch.chdir(shutil.copytree(SWEEPS.parent / "examples", tmp_path / "examples"))
     for profile in profile_names(file) or [None]:
         sweep = load_sweep(file, profile)
         assert sweep.name == file.stem

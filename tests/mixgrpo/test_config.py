@@ -253,6 +253,26 @@ BAD: list[tuple[str, str, list[str]]] = [
         [":1:", "evaluation.shift dynamic", "model scenes"],
     ),
     (
+        "settings of a model that is misspelt",
+        "model:\n  height: 720\n  name: flx",
+        [":3:", "model.name", "did you mean flux"],
+    ),
+    (
+        "one side of an image",
+        "model:\n  name: flux\n  width: 512",
+        [":3:", "model.width alone", "model.height too"],
+    ),
+    (
+        "an image of no whole tokens",
+        "model: {name: flux, height: 40}",
+        ["model.height", "16", "40"],
+    ),
+    (
+        "a class with a reward's name",
+        "rewards:\n  classes:\n    hps: a:B",
+        [":2:", "rewards.classes.hps", "another"],
+    ),
+    (
         "a shift that is no word",
         "evaluation: {shift: fast}",
         ["evaluation.shift: ", "'dynamic'", "'fast'"],
@@ -320,6 +340,7 @@ OVERRIDES: list[tuple[str, list[str]]] = [
     ("seed=-1", ["seed", "greater than or equal"]),
     ("window.size=30", ["window.size 30", "sampler.steps = 25"]),
     ("rewards.train={compositon: 1}", ["did you mean composition"]),
+    ("rewards.train.composition=2", ["set rewards.train as a whole", "rewards.train={...}"]),
 ]
 
 
@@ -431,8 +452,8 @@ CHANGED: dict[str, Any] = {
     "model.name": "other",
     "model.checkpoint": "weights.safetensors",
     "model.revision": "main",
-    "model.height": 512,
-    "model.width": 512,
+    "model.height": 496,
+    "model.width": 496,
     "model.guidance": 1.0,
     "model.cfg": 4.5,
     "model.text_tokens": 128,
@@ -474,7 +495,7 @@ CHANGED: dict[str, Any] = {
     "rewards.train": {"composition": 2.0},
     "rewards.held_out": ("palette",),
     "rewards.aggregate": "mean",
-    "rewards.classes": {"clarity": "package:Clarity"},
+    "rewards.classes": {"own": "package:Own"},
     "rewards.options": {"palette": {"gain": 2.0}},
     "rewards.timeout": None,
     "objective.clip_range": 2e-4,
@@ -527,7 +548,7 @@ def pipeline(name: str) -> RunConfig:
     prompts = ROOT / "examples" / "prompts"
     return RunConfig.model_validate(
         {
-            "model": {"name": name},
+            "model": {"name": name, "height": 720, "width": 720},
             "prompts": {k: str(prompts / f"{k}.txt") for k in ("train", "held_out")},
             "rewards": {"train": {"hps": 1.0}, "held_out": ()},
         }
@@ -551,7 +572,8 @@ def base_of(key: str) -> RunConfig:
     if key.rpartition(".")[2] in own:
         return pipeline("flux")
     if key == "rewards.classes":
-        return set_("rewards.held_out", ("clarity",))
+        own = {"train": {"own": 1.0}, "classes": {"own": "package:Other"}}
+        return RunConfig.model_validate({"rewards": own})
     return set_(*needed[key]) if key in needed else RunConfig()
 
 
@@ -568,7 +590,8 @@ def test_hash_changes_with_what_changes_the_result_and_nothing_else(key: str) ->
         assert differences(changed) == differences(base)
     else:
         assert config_hash(changed) != config_hash(base)
-        assert differences(changed).keys() - differences(base).keys() == {key}
+        before, after = differences(base), differences(changed)
+        assert {k for k in before | after if before.get(k) != after.get(k)} == {key}
 
 
 def test_all_those_hashes_differ() -> None:

@@ -17,11 +17,13 @@ import yaml
 from safetensors.torch import load_file
 
 from mixgrpo import cli, embed, embeddings
+from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.embeddings import EmbeddingStore
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.models.parts import Pipeline
+from mixgrpo.models.sd3 import SD3Policy
 
-from .models.tiny import write_flux
+from .models.tiny import write_flux, write_sd3
 
 TOKENS = 16
 PROMPTS = [f"{colour} {thing} {i}" for i in range(50) for colour in "ab" for thing in ("x", "yy")]
@@ -137,6 +139,23 @@ def test_nothing_is_loaded_where_nothing_is_missing(
     assert embed.main([file], set_=settings(flux), out=out) == 0
     assert capsys.readouterr().err.startswith("200 of 200 prompts are in ")
     assert {f.name: f.stat().st_mtime_ns for f in store_in(out).folder.iterdir()} == before
+
+
+def test_without_a_configuration_a_run_with_guidance_finds_all_that_it_needs(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sd3 = tmp_path / "e", write_sd3(tmp_path / "sd3")
+    compute = ComputeConfig(precision="bf16")
+    model = ModelConfig(name="sd3", checkpoint=str(sd3), text_tokens=TOKENS)
+    sets = ["model.name=sd3", *settings(sd3)]
+    # A run without guidance has left everything but the negative prompt.
+    SD3Policy.load(model, compute, "cpu", out).prepare(PROMPTS, lambda _: None)
+    guided = model.model_copy(update={"cfg": 4.5})
+    trained = SD3Policy.load(guided, compute, "cpu", out)
+    assert trained.unprepared(PROMPTS) == [""]
+    assert embed.main([file], set_=sets, out=out) == 0
+    assert capsys.readouterr().err.splitlines()[-1].startswith("1 prompts encoded in ")
+    assert trained.unprepared(PROMPTS) == []
 
 
 def test_shards_split_the_prompts_and_make_the_whole(

@@ -164,12 +164,38 @@ def test_a_shard_damaged_after_it_was_indexed_is_an_error_that_names_it(tmp_path
         store.get(["a"])
 
 
-def test_a_removed_shard_is_forgotten(tmp_path: Path) -> None:
+def test_a_removed_shard_is_forgotten_when_it_is_needed(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path, "tiny")
     store.add(["a"], encoded(["a"]))
     assert store.missing(["a"]) == []
     shards(store)[0].unlink()
+    with pytest.raises(RunError, match="has no embedding of the prompt 'a'"):
+        store.get(["a"])
     assert store.missing(["a"]) == ["a"]
+
+
+def test_what_a_removed_shard_had_is_read_from_another_one(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path, "tiny")
+    store.add(["a"], encoded(["a"]))
+    assert store.missing(["a"]) == []
+    EmbeddingStore(tmp_path, "tiny").add(["b", "a"], encoded(["b", "a"]))
+    shards(store)[0].unlink()
+    assert torch.equal(store.get(["a"])["text"].float(), encoded(["a"])["text"])
+
+
+def test_the_disk_is_looked_at_only_for_what_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EmbeddingStore(tmp_path, "tiny")
+    store.add(["a", "b"], encoded(["a", "b"]))
+    assert store.missing(["a", "c"]) == ["c"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "glob", lambda *_: pytest.fail("looked at the disk"))
+        assert store.missing(["b", "a", "b"]) == []
+        assert store.missing([]) == []
+        assert store.get(["b"]).keys() == encoded(["b"]).keys()
+    EmbeddingStore(tmp_path, "tiny").add(["c"], encoded(["c"]))
+    assert store.missing(["a", "c"]) == []
 
 
 def test_a_value_that_is_not_finite_is_refused_with_its_prompt(tmp_path: Path) -> None:

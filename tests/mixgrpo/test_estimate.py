@@ -15,7 +15,7 @@ from mixgrpo.architecture import KNOWN, Architecture, architecture
 from mixgrpo.config import ModelConfig, RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError
-from mixgrpo.estimate import Batches, Estimate, describe
+from mixgrpo.estimate import Batches, Estimate, describe, update_peak
 from mixgrpo.footprint import Footprint, Pass, footprint
 from mixgrpo.ranks import Ranks
 
@@ -95,14 +95,20 @@ def saved_by(network: Any, bf16: bool) -> int:
     return sum(found.values())
 
 
-def peak_of(network: Any) -> int:
-    """The most bytes that the CPU's allocator gave out at a time in a forward and backward."""
+def peak_of(network: Any, reference: Any = None) -> int:
+    """The most bytes that the CPU's allocator gave out at a time in a forward and backward, with
+    a forward of the reference between them."""
     from torch.profiler import ProfilerActivity, profile
 
     given = inputs(3)
     network(**given, return_dict=False)[0].sum().backward()  # gradients are there from now on
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         out = network(**given, return_dict=False)[0]
+        if reference is not None:
+            with torch.no_grad():
+                base = reference(**given, return_dict=False)[0]
+            out = out + base
+            del base
         out.backward(torch.ones_like(out))
         del out
     alive = peak = 0
@@ -128,6 +134,17 @@ def test_what_a_forward_leaves_behind_is_what_autograd_keeps(
 def test_the_peak_is_that_of_the_allocator(checkpointing: bool) -> None:
     real = peak_of(made("cpu", True, checkpointing))
     assert traced(True, checkpointing).peak == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_of_an_update_has_the_reference_in_it(checkpointing: bool) -> None:
+    real = peak_of(made("cpu", False, checkpointing), made("cpu", False, checkpointing))
+    update = traced(False, checkpointing)
+    forward = traced(False, checkpointing, gradient=False)
+    assert update_peak(update, forward) == pytest.approx(real, rel=0.1)
+    assert update_peak(update, None) == update.peak
+    if not checkpointing:  # else computing blocks again takes more
+        assert update.peak < 0.97 * update_peak(update, forward)
 
 
 def test_checkpointing_saves_memory_and_costs_a_forward() -> None:
@@ -265,6 +282,128 @@ def test_shards_divide_what_is_kept_and_copies_do_not(tmp_path: Path) -> None:
     # Weights, average, gradients and two moments in float32.
     assert alone == copies == 4 * 5 * 321_584
     assert shards == alone / 4
+
+
+def whole_flux(tmp_path: Path, ranks: Ranks, *overrides: str) -> Estimate:
+    """All that is said of FLUX but for its passes, which would take long to trace."""
+    settings = config("flux", tmp_path, "rollout.prompts=3", *overrides)
+    found = architecture(settings)
+    assert isinstance(found, Architecture)
+    nothing = Footprint(0, 0, 0)
+    batches = Batches.of(settings, ranks.size)
+    return Estimate(
+        settings, found, ranks, (0, 11_901_408_320), 0, batches, nothing, nothing, None, nothing,
+        None, None,
+    )  # fmt: skip
+
+
+def test_while_it_is_loaded_every_rank_has_the_whole_network(tmp_path: Path) -> None:
+    whole = 4 * 11_901_408_320
+    shards, alone = Ranks(0, 32, sharded=True), Ranks()
+    base = ("compute.offload=true", "objective.kl_weight=0")
+    found = whole_flux(tmp_path, shards, *base).before()
+    phase = found["while the network is loaded, before it is sharded"]
+    assert sum(phase.values()) == whole
+    text = "\n".join(whole_flux(tmp_path, shards, *base).memory())
+    assert "peak (while the network is loaded, before it is sharded)   44.34" in text
+    assert not any("sharded" in name for name in whole_flux(tmp_path, alone, *base).before())
+    twice = whole_flux(tmp_path, shards, "compute.offload=true", "objective.kl_weight=0.1")
+    phase = twice.before()["while the reference model is loaded, before it is sharded"]
+    assert sum(phase.values()) == whole + 2 * whole // 32
+
+
+def test_the_reference_of_a_whole_network_brings_a_vae_of_its_own(tmp_path: Path) -> None:
+    sizes = [
+        sum(whole_flux(tmp_path, Ranks(), f"objective.kl_weight={weight}").kept().values())
+        for weight in (0, 0.1)
+    ]
+    vae = 83_819_683  # parameters of FLUX's
+    kept = 2 if config("flux", tmp_path).compute.precision == "bf16" else 4
+    assert sizes[1] - sizes[0] == pytest.approx(4 * 11_901_408_320 + kept * vae, rel=1e-5)
+
+
+def test_memory_of_the_host_is_said(tmp_path: Path) -> None:
+    found = whole_flux(tmp_path, Ranks(0, 32, sharded=True), "compute.offload=true").host()
+    whole = 4 * 11_901_408_320
+    assert found["the network, while it is loaded"] == whole
+    # Weights, their average and two moments are gathered by the first rank.
+    assert found["a checkpoint being written, on the first rank"] == 4 * whole
+    assert any("offload" in name for name in found)
+    found = whole_flux(tmp_path, Ranks(), "compute.offload=false").host()
+    assert not any("offload" in name for name in found)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size", "batch", "held"),
+    [
+        ([], 1, 128, 128),
+        (["compute.micro_batch=5"], 1, 5, 128),
+        (["evaluation.images_per_prompt=3"], 1, 126, 126),  # 42 prompts
+        (["evaluation.prompts=10", "evaluation.images_per_prompt=2"], 4, 6, 6),  # 3 prompts a rank
+    ],
+)
+def test_an_evaluation_holds_a_slice_of_images(
+    overrides: list[str], size: int, batch: int, held: int, tmp_path: Path
+) -> None:
+    settings = config("scenes", tmp_path, *overrides)
+    batches = Batches.of(settings, size)
+    assert (batches.evaluation, batches.held) == (batch, held)
+    found = architecture(settings)
+    assert isinstance(found, Architecture)
+    estimate = Estimate.of(settings, found, Ranks(0, size), "cuda")
+    phase = estimate.phases()["evaluating"]
+    # Parts and the whole that they are joined to, in float32.
+    assert phase["images of a slice, in parts and joined"] == 2 * held * 3 * 16 * 16 * 4
+    if size == 1 and not overrides:
+        forward = 128 / batches.rollout * estimate.forward.peak
+        assert phase["sampling 128 latents"] == pytest.approx(forward, rel=0.05)
+
+
+def test_an_evaluation_of_a_pipeline_decodes_a_whole_batch(tmp_path: Path) -> None:
+    from tests.mixgrpo.models import tiny
+
+    folder = tiny.write_flux(tmp_path / "model")
+    settings = config(
+        "flux-lora", tmp_path, f"model.checkpoint={folder}", "model.height=64", "model.width=64",
+        "model.text_tokens=8", "rollout.prompts=1", "rollout.group_size=2",
+        "evaluation.images_per_prompt=4", "compute.micro_batch=null", "objective.best_of=null",
+        "objective.updates=1", "compute.vae_tiling=false", "compute.offload=false",
+    )  # fmt: skip
+    found = architecture(settings)
+    assert isinstance(found, Architecture)
+    estimate = Estimate.of(settings, found, Ranks(), "cuda")
+    assert (estimate.batches.decode, estimate.batches.evaluation) == (2, 12)
+    assert estimate.decode is not None
+    assert estimate.evaluation_decode is not None
+    decode = estimate.evaluation_decode.peak
+    assert decode == pytest.approx(6 * estimate.decode.peak, rel=0.02)
+    phase = estimate.phases()["evaluating"]
+    largest = max(decode, estimate.evaluation.peak)
+    assert sum(phase.values()) - largest == 12 * (2 * 3 * 64 * 64 + 2 * 16 * 8 * 8) * 4
+
+
+def test_guidance_doubles_what_a_forward_of_as_many_latents_takes(tmp_path: Path) -> None:
+    from tests.mixgrpo.models import tiny
+
+    folder = tiny.write_sd3(tmp_path / "model")
+    made = []
+    for cfg in ("null", "4.5"):
+        settings = config(
+            "sd35-medium", tmp_path, f"model.checkpoint={folder}", "model.height=64",
+            "model.width=64", "model.text_tokens=8", "rollout.prompts=2", f"model.cfg={cfg}",
+            "compute.micro_batch=3", "model.lora_targets=[to_q]",
+        )  # fmt: skip
+        found = architecture(settings)
+        assert isinstance(found, Architecture)
+        made.append(Estimate.of(settings, found, Ranks(), "cuda"))
+    plain, guided = made
+    assert plain.batches == guided.batches
+    assert guided.forward.flops == pytest.approx(2 * plain.forward.flops, rel=0.01)
+    # Both halves are put together before the forward and taken apart after it.
+    assert 1.9 < guided.forward.peak / plain.forward.peak < 2.6
+    assert 1.9 < guided.update.peak / plain.update.peak < 2.6
+    assert "a forward of 3 latents" in plain.phases()["sampling"]
+    assert "a forward of 3 latents (6 with guidance)" in guided.phases()["sampling"]
 
 
 @pytest.mark.parametrize(

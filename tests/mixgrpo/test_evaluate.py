@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 from mixgrpo import cli, train
 from mixgrpo import evaluate as command
@@ -94,12 +95,37 @@ def test_one_prompt_alone_has_no_interval() -> None:
 def test_pure_evaluation_is_the_ode_to_the_bit() -> None:
     policy = ToyPolicy(1)
     noise = evaluation_noise(0, PROMPTS[:3], 2, policy.latent_shape)
-    judged = evaluate(policy, policy.velocity, [Brightness()], PROMPTS[:3], noise, 6, 2.0, 4)
+    judged = evaluate(
+        policy, policy.velocity, [Brightness()], PROMPTS[:3], noise, 6, 2.0, 4, show=PROMPTS
+    )
     repeated = [p for p in PROMPTS[:3] for _ in range(2)]
     sigmas = sigma_schedule(6, 2.0, torch.float64)
     for rows in (slice(0, 4), slice(4, 6)):
         latents = sample_ode(policy.velocity, sigmas, policy.encode(repeated[rows]), noise[rows])
-        assert torch.equal(judged.images.flatten(0, 1)[rows], policy.decode(latents))
+        images = torch.cat([judged.images[p] for p in PROMPTS[:3]])
+        assert torch.equal(images[rows], policy.decode(latents))
+
+
+def test_images_are_let_go_of_and_scored_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, sizes = ToyPolicy(1), []
+
+    class Seen(Brightness):
+        def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+            sizes.append(len(images))
+            return super().score(images, prompts)
+
+    noise = evaluation_noise(0, PROMPTS[:5], 2, policy.latent_shape)
+    whole = evaluate(policy, policy.velocity, [Seen()], PROMPTS[:5], noise, 6, 2.0, 2)
+    monkeypatch.setattr(command, "IMAGES_AT_ONCE", 5)
+    parts = evaluate(
+        *(policy, policy.velocity, [Seen()], PROMPTS[:5], noise, 6, 2.0, 2), show=PROMPTS[1:2]
+    )
+    assert sizes == [10, 4, 4, 2]  # a prompt's images stay together
+    assert torch.equal(whole.scores["brightness"], parts.scores["brightness"])
+    assert whole.diversity is not None
+    assert parts.diversity is not None
+    assert torch.equal(whole.diversity, parts.diversity)
+    assert (whole.images, list(parts.images)) == ({}, PROMPTS[1:2])
 
 
 def test_hybrid_evaluation_switches_to_the_base_model() -> None:
@@ -108,10 +134,12 @@ def test_hybrid_evaluation_switches_to_the_base_model() -> None:
     text = policy.encode([p for p in PROMPTS[:3] for _ in range(2)])
     for p_mix in (0.0, 0.4, 1.0):
         judged = evaluate(
-            policy, policy.velocity, [], PROMPTS[:3], noise, 5, 3.0, 128, base.velocity, p_mix
+            *(policy, policy.velocity, [], PROMPTS[:3], noise, 5, 3.0, 128),
+            *(base.velocity, p_mix, PROMPTS),
         )
         latents = sample(policy.velocity, base.velocity, Sampling(5, 3.0, p_mix), text, noise)
-        assert torch.equal(judged.images.flatten(0, 1), policy.decode(latents))
+        images = torch.cat([judged.images[p] for p in PROMPTS[:3]])
+        assert torch.equal(images, policy.decode(latents))
 
 
 def test_rows_are_what_the_run_itself_measured(run: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from mixgrpo import checkpoint, jsonlines, train
 from mixgrpo.errors import RunError
 from tests.mixgrpo import toy
-from tests.mixgrpo.runs import SMALL, flip, leftovers, outcome, stopped_at
+from tests.mixgrpo.runs import SMALL, flip, iterations, leftovers, outcome, stopped_at
 
 pytestmark = pytest.mark.usefixtures("toy_site")
 
@@ -174,17 +174,18 @@ def test_a_line_that_a_sleeping_process_added_counts_once(
 ) -> None:
     """Another took its run over; it wakes, and writes what it had computed. Its line comes before
     the run has got there, or after; the run goes on to its end, or stops and is resumed."""
-    polls = 0
+    awake = False
 
     def wake() -> bool:
-        nonlocal polls
-        polls += 1
-        if polls == at + 1:
-            with (tmp_path / name).open("a") as stream:
-                stream.write(_stale(undisturbed, name, number))
-            if name == "eval.jsonl":  # its pictures come before the line
-                shutil.copytree(undisturbed / "samples", tmp_path / "samples", dirs_exist_ok=True)
-        return stops and polls == at + 1
+        nonlocal awake
+        if awake or iterations(tmp_path) < at:
+            return False
+        awake = True
+        with (tmp_path / name).open("a") as stream:
+            stream.write(_stale(undisturbed, name, number))
+        if name == "eval.jsonl":  # its pictures come before the line
+            shutil.copytree(undisturbed / "samples", tmp_path / "samples", dirs_exist_ok=True)
+        return stops
 
     assert train.run(SMALL, tmp_path, wake) == ("stopped" if stops else "finished")
     if stops:
@@ -212,12 +213,12 @@ def test_a_line_added_after_the_end_counts_for_no_reader(tmp_path: Path, undistu
 def test_a_line_lost_while_the_run_goes_on_is_named_and_made_again(
     tmp_path: Path, small: dict[str, Any], name: str
 ) -> None:
-    polls = 0
+    spoilt = False
 
     def spoil() -> bool:
-        nonlocal polls
-        polls += 1
-        if polls == 4:
+        nonlocal spoilt
+        if not spoilt and iterations(tmp_path) == 3:
+            spoilt = True
             file = tmp_path / name
             file.write_text(_half(file.read_text().splitlines(keepends=True), 1))
         return False

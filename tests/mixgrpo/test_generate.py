@@ -299,8 +299,9 @@ def test_the_same_call_gives_the_same_bytes_and_others_add_to_it(run: Path, tmp_
 
 def test_a_run_that_is_not_finished_shows_its_newest_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "unfinished"
-    asked = iter([False, False, True])
-    assert train.run(toy.config(), folder, lambda: next(asked)) == "stopped"
+    lines = folder / "metrics.jsonl"
+    stop = lambda: lines.exists() and len(lines.read_text().splitlines()) == 2  # noqa: E731
+    assert train.run(toy.config(), folder, stop) == "stopped"
     command.main(folder, out=tmp_path / "images")
     images = json.loads((tmp_path / "images" / "manifest.json").read_text())["images"]
     assert {i["checkpoint"] for i in images} == {2}
@@ -426,6 +427,28 @@ def test_what_is_no_place_for_images_is_refused(
     assert "another run" in error_of([str(run), "--out", str(tmp_path)], monkeypatch, capsys)
     (tmp_path / "manifest.json").write_text("[]")
     assert "lists no images" in error_of([str(run), "--out", str(tmp_path)], monkeypatch, capsys)
+
+
+def test_prompts_are_checked_after_all_are_encoded_together(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[str, list[str]]] = []
+    loaded = load_run(run)
+    encode = ToyPolicy.encode
+
+    def noting(self: ToyPolicy, prompts: list[str]) -> Conditioning:
+        called.append(("encode", prompts))
+        return encode(self, prompts)
+
+    def prepare(_self: ToyPolicy, prompts: list[str], *_: object) -> None:
+        called.append(("prepare", prompts))
+
+    monkeypatch.setattr(ToyPolicy, "encode", noting)
+    monkeypatch.setattr(ToyPolicy, "prepare", prepare, raising=False)
+    monkeypatch.setattr(command, "images_at_once", lambda _: 2)
+    command.check_prompts(loaded, PROMPTS[:3])
+    expected = [("prepare", PROMPTS[:3]), ("encode", PROMPTS[:2]), ("encode", PROMPTS[2:3])]
+    assert called == expected
 
 
 def test_a_prompt_that_the_model_cannot_read_is_named_before_any_image(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mixgrpo.config import RewardsConfig, RunConfig, config_hash
+from mixgrpo.contents import contents
 from mixgrpo.errors import ConfigError
 from mixgrpo.ranks import Ranks
-from mixgrpo.registry import contents
 from mixgrpo.rewards import for_training, load_reward, load_rewards
 from mixgrpo.rewards.limit import limited, offloaded
 from mixgrpo.trainer import Trainer
@@ -173,7 +173,9 @@ def hashed(**own: Any) -> str:
 
 def test_the_hash_sees_how_a_reward_scores_and_not_where_it_is_asked() -> None:
     plain = hashed()
-    assert hashed(options={"warmth": {"urls": ("http://a",), "retries": 3}}) == plain
+    asked = {"train": {"unifiedreward": 1.0}}
+    servers = {"unifiedreward": {"urls": ("http://a",), "retries": 3}}
+    assert hashed(**asked, options=servers) == hashed(**asked)
     assert hashed(options={"hps": {"gain": 2.0}}) == plain  # of a reward that is not asked
     assert hashed(classes={"hps": "a:B"}) == plain
     assert hashed(options={"warmth": {"gain": 2.0}}) != plain

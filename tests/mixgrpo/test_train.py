@@ -163,8 +163,12 @@ def test_should_stop_is_asked_after_every_iteration(
         update={"output": SMALL.output.model_copy(update={"checkpoint_every": every})}
     )
     for done in range(4):
-        answers = iter([False, True] if done else [True])
-        assert train.run(config, tmp_path, lambda a=answers: next(a)) == "stopped"
+        metrics = tmp_path / "metrics.jsonl"
+
+        def reached(metrics: Path = metrics, done: int = done) -> bool:
+            return (len(lines(metrics)) if metrics.exists() else 0) >= done
+
+        assert train.run(config, tmp_path, reached) == "stopped"
         assert (tmp_path / "checkpoints" / f"{done:06d}" / "manifest.json").exists()
         assert not (tmp_path / "result.json").exists()
     assert train.run(config, tmp_path) == "finished"
@@ -179,6 +183,18 @@ def test_a_stop_does_not_wait_for_an_evaluation(tmp_path: Path, small: dict[str,
     stopped_at(tmp_path, 2)  # an evaluation is due after 2 iterations
     assert [line["iteration"] for line in lines(tmp_path / "eval.jsonl")] == [0]
     assert (tmp_path / "checkpoints" / "000002" / "manifest.json").exists()
+    assert train.run(SMALL, tmp_path) == "finished"
+    assert outcome(tmp_path) == small
+
+
+def test_a_stop_during_an_evaluation_does_not_wait_for_another_iteration(
+    tmp_path: Path, small: dict[str, Any]
+) -> None:
+    evals = tmp_path / "eval.jsonl"
+    assert train.run(SMALL, tmp_path, evals.exists) == "stopped"
+    assert len(lines(evals)) == 1
+    metrics = tmp_path / "metrics.jsonl"
+    assert not metrics.exists() or lines(metrics) == []
     assert train.run(SMALL, tmp_path) == "finished"
     assert outcome(tmp_path) == small
 

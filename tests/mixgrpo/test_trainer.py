@@ -306,7 +306,7 @@ def test_evaluation_uses_the_average_and_gives_the_weights_back() -> None:
     trainer = make(optimizer={"lr": 1e-2}, evaluation={"steps": 7, "shift": 2.0})
     trainer.iterate(0)
     before = weights(trainer)
-    judged = trainer.evaluate()
+    judged = trainer.evaluate(toy.PROMPTS)
     assert all(torch.equal(before[k], v) for k, v in weights(trainer).items())
     policy = toy.ToyPolicy()
     policy.load_state_dict(trainer.average)
@@ -319,7 +319,7 @@ def test_evaluation_uses_the_average_and_gives_the_weights_back() -> None:
         repeat(policy.encode(prompts), 2),
         noise,
     )
-    assert torch.equal(judged.images.flatten(0, 1), policy.decode(latents))
+    assert torch.equal(torch.cat(list(judged.images.values())), policy.decode(latents))
     assert judged.prompts == prompts
     assert set(judged.scores) == {"brightness", "contrast"}
     assert torch.equal(
@@ -363,11 +363,38 @@ def test_evaluation_settings_are_obeyed() -> None:
     assert policy.rows == [3] * 9
     assert len(judged.prompts) == 1
     assert judged.prompts[0] in toy.PROMPTS[7:]
-    assert judged.images.shape == (1, 3, 3, 2, 2)
+    assert judged.images == {}
+    [image] = trainer.evaluate(judged.prompts).images.values()
+    assert image.shape == (3, 3, 2, 2)
     assert {k: tuple(v.shape) for k, v in judged.scores.items()} == {
         "brightness": (1, 3),
         "contrast": (1, 3),
     }
+
+
+def test_prompts_that_are_trained_on_and_held_out_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("prompt 1\na new one\nprompt 2\n")
+    with pytest.warns(UserWarning, match="2 of the 3 held-out prompts are also .* 'prompt 1'"):
+        make(prompts={"held_out": str(tmp_path / "held.txt")})
+
+
+def test_a_prompt_that_a_reward_cannot_judge_is_named_before_the_run() -> None:
+    with pytest.raises(ConfigError, match="prompt 3 is not to my taste"):
+        make(
+            rewards={
+                "train": {"picky": 1.0},
+                "held_out": [],
+                "classes": {"picky": "tests.mixgrpo.test_trainer:Picky"},
+            }
+        )
+
+
+class Picky(toy.Brightness):
+    name = "picky"
+
+    def check(self, prompts: list[str]) -> None:
+        if "prompt 3" in prompts:
+            raise ConfigError("prompt 3 is not to my taste")
 
 
 def test_held_out_prompts_are_chosen_by_what_they_say() -> None:
@@ -387,7 +414,9 @@ def test_batches_of_an_evaluation_do_not_mix_images_up() -> None:
     prompts = toy.PROMPTS[:5]
     noise = evaluation_noise(0, prompts, 2, policy.latent_shape)
     whole, parts = (
-        evaluation.evaluate(policy, policy.velocity, [toy.Brightness()], prompts, noise, 4, 3.0, n)
+        evaluation.evaluate(
+            *(policy, policy.velocity, [toy.Brightness()], prompts, noise, 4, 3.0, n), show=prompts
+        )
         for n in (128, 3)
     )
     torch.testing.assert_close(whole.images, parts.images)

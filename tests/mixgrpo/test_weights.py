@@ -144,7 +144,7 @@ def test_what_a_hub_does_not_give_is_one_sentence_with_the_mend(tmp_path: Path) 
     assert gated == (
         "ConfigError reward hps: owner/gated is gated; accept its licence on "
         "https://huggingface.co/owner/gated, then run `hf auth login` and "
-        "`hf download owner/gated`"
+        "`hf download owner/gated model.bin`"
     )
     assert revision == "ConfigError model: owner/open has no revision v9"
     assert unknown.startswith("ConfigError model: there is no folder owner/absent, and the hub")

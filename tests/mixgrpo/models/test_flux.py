@@ -11,7 +11,7 @@ from torch import Tensor
 from mixgrpo.adapters import add_lora
 from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
-from mixgrpo.models.diffusion import schedule_shift
+from mixgrpo.models.diffusion import image_size, schedule_shift
 from mixgrpo.models.flux import FluxPolicy, pack, unpack
 from mixgrpo.randomness import normal
 from tests.mixgrpo.models.tiny import apart, sampled, write_flux
@@ -206,8 +206,6 @@ def test_native_attention_is_what_it_is_without_a_setting(dev: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "compute", "said"),
     [
-        ({"height": 40}, {}, "model.height 40: must be a multiple of 16; 32 is nearest"),
-        ({"width": 8}, {}, "model.width 8: must be a multiple of 16; 16 is nearest"),
         ({"text_tokens": 513}, {}, "model.text_tokens 513: this model reads at most 512"),
         ({}, {"attention": "fast"}, "compute.attention fast: not one of .*native"),
         ({}, {"attention": "flash"}, "compute.attention flash: cannot be used here"),
@@ -218,6 +216,19 @@ def test_a_setting_that_does_not_fit_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         load(dev, ComputeConfig(**compute), **model)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ({"height": 40}, "model.height 40: must be a multiple of 16; 32 is nearest"),
+        ({"width": 8}, "model.width 8: must be a multiple of 16; 16 is nearest"),
+    ],
+)
+def test_a_size_that_gives_no_whole_tokens_is_named(size: dict[str, int], said: str) -> None:
+    model = ModelConfig(name="flux").model_copy(update=size)  # which checks nothing itself
+    with pytest.raises(ConfigError, match=said):
+        image_size(model, {}, {"block_out_channels": [4, 4, 4, 4]})
 
 
 def test_schnell_takes_no_guidance(schnell: Path) -> None:

@@ -112,3 +112,28 @@ def test_adapters_find_the_layers_of_both_streams(folder: Path) -> None:
     policy = load(folder, train="lora")
     add_lora(policy.network, ModelConfig(train="lora", lora_targets=targets), 0)
     assert len(policy.trainable_parameters()) == 2 * 2 * len(targets)
+
+
+def test_tiles_are_as_large_as_the_pipelines_own_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import AutoencoderKLQwenImage
+
+    wide = {"height": 64, "width": 720}  # diffusers' own tiles are 256 pixels wide
+    latents = normal((2, 16, 8, 90), "latents")
+    tiled = load(folder, ComputeConfig(vae_tiling=True), **wide)
+    whole = load(folder, **wide).decode(latents)
+    torch.testing.assert_close(tiled.decode(latents), whole, rtol=0, atol=2e-4)
+    calls: list[int] = []
+    real = AutoencoderKLQwenImage.tiled_decode
+
+    def counted(self: Any, z: Tensor, return_dict: bool = True) -> Any:
+        calls.append(z.shape[-1])
+        return real(self, z, return_dict=return_dict)
+
+    monkeypatch.setattr(AutoencoderKLQwenImage, "tiled_decode", counted)
+    for width, expected in ((1024, []), (1040, [130])):
+        large = load(folder, ComputeConfig(vae_tiling=True), height=32, width=width)
+        images = large.decode(normal((1, *large.latent_shape), "latents"))
+        assert images.shape == (1, 3, 32, width)
+        assert calls == expected

@@ -1,10 +1,14 @@
 """Prompts are encoded once, by encoders that come and go, and what is cut is said."""
 
+import fnmatch
 import gc
+import shutil
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -12,6 +16,7 @@ from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.models import text
 from mixgrpo.models.flux import FluxPolicy
+from mixgrpo.models.parts import Pipeline
 from mixgrpo.models.sd3 import SD3Policy
 from mixgrpo.models.text import PromptEncoder
 from tests.mixgrpo.models.tiny import write_flux, write_sd3
@@ -65,7 +70,10 @@ def test_kept_prompts_need_no_encoders(
     assert len(said) == 1
     for name, value in again.encode(PROMPTS).items():
         assert torch.equal(value, fresh[name].bfloat16())
-    with pytest.raises(AssertionError, match="are loaded"):
+    with (
+        pytest.raises(AssertionError, match="are loaded"),
+        pytest.warns(UserWarning, match="'another', so that text encoders are loaded again"),
+    ):
         again.encode(["another"])
     with pytest.raises(AssertionError, match="are loaded"):  # other tokens, other embeddings
         encoder(flux, tmp_path, text_tokens=31).encode(PROMPTS)
@@ -95,6 +103,95 @@ def test_encoders_are_freed(flux: Path) -> None:
     assert not [type(thing) for thing in gc.get_objects() if type(thing) in kinds]
 
 
+def test_encoders_are_gone_when_the_devices_memory_is_given_back(
+    flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    real = Pipeline.load
+
+    def load(self: Pipeline, part: str, dtype: torch.dtype | None = None) -> Any:
+        found = real(self, part, dtype)
+        if dtype is not None:
+            models.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Pipeline, "load", load)
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: alive.append(sum(m() is not None for m in models))
+    )
+    encoder(flux, None).encode(PROMPTS)
+    assert len(models) == 2
+    assert alive == [0]
+
+
+def test_what_is_loaded_again_after_preparation_is_said(flux: Path, tmp_path: Path) -> None:
+    own = encoder(flux, tmp_path / "kept")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own.encode(PROMPTS[:1])  # nothing was prepared: a script may do so
+        own.prepare(PROMPTS[:3], print)
+        own.encode(PROMPTS[:3])
+    with pytest.warns(UserWarning, match="prompts.embeddings") as said:
+        own.encode(PROMPTS)
+    assert str(tmp_path / "kept") in str(said[0].message)
+    assert "2 prompts" in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own.encode(PROMPTS)
+
+
+def test_a_share_that_another_machine_kept_to_itself_is_said_and_lacking(
+    flux: Path, tmp_path: Path
+) -> None:
+    here, there = encoder(flux, tmp_path / "here"), encoder(flux, tmp_path / "there")
+    here.prepare(PROMPTS, print, (0, 2))
+    there.prepare(PROMPTS, print, (1, 2))
+    assert here.lacking([*PROMPTS, *PROMPTS]) == PROMPTS[1::2]
+    assert there.lacking(PROMPTS) == PROMPTS[0::2]
+    assert here.lacking([]) == []
+    with pytest.warns(UserWarning, match="prompts.embeddings"):
+        here.prepare(PROMPTS, print)  # as before an evaluation
+    assert here.lacking(PROMPTS) == []
+    assert encoder(flux, None).lacking(PROMPTS) == []  # nothing could be kept for later
+
+
+def test_the_text_side_needs_of_the_other_parts_the_transformers_config_alone(
+    flux: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(flux, bare)
+    for part in ("vae", "scheduler", "transformer"):
+        shutil.rmtree(bare / part)
+    with pytest.raises(ConfigError, match=r"transformer/config\.json"):
+        encoder(bare, None)
+    (bare / "transformer").mkdir()
+    shutil.copy(flux / "transformer" / "config.json", bare / "transformer")
+    whole = encoder(flux, None)
+    assert encoder(bare, None).identity == whole.identity
+    found = encoder(bare, None).encode(PROMPTS[:2])
+    assert torch.equal(found["text"], whole.encode(PROMPTS[:2])["text"])
+
+
+def test_of_a_repository_the_text_side_gets_no_weights_of_other_parts(
+    flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [str(file.relative_to(flux)) for file in flux.rglob("*") if file.is_file()]
+    got: set[str] = set()
+
+    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (repository, revision) == ("owner/flux", "main")
+        got.update(f for f in files if any(fnmatch.fnmatch(f, p) for p in allow_patterns))
+        return str(flux)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model = ModelConfig(name="flux", checkpoint="owner/flux", revision="main")
+    FluxPolicy.text_only(model, ComputeConfig())
+    others = {"model_index.json", "transformer/config.json"}
+    assert {f for f in got if not f.startswith(("text_encoder", "tokenizer"))} == others
+    assert "text_encoder_2/model.safetensors" in got
+
+
 def test_the_identity_is_what_is_in_the_folders_and_not_where_they_are(
     flux: Path, tmp_path: Path
 ) -> None:
@@ -103,9 +200,9 @@ def test_the_identity_is_what_is_in_the_folders_and_not_where_they_are(
     assert encoder(elsewhere, None).identity == identity
     assert encoder(flux, None, text_tokens=33).identity != identity
     weights = elsewhere / "text_encoder_2" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    content = weights.read_bytes()
+    half = len(content) // 2
+    weights.write_bytes(content[:half] + bytes(byte ^ 1 for byte in content[half:]))
     assert encoder(elsewhere, None).identity != identity
 
 
@@ -142,3 +239,17 @@ def test_with_guidance_the_empty_prompt_is_kept_too(tmp_path: Path) -> None:
     empty = own.encode([""])
     assert torch.equal(rows["negative_pooled"][1], empty["pooled"][0])
     assert rows["negative_text"].shape == rows["text"].shape
+
+
+def test_ahead_of_training_the_negative_prompt_is_encoded_whatever_the_guidance(
+    tmp_path: Path,
+) -> None:
+    folder = write_sd3(tmp_path / "sd3")
+    plain = ModelConfig(name="sd3", checkpoint=str(folder), text_tokens=16)
+    guided = plain.model_copy(update={"cfg": 2.0})
+    trained = SD3Policy.load(guided, ComputeConfig(), "cpu", tmp_path / "kept")
+    assert trained.unprepared(PROMPTS) == [*PROMPTS, ""]
+    SD3Policy.text_only(plain, ComputeConfig(), "cpu", tmp_path / "kept").prepare(PROMPTS, print)
+    assert trained.unprepared(PROMPTS) == []
+    unguided = SD3Policy.load(plain, ComputeConfig(), "cpu", tmp_path / "kept")
+    assert set(unguided.encode(PROMPTS)) == {"text", "pooled"}

@@ -117,5 +117,5 @@ def test_missing_weights_are_one_error_that_names_the_command(
         ({"checkpoint": str(tmp_path / "head.pth")}, "openai/clip-vit-large-patch14"),
     ):
         torch.save(random_head(), tmp_path / "head.pth")
-        with pytest.raises(ConfigError, match=f"^reward aesthetic: .*run `hf download {name}`"):
+        with pytest.raises(ConfigError, match=f"^reward aesthetic: .*run `hf download {name}[ `]"):
             Aesthetic(**options)

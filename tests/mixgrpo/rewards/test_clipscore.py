@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,38 @@ def test_the_real_checkpoint_has_the_names_and_shapes_of_dfn5b() -> None:
     assert model.config.vision_config.num_attention_heads == 16
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"],
+        ["open_clip_pytorch_model.bin"],
+    ],
+)
+def test_of_a_repository_with_weights_in_two_formats_one_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: list[str]
+) -> None:
+    """The hub: a folder, of which what is asked for arrives in another."""
+    repository = Path(write(tmp_path / "repository"))
+    save_file(random_state(), repository / "open_clip_model.safetensors")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (name, revision) == ("owner/clip", "v1")
+        for file in [*held, "open_clip_config.json"]:
+            if file in allow_patterns:
+                shutil.copy(repository / file, cache)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    made = CLIPScore(checkpoint="owner/clip", revision="v1", tokenizer=tokenizer)
+    assert {file.name for file in cache.iterdir()} == {held[0], "open_clip_config.json"}
+    local = CLIPScore(checkpoint=str(repository), tokenizer=tokenizer)
+    images = pictures(3, 48, 96)
+    assert torch.equal(made.score(images, PROMPTS), local.score(images, PROMPTS))
+
+
 def change(folder: str, section: str, key: str, value: object) -> None:
     file = Path(folder) / "open_clip_config.json"
     config = json.loads(file.read_text())
@@ -158,7 +191,7 @@ def test_missing_weights_are_one_error_that_names_the_command_or_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_hub(monkeypatch, tmp_path)
-    command = "`hf download apple/DFN5B-CLIP-ViT-H-14-384`"
+    command = "`hf download apple/DFN5B-CLIP-ViT-H-14-384 open_clip_config.json .*`"
     for checkpoint in ("", "hf-hub:"):
         with pytest.raises(ConfigError, match=f"^reward clipscore: .*run {command} where"):
             CLIPScore(checkpoint=f"{checkpoint}apple/DFN5B-CLIP-ViT-H-14-384")

@@ -86,12 +86,39 @@ def test_a_long_prompt_is_cut_at_77_tokens_with_its_end_and_one_warning(
     made = reward(tmp_path, monkeypatch, state)
     images = pictures(3, 48, 96)
     prompts = ["the cat", "the sea " * 40, "ab " * 37 + "c"]  # the last one has 77 tokens
-    with pytest.warns(UserWarning, match="^reward hps: 1 of 3 prompts are longer than the 77 "):
+    with pytest.warns(UserWarning, match=r"^reward hps: .* first 77 tokens .* cut so far: 1, "):
         scores = made.score(images, prompts)
     torch.testing.assert_close(scores, cosines(state, padded(images), prompts), atol=1e-5, rtol=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made.score(images, prompts)
+
+
+def test_prompts_that_are_cut_later_are_counted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = reward(tmp_path, monkeypatch, random_state(), batch=2)
+    images, long = pictures(5, 32, 32), [f"{word} " * 100 for word in "abcde"]
+    with pytest.warns(UserWarning, match="cut so far: 1, "):
+        made.score(images[:1], long[:1])
+    with pytest.warns(UserWarning, match="cut so far: 5, ") as said:
+        made.score(images, long)
+    assert len(said) == 1  # of the images of one call, not of each batch
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_weights_are_loaded_without_a_progress_bar(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    shown: bool,
+) -> None:
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging, "_tqdm_active", shown)
+    reward(tmp_path, monkeypatch, random_state())
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled() == shown  # of others who load
 
 
 def test_the_module_is_frozen_and_in_float32(
@@ -148,7 +175,10 @@ def test_missing_weights_are_one_error_that_names_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_hub(monkeypatch, tmp_path)
-    with pytest.raises(ConfigError, match=r"^reward hps: .*run `hf download xswu/HPSv2` where"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^reward hps: .*run `hf download xswu/HPSv2 HPS_v2.1_compressed.pt` where",
+    ):
         HPS()
     with pytest.raises(ConfigError, match=r"^reward hps: there is no file or folder .*absent"):
         HPS(checkpoint=str(tmp_path / "absent"))

@@ -110,6 +110,13 @@ def test_a_prompt_without_quoted_text_is_named(prompt: str) -> None:
     assert "double quotes" in str(caught.value)
 
 
+def test_all_prompts_can_be_checked_ahead(reward: OCR) -> None:
+    good = [f'a sign that reads "{i}"' for i in range(3)]
+    reward.check(good)
+    with pytest.raises(ConfigError, match=r"the prompt 'a cat' has no text in double quotes"):
+        reward.check([*good, "a cat"])
+
+
 def test_without_the_package_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
     with pytest.raises(ConfigError, match=r"pip install 'mixgrpo\[ocr\]'"):

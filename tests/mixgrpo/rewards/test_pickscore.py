@@ -85,11 +85,11 @@ def test_missing_weights_are_one_error_that_names_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_hub(monkeypatch, tmp_path)
-    command = "`hf download yuvalkirstain/PickScore_v1 --revision v1`"
+    command = "`hf download yuvalkirstain/PickScore_v1 config.json model.safetensors --revision v1`"
     with pytest.raises(ConfigError, match=f"^reward pickscore: .*run {command} where"):
         PickScore(revision="v1")
     made = write_transformers(tmp_path / "model", random_state())
-    tokenizer = "`hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K`"
+    tokenizer = "`hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K --include .*`"
     with pytest.raises(ConfigError, match=f"^reward pickscore: .*run {tokenizer} where"):
         PickScore(checkpoint=made)
     (Path(made) / "model.safetensors").unlink()

@@ -1,6 +1,10 @@
 """The reward `unifiedreward`, asked from real HTTP servers that answer well, ill or not at all."""
 
+import asyncio
+import base64
+import gc
 import hashlib
+import io
 import json
 import random
 import re
@@ -15,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
@@ -158,10 +163,11 @@ def test_the_number_behind_the_label_is_the_score(score: Any, answer: str, value
 )
 def test_an_answer_without_a_score_is_an_error_and_never_a_number(answer: str) -> None:
     with serving(lambda request: Reply(answer)) as chat, pytest.raises(RepeatableError) as caught:
-        one(chat)
-    assert repr(PROMPT) in str(caught.value)
-    assert repr(answer) in str(caught.value)
-    assert "\n" not in str(caught.value)
+        one(chat, retries=2)
+    text = str(caught.value)
+    for part in (repr(PROMPT), repr(answer), "all 3 answers", "unifiedreward.retries"):
+        assert part in text
+    assert "\n" not in text
     assert len(chat.requests) == 3
 
 
@@ -185,6 +191,28 @@ def test_a_wrong_answer_is_asked_for_again() -> None:
     with serving(in_turn(Reply("well"), Reply("Alignment Score (1-5): 9"))) as chat:
         assert one(chat) == 5
     assert len(chat.requests) == 3
+
+
+def test_a_model_that_fails_when_it_does_not_draw_is_asked_to_draw() -> None:
+    """With seeds of the attempts, so that a continued run gets the same scores."""
+
+    def odd(request: Request) -> Reply:
+        drawn = request.body["temperature"] == 0.7 and request.body["seed"] == 5
+        return good(request) if drawn else Reply("Alignment Score (1-5): X")
+
+    with serving(odd) as chat:
+        assert one(chat) == 5
+    sent = [(request.body["temperature"], request.body.get("seed")) for request in chat.requests]
+    assert sent == [(0, None), (0.7, 1), (0.7, 2), (0.7, 3), (0.7, 4), (0.7, 5)]
+    with serving(odd) as chat, pytest.raises(RepeatableError):
+        one(chat, retries=4)
+
+
+def test_failures_leave_as_many_answers_and_answers_as_many_failures() -> None:
+    busy, wrong = Reply("busy", 503, raw=True), Reply("well")
+    with serving(in_turn(busy, wrong, busy, wrong)) as chat:
+        assert one(chat, retries=2) == 5
+    assert [request.body.get("seed") for request in chat.requests] == [None, None, 1, 1, 2]
 
 
 # ---- Servers in trouble
@@ -305,6 +333,94 @@ def test_others_answer_for_a_server_that_is_down(backlog: int) -> None:
     torch.testing.assert_close(scores, expected(images), rtol=0, atol=1e-5)
     assert len(chat.requests) == 12
     assert time.monotonic() - began < 5
+
+
+# ---- Large images
+
+
+def photos(count: int) -> Tensor:
+    """Images [count, 3, 720, 720], smooth and with some noise."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 30, 30, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (720, 720), mode="bicubic")
+    return (smooth + 0.01 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+def encoding(images: Tensor) -> float:
+    """Seconds that it takes to make PNGs of these images, quickly compressed, one by one."""
+    began = time.monotonic()
+    for image in images:
+        pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, format="PNG", compress_level=1)
+        base64.b64encode(stream.getvalue())
+    return time.monotonic() - began
+
+
+def test_requests_go_on_while_large_images_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = photos(8).repeat(4, 1, 1, 1)
+    alone = encoding(images)
+    gaps: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            gaps.append(time.monotonic() - began)
+
+    monkeypatch.setattr(unifiedreward, "_wake", watch)
+
+    def quick(request: Request) -> Reply:
+        return Reply("Alignment Score (1-5): 3", after=0.1)
+
+    with serving(quick) as chat:
+        reward = UnifiedReward(urls=[chat.url], at_once=32)
+        began = time.monotonic()
+        scores = reward.score(images, ["p"] * 32)
+        seconds = time.monotonic() - began
+    assert scores.tolist() == [3.0] * 32
+    assert len(chat.requests) == 32  # no request failed
+    assert max(gaps) < alone / 4  # else connections time out, and answers wait
+    assert seconds < 2 * alone + 1
+
+
+def slowly_encoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When each image was begun to be encoded, which takes 0.2 s."""
+    begun: list[float] = []
+
+    def slowly(pixels: object) -> str:
+        begun.append(time.monotonic())
+        time.sleep(0.2)
+        return ""
+
+    monkeypatch.setattr(unifiedreward, "_data_url", slowly)
+    return begun
+
+
+def test_encoding_ends_where_a_run_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, before = slowly_encoded(monkeypatch), set(threading.enumerate())
+    with listening(8) as url:
+        reward = limited(UnifiedReward(urls=[url], at_once=256), 0.3)
+        with pytest.raises(TimeoutError, match=r"rewards\.timeout"):
+            reward.score(torch.ones(256, 3, 4, 4), [PROMPT] * 256)
+        assert set(threading.enumerate()) <= before
+    assert 0 < len(begun) < 256
+
+
+def test_a_call_that_is_ended_within_a_request_says_nothing_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ended(*_: object) -> None:
+        raise SystemExit
+
+    begun, before = slowly_encoded(monkeypatch), set(threading.enumerate())
+    monkeypatch.setattr(unifiedreward, "_next", ended)
+    with pytest.raises(SystemExit):
+        UnifiedReward(at_once=256).score(torch.ones(256, 3, 4, 4), [PROMPT] * 256)
+    assert set(threading.enumerate()) <= before
+    assert 0 < len(begun) < 256
+    gc.collect()
+    assert not caplog.records
 
 
 def test_requests_are_shared_among_servers() -> None:
