@@ -15,9 +15,10 @@ from harness import sweep as command
 from harness.spec import Sweep
 from mixgrpo.atomic import write_json
 from mixgrpo.cli import run as run_command
-from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash
+from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.errors import RunError
 from mixgrpo.folder import claim
+from mixgrpo.identity import config_hash
 
 OWN_SECONDS = "own_seconds.json"
 

@@ -14,9 +14,10 @@ from harness.arms import Arm as Arm
 from harness.arms import base_place, make_arms, place_of, ways_to_name
 from harness.paper import TABLES
 from harness.sweepfile import Chosen, Given, choose_profile, did_you_mean, read_file
-from mixgrpo.config import RunConfig, config_hash, config_hashes
+from mixgrpo.config import RunConfig
 from mixgrpo.configfile import Layers, add_overrides, known_keys, load_layers
 from mixgrpo.errors import ConfigError
+from mixgrpo.identity import config_hash, config_hashes
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixgrpo.config import RunConfig
+from mixgrpo.config import DIFFUSION, RunConfig
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import _PIPELINES, DIFFUSION, Conditioning, Policy, hub_name
+from mixgrpo.models import PIPELINES, Conditioning, Policy, hub_name
 from mixgrpo.scenes import BASE_WEIGHTS
 
 Json = dict[str, Any]
@@ -215,7 +215,7 @@ def _diffusion(config: RunConfig, source: str, parts: dict[str, Json]) -> Archit
     from mixgrpo.models.text import NEGATIVE
 
     model, settings, vae = config.model, parts["transformer"], parts.get("vae", _VAE)
-    module, _, name = _PIPELINES[model.name].partition(":")
+    module, _, name = PIPELINES[model.name].partition(":")
     kind: type[DiffusersPolicy] = getattr(importlib.import_module(module), name)
     network = _of_diffusers(settings)
     sizes: Any = network().config

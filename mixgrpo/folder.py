@@ -7,9 +7,10 @@ from typing import Any
 
 from mixgrpo import jsonlines
 from mixgrpo.atomic import flush, write_json, write_text
-from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash, differences
+from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.identity import config_hash, differences
 
 RESULT = "result.json"
 

@@ -17,11 +17,12 @@ import typer
 
 from mixgrpo import cli
 from mixgrpo.atomic import flush
+from mixgrpo.config import DIFFUSION
 from mixgrpo.contents import INDEX
 from mixgrpo.errors import ConfigError
 from mixgrpo.evaluate import check_outside
 from mixgrpo.export import save_transformer
-from mixgrpo.models import DIFFUSION, hub_name
+from mixgrpo.models import hub_name
 
 if TYPE_CHECKING:
     from mixgrpo.policy import Loaded

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mixgrpo.config import RunConfig, config_hash
+from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError
+from mixgrpo.identity import config_hash
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from harness.spec import load_sweep
-from mixgrpo import registry, rewards, train
+from mixgrpo import registry, rewards, scenes, train
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from tests.mixgrpo import toy
@@ -142,7 +142,7 @@ def test_every_reward_and_option_is_explained_and_no_other() -> None:
             explained[name] |= set(options)
     for name, path in rewards._BUILT_IN.items():
         maker = registry.load("", {name: path}, name)
-        own = set() if name in rewards.EMBEDDED else set(inspect.signature(maker).parameters)
+        own = set() if name in scenes.REWARDS else set(inspect.signature(maker).parameters)
         assert explained[name] == own, name
 
 

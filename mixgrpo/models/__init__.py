@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mixgrpo import registry
+from mixgrpo.config import DIFFUSION, RunConfig
 from mixgrpo.contents import contents, pipeline_contents
 from mixgrpo.errors import ConfigError
 from mixgrpo.scenes import BASE_WEIGHTS
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-    from mixgrpo.config import RunConfig
     from mixgrpo.models.text import PromptEncoder
 
 Conditioning = dict[str, "Tensor"]
@@ -62,23 +62,16 @@ class Policy(Protocol):
 
 
 _GROUP = "mixgrpo.models"
-_PIPELINES = {
+PIPELINES = {
     "flux": "mixgrpo.models.flux:FluxPolicy",
     "sd3": "mixgrpo.models.sd3:SD3Policy",
     "qwen-image": "mixgrpo.models.qwen_image:QwenImagePolicy",
 }
 _BUILT_IN = {
     "scenes": "mixgrpo.models.scenes:ScenesPolicy.load",
-    **{name: f"{policy}.load" for name, policy in _PIPELINES.items()},
+    **{name: f"{policy}.load" for name, policy in PIPELINES.items()},
 }
-_TEXT = {name: f"{policy}.text_only" for name, policy in _PIPELINES.items()}
-_SIZED = ("revision", "height", "width", "text_tokens")
-DIFFUSION: dict[str, tuple[str, ...]] = {
-    "flux": (*_SIZED, "guidance"),
-    "sd3": (*_SIZED, "cfg"),
-    "qwen-image": (*_SIZED, "cfg"),
-}
-"""The models that are pipelines of diffusers, with the settings of `model` that each takes."""
+_TEXT = {name: f"{policy}.text_only" for name, policy in PIPELINES.items()}
 _ON_THE_HUB = {
     "flux": "black-forest-labs/FLUX.1-dev",
     "sd3": "stabilityai/stable-diffusion-3.5-medium",
@@ -93,7 +86,7 @@ def model_names() -> list[str]:
     return registry.names(_GROUP, _BUILT_IN)
 
 
-def load_policy(config: "RunConfig", device: str) -> Policy:
+def load_policy(config: RunConfig, device: str) -> Policy:
     """The policy that a run's configuration names, with the weights it starts from.
 
     ConfigError where there is none, where loading fails, and where what is loaded lacks a member
@@ -106,7 +99,7 @@ def load_policy(config: "RunConfig", device: str) -> Policy:
     return policy
 
 
-def load_text(config: "RunConfig", device: str) -> "PromptEncoder":
+def load_text(config: RunConfig, device: str) -> "PromptEncoder":
     """What the configured model encodes prompts with, without the model itself.
 
     ConfigError for a model that keeps no embeddings, and where parts are missing.
@@ -121,7 +114,7 @@ def load_text(config: "RunConfig", device: str) -> "PromptEncoder":
     return text
 
 
-def _arguments(config: "RunConfig", device: str) -> tuple[Any, ...]:
+def _arguments(config: RunConfig, device: str) -> tuple[Any, ...]:
     """What a pipeline is loaded with."""
     from mixgrpo.embeddings import embeddings_folder
 

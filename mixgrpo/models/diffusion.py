@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from mixgrpo import weights
-from mixgrpo.config import ComputeConfig, ModelConfig
+from mixgrpo.config import DIFFUSION, ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import DIFFUSION, Conditioning
+from mixgrpo.models import Conditioning
 from mixgrpo.models.parts import Pipeline
 from mixgrpo.models.text import NEGATIVE, PromptEncoder, TextSide
 from mixgrpo.models.time import ExactTime

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mixgrpo import registry
 from mixgrpo.contents import contents
 from mixgrpo.errors import ConfigError
-from mixgrpo.scenes import CLARITY_WEIGHTS
+from mixgrpo.scenes import CLARITY_WEIGHTS, REWARDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,15 +38,8 @@ class FunctionReward:
 
 
 _GROUP = "mixgrpo.rewards"
-EMBEDDED = {
-    "composition": "mixgrpo.scenes.score:composition",
-    "palette": "mixgrpo.scenes.score:palette",
-    "strict": "mixgrpo.scenes.score:strict",
-    "clarity": "mixgrpo.scenes.clarity:clarity",
-}
-"""Functions that judge pictures of the embedded task."""
 _BUILT_IN = {
-    **EMBEDDED,
+    **REWARDS,
     "hps": "mixgrpo.rewards.hps:HPS",
     "pickscore": "mixgrpo.rewards.pickscore:PickScore",
     "imagereward": "mixgrpo.rewards.imagereward:ImageReward",
@@ -116,7 +109,7 @@ def load_reward(name: str, settings: "RewardsConfig | None" = None) -> Reward:
     has another name: metrics and errors go by `name`.
     """
     options = dict(settings.options.get(name, {})) if settings else {}
-    if name in EMBEDDED:
+    if name in REWARDS:
         if options:
             raise ConfigError(f"rewards.options.{name}: {name} takes none; leave them out")
         return FunctionReward(name, registry.load(_GROUP, _BUILT_IN, name))

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixgrpo.atomic import write_json
-from mixgrpo.config import SCHEMA_VERSION, RunConfig, config_hash
+from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
+from mixgrpo.identity import config_hash
 from mixgrpo.train import claim
 
 

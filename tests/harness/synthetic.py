@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from harness.spec import Arm, Run, Sweep
-from mixgrpo.config import RunConfig, config_hash
+from mixgrpo.config import RunConfig
 from mixgrpo.configfile import dump_config
+from mixgrpo.identity import config_hash
 
 PROMPTS = [
     "a red square above a blue cross",

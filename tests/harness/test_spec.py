@@ -10,9 +10,9 @@ import pytest
 from harness.plan import describe
 from harness.spec import known_folders, load_sweep, only, profile_names, same_schedules
 from harness.store import look_at_all
-from mixgrpo.config import config_hash
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError
+from mixgrpo.identity import config_hash
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mixgrpo import folder, train
-from mixgrpo.config import OptimizerConfig, RunConfig, Section, config_hash, differences
+from mixgrpo.config import OptimizerConfig, RunConfig, Section
 from mixgrpo.configfile import (
     Layers,
     dump_config,
@@ -24,6 +24,7 @@ from mixgrpo.configfile import (
     parse_yaml,
 )
 from mixgrpo.errors import ConfigError
+from mixgrpo.identity import config_hash, differences
 from mixgrpo.window import Window
 from tests.mixgrpo import toy
 from tests.mixgrpo.models.tiny import write_flux

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixgrpo import registry, rewards
-from mixgrpo.config import RunConfig, config_hash
+from mixgrpo import registry, rewards, scenes
+from mixgrpo.config import RunConfig
 from mixgrpo.contents import contents, pipeline_contents
 from mixgrpo.embeddings import embeddings_folder
 from mixgrpo.errors import ConfigError
+from mixgrpo.identity import config_hash
 from mixgrpo.models import model_weights
 from mixgrpo.models.flux import GUIDANCE
 from mixgrpo.models.parts import Pipeline
@@ -293,8 +294,8 @@ def test_the_home_of_nobody_is_nowhere() -> None:
 
 def test_identifying_a_run_needs_no_torch() -> None:
     code = (
-        "import sys, mixgrpo.config, mixgrpo.contents\n"
-        "mixgrpo.config.config_hash(mixgrpo.config.RunConfig())\n"
+        "import sys, mixgrpo.config, mixgrpo.identity\n"
+        "mixgrpo.identity.config_hash(mixgrpo.config.RunConfig())\n"
         "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -356,7 +357,7 @@ def test_where_a_reward_is_computed_counts_for_ones_own_alone() -> None:
         assert hashed("ones-own", **{name: value}) != hashed("ones-own")
 
 
-NETWORKS = [name for name in rewards._BUILT_IN if name not in rewards.EMBEDDED]
+NETWORKS = [name for name in rewards._BUILT_IN if name not in scenes.REWARDS]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

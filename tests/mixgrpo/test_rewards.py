@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixgrpo.config import RewardsConfig, RunConfig, config_hash
+from mixgrpo.config import RewardsConfig, RunConfig
 from mixgrpo.contents import contents
 from mixgrpo.errors import ConfigError
+from mixgrpo.identity import config_hash
 from mixgrpo.ranks import Ranks
 from mixgrpo.rewards import for_training, load_reward, load_rewards
 from mixgrpo.rewards.limit import limited, offloaded

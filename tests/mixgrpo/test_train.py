@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from mixgrpo import train
-from mixgrpo.config import RunConfig, config_hash
+from mixgrpo.config import RunConfig
 from mixgrpo.configfile import dump_config
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.identity import config_hash
 from mixgrpo.plan import make_plan
 from tests.mixgrpo import toy
 from tests.mixgrpo.children import attempt
