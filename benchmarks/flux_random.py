@@ -137,6 +137,10 @@ class RandomText:
     ) -> None:
         """Nothing is kept."""
 
+    def lacking(self, prompts: Sequence[str]) -> list[str]:
+        """Nothing has to be."""
+        return []
+
 
 class RandomFlux(FluxPolicy):
     """The policy of FLUX, with prompts of its own."""

@@ -56,11 +56,11 @@ def small(pipeline: Path) -> dict[str, Any]:
         "rollout.group_size": 4,
         "objective.updates": 2,
         "optimizer.lr": 1e-3,
-        "rewards.train": {"brightness": 1.0},
-        "rewards.held_out": ["contrast"],
+        "rewards.train": {"red": 1.0},
+        "rewards.held_out": ["spread"],
         "rewards.classes": {
-            "brightness": "tests.mixgrpo.toy:Brightness",
-            "contrast": "tests.mixgrpo.toy:Contrast",
+            "red": "tests.mixgrpo.toy:Red",
+            "spread": "tests.mixgrpo.toy:Spread",
         },
         "evaluation.every": 2,
         "evaluation.prompts": 2,
@@ -150,7 +150,7 @@ def test_sharing_changes_nothing_but_the_work(
     monkeypatch.setattr(collect, "rollout", partial(collect.rollout, share=False))
     train.run(alone, tmp_path / "alone")
     a, b = (reproducible(tmp_path / n / "metrics.jsonl")[0] for n in ("together", "alone"))
-    for key in ("reward_brightness_mean", "reward_brightness_std", "grad_norm"):
+    for key in ("reward_red_mean", "reward_red_std", "grad_norm"):
         assert a[key] == pytest.approx(b[key], rel=2e-3)
     assert a["evaluations_computed"] < b["evaluations_computed"]
 
@@ -251,7 +251,7 @@ def test_a_sweep_over_pipelines_is_run_judged_and_shown_by_the_same_commands(
             family: {"base": str(PRESETS / PRESET[family]), **own[family]} for family in FAMILIES
         },
         "reference": "flux",
-        "measure": "contrast",
+        "measure": "spread",
         "seeds": 1,
     }
     file.write_text(yaml.safe_dump(text))
@@ -266,14 +266,14 @@ def test_a_sweep_over_pipelines_is_run_judged_and_shown_by_the_same_commands(
         run("mixgrpo.evaluate", folder, "--p-mix", "0.4", "--json", "--out", asked)
         judged = json.loads(asked.read_text())
         ways = ["base model", "pure", "p_mix 40 %"]
-        rewards = ("brightness", "contrast")
+        rewards = ("red", "spread")
         policies = [(row["reward"], row["policy"]) for row in judged["rows"]]
         assert policies == [(reward, way) for reward in rewards for way in ways]
         # FLUX's own schedule depends on the resolution, SD3's does not.
         mu = 0.5 + 0.65 * (2 * 3 - 256) / (4096 - 256)
         assert judged["shift"] == pytest.approx(math.exp(mu) if family == "flux" else 3.0)
         result = json.loads((folder / "result.json").read_text())
-        assert judged["rows"][1]["mean"] == pytest.approx(result["after"]["brightness"], abs=1e-5)
+        assert judged["rows"][1]["mean"] == pytest.approx(result["after"]["red"], abs=1e-5)
         whole = tmp_path / f"{family}-pipeline"
         run("mixgrpo.to_pipeline", folder, "--out", whole)
         assert "is there already" in run("mixgrpo.to_pipeline", folder, "--out", whole, expect=2)
@@ -281,9 +281,7 @@ def test_a_sweep_over_pipelines_is_run_judged_and_shown_by_the_same_commands(
         next_ = configuration(family, whole, iterations=1)
         train.run(next_, tmp_path / f"{family}-next")
         [first, _] = reproducible(tmp_path / f"{family}-next" / "eval.jsonl")
-        assert first["reward_brightness_mean"] == pytest.approx(
-            result["after"]["brightness"], abs=2e-3
-        )
+        assert first["reward_red_mean"] == pytest.approx(result["after"]["red"], abs=2e-3)
     run("mixgrpo.generate", folder, "--prompt", "A fox", "--out", tmp_path / "images")
     assert (tmp_path / "images" / "sheet.png").exists()
 
@@ -320,7 +318,7 @@ def test_two_ranks_share_the_encoding_and_the_network(
         *(reproducible(tmp_path / n / "metrics.jsonl") for n in ("two", "one")), strict=True
     ):
         assert a["noise_floor"] == b["noise_floor"] == 0
-        for key in ("reward_brightness_mean", "grad_norm"):
+        for key in ("reward_red_mean", "grad_norm"):
             assert a[key] == pytest.approx(b[key], rel=close)
     for name in ("one", "two"):
         assert list((tmp_path / name / "weights").rglob("*.safetensors"))

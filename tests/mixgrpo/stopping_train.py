@@ -6,18 +6,25 @@ from pathlib import Path
 
 from mixgrpo import ranks, train
 from mixgrpo.configfile import load_config
+from mixgrpo.trainer import Metrics, Trainer
 
 
 def main() -> None:
     config, iterations, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     own = ranks.join()
-    asked = 0
+    done = 0
+    iterate = Trainer.iterate
+
+    def counted(trainer: Trainer, iteration: int) -> Metrics:
+        nonlocal done
+        line = iterate(trainer, iteration)
+        done = iteration + 1
+        return line
 
     def enough() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > iterations and own.rank == own.size - 1  # any rank may be the one
+        return done >= iterations and own.rank == own.size - 1  # any rank may be the one
 
+    Trainer.iterate = counted  # type: ignore[method-assign]
     assert train.run(load_config(config), out, enough, own) == "stopped"
     ranks.leave()
 
