@@ -61,8 +61,8 @@ def test_an_array_runs_no_more_tasks_at_once_than_it_may(slurm: Cluster, tmp_pat
     seen = tmp_path / "seen"
     submit(slurm, f"({script}) >> {seen}", "--array=0-7%2", "--mem=100")
     slurm.wait_idle()
-    # `seen` itself is listed as well.
-    assert {int(count) for count in seen.read_text().split()} == {2, 3}
+    # `seen` itself is listed as well. Whether a task is ever seen alone depends on the machine.
+    assert max(int(count) for count in seen.read_text().split()) == 3
     assert len(seen.read_text().split()) == 8
 
 
