@@ -128,7 +128,8 @@ def _variant(chosen: Chosen, overrides: tuple[str, ...]) -> str:
 def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
     """The run folders that belong to the file, whichever profile is chosen.
 
-    `loaded`, a sweep that was read from this file just now, is not read again.
+    `loaded`, a sweep that was read from this file just now, is not read again. UnidentifiedError
+    where a profile needs files that are not at hand.
     """
     sweeps = [] if loaded is None or loaded.overrides else [loaded]
     read = {sweep.profile for sweep in sweeps}

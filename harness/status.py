@@ -23,6 +23,7 @@ from harness.store import RunState, look_at_all, strangers, sweep_folder
 from harness.submissions import Scheduler
 from mixgrpo import lease
 from mixgrpo.cli import run as run_command
+from mixgrpo.errors import UnidentifiedError
 
 TRACEBACK_LINES = 6
 WATCH_EVERY_S = 2.0
@@ -60,11 +61,12 @@ class Observer:
 
     @property
     def strangers(self) -> list[Path]:
-        """Run folders that no profile of the file asks for."""
-        known = known_folders(self.sweep.file, self.sweep) | {
-            run.folder_name for run in self.sweep.runs
-        }
-        return strangers(known, self.folder)
+        """Run folders that no profile of the file asks for; none where that is not known here."""
+        try:
+            known = known_folders(self.sweep.file, self.sweep)
+        except UnidentifiedError:
+            return []
+        return strangers(known | {run.folder_name for run in self.sweep.runs}, self.folder)
 
 
 def as_data(seen: Observer) -> dict[str, Any]:

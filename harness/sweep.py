@@ -36,7 +36,7 @@ from harness.spec import Sweep, known_folders, load_sweep, only
 from harness.store import look_at_all, strangers, sweep_folder
 from harness.submissions import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.lease import Lease
 
 LOG = "launcher.log"
@@ -261,7 +261,15 @@ def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
 
 def _tell_strangers(sweep: Sweep, runs: Path, remove: bool = False) -> None:
     """Report, or remove, run folders that no profile of the file asks for."""
-    known = known_folders(sweep.file, sweep) | {run.folder_name for run in sweep.runs}
+    try:
+        known = known_folders(sweep.file, sweep) | {run.folder_name for run in sweep.runs}
+    except UnidentifiedError as error:  # of another profile, for another machine
+        if remove:
+            raise ConfigError(
+                f"--prune: which folders belong to all profiles of {sweep.file} is not known here "
+                f"({error}); nothing was removed"
+            ) from error
+        return
     found = strangers(known, sweep_folder(sweep, runs))
     if remove:
         prune(found, print, Scheduler(sweep_folder(sweep, runs)).cancel)

@@ -10,6 +10,10 @@ class ConfigError(Exception):
     exit_code = 2
 
 
+class UnidentifiedError(ConfigError):
+    """A run cannot be named here: a file that is part of its identity is not at hand."""
+
+
 class RunError(Exception):
     """A run failed for a reason outside what the user wrote (disk, corrupt data). Exit code 1."""
 

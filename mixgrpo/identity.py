@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixgrpo.config import MAPPINGS, SCHEMA_VERSION, RunConfig
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, UnidentifiedError
 from mixgrpo.models import model_weights
 from mixgrpo.prompts import prompts_digest
 from mixgrpo.rewards import scoring_options, shipped_weights
@@ -48,11 +48,12 @@ def differences(config: RunConfig) -> dict[str, Any]:
 
 
 def _digest(key: str, file: str | None) -> str:
-    """What identifies the prompts in a file; "" where none is named."""
+    """What identifies the prompts in a file; "" where none is named. UnidentifiedError where it
+    cannot be read."""
     try:
         return prompts_digest(Path(file)) if file else ""
     except ConfigError as error:
-        raise ConfigError(f"{key}: {error}") from None
+        raise UnidentifiedError(f"{key}: {error}") from None
 
 
 _MODELS_OWN = {"model.guidance": 3.5, "model.cfg": 1.0}

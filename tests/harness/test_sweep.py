@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -279,6 +280,42 @@ def test_detach_returns_and_the_same_command_picks_up(lab: Lab) -> None:
     assert "started" not in output
     assert all(reasons == ["finished"] for reasons in lab.attempts().values())
     assert "interval=1-seed0: started" in (lab.runs / "toy" / "launcher.log").read_text()
+
+
+def test_a_profile_for_another_machine_is_in_nobodys_way(lab: Lab) -> None:
+    """Its prompts are not here, so that nobody can say which folders are its own."""
+    away = "\nprofiles:\n  here: {}\n  away: {set: {prompts.train: /nowhere/prompts.txt}}\n"
+    lab.write(SMALL + away)
+    code, output = lab.finish()
+    assert code == 0, output
+    lab.write(SMALL.replace("[1, 3]", "[3]") + away)
+    before = sorted(lab.runs.glob("toy/*-seed*"))
+    assert len(before) == 2
+    code, output = lab.finish()
+    assert code == 0, output
+    assert "no longer in" not in output
+    code, output = lab.finish("--prune")
+    assert code == 2, output
+    assert "prompts.train: /nowhere/prompts.txt" in output
+    assert "nothing was removed" in output
+    assert sorted(lab.runs.glob("toy/*-seed*")) == before
+    command = [sys.executable, "-m", "harness.status", str(lab.file), "--runs", str(lab.runs)]
+    status = subprocess.run(command, capture_output=True, text=True)
+    assert (status.returncode, status.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["tau", "smoke"])
+def test_what_ships_is_planned_where_nothing_else_is(name: str, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.sweep", str(root / "sweeps" / f"{name}.yaml"), "--plan"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{name} (" in done.stdout or f"{name}: " in done.stdout
 
 
 def test_prune_stops_a_live_run_before_it_removes_it(lab: Lab) -> None:
