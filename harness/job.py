@@ -27,6 +27,7 @@ from typing import Any, Literal, TextIO
 from harness import environment, slurm
 from harness.place import Here, here, join_ranks
 from harness.store import (
+    ENDED_BY_ITSELF,
     STOP,
     Attempt,
     Reason,
@@ -267,14 +268,7 @@ def _ended_by_itself(folder: Path, where: Here | None) -> Reason | None:
     if where is None or not where.restarts or not attempts:
         return None
     last = attempts[-1]
-    ends: tuple[Reason, ...] = (
-        "config",
-        "exception",
-        "run-error",
-        "no-progress",
-        "no-space",
-        "stopped",
-    )
+    ends: tuple[Reason, ...] = (*ENDED_BY_ITSELF, "stopped")
     return next((end for end in ends if last.job_id == where.job and last.reason == end), None)
 
 

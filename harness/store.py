@@ -51,6 +51,15 @@ Reason = Literal[
 `no-progress`: it was not begun, or not queued again, for the attempts before it led nowhere.
 `killed` means that it left no word, or that the next attempt says so."""
 
+ENDED_BY_ITSELF: tuple[Reason, ...] = (
+    "config",
+    "exception",
+    "no-space",
+    "run-error",
+    "no-progress",
+)
+"""Reasons that the run has, whatever became of its job."""
+
 STATE_OF: dict[str, State] = {
     # Said to be finished, and yet without a result: somebody removed it.
     "finished": "lost",
@@ -223,9 +232,7 @@ def _state(attempts: tuple[Attempt, ...], place: Place | None) -> State:
     if place is not None and place.standing != "gone":
         last = attempts[-1] if attempts else None
         ended_by_itself = (
-            last is not None
-            and last.job_id == place.task
-            and last.reason in ("config", "exception", "no-space", "run-error", "no-progress")
+            last is not None and last.job_id == place.task and last.reason in ENDED_BY_ITSELF
         )
         if not ended_by_itself:
             return place.standing

@@ -21,6 +21,7 @@ from mixgrpo.atomic import flush, write_bytes, write_json
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 FOLDER_VARIABLE = "MIXGRPO_EMBEDDINGS"
@@ -134,17 +135,9 @@ class EmbeddingStore:
         names = set().union(*(row.keys() for row in rows.values()))
         found = {}
         for name in sorted(names):
+            form = _form(rows[prompts[0]], name)
             for prompt in prompts:
-                first, row = rows[prompts[0]].get(name), rows[prompt].get(name)
-                if (
-                    first is None
-                    or row is None
-                    or (first.shape, first.dtype)
-                    != (
-                        row.shape,
-                        row.dtype,
-                    )
-                ):
+                if form is None or _form(rows[prompt], name) != form:
                     raise RunError(
                         f"{self.folder}: the embedding {name} of the prompt {prompt!r} has not the "
                         f"shape of that of {prompts[0]!r}; remove the folder and encode again"
@@ -230,6 +223,10 @@ class EmbeddingStore:
             with suppress(FileNotFoundError):
                 if time.time() - partial.stat().st_mtime > _ABANDONED_S:
                     partial.unlink()
+
+
+def _form(row: _Row, name: str) -> "tuple[torch.Size, torch.dtype] | None":
+    return (row[name].shape, row[name].dtype) if name in row else None
 
 
 def _key(prompt: str) -> str:

@@ -31,6 +31,7 @@ from mixgrpo.rewards.sizes import REWARD_NETWORKS
 _FULL = 4
 """Bytes of a number in float32."""
 _LARGE = 80 * 10**9
+"""Bytes of the GPUs that the presets are for."""
 _GATHERED = 2
 """Blocks whose weights FSDP2 holds whole at a time: the one at work and the next."""
 _BUCKET = 2**28

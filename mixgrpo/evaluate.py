@@ -97,7 +97,6 @@ def evaluate(
     device = next(policy.network.parameters()).device
     count = len(noise) // len(prompts)
     sampling = Sampling(steps, shift, p_mix)
-    prepare(policy, prompts, log.info)
     scores: dict[str, list[Tensor]] = {r.name: [] for r in rewards}
     spread: list[Tensor] = []
     images: dict[str, Tensor] = {}
@@ -176,6 +175,7 @@ def compare(
     Intervals are over prompts, each of which counts by the mean of its `images`.
     """
     config, policy = loaded.config, loaded.policy
+    prepare(policy, prompts, log.info)  # text encoders that come and go come once
     noise = evaluation_noise(seed, prompts, images, policy.latent_shape)
     columns = []
     for way in ways:

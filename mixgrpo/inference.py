@@ -4,7 +4,6 @@ Hybrid inference (MixGRPO, arXiv 2507.21802) takes the first steps with the trai
 rest with the base model. What is reported must say which of the two it is.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,12 +14,10 @@ from torch import Tensor
 from mixgrpo.config import ComputeConfig
 from mixgrpo.dpm import DPMSolver
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import Conditioning, Policy, prepare
+from mixgrpo.models import Conditioning, Policy
 from mixgrpo.rollout import Velocity, sample_ode, slices
 from mixgrpo.schedule import sigma_schedule
 from mixgrpo.steps import predict_x0
-
-log = logging.getLogger(__name__)
 
 Order = Literal[1, 2, 3]
 Variant = Literal["midpoint", "heun"]
@@ -117,7 +114,6 @@ def draw(
 
     Batches of the same size give the same bytes; `batch` is part of what is held fixed.
     """
-    prepare(policy, prompts, log.info)
     images = []
     for part in slices(len(prompts), batch):
         conditioning = policy.encode(list(prompts[part]))

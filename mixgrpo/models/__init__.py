@@ -95,7 +95,9 @@ def load_policy(config: RunConfig, device: str) -> Policy:
     model = config.model
     if model.name not in DIFFUSION:
         return load_model(model.name, model.checkpoint, device)
-    policy: Policy = registry.make(_GROUP, _BUILT_IN, model.name, "", *_arguments(config, device))
+    policy: Policy = registry.make(
+        _GROUP, _BUILT_IN, model.name, _WANTED, *_arguments(config, device)
+    )
     return policy
 
 
@@ -110,7 +112,7 @@ def load_text(config: RunConfig, device: str) -> "PromptEncoder":
             f"model.name {name}: keeps no embeddings; those of {', '.join(DIFFUSION)} are encoded "
             "ahead"
         )
-    text: PromptEncoder = registry.make(_GROUP, _TEXT, name, "", *_arguments(config, device))
+    text: PromptEncoder = registry.make(_GROUP, _TEXT, name, _WANTED, *_arguments(config, device))
     return text
 
 
