@@ -268,19 +268,20 @@ def _reference(chosen: Chosen, arms: list[Arm]) -> str:
 def _measure(chosen: Chosen, configs: dict[str, RunConfig]) -> str:
     measured = [{*c.rewards.train, *c.rewards.held_out} for c in configs.values()]
     everywhere = set.intersection(*measured)
-    measure = chosen.file.measure or next(iter(next(iter(configs.values())).rewards.train))
+    given = chosen.get("measure") or Given(None, ("measure",))
+    measure = given.value or next(iter(next(iter(configs.values())).rewards.train))
     if measure not in everywhere:
         arm, has = next(
             pair for pair in zip(configs, measured, strict=True) if measure not in pair[1]
         )
         hint = did_you_mean(measure, sorted(everywhere)) if everywhere else ""
         raise chosen.error(
-            ("measure",),
+            given.key,
             f"not every arm measures the reward {measure}{hint}; arm {arm}, of model "
             f"{configs[arm].model.name}, has {', '.join(sorted(has))}: name it in rewards.held_out "
             "of every arm that does not train on it",
         )
-    return measure
+    return str(measure)
 
 
 def _paper_rows(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:

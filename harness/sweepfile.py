@@ -38,6 +38,8 @@ class Part(Section):
     """How many (0, 1, ...), or which."""
     reference: str | Settings | None = None
     """An arm's name, or settings that only one arm has. The first arm by default."""
+    measure: Name | None = None
+    """The reward that answers; by default the first one that is trained on."""
     paper_rows: dict[Scalar, Scalar] | None = None
     """Row of the published table by arm name or grid value; by default they are the same."""
     notes: str | None = None
@@ -52,7 +54,6 @@ class Profile(Part):
 class SweepFile(Part):
     name: Name
     question: Annotated[str, Field(min_length=1)]
-    measure: Name | None = None
     paper: Name | None = None
     profiles: dict[Name, Profile] = Field(default={}, min_length=1)
 

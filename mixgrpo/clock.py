@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,6 +16,8 @@ class Clock:
         self._device = device
         self._begin = self._last = now(device)
         self._laps: dict[str, float] = {}
+        self._processor_begin = time.process_time()
+        self._processor_apart = 0.0
 
     def lap(self, *phases: str, shares: tuple[float, ...] = ()) -> None:
         """End a phase. Several that ran side by side get the time in proportion to `shares`."""
@@ -24,15 +28,26 @@ class Clock:
             self._laps[phase] = self._laps.get(phase, 0.0) + part * (moment - self._last)
         self._last = moment
 
+    @contextmanager
+    def apart(self, phase: str) -> Iterator[None]:
+        """A phase that is no part of the method."""
+        begin = time.process_time()
+        yield
+        self._processor_apart += time.process_time() - begin
+        self.lap(phase)
+
     def wait(self) -> None:
         """What has passed since the last phase belongs to none."""
         self._last = now(self._device)
 
     def seconds(self) -> dict[str, float]:
+        """By phase, and `seconds_cpu`: this process's time on the processor without the phases
+        apart. What else the machine does lengthens the others and not this one."""
+        processor = time.process_time() - self._processor_begin - self._processor_apart
         total = now(self._device) - self._begin
         named = {f"seconds_{phase}": value for phase, value in self._laps.items()}
         other = total - sum(self._laps.values())
-        return {**named, "seconds_other": other, "seconds_total": total}
+        return {**named, "seconds_other": other, "seconds_total": total, "seconds_cpu": processor}
 
 
 def now(device: str) -> float:

@@ -159,8 +159,8 @@ class Trainer:
             self._evaluations() - forward_before,
             self.velocity.evaluations - forward_rollout,
         ]
-        health = self._health(iteration, plan, part, own)
-        clock.lap("health")
+        with clock.apart("health"):
+            health = self._health(iteration, plan, part, own)
 
         line: Metrics = {
             "iteration": iteration,
