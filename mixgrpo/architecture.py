@@ -18,7 +18,7 @@ from torch import nn
 from mixgrpo.config import DIFFUSION, RunConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.models import PIPELINES, Conditioning, Policy, hub_name
-from mixgrpo.scenes import BASE_WEIGHTS
+from mixgrpo.scenes import weights_file
 
 Json = dict[str, Any]
 
@@ -261,7 +261,7 @@ def _scenes(checkpoint: str | None) -> Architecture:
     from mixgrpo.scenes.model import TOKENS, ModelConfig, ScenesModel
     from mixgrpo.scenes.render import SIZE
 
-    file = Path(checkpoint) if checkpoint else BASE_WEIGHTS
+    file = weights_file(checkpoint)
     try:
         with safe_open(file, framework="pt") as opened:
             found = json.loads((opened.metadata() or {})["config"])

@@ -183,6 +183,9 @@ class ObjectiveConfig(Section):
     """The policy ratio, or GRPO-Guard's, normalised for every image and step."""
     step_weight: Literal["none", "noise", "inverse-dt"] = "none"
     """Weight of a step's loss: by its noise (TempFlow-GRPO) or 1 / -dt (GRPO-Guard)."""
+    step_gradient: Literal["plain", "unit"] = "plain"
+    """What is averaged over an image's trained steps: their gradients, or these scaled to norm 1
+    each, so that no step outweighs the others."""
     kl_weight: float = Field(0.0, ge=0)
     """beta of the KL to the base model; 0 evaluates no reference model."""
 
@@ -376,6 +379,11 @@ def _fits_sampler(config: RunConfig) -> None:
         raise ValueError(
             "sampler.sde all leaves no ODE step for sampler.order, sampler.head_ratio and "
             "sampler.tail_ratio to speak of; leave them at 1"
+        )
+    if config.objective.step_gradient == "unit" and config.trained_per_image != config.window.size:
+        raise ValueError(
+            "objective.step_gradient unit needs the same trained steps in every image; leave "
+            "window.fraction and window.count at their defaults, or take plain"
         )
     guard = config.objective.ratio == "guard" or config.objective.step_weight == "noise"
     if guard and s.density == "released":

@@ -47,6 +47,7 @@ from mixgrpo.update import (
     Batch,
     Conflict,
     Rows,
+    UnitSteps,
     drawn_steps,
     gradients,
     judge,
@@ -355,10 +356,17 @@ class Trainer:
         first = number == 0  # the policy is still that of the rollout
         # Where images differ in their steps, no slot is the window's first or last step.
         whole = slots > 1 and slots == self.config.window.size
-        measures = self.config.health.gradient_conflict and first and whole
+        unit = (
+            UnitSteps(parameters, slots) if self.config.objective.step_gradient == "unit" else None
+        )
+        measures = self.config.health.gradient_conflict and first and whole and unit is None
         conflict = Conflict(parameters, slots) if measures else None
         stats = [torch.zeros(6, device=self.device)]  # for a rank without images
-        for part in [] if batch is None else slots_together(self.config, batch, first):
+        if unit is not None:  # every rank has part in every step's norm
+            parts = [[slot] for slot in range(slots)]
+        else:
+            parts = [] if batch is None else slots_together(self.config, batch, first)
+        for part in parts:
             if conflict is not None and part == [slots - 1]:
                 conflict.before_last()
             if batch is not None and rows is not None:
@@ -367,9 +375,14 @@ class Trainer:
                     stats.append(judged.stats)
             if conflict is not None and part == [0]:
                 conflict.after_first()
+            if unit is not None:
+                unit.take(self.ranks)
         cosine = conflict.cosine(self.ranks) if conflict is not None else None
-        found = gradients(parameters)
-        self.ranks.sum_gradients(found)
+        if unit is not None:
+            found = unit.give()
+        else:
+            found = gradients(parameters)
+            self.ranks.sum_gradients(found)
         norm = torch.nn.utils.get_total_norm(found)
         length = float(self.ranks.whole(norm))
         if not math.isfinite(length):

@@ -375,6 +375,36 @@ class Conflict:
         return found if math.isfinite(found) else None
 
 
+class UnitSteps:
+    """Averages the gradients of an update's trained steps, each scaled to norm 1."""
+
+    def __init__(self, parameters: list[Parameter], slots: int) -> None:
+        self._parameters = parameters
+        self._slots = slots
+        self._total: list[Tensor] = []
+
+    def take(self, ranks: Ranks) -> None:
+        """Add the accumulated gradient of one step and begin the next from zero. A collective."""
+        found = gradients(self._parameters)
+        ranks.sum_gradients(found)
+        norm = get_total_norm(found)
+        # A step without noise has none; one that is not finite must reach the check for it.
+        scale = 1 / self._slots if float(ranks.whole(norm)) == 0 else 1 / (norm * self._slots)
+        scaled = [g * scale for g in found]
+        if not self._total:
+            self._total = scaled
+        else:
+            torch._foreach_add_(self._total, scaled)
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def give(self) -> list[Tensor]:
+        """The average, as the gradient of the parameters."""
+        for parameter, gradient in zip(self._parameters, self._total, strict=True):
+            parameter.grad = gradient
+        return self._total
+
+
 def gradients(parameters: list[Parameter]) -> list[Tensor]:
     """Of every parameter: zeros where this rank's images did not reach it."""
     for parameter in parameters:

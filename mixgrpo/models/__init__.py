@@ -8,7 +8,7 @@ from mixgrpo import registry
 from mixgrpo.config import DIFFUSION, RunConfig
 from mixgrpo.contents import contents, pipeline_contents
 from mixgrpo.errors import ConfigError
-from mixgrpo.scenes import BASE_WEIGHTS
+from mixgrpo.scenes import weights_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +77,6 @@ _ON_THE_HUB = {
     "sd3": "stabilityai/stable-diffusion-3.5-medium",
     "qwen-image": "Qwen/Qwen-Image",
 }
-_SHIPPED = {"scenes": BASE_WEIGHTS}
 _WANTED = "callable with a checkpoint (or None) and a device, and return a policy"
 _MEMBERS = [*Policy.__annotations__, *(name for name in vars(Policy) if name[0] != "_")]
 
@@ -160,6 +159,8 @@ def model_weights(name: str, checkpoint: str | None) -> str:
 
     The sha256 of a file, given or shipped; a digest of a folder; else a name on the hub.
     """
-    place = Path(checkpoint) if checkpoint else _SHIPPED.get(name)
+    place = Path(checkpoint) if checkpoint else None
+    if name == "scenes":
+        place = weights_file(checkpoint)
     identify = pipeline_contents if name in DIFFUSION else contents
     return (identify(place) if place else "") or (hub_name(name, checkpoint) or "")

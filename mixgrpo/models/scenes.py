@@ -1,6 +1,5 @@
 """The embedded policy: the scenes' base model behind the interface that the trainer knows."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -8,8 +7,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from mixgrpo.models.time import ExactTime
-from mixgrpo.scenes import BASE_WEIGHTS
 from mixgrpo.scenes import prompts as scenes
+from mixgrpo.scenes import weights_file
 from mixgrpo.scenes.render import SIZE
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class ScenesPolicy:
         """
         from mixgrpo.scenes.model import load_model
 
-        return cls(load_model(Path(checkpoint) if checkpoint else BASE_WEIGHTS)).to(device)
+        return cls(load_model(weights_file(checkpoint))).to(device)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Self:

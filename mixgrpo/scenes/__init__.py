@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
-BASE_WEIGHTS = Path(__file__).parent / "weights" / "base.safetensors"
+_WEIGHTS = Path(__file__).parent / "weights"
+BASE_WEIGHTS = _WEIGHTS / "base.safetensors"
 """The base model that ships with the package."""
-CLARITY_WEIGHTS = Path(__file__).parent / "weights" / "clarity.safetensors"
+SIZES = ("small", "base", "large")
+"""Base models of the same task that ship with the package, by the name that `model.checkpoint`
+takes."""
+CLARITY_WEIGHTS = _WEIGHTS / "clarity.safetensors"
 """The learned scorer that ships with the package."""
 REWARDS = {
     "composition": "mixgrpo.scenes.score:composition",
@@ -13,3 +17,10 @@ REWARDS = {
     "clarity": "mixgrpo.scenes.clarity:clarity",
 }
 """Functions that judge pictures of the embedded task."""
+
+
+def weights_file(checkpoint: str | None) -> Path:
+    """The file that `model.checkpoint` means: a size's name, a path, or none for the base model."""
+    if checkpoint is None:
+        return BASE_WEIGHTS
+    return _WEIGHTS / f"{checkpoint}.safetensors" if checkpoint in SIZES else Path(checkpoint)

@@ -44,6 +44,13 @@ class ModelConfig:
         return self.heads * self.head_dim
 
 
+SIZES_OF = {
+    "small": ModelConfig(heads=1),
+    "base": ModelConfig(),
+    "large": ModelConfig(heads=3),
+}
+"""Sizes of the base models that ship with the package: of 32, 64 and 96 dimensions."""
+
 TINY = ModelConfig(
     heads=1, head_dim=16, rope_dims=(4, 6, 6), double_blocks=1, single_blocks=1, text_layers=1
 )

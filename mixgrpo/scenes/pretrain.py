@@ -21,12 +21,20 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from mixgrpo import cli
+from mixgrpo.errors import ConfigError
 from mixgrpo.evaluate import evaluate, evaluation_noise
 from mixgrpo.models.scenes import ScenesPolicy
 from mixgrpo.rewards import load_reward
-from mixgrpo.scenes import BASE_WEIGHTS, CLARITY_WEIGHTS
+from mixgrpo.scenes import CLARITY_WEIGHTS, SIZES, weights_file
 from mixgrpo.scenes.machine import machine
-from mixgrpo.scenes.model import ModelConfig, ScenesModel, random_model, save_model, word_indices
+from mixgrpo.scenes.model import (
+    SIZES_OF,
+    ModelConfig,
+    ScenesModel,
+    random_model,
+    save_model,
+    word_indices,
+)
 from mixgrpo.scenes.prompts import Scene, held_out_prompts, parse, train_prompts
 from mixgrpo.scenes.render import render
 
@@ -97,11 +105,16 @@ def learning_rate(iteration: int, recipe: Recipe) -> float:
 
 
 def pretrain(
-    recipe: Recipe, seed: int, device: str, report_every: int, evaluate_every: int
+    sizes: ModelConfig,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    report_every: int,
+    evaluate_every: int,
 ) -> ScenesModel:
     """The averaged (EMA) model after `recipe.iterations` iterations; prints its progress."""
-    model = random_model(ModelConfig(), seed).to(device)
-    average = random_model(ModelConfig(), seed).to(device)
+    model = random_model(sizes, seed).to(device)
+    average = random_model(sizes, seed).to(device)
     watched = ScenesPolicy(average)
     pairs = list(zip(average.parameters(), model.parameters(), strict=True))
     optimizers = make_optimizers(model, recipe)
@@ -166,7 +179,10 @@ def report(policy: ScenesPolicy) -> dict[str, Any]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the weights go.")] = BASE_WEIGHTS,
+    size: Annotated[str, typer.Option(help=f"Which model: {', '.join(SIZES)}.")] = "base",
+    out: Annotated[
+        Path | None, typer.Option(help="Where the weights go; by default into the package.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the weights, the scenes and the noise.")] = 0,
     iterations: Annotated[int, typer.Option(min=1, help="How long to train.")] = Recipe.iterations,
     schedule: Annotated[
@@ -177,14 +193,17 @@ def main(
     evaluate_every: Annotated[int, typer.Option(min=1, help="Print held-out scores.")] = 2000,
 ) -> None:
     """Train the base model and write it with a JSON file that describes it."""
+    if size not in SIZES:
+        raise ConfigError(f"--size {size}: no such size; known: {', '.join(SIZES)}")
     torch.set_num_threads(1)
-    recipe = Recipe(iterations, schedule)
+    recipe, out = Recipe(iterations, schedule), out or weights_file(size)
     begin = time.perf_counter()
-    model = pretrain(recipe, seed, device, report_every, evaluate_every)
+    model = pretrain(SIZES_OF[size], recipe, seed, device, report_every, evaluate_every)
     minutes = (time.perf_counter() - begin) / 60
     save_model(out, model.config, model.state_dict())
     policy = ScenesPolicy.load(str(out), device)
-    flags = f"--seed {seed} --iterations {iterations} --schedule {schedule}"
+    flags = f"--size {size} " * (size != "base")
+    flags += f"--seed {seed} --iterations {iterations} --schedule {schedule}"
     flags += f" --device {device}" * (device != "cpu")
     described = {
         "command": f"python -m mixgrpo.scenes.pretrain {flags}",

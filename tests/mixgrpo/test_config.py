@@ -506,6 +506,7 @@ CHANGED: dict[str, Any] = {
     "objective.skip_constant_groups": True,
     "objective.ratio": "guard",
     "objective.step_weight": "noise",
+    "objective.step_gradient": "unit",
     "objective.kl_weight": 0.1,
     "optimizer.name": "torch.optim.SGD",
     "optimizer.options": {"eps": 1e-6},

@@ -117,6 +117,8 @@ ITERATIONS: list[dict[str, Any]] = [
         "sampler": {"sde": "all"},
         "window": {"size": 4, "count": 3},
     },
+    {"objective": {"step_gradient": "unit", "kl_weight": 0.2}, "window": {"size": 3}},
+    {"objective": {"step_gradient": "unit"}, "sampler": {"sde": "all"}, "window": {"size": 5}},
     {"objective": {"kl_weight": 0.7}},
     {"optimizer": {"max_grad_norm": 1e-3}},
     {"objective": {"advantage_clip": 0.5}},
@@ -220,7 +222,8 @@ def compare(
         drawn = drawn_steps(config, iteration, prompts)
         trained = None if drawn is None else drawn.flatten(0, 1).tolist()
         losses, kls, norms, distances = [], [], [], []
-        if trained is None and config.window.size > 1:
+        unit = config.objective.step_gradient == "unit"
+        if trained is None and config.window.size > 1 and not unit:
             cosine = first_and_last(config, net(mine), path.window, chosen[0], a, text, net(start))
             assert line.get("gradient_cosine") == (cosine and pytest.approx(cosine, abs=1e-7))
         else:
@@ -243,6 +246,10 @@ def compare(
                 step_weight=config.objective.step_weight,
                 density=config.sampler.density,
             )
+            if unit:
+                judged.gradient = mean_of_units(
+                    config, net(mine), path.window, images, a, text, start
+                )
             losses.append(judged.loss)
             kls.append(judged.kl)
             norms.append(math.sqrt(sum((g**2).sum() for g in judged.gradient.values())))
@@ -289,6 +296,35 @@ def score(config: RunConfig, final: oracle.Array) -> dict[str, oracle.Array]:
     values = {"brightness": images[:, :4].mean(1), "contrast": 10 * images.std(1, ddof=1)}
     group = config.rollout.group_size
     return {k: values[k].reshape(-1, group) for k in config.rewards.train}
+
+
+def mean_of_units(
+    config: RunConfig,
+    now: oracle.ToyNet,
+    window: list[oracle.Step],
+    images: oracle.Array,
+    a: oracle.Array,
+    text: oracle.Array,
+    start: dict[str, Any],
+) -> dict[str, oracle.Array]:
+    """The mean over the window's steps of each one's gradient at norm 1."""
+    base = net(start) if config.objective.kl_weight else None
+    total = dict.fromkeys(("inner", "outer"), 0.0)
+    for place in range(len(window)):
+        gradient = oracle.judge(
+            now,
+            window,
+            images,
+            a.ravel(),
+            text,
+            config.objective.clip_range,
+            config.objective.kl_weight,
+            base,
+            trained=[{place}] * a.size,
+        ).gradient
+        norm = math.sqrt(sum((g**2).sum() for g in gradient.values())) or 1.0
+        total = {k: total[k] + gradient[k] / norm / len(window) for k in total}
+    return total
 
 
 def first_and_last(
@@ -456,7 +492,8 @@ def test_a_block_is_scored_while_the_next_is_sampled(monkeypatch: pytest.MonkeyP
     line = trainer.iterate(0)
     assert waited == [True, True, True]
     assert line["reward_brightness_mean"] == pytest.approx(together["reward_brightness_mean"])
-    parts = [line[k] for k in line if k.startswith("seconds_") and k != "seconds_total"]
+    whole = ("seconds_total", "seconds_cpu")
+    parts = [line[k] for k in line if k.startswith("seconds_") and k not in whole]
     assert sum(parts) == pytest.approx(line["seconds_total"])
 
 

@@ -130,6 +130,18 @@ def test_two_ranks_with_shards_are_one_process(launched: Launch, one: Path) -> N
             assert a[key] == b[key] / 3 * 4
 
 
+@pytest.mark.parametrize("flags", [COPIES, SHARDS], ids=["copies", "shards"])
+def test_steps_of_norm_one_are_of_all_ranks_together(
+    flags: tuple[str, ...], launched: Launch, config: RunConfig, tmp_path: Path
+) -> None:
+    unit = {"objective": config.objective.model_copy(update={"step_gradient": "unit"})}
+    alone = tmp_path / "alone"
+    assert train.run(config.model_copy(update=unit), alone, ranks=Ranks()) == "finished"
+    further = ("--set", "objective.step_gradient=unit", "--out")
+    counts = ("evaluations_computed", "backward_computed", "evaluations_health")
+    assert_same(launched(flags, "mixgrpo.train", *further), alone, ignoring=counts)
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(
     launched: Launch, one: Path, config: RunConfig
 ) -> None:
