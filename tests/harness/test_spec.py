@@ -263,6 +263,10 @@ def test_only_takes_a_part(tmp_path: Path) -> None:
         only(sweep, ["interval=26"])
 
 
+SAME = {"strategy": [("constant", "exp-decay")]}
+"""The released decay begins where the window never comes to, and the study says so."""
+
+
 @pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_sweeps_that_ship_are_valid_in_every_profile(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -273,7 +277,7 @@ def test_the_sweeps_that_ship_are_valid_in_every_profile(
         sweep = load_sweep(file, profile)
         assert sweep.name == file.stem
         assert len(sweep.runs) == len(sweep.arms) * len(sweep.seeds)
-        assert same_schedules(sweep) == []
+        assert same_schedules(sweep) == SAME.get(sweep.name, [])
 
 
 def test_the_laptop_windows_move_as_far_as_the_papers() -> None:
