@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness import paper
+from harness import environment, paper
 from harness.spec import same_schedules
 from harness.stats import (
     Comparison,
@@ -39,6 +39,10 @@ PHASES = ("rollout", "decode", "reward", "update", "other")
 HEALTH = "health"
 """The phase of an iteration in which the training is watched. It belongs to no method, and is taken
 out of every comparison of seconds."""
+
+
+METHOD = "seconds_method"
+"""Column of the seconds that count: those of `method_seconds`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,10 @@ class ArmResult:
     """Per iteration, without health."""
     phases: dict[str, float]
     """Median seconds per iteration of each phase, health last."""
+    seconds_per_run: Interval
+    """Training of one run from its first iteration to its last, without health."""
+    evaluations_per_run: Interval
+    """Network evaluations of one run, counted after sharing."""
     time_ratio: Interval | None
     """Median iteration time over that of the reference, without health, paired by seed."""
     published_row: str | None
@@ -103,6 +111,12 @@ class Analysis:
     at which the windows differ; until then runs with the same seed are bit-identical."""
     same_schedule: tuple[tuple[str, ...], ...]
     """Groups of arms that are configured differently and compute the same."""
+    core_time: bool
+    """Whether seconds are those of one core (`core_time`), not of the clock on the wall."""
+
+    @property
+    def seconds_in_words(self) -> str:
+        return "seconds of one core's time" if self.core_time else "seconds by the clock"
 
     @property
     def reference(self) -> ArmResult:
@@ -139,7 +153,10 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         for when in ("before", "after")
     }
     comparisons = compare(measured["after"][sweep.measure], sweep.reference)
-    times_of = by_arm(sweep, _steady(results.metrics))
+    of_one_core = core_time(results)
+    all_seconds = method_seconds(results)
+    totals = by_arm(sweep, _totals(results.metrics, all_seconds))
+    times_of = by_arm(sweep, _steady(_on_the_clock(results.metrics, all_seconds)))
     medians = {arm: _median_by_seed(times) for arm, times in times_of.items()}
     arms = []
     for arm in sweep.arms:
@@ -161,10 +178,14 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
                 nfe_train=_range(own, "nfe_train"),
                 evaluations=_per_iteration(own, "evaluations_computed"),
                 backward=_per_iteration(own, "backward_computed"),
-                seconds=_quartiles(method_seconds(times)),
+                seconds=_quartiles(times[METHOD]),
                 phases={
                     phase: _quartiles(_seconds(times, phase)).median for phase in (*PHASES, HEALTH)
                 },
+                seconds_per_run=mean_interval(list(totals[arm.name][METHOD])),
+                evaluations_per_run=mean_interval(
+                    list(_by_seed(own, "evaluations_computed").values())
+                ),
                 time_ratio=None
                 if is_reference
                 else ratio_interval(medians[arm.name], medians[sweep.reference]),
@@ -187,6 +208,7 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         ),
         shared_until=_shared_until(sweep),
         same_schedule=tuple(same_schedules(sweep)),
+        core_time=of_one_core,
     )
 
 
@@ -236,9 +258,42 @@ def _per_iteration(runs: "pd.DataFrame", column: str) -> float:
     return float((runs[column] / runs["iterations"]).mean()) if len(runs) else math.nan
 
 
-def method_seconds(metrics: "pd.DataFrame") -> "pd.Series[float]":
-    """Seconds of each iteration without those in which its health was measured."""
+def core_time(results: "Results") -> bool:
+    """Whether the report's seconds are a core's time and not the wall's.
+
+    Where every run had one thread of a CPU, its time on the processor is what an iteration costs,
+    whatever else the machine did meanwhile. Older runs did not measure it.
+    """
+    column = results.metrics.get("seconds_cpu")
+    measured = column is not None and len(column) > 0 and bool(column.notna().all())
+    return measured and bool(results.env) and all(map(environment.is_one_core, results.env))
+
+
+def method_seconds(results: "Results") -> "pd.Series[float]":
+    """Seconds of each line of `results.metrics` without those in which its health was measured:
+    of one core where `core_time`, else by the clock."""
+    metrics = results.metrics
+    if core_time(results):
+        return metrics["seconds_cpu"]  # health is not in it
     return metrics["seconds_total"] - _seconds(metrics, HEALTH)
+
+
+def _on_the_clock(metrics: "pd.DataFrame", seconds: "pd.Series[float]") -> "pd.DataFrame":
+    """The time of each iteration and of its phases, such that the phases of the method add up.
+
+    Phases are timed by the clock on the wall. Where the method's seconds are a core's, each phase
+    has the part of them that it had of the clock's.
+    """
+    wall = metrics["seconds_total"] - _seconds(metrics, HEALTH)
+    scale = (seconds / wall).where(wall > 0, 1.0)
+    phases = {f"seconds_{p}": _seconds(metrics, p) * scale for p in (*PHASES, HEALTH)}
+    return metrics[["arm", "seed", "iteration"]].assign(**phases, **{METHOD: seconds})
+
+
+def _totals(metrics: "pd.DataFrame", seconds: "pd.Series[float]") -> "pd.DataFrame":
+    """One line per run: its seconds from the first iteration to the last."""
+    own = metrics[["arm", "seed"]].assign(**{METHOD: seconds})
+    return own.groupby(["arm", "seed"], observed=True, sort=True)[METHOD].sum().reset_index()
 
 
 def _seconds(metrics: "pd.DataFrame", phase: str) -> "pd.Series[float]":
@@ -253,15 +308,14 @@ def _quartiles(values: "pd.Series[float]") -> Quartiles:
 
 
 def _median_by_seed(metrics: "pd.DataFrame") -> dict[int, float]:
-    medians = method_seconds(metrics).groupby(metrics["seed"]).median()
+    medians = metrics[METHOD].groupby(metrics["seed"]).median()
     return {int(seed): float(value) for seed, value in medians.items()}  # type: ignore[call-overload]
 
 
-def _steady(metrics: "pd.DataFrame") -> "pd.DataFrame":
+def _steady(times: "pd.DataFrame") -> "pd.DataFrame":
     """The iterations after warm-up, and never none of a run."""
-    columns = ["arm", "seed", "iteration", *(c for c in metrics if str(c).startswith("seconds_"))]
-    last = metrics.groupby(["arm", "seed"], observed=True)["iteration"].transform("max")
-    return metrics.loc[metrics["iteration"] >= last.clip(upper=WARM_UP), columns]
+    last = times.groupby(["arm", "seed"], observed=True)["iteration"].transform("max")
+    return times[times["iteration"] >= last.clip(upper=WARM_UP)]
 
 
 def _shared_until(sweep: "Sweep") -> dict[str, int]:

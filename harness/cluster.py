@@ -19,7 +19,6 @@ from harness.job import TRAIN, Job, make_job
 from harness.pack import Pack
 from harness.resources import Slurm
 from harness.snapshot import Snapshot
-from harness.spec import Run
 from harness.store import LIVE, RunState
 from harness.submissions import Submission
 from mixgrpo.errors import ConfigError, RunError
@@ -185,13 +184,13 @@ class Cluster:
         submissions.write(self.folder, replace(submission, job=job))
 
     def _task(self, asked: Slurm, pack: Sequence[Start]) -> Job | Pack:
-        jobs = [self._job(asked, start.run, start.folder) for start in pack]
+        jobs = [self._job(asked, start) for start in pack]
         return Pack(tuple(jobs)) if asked.pack > 1 else jobs[0]
 
-    def _job(self, asked: Slurm, run: Run, folder: Path) -> Job:
+    def _job(self, asked: Slurm, start: Start) -> Job:
         return make_job(
-            folder.resolve(),
-            run.config,
+            start.folder.resolve(),
+            start.run.config,
             threads=max(1, asked.cpus // asked.pack),
             train=self.train,
             executor="slurm",
@@ -199,6 +198,7 @@ class Cluster:
             ranks=asked.processes > 1,
             sharded=asked.sharded,
             packed=asked.pack > 1,
+            **start.shared,
         )
 
     def _executor(self, asked: Slurm, submission: Submission) -> "submitit.SlurmExecutor":

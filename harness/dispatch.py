@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from harness import environment
 from harness.job import TERMINAL_SIGNALS, TRAIN, make_job
@@ -32,6 +32,17 @@ class Start:
 
     run: Run
     folder: Path
+    trunk: Path | None = None
+    """The folder of the run whose checkpoint it takes; None to start from nothing."""
+    trunk_iterations: int = 0
+    """Which checkpoint that is."""
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Where it starts, as fields of a job."""
+        if self.trunk is None:
+            return {}
+        return {"trunk": str(self.trunk.resolve()), "trunk_iterations": self.trunk_iterations}
 
     @property
     def name(self) -> str:
@@ -82,6 +93,7 @@ class Inline:
                 gpu=self.gpu or "",
                 train=self.train,
                 gpus=float(self.gpu is not None),
+                **start.shared,
             )
             os.environ.update(job.variables())
             job.run(self.should_stop)
@@ -139,6 +151,7 @@ class Local:
             executor="local",
             gpus=min(1.0, len(self.gpus) / (self.slots or 1)),
             cores=_cores(slot, self.slots or 1),
+            **start.shared,
         )
         executor = submitit.LocalExecutor(folder=_fresh(start.folder / "log"))
         # submitit kills what takes longer than its limit, and its limit cannot be left out.

@@ -64,6 +64,12 @@ def in_words(env: dict[str, Any]) -> str:
     )
 
 
+def is_one_core(words: str) -> bool:
+    """Whether `in_words` tells of a CPU, and of one thread per run on it."""
+    processor, _, rest = words.partition(", 1 thread per run, ")
+    return bool(rest) and ", " not in processor  # a GPU would stand before the processor
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from harness import plots
 from harness.analysis import HEALTH, Analysis
+from harness.drawing import drawn_arms, some_drawn
 
 if TYPE_CHECKING:
     from harness.measurements import Samples
@@ -77,7 +78,11 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
     caption = (
         f"{reward} on held-out prompts over iterations, network evaluations and seconds: mean over "
         "seeds, and its 95 % interval as a band. Seconds count training only, not evaluation or "
-        "health; they also depend on what else the machine did."
+        + (
+            "health, and are those of one core's time: waiting for other work is not in them."
+            if analysis.core_time
+            else "health; they also depend on what else the machine did."
+        )
     )
     drawn.append(
         ("learning", "Learning curves", caption, lambda: plots.learning(analysis, results))
@@ -103,7 +108,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         "window's first step, the shaded band its extent."
     )
     configs = {run.arm: run.config for run in analysis.sweep.runs}
-    shown_arms = plots.drawn_arms(analysis)
+    shown_arms = drawn_arms(analysis)
     for name in shown_arms or configs:
         config = configs[name]
         if config.trained_per_image < config.window.size:
@@ -116,24 +121,29 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         "Median seconds of each phase of an iteration, over all iterations and seeds after "
         "warm-up. The number beside a bar is the median of the whole iteration."
     )
+    if analysis.core_time:
+        caption += (
+            " Seconds are those of one core's time. A phase has the part of them that it had of "
+            "the iteration by the clock."
+        )
     if any(result.phases[HEALTH] > 0 for result in analysis.arms):
         caption += (
             " Health, what is measured beside the training, is in the bar but not in the number: "
             "no comparison of seconds counts it."
         )
     drawn.append(("time", "Time per phase", caption, lambda: plots.time(analysis)))
-    some = ""
-    if len(shown_arms) < sum(bool(result.seeds) for result in analysis.arms):
-        some = f" Of {len(analysis.arms)} arms, {len(shown_arms)} are drawn; the tables have all."
-    with matplotlib.rc_context(STYLE):
-        return [
-            _picture(name, title, caption + ("" if name == "samples" else some), make())
-            for name, title, caption, make in drawn
-        ]
+    some = some_drawn(analysis)
+    return [
+        picture(name, title, caption + ("" if name == "samples" else some), make)
+        for name, title, caption, make in drawn
+    ]
 
 
-def _picture(name: str, title: str, caption: str, figure: Figure) -> Picture:
+def picture(name: str, title: str, caption: str, make: Callable[[], Figure]) -> Picture:
+    """What `make` draws, in the report's style, as the two files."""
     png, pdf = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    with matplotlib.rc_context(STYLE):
+        figure = make()
+        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     return Picture(name, title, caption, png.getvalue(), pdf.getvalue())

@@ -14,6 +14,9 @@ from harness.stats import MIN_SEEDS, Comparison, seeds_needed
 MOST_NAMED = 20
 """A sentence names so many arms or runs, and says how many more there are."""
 
+MOST_IN_A_LINE = 4
+"""As many names a line of a table has room for."""
+
 
 def answer(analysis: Analysis) -> str:
     """The answer to the sweep's question in one sentence."""
@@ -61,6 +64,30 @@ def answer(analysis: Analysis) -> str:
         arms = _list([_label(analysis, c) for c in unknown])
         parts.append(f"about {arms} nothing can be concluded")
     return f"In {analysis.measure} on held-out prompts, {'; '.join(parts)} ({_pairs(analysis)})."
+
+
+def one_line(analysis: Analysis) -> str:
+    """The answer in a line of a table: which arms, not by how much."""
+    reference = analysis.reference.arm.label
+    parts: list[str] = []
+    for verdict, words in (
+        ("better", "better than"),
+        ("worse", "worse than"),
+        ("indistinguishable", "indistinguishable from"),
+        ("identical", "with every seed the same as"),
+    ):
+        found = [_label(analysis, c) for c in analysis.compared if c.verdict == verdict]
+        if found:
+            everyone = len(found) == len(analysis.compared) > MOST_IN_A_LINE
+            arms = f"all {len(found)} others" if everyone else _few(found)
+            parts.append(f"{arms} {_is(found)} {words} {'it' if parts else reference}")
+    if not parts or not _moved(analysis, analysis.measure):
+        return answer(analysis)
+    unknown = sum(c.verdict in ("too few", "no variance") for c in analysis.compared)
+    if unknown:
+        parts.append(f"about {unknown} nothing can be concluded")
+    line = "; ".join(parts)
+    return f"{line[0].upper() if line.startswith('all ') else line[0]}{line[1:]}."
 
 
 def resolution(analysis: Analysis) -> str:
@@ -133,7 +160,9 @@ def cost(analysis: Analysis) -> str:
     ]
     if not found:
         return ""
-    return f"Time per iteration, as a multiple of {analysis.reference.arm.label}'s: {_list(found)}."
+    kind = "One core's time" if analysis.core_time else "Time"
+    reference = analysis.reference.arm.label
+    return f"{kind} per iteration, as a multiple of {reference}'s: {_list(found)}."
 
 
 def other_rewards(analysis: Analysis) -> list[str]:
@@ -316,6 +345,13 @@ def _of(count: int, total: int) -> str:
 
 def _is(found: Sequence[object]) -> str:
     return "is" if len(found) == 1 else "are"
+
+
+def _few(parts: Sequence[str]) -> str:
+    if len(parts) > MOST_IN_A_LINE:
+        left = len(parts) - MOST_IN_A_LINE + 1
+        return f"{', '.join(parts[: MOST_IN_A_LINE - 1])} and {left} more"
+    return _list(parts)
 
 
 def _list(parts: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from harness import environment, slurm
+from harness.adopt import ORIGIN, UnfitError, adopt
 from harness.place import Here, here, join_ranks
 from harness.store import (
     ENDED_BY_ITSELF,
@@ -89,6 +90,9 @@ class Job:
     """Whether they shard the network (FSDP2)."""
     packed: bool = False
     """Whether other runs share the scheduler's job: then it is not this one that requeues it."""
+    trunk: str = ""
+    """The folder of a run that is the same for `trunk_iterations`, to start from its checkpoint."""
+    trunk_iterations: int = 0
 
     def __call__(self) -> str:
         """The job in a process of its own: SIGTERM, SIGUSR1 and SIGUSR2 make it stop."""
@@ -176,6 +180,7 @@ class Job:
                 reason, error = "no-progress", hopeless
             else:
                 config = RunConfig.model_validate_json(self.config)
+                self._adopt(folder, config, record)
                 with warnings.catch_warnings():
                     warnings.showwarning = record.warned
                     reason = load(self.train)(config, folder, asked_to_stop)
@@ -187,6 +192,26 @@ class Job:
             reason = "no-progress" if error else "yielded"
         record.end(reason, error)
         return reason
+
+    def _adopt(self, folder: Path, config: RunConfig, record: "_Record") -> None:
+        """Start from another run's checkpoint, if the run has none of its own yet. Where that is
+        not to be had, it starts from nothing."""
+        if record.attempt.began_at:
+            return
+        (folder / ORIGIN).unlink(missing_ok=True)
+        if not self.trunk:
+            return
+        processes = int(os.environ.get("SLURM_NTASKS", "1")) if self.ranks else 1
+        source, done = Path(self.trunk), self.trunk_iterations
+        try:
+            adopt(folder, config, source, done, record.environment, processes)
+        except (UnfitError, OSError) as why:
+            if isinstance(why, OSError) and why.errno in _NO_SPACE:
+                raise
+            _tell(f"does not start from {self.trunk}, but from nothing: {why}")
+        else:
+            _tell(f"starts after {done} iterations from {self.trunk}")
+            record.began(done)
 
     def _follow(self, where: Here, should_stop: Callable[[], bool]) -> str:
         """The part of a rank that is not the first: the first one owns the folder and records."""
@@ -351,6 +376,11 @@ class _Record:
         self.attempt = replace(self.attempt, warnings=(*kept, text))
         with contextlib.suppress(OSError):  # the trainer meets a full disk itself, and says so
             self._write(self.attempt)
+
+    def began(self, iterations: int) -> None:
+        """What came before was not this attempt's work."""
+        self.attempt = replace(self.attempt, began_at=iterations)
+        self._write(self.attempt)
 
     def end(self, reason: Reason, error: str | None) -> None:
         try:

@@ -19,6 +19,7 @@ from harness import slurm, submissions
 from harness.dispatch import Executor, Start
 from harness.job import MAX_TRIES
 from harness.progress import Progress
+from harness.sharing import Sharing
 from harness.spec import Sweep
 from harness.store import (
     LIVE,
@@ -30,6 +31,7 @@ from harness.store import (
     sweep_folder,
 )
 from harness.submissions import Place, Scheduler
+from harness.trunk import Trunk
 from mixgrpo import lease
 from mixgrpo.errors import RunError
 from mixgrpo.train import OWNER
@@ -62,10 +64,12 @@ class Launcher:
         make_executor: Callable[[Callable[[], bool]], Executor],
         scheduler: Scheduler,
         retry: Retry = "lost",
+        sharing: Sharing | None = None,
     ) -> None:
-        """`make_executor` is given what an inline job asks after every iteration."""
+        """`make_executor` is given what an inline job asks after every iteration. Without `sharing`
+        every run is computed from its beginning."""
         self.sweep, self.runs_dir, self.progress, self.retry = sweep, runs_dir, progress, retry
-        self.scheduler = scheduler
+        self.scheduler, self.sharing = scheduler, sharing
         self.executor = make_executor(self._after_iteration)
         self.signals = 0
         self.active: set[str] = set()
@@ -82,10 +86,13 @@ class Launcher:
         """When, and how often, jobs were released that Slurm had held, by task."""
         self._states: dict[str, RunState] = {}
         self._watch = lease.Watch()
+        self._trunks: dict[str, Trunk] = {}
+        """From where runs start that have nothing yet, as it was seen last."""
 
     def go(self) -> bool:
         """Run until nothing is left to do. False where it was interrupted."""
         with _handling(self._interrupt):
+            self._copy_finished()
             while True:
                 begin = time.monotonic()
                 states = self._look()
@@ -95,23 +102,36 @@ class Launcher:
                     return self._stop()
                 try:
                     started = self._start_missing(states)
+                    if self.sharing is not None:
+                        self.sharing.release(states)
                     submissions.tidy(self.scheduler)
                     self._release(states)
                 except BrokenPipeError:  # whoever read the output (`| head`) has gone
                     raise
                 except OSError as error:
                     self._stop()
-                    raise RunError(
-                        f"no space (or not writable) under {self.runs_dir}: "
-                        f"{error.strerror or error}; everything is resumable: make room and run "
-                        "the same command again"
-                    ) from error
+                    raise self._no_room(error) from error
                 if not (started or self._busy(states) or self._waiting(states) or self.signals):
                     self.progress.update(self._look, self.executor.slots, force=True)
                     return True
                 self.progress.update(self._look, self.executor.slots)
                 if not started:
                     self._pause(max(PAUSE_S, _MOST_OF_THE_TIME * (time.monotonic() - begin)))
+
+    def _no_room(self, error: OSError) -> RunError:
+        return RunError(
+            f"no space (or not writable) under {self.runs_dir}: {error.strerror or error}; "
+            "everything is resumable: make room and run the same command again"
+        )
+
+    def _copy_finished(self) -> None:
+        """Take over the runs that are finished under another name."""
+        if self.sharing is None:
+            return
+        try:
+            self.sharing.copy_finished(self._look(), self.progress.say)
+        except OSError as error:
+            raise self._no_room(error) from error
 
     def _look(self) -> list[RunState]:
         """All states; those of finished runs are remembered, for they do not change."""
@@ -156,6 +176,7 @@ class Launcher:
         """Fill the free slots. Whether anything was started."""
         busy = self._busy(states)
         wanted = [s for s in states if s.run.folder_name not in busy and self._wants(s)]
+        wanted = self._without_waiting(wanted, states, busy)
         if self.executor.slots is not None:
             elsewhere = {s.run.folder_name for s in states if s.in_queue} - self.active
             wanted = wanted[: max(0, self.executor.slots - len(busy - elsewhere))]
@@ -167,6 +188,23 @@ class Launcher:
                 break
             started = self._start(batch) or started
         return started
+
+    def _without_waiting(
+        self, wanted: list[RunState], states: list[RunState], busy: set[str]
+    ) -> list[RunState]:
+        """Those of the wanted runs that need not wait for another one's checkpoint; of one seed
+        first those for which others wait."""
+        if self.sharing is None or not wanted:
+            return wanted
+        self._trunks = self.sharing.plan(
+            states,
+            lambda s: s.run.folder_name in busy or self._wants(s) or self._wants_later(s),
+        )
+        waits = {name for name, trunk in self._trunks.items() if not trunk.ready}
+        sources = {self._trunks[name].source for name in waits}
+        order = {seed: index for index, seed in enumerate(self.sweep.seeds)}
+        able = [state for state in wanted if state.run.folder_name not in waits]
+        return sorted(able, key=lambda s: (order[s.run.seed], s.run.folder_name not in sources))
 
     def _wants(self, state: RunState) -> bool:
         """Whether a run that is not under way should be."""
@@ -211,7 +249,10 @@ class Launcher:
             folder = sweep_folder(self.sweep, self.runs_dir) / state.run.folder_name
             folder.mkdir(parents=True, exist_ok=True)
             (folder / STOP).unlink(missing_ok=True)
-            wanted[state.run.folder_name] = (state, Start(state.run, folder))
+            start = Start(state.run, folder)
+            if self.sharing is not None:
+                start = self.sharing.start(state.run, folder, self._trunks)
+            wanted[state.run.folder_name] = (state, start)
         if not self.executor.outlive:  # said before: an inline run takes its time
             for state in states:
                 self._note(state)
@@ -274,6 +315,12 @@ class Launcher:
                 self.progress.say(
                     f"{len(running)} run(s) go on in Slurm without this command; the same command "
                     "follows them again, and --cancel ends them"
+                )
+            waiting = sum(not trunk.ready for trunk in self._trunks.values())
+            if waiting:
+                self.progress.say(
+                    f"{waiting} run(s) wait for the checkpoint of another and are not in the queue "
+                    "yet; the same command hands them over (with --detach in the background)"
                 )
             return False
         with contextlib.suppress(OSError):  # a disk too full to be asked ends the jobs by itself

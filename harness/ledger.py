@@ -62,14 +62,16 @@ def ledger(states: Iterable[RunState], sweep_folder: Path) -> Ledger:
 
 
 def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
-    if state.state == "finished" and len(state.attempts) == 1:
+    in_one_go = len(state.attempts) == 1 and not state.attempts[0].began_at
+    if state.state == "finished" and in_one_go:
         _enter_finished(made, state)
         return
     # A line for each iteration, in order, from the first on.
     metrics = read_file(f"{state.folder}/metrics.jsonl") or b""
     iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
     evaluations = _evaluations(state.folder)
-    first_judged = False
+    # A run that began with another one's iterations has that one's first evaluation too.
+    first_judged = state.attempts[0].began_at > 0
     for attempt, following in zip(state.attempts, (*state.attempts[1:], None), strict=True):
         # A run that was queued again is not: what its last attempt lost is lost.
         under_way = following is None and state.state == "running" and attempt.ended is None

@@ -1,7 +1,8 @@
 """Where a report's numbers come from: the run folders, or the copies committed with a report.
 
-A report keeps its measurements beside it (three Parquet files, the pictures, what it ran on), so
-that a fresh clone can draw the same tables and figures without running anything.
+A report keeps its measurements beside it (three Parquet files, a fourth where the sweep has probes,
+the pictures, what it ran on), so that a fresh clone can draw the same tables and figures without
+running anything.
 """
 
 import io
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from harness.spec import Run, Sweep
 
 FRAMES = ("runs", "metrics", "evals")
+PROBES = "probes.parquet"
 MADE = "made.json"
 
 
@@ -42,6 +44,8 @@ class Measurements:
     samples: Samples | None
     committed: bool
     """Whether they are the copies kept with the report, for want of run folders."""
+    probes: "pd.DataFrame | None" = None
+    """What was measured on the finished runs besides their training (`harness.probe`)."""
 
 
 def gather(sweep: "Sweep", runs_dir: Path, report: Path) -> Measurements:
@@ -49,15 +53,16 @@ def gather(sweep: "Sweep", runs_dir: Path, report: Path) -> Measurements:
 
     ConfigError where there is neither, or where the report kept another configuration's numbers.
     """
+    from harness.probe import read_probes
     from harness.results import collect
 
     results = collect(sweep, runs_dir)
     if (results.runs["state"] == "finished").any():
         runs = results.runs[results.runs["state"] == "finished"]
         finished = set(zip(runs["arm"], runs["seed"], strict=True))
-        return Measurements(
-            _sorted(sweep, results), read_samples(sweep, finished, runs_dir), committed=False
-        )
+        samples = read_samples(sweep, finished, runs_dir)
+        probes = read_probes(sweep, runs_dir)
+        return Measurements(_sorted(sweep, results), samples, committed=False, probes=probes)
     if all((report / f"{name}.parquet").exists() for name in FRAMES):
         return _committed(sweep, report)
     raise ConfigError(
@@ -122,12 +127,15 @@ def to_files(sweep: "Sweep", measurements: Measurements) -> dict[str, bytes]:
     """The files, by path inside the report's folder, that `gather` reads back."""
     results = measurements.results
     made: dict[str, Any] = {"profile": sweep.profile, "machines": results.env, "samples": None}
+    frames = {f"{name}.parquet": getattr(results, name) for name in FRAMES}
+    if measurements.probes is not None:
+        frames[PROBES] = measurements.probes
+        made["probes"] = sweep.probes
     files = {}
-    for name in FRAMES:
+    for name, frame in frames.items():
         stream = io.BytesIO()
-        frame = getattr(results, name)
         frame.assign(arm=frame["arm"].astype("str")).to_parquet(stream, index=False)
-        files[f"{name}.parquet"] = stream.getvalue()
+        files[name] = stream.getvalue()
     samples = measurements.samples
     if samples is not None:
         made["samples"] = {key: getattr(samples, key) for key in ("arm", "seed", "iterations")}
@@ -157,6 +165,8 @@ def _committed(sweep: "Sweep", report: Path) -> Measurements:
         machines = [str(machine) for machine in made["machines"]]
         samples = _committed_samples(report / "samples", made["samples"])
         profile = str(made["profile"])
+        options = made.get("probes")
+        probes = pd.read_parquet(report / PROBES) if options and sweep.probes else None
     except Exception as error:  # whatever a damaged file makes pyarrow, json or pandas raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise RunError(
@@ -169,6 +179,11 @@ def _committed(sweep: "Sweep", report: Path) -> Measurements:
             f"{sweep.file}: no finished runs, and {report} keeps measurements of another "
             f"configuration{hint}"
         )
+    if probes is not None and options != sweep.probes:
+        raise ConfigError(
+            f"{sweep.file}: probes: no finished runs, and {report} keeps what was measured with "
+            f"other options ({json.dumps(options)}); give those, or run the sweep"
+        )
     kept = set(zip(runs["arm"], runs["seed"], strict=True))
     new = [
         {"arm": run.arm, "seed": run.seed, "hash": run.hash, "state": "waiting"}
@@ -178,7 +193,10 @@ def _committed(sweep: "Sweep", report: Path) -> Measurements:
     if new:  # arms or seeds that the file got since
         runs = pd.concat([runs, pd.DataFrame(new)], ignore_index=True)
     return Measurements(
-        Results(runs, frames["metrics"], frames["evals"], machines), samples, committed=True
+        Results(runs, frames["metrics"], frames["evals"], machines),
+        samples,
+        committed=True,
+        probes=probes,
     )
 
 

@@ -4,6 +4,8 @@ Measured on FLUX.1-dev with 32 GPUs and the 400 HPDv2 test prompts (SD3.5-M wher
 one run per row, no seeds, no intervals. The same setting differs by 0.03 to 0.08 in ImageReward
 between tables. They stand beside measured numbers, never in a test against them.
 
+What was printed twice (`REPEATED`) says how far such a number can be trusted (`noise`).
+
 Columns: hps, clip, pick, ir, ur (HPS-v2.1, CLIP score, PickScore, ImageReward, UnifiedReward),
 nfe_old (network evaluations per image while sampling), nfe_theta (denoising steps per image that
 receive a gradient), seconds_per_iteration, seconds_per_image.
@@ -185,6 +187,85 @@ TABLES: dict[str, PublishedTable] = {
         label="published by BranchGRPO, FLUX, another task; one run",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A setting whose score the paper prints several times, and differently."""
+
+    setting: str
+    score: str
+    """Column of the scores."""
+    printed: tuple[tuple[float, str, str | None], ...]
+    """Each value, with the table of `TABLES` and the row that have it, or with the place in words
+    and None where the value stands in none of them."""
+
+    @property
+    def spread(self) -> float:
+        values = [value for value, _, _ in self.printed]
+        return max(values) - min(values)
+
+
+REPEATED: tuple[Repeated, ...] = (
+    Repeated("w = 2", "ir", ((1.588, "size", "2"), (1.618, "another table", None))),
+    Repeated("w = 6", "ir", ((1.547, "size", "6"), (1.624, "another table", None))),
+    Repeated(
+        "MixGRPO-Flash at 16 NFE",
+        "ir",
+        (
+            *((1.528, "main", "MixGRPO-Flash"), (1.528, "acceleration", "after")),
+            *((1.578, "order", "2 midpoint"), (1.578, "overhead", "Flash 16")),
+        ),
+    ),
+    Repeated(
+        "MixGRPO-Flash at 16 NFE",
+        "hps",
+        (
+            *((0.358, "main", "MixGRPO-Flash"), (0.358, "acceleration", "after")),
+            *((0.358, "order", "2 midpoint"), (0.362, "overhead", "Flash 16")),
+        ),
+    ),
+)
+
+
+def noise(score: str) -> tuple[float, float] | None:
+    """The paper's visible noise in a score: the smallest and the largest spread of a setting that
+    it prints several times with different values; None where it prints none so.
+
+    A row's own noise cannot be smaller than what it takes to print one setting so differently. Few
+    pairs show it, so that even a difference beyond the largest spread may be chance.
+    """
+    spreads = [round(repeated.spread, 6) for repeated in REPEATED if repeated.score == score]
+    return (min(spreads), max(spreads)) if spreads else None
+
+
+def differences(name: str, reference: str, score: str) -> dict[str, tuple[float, ...]]:
+    """Score of every other row of a table minus that of the row `reference`, by row.
+
+    The first is that of the table; others follow where either setting is printed elsewhere with
+    another score.
+    """
+    bases = printed(name, reference, score)
+    found = {}
+    for key in find(name).rows:
+        values = printed(name, key, score)
+        if key != reference and values and bases:
+            # The paper prints three digits.
+            every = (round(value - base, 6) for value in values for base in bases)
+            found[key] = tuple(dict.fromkeys(every))
+    return found
+
+
+def printed(name: str, key: str, score: str) -> tuple[float, ...]:
+    """A row's score as the table has it, then the other values printed for the same setting."""
+    own = row(name, key).get(score)
+    if own is None:
+        return ()
+    values = [float(own)]
+    for repeated in REPEATED:
+        if repeated.score == score and any(place[1:] == (name, key) for place in repeated.printed):
+            values += [value for value, _, _ in repeated.printed]
+    return tuple(dict.fromkeys(values))
 
 
 def find(name: str) -> PublishedTable:

@@ -2,11 +2,15 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from harness.arms import Arm
 from harness.progress import counts, duration, seconds_per_run
+from harness.sharing import Sharing, finished_elsewhere, will_come
 from harness.spec import Sweep, same_schedules
 from harness.store import RunState
+from harness.trunk import Trunk, may_start
 from mixgrpo.config import RunConfig
 from mixgrpo.plan import iteration_cost
 
@@ -15,8 +19,35 @@ _MOST = 20
 """Arms, and groups of them, that are listed one by one."""
 
 
-def describe(sweep: Sweep, states: list[RunState], slots: int | None) -> str:
-    """The plan of `sweep` on `slots` slots, or for a queue, given the states of its runs."""
+@dataclass(frozen=True)
+class Saved:
+    """What need not be computed, by the names of the runs' folders."""
+
+    copied: dict[str, Path]
+    """Finished elsewhere: where."""
+    trunks: dict[str, Trunk]
+    """From whose checkpoint the others start that do not start from nothing."""
+
+    def iterations(self, state: RunState) -> int:
+        """Those that a run gets from another one."""
+        name = state.run.folder_name
+        if name in self.copied:
+            return state.total
+        return self.trunks[name].iterations if name in self.trunks else 0
+
+
+def foresee(sweep: Sweep, states: list[RunState], runs_dir: Path) -> Saved:
+    """What the launcher would share, given the states of the sweep's runs or of a part of them."""
+    copied = finished_elsewhere([state for state in states if may_start(state)], runs_dir)
+    left = [state for state in states if state.run.folder_name not in copied]
+    return Saved(copied, Sharing(sweep, runs_dir).plan(left, will_come))
+
+
+def describe(
+    sweep: Sweep, states: list[RunState], slots: int | None, saved: Saved | None = None
+) -> str:
+    """The plan of `sweep` on `slots` slots, or for a queue, given the states of its runs and what
+    of them need not be computed."""
     lines = [
         f"{sweep.name}{f' ({sweep.profile})' if sweep.profile else ''}: {len(sweep.arms)} arms x "
         f"{len(sweep.seeds)} seeds = {len(sweep.runs)} runs; reference {sweep.reference}, "
@@ -35,13 +66,17 @@ def describe(sweep: Sweep, states: list[RunState], slots: int | None) -> str:
         seconds = seconds_per_run(own)
         if arm.name in shown:
             lines += ["", *_arm(sweep, arm, own, seconds)]
+            lines += _shared_by(own, states, saved) if saved else []
         if seconds is None:
             unknown += len(missing)
         else:
-            left += [seconds * (1 - s.iteration / s.total) for s in missing]
+            given = {s.run.name: saved.iterations(s) if saved else 0 for s in missing}
+            done = [max(s.iteration, given[s.run.name]) / s.total for s in missing]
+            left += [seconds * (1 - part) for part in done]
     if len(shown) < len(arms):
         lines += ["", f"and {len(arms) - len(shown)} more arms (--only ARM shows one)"]
     lines += ["", _total(states, left, unknown, slots)]
+    lines += _shared(states, saved) if saved else []
     groups = same_schedules(sweep)
     lines += [
         f"same schedule: {_names(group)} have their windows at the same steps in every iteration "
@@ -84,6 +119,60 @@ def _arm(sweep: Sweep, arm: Arm, states: list[RunState], seconds: float | None) 
         if seconds is not None
         else "unknown: no run of this configuration has finished in one go"
     )
+
+
+def _shared_by(own: list[RunState], states: list[RunState], saved: Saved) -> Iterator[str]:
+    """With whom an arm shares its first iterations, by the first of its runs that does."""
+    names = {state.run.folder_name: state.run.arm for state in states}
+    for state in own:
+        trunk = saved.trunks.get(state.run.folder_name)
+        if trunk is not None:
+            source = names.get(trunk.source, trunk.source)
+            yield (
+                f"  shared       {trunk.iterations} of {state.total} iterations, which are those "
+                f"of {source}"
+            )
+            return
+
+
+def _shared(states: list[RunState], saved: Saved) -> Iterator[str]:
+    """What is computed once for several runs, in one line; none where nothing is."""
+    missing = [state for state in states if state.state != "finished"]
+    copied = [state for state in missing if state.run.folder_name in saved.copied]
+    starting = [state for state in missing if state.run.folder_name in saved.trunks]
+    if not (copied or starting):
+        return
+    parts = []
+    if copied:
+        one = len(copied) == 1
+        parts.append(
+            f"{len(copied):,} of {len(states):,} runs {'is' if one else 'are'} finished elsewhere "
+            f"and {'is' if one else 'are'} copied"
+        )
+    if starting:
+        parts.append(_starting(starting, saved))
+    total = sum(state.total - state.iteration for state in missing)
+    given = sum(saved.iterations(state) - state.iteration for state in (*copied, *starting))
+    parts.append(
+        f"saves {given:,} of {total:,} iterations ({given / total:.0%})".replace("%", " %")
+    )
+    yield f"shared        {'; '.join(parts)}"
+
+
+def _starting(starting: list[RunState], saved: Saved) -> str:
+    count = len(starting)
+    lengths = sorted({saved.iterations(state) for state in starting})
+    totals = sorted({state.total for state in starting})
+    verb = "starts" if count == 1 else "start"
+    return (
+        f"{count:,} {verb} from a checkpoint that another makes: {_span(lengths)} of "
+        f"{_span(totals)} iterations{'' if count == 1 else ' each'}"
+    )
+
+
+def _span(numbers: list[int]) -> str:
+    low, high = numbers[0], numbers[-1]
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _total(states: list[RunState], left: list[float], unknown: int, slots: int | None) -> str:

@@ -1,100 +1,50 @@
 """Draws one figure each (matplotlib without pyplot: no window, no global state).
 
-Drawn to be read at about 800 pixels' width. An arm has the same colour and marker everywhere
-(Okabe-Ito: told apart by colour-blind readers and, by the marker, in grey). Captions, style and
+Drawn to be read at about 800 pixels' width. What they share is `drawing`'s; captions, style and
 files are `figures`' work.
 """
 
 import io
 import math
 import textwrap
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.analysis import HEALTH, PHASES, Analysis, ArmResult, by_arm, method_seconds
+from harness.analysis import HEALTH, PHASES, Analysis, by_arm
+from harness.drawing import (
+    GREY,
+    WIDTH,
+    arm_label,
+    arm_marks,
+    drawn_arms,
+    legend_above,
+    name_rows,
+    plot_curve,
+    rows_figure,
+    seed_curve,
+    shown_arms,
+    thousands,
+    whole_numbers,
+)
 from harness.numbers import seconds
-from harness.stats import mean_interval
+from harness.spent import at_evaluations
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-
     from harness.measurements import Samples
     from harness.results import Results
 
-WIDTH = 8.0
-"""Inches: with fonts of 10 points this is easily read at 800 pixels."""
-
-MOST_ARMS = 24
-"""A figure of more could not be read, and one of hundreds not be written."""
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PHASE_COLOURS = ("#3B4B6B", "#8F9BB3", "#C9B458", "#A2543A", "#C8C8C8")
-GREY = "#555555"
-
-
-@dataclass(frozen=True)
-class _Mark:
-    colour: str
-    marker: str
-    line: str
-
-
-def _marks(analysis: Analysis) -> dict[str, _Mark]:
-    """Colour, marker and line of each arm, by its place in the sweep: the same in every figure."""
-    lines = ("-", "--", ":", "-.")
-    return {
-        arm.name: _Mark(
-            COLOURS[i % len(COLOURS)],
-            MARKERS[(i + 3 * (i // len(COLOURS))) % len(MARKERS)],
-            lines[(i // len(COLOURS)) % len(lines)],
-        )
-        for i, arm in enumerate(analysis.sweep.arms)
-    }
-
-
-def _shown(analysis: Analysis) -> list[ArmResult]:
-    drawn = set(drawn_arms(analysis))
-    return [result for result in analysis.arms if result.arm.name in drawn]
-
-
-def drawn_arms(analysis: Analysis) -> list[str]:
-    """The arms in the figures, in the sweep's order: those with results, or, where they are more
-    than MOST_ARMS, the reference and the first others."""
-    found = [result.arm.name for result in analysis.arms if result.seeds]
-    others = [name for name in found if name != analysis.sweep.reference]
-    left_out = set(others[MOST_ARMS - (len(found) > len(others)) :])
-    return [name for name in found if name not in left_out]
-
-
-def _label(analysis: Analysis, result: ArmResult, width: int = 28) -> str:
-    reference = result.arm.name == analysis.sweep.reference
-    text = f"{result.arm.label} (reference)" if reference else result.arm.label
-    return textwrap.fill(text, width)
-
-
-def _rows(count: int, per_row: float = 0.5, rest: float = 1.0) -> Figure:
-    return Figure(figsize=(WIDTH, rest + per_row * max(count, 2)), layout="constrained")
-
-
-def _name_rows(axes: "Axes", names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0)
 
 
 def differences(analysis: Analysis) -> Figure:
     """Forest plot of the paired differences to the reference, with the zero line."""
-    marks = _marks(analysis)
+    marks = arm_marks(analysis)
     drawn = set(drawn_arms(analysis))
     shown = [c for c in analysis.compared if c.simultaneous.n and c.arm in drawn]
-    figure = _rows(len(shown), per_row=0.62)
+    figure = rows_figure(len(shown), per_row=0.62)
     axes = figure.subplots()
     axes.axvline(0, color=GREY, linewidth=1.2)
     for y, comparison in enumerate(shown):
@@ -126,7 +76,7 @@ def differences(analysis: Analysis) -> Figure:
             alpha=0.6,
             markeredgewidth=0,
         )
-    _name_rows(axes, [_label(analysis, analysis.by_name(c.arm)) for c in shown])
+    name_rows(axes, [arm_label(analysis, analysis.by_name(c.arm)) for c in shown])
     reference = analysis.reference.arm.label
     axes.set_xlabel(textwrap.fill(f"difference in {analysis.measure} to {reference}", 80))
     return figure
@@ -134,8 +84,8 @@ def differences(analysis: Analysis) -> Figure:
 
 def final(analysis: Analysis) -> Figure:
     """The measure after training: every seed, mean and interval, and the mean before."""
-    marks, shown = _marks(analysis), _shown(analysis)
-    figure = _rows(len(shown), per_row=0.62)
+    marks, shown = arm_marks(analysis), shown_arms(analysis)
+    figure = rows_figure(len(shown), per_row=0.62)
     axes = figure.subplots()
     for y, result in enumerate(shown):
         mark, change = marks[result.arm.name], result.rewards[analysis.measure]
@@ -167,109 +117,42 @@ def final(analysis: Analysis) -> Figure:
             alpha=0.8,
             markeredgewidth=0,
         )
-    _name_rows(axes, [_label(analysis, result) for result in shown])
+    name_rows(axes, [arm_label(analysis, result) for result in shown])
     axes.set_xlabel(f"{analysis.measure} on held-out prompts")
     return figure
 
 
 def learning(analysis: Analysis, results: "Results") -> Figure:
     """The measure over iterations, network evaluations and seconds."""
-    marks, shown = _marks(analysis), _shown(analysis)
+    marks, shown = arm_marks(analysis), shown_arms(analysis)
     figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
     panels = figure.subplot_mosaic([["iteration", "iteration"], ["evaluations", "seconds"]])
-    costs = by_arm(analysis.sweep, _costs(results))
+    costs = by_arm(analysis.sweep, at_evaluations(results))
     for panel, label in (
         ("iteration", "iterations"),
         ("evaluations", "network evaluations"),
-        ("seconds", "seconds of training"),
+        ("seconds", f"seconds of {'a core' if analysis.core_time else 'training'}"),
     ):
         axes = panels[panel]
         for result in shown:
-            curve = _curve(costs[result.arm.name], panel, f"reward_{analysis.measure}_mean")
-            _plot_curve(axes, curve, marks[result.arm.name], _label(analysis, result))
+            curve = seed_curve(costs[result.arm.name], panel, f"reward_{analysis.measure}_mean")
+            plot_curve(axes, curve, marks[result.arm.name], arm_label(analysis, result))
         axes.set_xlabel(label)
         axes.margins(x=0.02)
-    _whole_numbers(panels["iteration"])
-    panels["evaluations"].xaxis.set_major_formatter(_thousands)
+    whole_numbers(panels["iteration"])
+    panels["evaluations"].xaxis.set_major_formatter(thousands)
     panels["evaluations"].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     panels["seconds"].sharey(panels["evaluations"])
     for panel in ("iteration", "evaluations"):
         panels[panel].set_ylabel(analysis.measure)
     panels["seconds"].tick_params(labelleft=False)
-    _legend(figure, panels["iteration"])
+    legend_above(figure, panels["iteration"])
     return figure
-
-
-def _costs(results: "Results") -> "pd.DataFrame":
-    """The evaluations with what each run had spent until then: network evaluations and seconds."""
-    import pandas as pd
-
-    # A run's lines stand in the order of its iterations.
-    spent = results.metrics[["arm", "seed", "iteration"]].assign(
-        evaluations=results.metrics["evaluations_computed"], seconds=method_seconds(results.metrics)
-    )
-    columns = ["evaluations", "seconds"]
-    spent[columns] = spent.groupby(["arm", "seed"], observed=True)[columns].cumsum()
-    spent["iteration"] += 1  # what an evaluation counts is finished iterations
-    evals = results.evals.drop(columns="seconds_total")  # of the evaluation itself
-    spent = spent[spent["iteration"].isin(evals["iteration"].unique())]
-    joined = pd.merge(evals, spent, on=["arm", "seed", "iteration"], how="left")
-    before = joined["iteration"] == 0
-    joined.loc[before, ["evaluations", "seconds"]] = 0.0
-    return joined
-
-
-def _curve(own: "pd.DataFrame", x: str, y: str) -> list[tuple[float, Any]]:
-    """(mean of x, interval of y) per evaluation of an arm, over seeds."""
-    if y not in own:
-        return []
-    curve = []
-    for _, group in own.groupby("iteration", sort=True):
-        found = mean_interval([float(v) for v in group[y]])
-        if found.n:
-            curve.append((float(group[x].mean()), found))
-    return curve
-
-
-def _plot_curve(axes: "Axes", curve: list[tuple[float, Any]], mark: _Mark, label: str) -> None:
-    xs, ys = [x for x, _ in curve], [found.mean for _, found in curve]
-    axes.plot(xs, ys, mark.line, marker=mark.marker, color=mark.colour, label=label)
-    known = [(x, found.low, found.high) for x, found in curve if found.known]
-    if known:
-        x, low, high = zip(*known, strict=True)
-        axes.fill_between(x, low, high, color=mark.colour, alpha=0.13, linewidth=0)
-
-
-def _legend(figure: Figure, axes: "Axes") -> None:
-    """One legend above all panels, where it can lie on nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    columns = next((n for n in range(len(labels), 1, -1) if _width(labels, n) <= 98), 1)
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-
-
-def _width(labels: list[str], columns: int) -> int:
-    """Characters that a legend of so many columns takes, its handles and gaps counted."""
-    parts = np.array_split(labels, columns)  # as matplotlib fills a legend
-    return sum(9 + max(len(line) for label in part for line in label.split("\n")) for part in parts)
-
-
-def _whole_numbers(axes: "Axes") -> None:
-    """No half iterations on the axis of a short run."""
-    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
-
-
-def _thousands(value: float, _: float) -> str:
-    if value == 0:
-        return "0"
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g} {unit}"
-    return f"{value:g}"
 
 
 def heldout(analysis: Analysis, results: "Results") -> Figure:
     """Every reward on held-out prompts over iterations, one panel each."""
-    marks, shown = _marks(analysis), _shown(analysis)
+    marks, shown = arm_marks(analysis), shown_arms(analysis)
     rewards = (analysis.measure, *analysis.others)
     columns = min(len(rewards), 3)
     rows = math.ceil(len(rewards) / columns)
@@ -278,22 +161,22 @@ def heldout(analysis: Analysis, results: "Results") -> Figure:
     evals = by_arm(analysis.sweep, results.evals)
     for axes, reward in zip(panels, rewards, strict=False):
         for result in shown:
-            curve = _curve(evals[result.arm.name], "iteration", f"reward_{reward}_mean")
-            _plot_curve(axes, curve, marks[result.arm.name], _label(analysis, result))
+            curve = seed_curve(evals[result.arm.name], "iteration", f"reward_{reward}_mean")
+            plot_curve(axes, curve, marks[result.arm.name], arm_label(analysis, result))
         kind = "trained" if reward in analysis.trained else "held out"
         axes.set_title(f"{reward} ({kind})")
         axes.set_xlabel("iterations")
         axes.margins(x=0.03)
-        _whole_numbers(axes)
+        whole_numbers(axes)
     for axes in panels[len(rewards) :]:
         axes.set_axis_off()
-    _legend(figure, panels[0])
+    legend_above(figure, panels[0])
     return figure
 
 
 def window(analysis: Analysis, results: "Results") -> Figure:
     """The window's position and extent over iterations, one panel per arm."""
-    marks, shown = _marks(analysis), _shown(analysis)
+    marks, shown = arm_marks(analysis), shown_arms(analysis)
     columns = 1 if len(shown) < 3 else 2
     rows = max(1, math.ceil(len(shown) / columns))
     figure = Figure(figsize=(WIDTH, 0.6 + 1.75 * rows), layout="constrained")
@@ -311,7 +194,7 @@ def window(analysis: Analysis, results: "Results") -> Figure:
             m, first - 0.5, last + 0.5, step="post", color=mark.colour, alpha=0.3, linewidth=0
         )
         axes.step(m, first, where="post", color=mark.colour, linewidth=1.8)
-        axes.set_title(_label(analysis, result, 44), loc="left", color=mark.colour)
+        axes.set_title(arm_label(analysis, result, 44), loc="left", color=mark.colour)
         axes.margins(x=0)
     steps = max(run.config.sampler.steps for run in analysis.sweep.runs)
     panels[0, 0].set_ylim(-0.7, steps - 0.3)
@@ -322,15 +205,15 @@ def window(analysis: Analysis, results: "Results") -> Figure:
     for index in range(columns):
         below = [axes for axes in panels[:, index] if axes.axison]
         below[-1].set_xlabel("iterations")
-        _whole_numbers(below[-1])
+        whole_numbers(below[-1])
         below[-1].tick_params(labelbottom=True)
     return figure
 
 
 def time(analysis: Analysis) -> Figure:
     """Seconds of each phase of an iteration, stacked; health apart, where it was measured."""
-    shown = _shown(analysis)
-    figure = _rows(len(shown), per_row=0.5, rest=1.3)
+    shown = shown_arms(analysis)
+    figure = rows_figure(len(shown), per_row=0.5, rest=1.3)
     axes = figure.subplots()
     left = np.zeros(len(shown))
     for phase, colour in zip(PHASES, PHASE_COLOURS, strict=True):
@@ -360,9 +243,10 @@ def time(analysis: Analysis) -> Figure:
             va="center",
         )
     axes.set_xlim(0, 1.12 * max(left, default=1.0))
-    _name_rows(axes, [_label(analysis, result) for result in shown])
-    axes.set_xlabel("seconds per iteration")
-    _legend(figure, axes)
+    name_rows(axes, [arm_label(analysis, result) for result in shown])
+    of_core = " (one core's time)" if analysis.core_time else ""
+    axes.set_xlabel(f"seconds per iteration{of_core}")
+    legend_above(figure, axes)
     return figure
 
 

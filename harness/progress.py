@@ -56,12 +56,16 @@ def seconds_left(state: RunState, like: RunState | None = None) -> float | None:
 def seconds_per_run(states: list[RunState]) -> float | None:
     """Mean wall time of the finished runs among `states`, start and evaluations included.
 
-    Of the runs that took one attempt; what kills and stops have cost elsewhere says nothing.
+    Of the runs that took one attempt from their first iteration on; what kills and stops have cost
+    elsewhere says nothing.
     """
     seconds = [
         state.attempts[0].ended - state.attempts[0].started
         for state in states
-        if state.state == "finished" and len(state.attempts) == 1 and state.attempts[0].ended
+        if state.state == "finished"
+        and len(state.attempts) == 1
+        and state.attempts[0].ended
+        and not state.attempts[0].began_at
     ]
     return sum(seconds) / len(seconds) if seconds else None
 

@@ -11,6 +11,7 @@ they were written, nothing is done. Nothing is trained here.
 import base64
 import contextlib
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from mixgrpo.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from harness.analysis import Analysis
     from harness.figures import Picture
+    from harness.views import View
 
 SWEEPS = Path("sweeps")
 PAGE = "index.html"
@@ -66,20 +68,23 @@ def _files(sweep: Sweep, measurements: Measurements, folder: Path) -> dict[str, 
     from harness import tables
     from harness.analysis import analyse
     from harness.figures import draw
+    from harness.views import files as view_files
+    from harness.views import make_views
 
     _check_replaces_less(sweep, measurements, folder)
     analysis = analyse(sweep, measurements.results)
+    views = make_views(analysis, measurements.results, measurements.probes, sweep.views)
     pictures = draw(analysis, measurements.results, measurements.samples)
     files = {} if measurements.committed else to_files(sweep, measurements)
     files |= {
-        "table.md": tables.to_markdown(analysis).encode(),
+        "table.md": (tables.to_markdown(analysis) + view_files.markdown(views)).encode(),
         "table.csv": tables.to_csv(analysis).encode(),
-        "table.tex": tables.to_latex(analysis).encode(),
+        "table.tex": (tables.to_latex(analysis) + view_files.latex(views)).encode(),
     }
-    for picture in pictures:
+    for picture in (*pictures, *(picture for view in views for picture in view.pictures)):
         files[f"figures/{picture.name}.png"] = picture.png
         files[f"figures/{picture.name}.pdf"] = picture.pdf
-    files[PAGE] = _page(analysis, pictures, measurements).encode()
+    files[PAGE] = _page(analysis, pictures, views, measurements).encode()
     return files
 
 
@@ -112,7 +117,12 @@ def _remove_stale(folder: Path, written: set[str]) -> None:
                     path.unlink()
 
 
-def _page(analysis: "Analysis", pictures: "list[Picture]", measurements: Measurements) -> str:
+def _page(
+    analysis: "Analysis",
+    pictures: "list[Picture]",
+    views: "list[View]",
+    measurements: Measurements,
+) -> str:
     """The page: one file, pictures inside, autoescaped."""
     import jinja2
 
@@ -128,6 +138,7 @@ def _page(analysis: "Analysis", pictures: "list[Picture]", measurements: Measure
         lstrip_blocks=True,
     )
     environment.filters["tight"] = _tight
+    environment.filters["source"] = _source
     arguments = f"{_shown(sweep.file)}{f' --profile {sweep.profile}' if sweep.profile else ''}"
     arguments += "".join(f" --set {shlex.quote(text)}" for text in sweep.overrides)
     return environment.get_template("report.html").render(
@@ -142,21 +153,19 @@ def _page(analysis: "Analysis", pictures: "list[Picture]", measurements: Measure
         cost=findings.cost(analysis),
         others=findings.other_rewards(analysis),
         missing=findings.missing(analysis),
-        pictures=[
-            {
-                "name": picture.name,
-                "title": picture.title,
-                "caption": picture.caption,
-                "source": f"data:image/png;base64,{base64.b64encode(picture.png).decode()}",
-            }
-            for picture in pictures
-        ],
+        pictures=pictures,
+        views=views,
         tables=tables(analysis),
         statistics=findings.statistics_notes(analysis),
         made=_made(analysis, measurements),
         command_sweep=f"python -m harness.sweep {arguments}",
         command_report=f"python -m harness.report {arguments}",
     )
+
+
+def _source(picture: "Picture") -> str:
+    """The picture itself, where a page would have an address."""
+    return f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
 
 
 def _tight(text: str) -> str:
@@ -168,6 +177,8 @@ def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, s
     sweep, runs = analysis.sweep, measurements.results.runs
     finished = runs[runs["state"] == "finished"]
     seconds = float(finished["seconds_total"].sum())
+    if "shared_seconds" in finished:  # another run has taken them
+        seconds -= float(finished["shared_seconds"].sum())
     time = f"{seconds / 3600:.2f} hours" if seconds >= 360 else duration(seconds)
     made: list[tuple[str, Any]] = [
         ("Sweep file", _shown(sweep.file)),
@@ -231,20 +242,44 @@ def main(
     if (file is None) != every:
         raise ConfigError("give either a sweep file or --all")
     files = [file] if file is not None else _sweep_files()
+    sweeps = [load_sweep(path, profile, set_ or []) for path in files]
     reported = 0
-    for path in files:
-        sweep = load_sweep(path, profile, set_ or [])
+    failed: list[ConfigError | RunError] = []
+    for sweep in sweeps:
         if every and not _has_results(sweep, runs, reports):
-            print(f"{path}: no results yet")
+            print(f"{sweep.file}: no results yet")
             continue
         folder = reports / sweep.report_name
-        page, committed = _write(sweep, runs, folder)
+        try:
+            page, committed = _write(sweep, runs, folder)
+        except FullerReport as error:
+            if not every:
+                raise
+            print(error)  # what is kept is the report
+            page, committed = folder / PAGE, False
+        except (ConfigError, RunError) as error:
+            if not every:
+                raise
+            if failed:  # the first one ends the command
+                print(f"error: {error}", file=sys.stderr)
+            failed.append(error)
+            continue
         if committed:
-            print(f"{path}: no run folders; using the measurements kept in {folder}")
+            print(f"{sweep.file}: no run folders; using the measurements kept in {folder}")
         print(page)
         reported += 1
-    if not reported:
+    if every:
+        from harness.search import report_all
+
+        reported += len(report_all(runs, reports, print))
+    if every and not reported and not failed:
         raise ConfigError("--all: no sweep has results; run `python -m harness.sweep FILE` first")
+    if every and not profile and not set_:  # what the studies' own reports show
+        from harness.overall_page import write_overall
+
+        print(write_overall(sweeps, runs, reports))
+    if failed:
+        raise failed[0]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Nothing here changes what a run computes, so nothing here is part of its identit
 """
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,13 +158,7 @@ def resources(sweep: Sweep, overrides: list[str] | None = None) -> dict[str, Slu
     top of each other.
     """
     chosen = Chosen(sweep.file, sweep.profile or None)
-    shared: dict[str, tuple[Any, str]] = {}
-    site = site_file()
-    if site.exists() and not _is_empty(site):
-        document = read_yaml(site)
-        _lay(shared, document.data, lambda key: document.place((key,)))
-    elif not site.exists() and os.environ.get(SITE_VARIABLE):
-        raise ConfigError(f"{site}: no such file; {SITE_VARIABLE} names it")
+    shared = _site()
     for part, prefix in chosen.parts:
         _lay(
             shared,
@@ -171,6 +166,31 @@ def resources(sweep: Sweep, overrides: list[str] | None = None) -> dict[str, Slu
             lambda key, p=prefix: chosen.document.place((*p, "slurm", key)),
         )
     return {arm.name: _of_arm(chosen, arm, shared, overrides or []) for arm in sweep.arms}
+
+
+def layered(
+    parts: Sequence[tuple[dict[str, Any], Callable[[str], str]]], file: str, overrides: list[str]
+) -> Slurm:
+    """The site's settings, then `parts`, each with the place of a key in `file`, then overrides.
+
+    For what has no arms. ConfigError names place, key and mend.
+    """
+    given = _site()
+    for part, place in parts:
+        _lay(given, part, place)
+    return _with_overrides(given, overrides, file)
+
+
+def _site() -> dict[str, tuple[Any, str]]:
+    """The settings of the user's own file, each with its place."""
+    given: dict[str, tuple[Any, str]] = {}
+    site = site_file()
+    if site.exists() and not _is_empty(site):
+        document = read_yaml(site)
+        _lay(given, document.data, lambda key: document.place((key,)))
+    elif not site.exists() and os.environ.get(SITE_VARIABLE):
+        raise ConfigError(f"{site}: no such file; {SITE_VARIABLE} names it")
+    return given
 
 
 def _is_empty(file: Path) -> bool:
@@ -194,6 +214,10 @@ def _of_arm(
         if not isinstance(own, dict):
             raise chosen.error(key, f"expected keys with values, not {own!r}")
         _lay(given, own, lambda word: chosen.document.place((*key, word)))
+    return _with_overrides(given, overrides, str(chosen.document.file))
+
+
+def _with_overrides(given: dict[str, tuple[Any, str]], overrides: list[str], file: str) -> Slurm:
     for text in overrides:
         word, equals, value = text.partition("=")
         if not equals:
@@ -206,7 +230,7 @@ def _of_arm(
     try:
         return Slurm.model_validate({word: value for word, (value, _) in given.items()})
     except ValidationError as error:
-        raise ConfigError(_explain(error, given, str(chosen.document.file))) from None
+        raise ConfigError(_explain(error, given, file)) from None
 
 
 def _lay(on: dict[str, tuple[Any, str]], settings: dict[str, Any], place: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import environment
+from harness.adopt import origin
 from harness.spec import Sweep
 from harness.store import look, read_result, sweep_folder
 
@@ -21,7 +22,9 @@ class Results:
 
     runs: "pd.DataFrame"
     """One row per run: arm, seed, hash, state; of finished ones before_<reward>, after_<reward>,
-    seconds_total, evaluations_computed, backward_computed, nfe_rollout, nfe_train, iterations."""
+    seconds_total, evaluations_computed, backward_computed, nfe_rollout, nfe_train, iterations.
+    Where any run was copied, in part or as a whole: `shared` iterations and their `shared_seconds`,
+    which another run has taken."""
     metrics: "pd.DataFrame"
     """metrics.jsonl of all of them, with arm (a category) and seed; arm by arm, then by seed."""
     evals: "pd.DataFrame"
@@ -43,6 +46,7 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
     rows: list[dict[str, Any]] = []
     finished: list[Run] = []
     machines: dict[str, None] = {}
+    copied: dict[tuple[str, int], dict[str, Any] | None] = {}
     for run in sweep.runs:
         row: dict[str, Any] = {"arm": run.arm, "seed": run.seed, "hash": run.hash}
         # Only what is not finished needs the long look.
@@ -51,9 +55,15 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
             row["state"] = look(sweep, run, runs_dir).state
         else:
             row |= {"state": "finished", **_flat_result(result)}
+            copied[(run.arm, run.seed)] = origin(place / run.folder_name)
             finished.append(run)
             machines[_machine(place / run.folder_name)] = None
         rows.append(row)
+    if any(copied.values()):
+        for row in rows:
+            from_another = copied.get((row["arm"], row["seed"])) or {}
+            row["shared"] = from_another.get("iterations", 0)
+            row["shared_seconds"] = from_another.get("seconds", 0.0)
     machines.pop("", None)
     arms = {arm.name: index for index, arm in enumerate(sweep.arms)}
     finished.sort(key=lambda run: (arms[run.arm], run.seed))

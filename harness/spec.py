@@ -6,18 +6,22 @@ name file, line, key and the nearest valid one.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from harness.arms import Arm as Arm
 from harness.arms import base_place, make_arms, place_of, ways_to_name
 from harness.paper import TABLES
 from harness.sweepfile import Chosen, Given, choose_profile, did_you_mean, read_file
+from harness.views import DEFAULT, VIEWS
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import Layers, add_overrides, known_keys, load_layers
+from mixgrpo.configfile import Key, Layers, add_overrides, known_keys, load_layers
 from mixgrpo.errors import ConfigError
 from mixgrpo.identity import config_hash, config_hashes
+from mixgrpo.probes import PROBES, options_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Sweep:
     """`KEY=VALUE` texts that were laid on top of every arm."""
     variant: str = ""
     """What tells this sweep from the file's default one: its profile, its overrides."""
+    views: tuple[str, ...] = ()
+    """What the page shows beside the usual (`harness.views`)."""
+    probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is measured on every finished run besides its training (`mixgrpo.probes`): options by
+    name, the defaults filled in."""
 
     @property
     def report_name(self) -> str:
@@ -110,6 +119,8 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
         notes=notes.value.strip() if notes else "",
         overrides=laid_on_top,
         variant=_variant(chosen, laid_on_top),
+        views=_views(chosen),
+        probes=_probes(chosen),
     )
 
 
@@ -313,6 +324,41 @@ def _paper_rows(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
         for name, texts in ways.items()
         if any(text in rows for text in texts)
     }
+
+
+def _views(chosen: Chosen) -> tuple[str, ...]:
+    for i, name in enumerate(chosen.file.views):
+        if name not in VIEWS:
+            raise chosen.error(("views", i), f"no such view: {name}{did_you_mean(name, VIEWS)}")
+        if name in DEFAULT:
+            raise chosen.error(("views", i), f"the view {name} is on every page; leave it out")
+        if name in chosen.file.views[:i]:
+            raise chosen.error(("views", i), f"the view {name} is named twice; keep one")
+    return chosen.file.views
+
+
+def _probes(chosen: Chosen) -> dict[str, dict[str, Any]]:
+    given = chosen.get("probes")
+    if given is None:
+        return {}
+    found = {}
+    for name, options in given.value.items():
+        key: Key = (*given.key, name)
+        if name not in PROBES:
+            raise chosen.error(key, f"no such probe{did_you_mean(name, PROBES)}")
+        try:
+            found[name] = options_of(name, options or {}).model_dump(mode="json")
+        except ValidationError as error:
+            first = error.errors()[0]
+            for part in first["loc"]:
+                key = (*key, part) if (*key, part) in chosen.document.lines else key
+            if first["type"] == "extra_forbidden":
+                known = PROBES[name].options.model_fields
+                hint = did_you_mean(str(first["loc"][-1]), known)
+                raise chosen.error(key, f"unknown option{hint}") from None
+            text = first["msg"].replace("Input should be", "expected")
+            raise chosen.error(key, f"{text}, not {first['input']!r}") from None
+    return found
 
 
 def same_schedules(sweep: Sweep) -> list[tuple[str, ...]]:

@@ -389,11 +389,16 @@ def _read_attempt(file: str) -> Attempt | None:
 
 def newest_checkpoint(folder: Path) -> int:
     """Iterations of a run's newest checkpoint, as its name says; 0 where there is none."""
+    return max(checkpoints_of(folder), default=0)
+
+
+def checkpoints_of(folder: Path) -> list[int]:
+    """Iterations of a run's checkpoints, as their names say, the oldest first."""
     try:
-        with os.scandir(folder / "checkpoints") as entries:
-            return max((int(e.name) for e in entries if e.name.isdigit()), default=0)
+        with os.scandir(f"{folder}/checkpoints") as entries:
+            return sorted(int(e.name) for e in entries if e.name.isdigit())
     except (FileNotFoundError, NotADirectoryError):
-        return 0
+        return []
 
 
 def without_progress(attempts: tuple[Attempt, ...], checkpoint: int) -> int:

@@ -29,8 +29,10 @@ from harness.launcher import (
     prune,
     wait_for_lease,
 )
+from harness.probe import after_training
 from harness.progress import Progress, duration
 from harness.resources import Slurm, resources
+from harness.sharing import Sharing
 from harness.snapshot import take
 from harness.spec import Sweep, known_folders, load_sweep, only
 from harness.store import look_at_all, strangers, sweep_folder
@@ -53,6 +55,8 @@ class _Asked:
     """By arm; empty for the other executors."""
     snapshot: bool
     retry: Retry
+    share: bool
+    """Whether what several runs have in common is computed once."""
 
 
 def main(
@@ -95,6 +99,10 @@ def main(
             help="Remove runs that are no longer in the file; those of other --set values too.",
         ),
     ] = False,
+    no_share: Annotated[
+        bool,
+        typer.Option("--no-share", help="Compute every run from its beginning, whatever is there."),
+    ] = False,
     cancel: Annotated[
         bool,
         typer.Option("--cancel", help="Stop the sweep's jobs, with checkpoints; start nothing."),
@@ -103,7 +111,7 @@ def main(
     """Run what a sweep file asks for and is not there yet, follow it, and write the report."""
     sweep = load_sweep(file, profile, set_ or [])
     part = only(sweep, only_ or [])
-    asked = _asked(sweep, executor, jobs, slurm or [], snapshot, retry)
+    asked = _asked(sweep, executor, jobs, slurm or [], snapshot, retry, not no_share)
     if plan:
         return _plan(sweep, part, runs, asked)
     if cancel:
@@ -142,6 +150,7 @@ def _asked(
     slurm: list[str],
     snapshot: bool,
     retry: Retry,
+    share: bool,
 ) -> _Asked:
     """The options that go together. ConfigError for those that do not."""
     if executor != "local" and jobs is not None and (executor, jobs) != ("inline", 1):
@@ -156,7 +165,7 @@ def _asked(
     if snapshot and executor == "inline":
         raise ConfigError("--snapshot: an inline run has this process's code; leave it out")
     wishes = resources(sweep, slurm) if executor == "slurm" else {}
-    return _Asked(executor, jobs, wishes, snapshot, retry)
+    return _Asked(executor, jobs, wishes, snapshot, retry, share)
 
 
 def _scheduler(sweep: Sweep, runs: Path, asked: _Asked) -> Scheduler:
@@ -184,15 +193,20 @@ def _executor(
 
 
 def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
-    from harness.plan import describe
+    from harness.plan import describe, foresee
 
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
     states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
-    print(describe(part, states, slots))
+    saved = foresee(sweep, states, runs) if asked.share else None
+    print(describe(part, states, slots, saved))
+    if sweep.probes:
+        print(f"afterwards measured on every finished run: {', '.join(sweep.probes)}")
     if asked.executor == "slurm":
         from harness.slurm_plan import describe_arrays
 
-        print(describe_arrays(part, runs, states, asked.slurm, asked.snapshot))
+        copied = saved.copied if saved else {}
+        own = [state for state in states if state.run.folder_name not in copied]
+        print(describe_arrays(part, runs, own, asked.slurm, asked.snapshot))
     _tell_strangers(sweep, runs)
     return 0
 
@@ -227,7 +241,8 @@ def _run(sweep: Sweep, part: Sweep, runs: Path, reports: Path, asked: _Asked, pr
     with Progress(sweep.measure) as progress:
         make = _executor(sweep, runs, asked, progress.say)
         scheduler = _scheduler(sweep, runs, asked)
-        launcher = Launcher(part, runs, progress, make, scheduler, asked.retry)
+        sharing = Sharing(sweep, runs) if asked.share else None
+        launcher = Launcher(part, runs, progress, make, scheduler, asked.retry, sharing)
         complete = launcher.go()
     if not complete:
         goes_on = "left" if launcher.executor.outlive else "stopped; everything is resumable"
@@ -243,9 +258,11 @@ def _run(sweep: Sweep, part: Sweep, runs: Path, reports: Path, asked: _Asked, pr
         print(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")
     if any(state.state == "failed" for state in unfinished) and asked.retry != "failed":
         print("what failed by an exception runs again with --retry failed")
+    jobs = 1 if asked.executor == "inline" else asked.jobs
+    lacking = after_training(part, runs, jobs, asked.executor == "slurm")
     if any(state.state == "finished" for state in look_at_all(sweep, runs)):
         print(f"report: {write_report(sweep, runs, reports)}")
-    return 1 if unfinished else 0
+    return 1 if unfinished or lacking else 0
 
 
 def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:

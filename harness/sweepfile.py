@@ -28,14 +28,17 @@ class Part(Section):
     base: str | None = None
     """A run configuration, as a path relative to this file."""
     set: Settings | None = None
-    """Settings of all arms on top of the base; a profile's lie on top of the file's."""
+    """Settings of all arms on top of the base, dotted (`window.size: 4`) or nested. A profile's lie
+    on top of the file's."""
     grid: dict[str, tuple[Any, ...]] | None = None
-    """Values by key; their product is the arms."""
+    """Lists of values by dotted key; their product is the arms. Every sweep has `grid` or `arms`;
+    with both, every arm is combined with every point of the grid."""
     arms: dict[Name, Settings | None] | None = None
-    """Settings by arm name; a `label` for figures, a `base` of its own instead of the above, and
-    `slurm` of its own on top of the others."""
+    """Settings by arm name. Beside them an arm may have a `label` for figures, a `base` of its own
+    instead of the above, and a `slurm` of its own on top of the others."""
     seeds: Seeds | None = None
-    """How many (0, 1, ...), or which."""
+    """How many (`5` means 0 to 4), or which (`[3, 7]`). Every sweep has seeds; fewer than three
+    conclude nothing."""
     reference: str | Settings | None = None
     """An arm's name, or settings that only one arm has. The first arm by default."""
     measure: Name | None = None
@@ -43,8 +46,12 @@ class Part(Section):
     paper_rows: dict[Scalar, Scalar] | None = None
     """Row of the published table by arm name or grid value; by default they are the same."""
     notes: str | None = None
+    """A remark that the report shows."""
+    probes: dict[Name, Settings | None] | None = None
+    """What is measured on every finished run besides its training, by name, each with its options:
+    `hybrid`, `solver-error`."""
     slurm: Settings | None = None
-    """Where the runs run, on top of the site's own settings: `harness.resources`."""
+    """What jobs ask of Slurm, on top of the site's own settings. It changes no run's identity."""
 
 
 class Profile(Part):
@@ -53,9 +60,17 @@ class Profile(Part):
 
 class SweepFile(Part):
     name: Name
+    """Names the folders `runs/<name>/` and `reports/<name>/`."""
     question: Annotated[str, Field(min_length=1)]
+    """One sentence, the title of the report."""
     paper: Name | None = None
+    """The published table that stands beside the measured numbers."""
+    views: tuple[Name, ...] = ()
+    """What the page shows beside the usual: `drift`, `turn`, `speedup`, `stability`, `hybrid`,
+    `solver-error`."""
     profiles: dict[Name, Profile] = Field(default={}, min_length=1)
+    """Variants of the sweep by name. Without `--profile` the one called laptop is taken, or else
+    the first."""
 
 
 def read_file(path: Path) -> tuple[Document, SweepFile]:

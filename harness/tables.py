@@ -5,6 +5,7 @@ page. The same measurements give the same bytes.
 """
 
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +174,12 @@ def _cost(analysis: Analysis) -> Table:
         "NFE_old and NFE_θ count per image, as the paper does. Evaluations and backward passes "
         "are counted, after sharing. Seconds: median over iterations and seeds without the first "
         "two iterations, and without what is measured beside the training (health); their ratio is "
-        "paired by seed, and means little where runs shared a machine.",
+        "paired by seed"
+        + (
+            ". They are seconds of one core's time: waiting for other work is not in them."
+            if analysis.core_time
+            else ", and means little where runs shared a machine."
+        ),
     )
 
 
@@ -267,11 +273,16 @@ def to_markdown(analysis: Analysis) -> str:
     said = [findings.answer(analysis), findings.gain(analysis), findings.cost(analysis)]
     parts = [f"# {_plain(analysis.sweep.question)}", *map(_plain, said)]
     for table in tables(analysis):
-        lines = [f"| {' | '.join(_cell(c) for c in table.columns)} |"]
-        lines.append(f"|{'---|' * len(table.columns)}")
-        lines += [f"| {' | '.join(_cell(c) for c in row)} |" for row in table.rows]
-        parts += [f"## {_plain(table.title)}", "\n".join(lines), table.note]
+        parts += [f"## {_plain(table.title)}", markdown_table(table), table.note]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """The columns and rows alone, without title and note."""
+    lines = [f"| {' | '.join(_cell(c) for c in table.columns)} |"]
+    lines.append(f"|{'---|' * len(table.columns)}")
+    lines += [f"| {' | '.join(_cell(c) for c in row)} |" for row in table.rows]
+    return "\n".join(lines)
 
 
 def _plain(text: str) -> str:
@@ -282,37 +293,81 @@ def _cell(text: str) -> str:
     return _plain(text).replace("\\", "\\\\").replace("|", "\\|")
 
 
+NEEDED = "% needs \\usepackage{booktabs} and \\usepackage{graphicx}"
+
+
 def to_latex(analysis: Analysis) -> str:
     """Floats with booktabs rules, for \\input; needs \\usepackage{booktabs, graphicx}."""
-    parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}"]
-    for table in tables(analysis):
-        head = " & ".join(latex_escape(c) for c in table.columns)
-        body = [" & ".join(latex_escape(c) for c in row) + r" \\" for row in table.rows]
-        parts.append(
-            "\n".join(
-                [
-                    r"\begin{table}",
-                    r"\centering",
-                    rf"\caption{{{latex_escape(f'{table.title}. {table.note}'.strip())}}}",
-                    r"\medskip",
-                    r"\resizebox{\linewidth}{!}{%",
-                    rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-                    r"\toprule",
-                    rf"{head} \\",
-                    r"\midrule",
-                    *body,
-                    r"\bottomrule",
-                    r"\end{tabular}}",
-                    r"\end{table}",
-                ]
-            )
+    return "\n\n".join([NEEDED, *map(latex_table, tables(analysis))]) + "\n"
+
+
+MOST_CHARACTERS = 130
+"""A wider table would be shrunk until nobody can read it: its cells are broken into lines."""
+
+
+def latex_table(table: Table) -> str:
+    """One float as wide as the line."""
+    wide = sum(2 + max(map(len, column)) for column in _columns_of(table)) > MOST_CHARACTERS
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_escape(f'{table.title}. {table.note}'.strip())}}}",
+            r"\medskip",
+            *(_broken(table) if wide else _shrunk(table)),
+            r"\end{table}",
+        ]
+    )
+
+
+def _columns_of(table: Table) -> list[tuple[str, ...]]:
+    return list(zip(table.columns, *table.rows, strict=True))
+
+
+def _shrunk(table: Table) -> list[str]:
+    head, *body = (
+        f"{' & '.join(map(latex_escape, cells))} \\\\" for cells in (table.columns, *table.rows)
+    )
+    return [
+        r"\resizebox{\linewidth}{!}{%",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+        *_ruled(head, body),
+        r"\end{tabular}}",
+    ]
+
+
+def _broken(table: Table) -> list[str]:
+    """Small letters, and as much of the line for a column as its longest word and texts ask for."""
+    wanted = [
+        max(
+            2 + max(len(word) for cell in column for word in cell.split() or [""]),
+            min(max(map(len, column)), 12 + sum(map(len, column)) // len(column) // 2),
         )
-    return "\n\n".join(parts) + "\n"
+        for column in _columns_of(table)
+    ]
+    widths = "".join(
+        rf"p{{\dimexpr{width / sum(wanted):.4f}\linewidth-6pt\relax}}" for width in wanted
+    )
+    head, *body = (
+        " & ".join(rf"\raggedright {latex_escape(cell)}" for cell in cells) + r" \tabularnewline"
+        for cells in (table.columns, *table.rows)
+    )
+    return [
+        r"\scriptsize\setlength{\tabcolsep}{3pt}",
+        rf"\begin{{tabular}}{{{widths}}}",
+        *_ruled(head, body),
+        r"\end{tabular}",
+    ]
+
+
+def _ruled(head: str, body: list[str]) -> list[str]:
+    return [r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
 
 
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{c: rf"\{c}" for c in "&%$#_{}"},
+    "|": "$|$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": "$<$",
@@ -322,15 +377,41 @@ _LATEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "→": r"$\to$",
-    "τ": r"$\tau$",
-    "η": r"$\eta$",
-    "β": r"$\beta$",
-    "σ": r"$\sigma$",
-    "θ": r"$\theta$",
-    "Δ": r"$\Delta$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≈": r"$\approx$",
+    "≠": r"$\neq$",
+    "∞": r"$\infty$",
+    "·": r"$\cdot$",
+    "…": r"\ldots{}",
+    "—": "---",
+    "‘": "`",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    **{
+        letter: rf"${name}$"
+        for letter, name in (
+            *(("α", r"\alpha"), ("β", r"\beta"), ("γ", r"\gamma"), ("δ", r"\delta")),
+            *(("ε", r"\epsilon"), ("η", r"\eta"), ("θ", r"\theta"), ("κ", r"\kappa")),
+            *(("λ", r"\lambda"), ("μ", r"\mu"), ("π", r"\pi"), ("ρ", r"\rho")),
+            *(("σ", r"\sigma"), ("τ", r"\tau"), ("φ", r"\phi"), ("ψ", r"\psi")),
+            *(("ω", r"\omega"), ("Δ", r"\Delta"), ("Σ", r"\Sigma")),
+        )
+    },
 }
 
 
 def latex_escape(text: str) -> str:
-    """Text for LaTeX: special characters escaped, the project's Greek letters as mathematics."""
-    return "".join(_LATEX.get(character, character) for character in _plain(text))
+    """Text for pdflatex: special characters escaped, Greek letters as mathematics; of what it does
+    not know, the accents are left out or the character's name is written."""
+    return "".join(_latex(character) for character in _plain(text))
+
+
+def _latex(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    if character.isascii():
+        return character
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return plain or f"[{unicodedata.name(character, 'unknown sign').lower()}]"

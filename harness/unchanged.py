@@ -36,17 +36,14 @@ def digest(sweep: Sweep, runs_dir: Path, shown: str) -> str:
 
 def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
     """What a report is made of, in pieces whose texts tell them apart."""
-    for package in ("harness", "mixgrpo"):
-        folder = Path(__file__).parents[1] / package
-        for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.html")]):
-            yield file.read_bytes()
-    yield [importlib.metadata.version(name) for name in LIBRARIES]
+    yield from code()
     # A run's hash leaves out what changes no result: the arms' configurations have it all.
     yield replace(sweep, runs=sweep.runs[: len(sweep.arms)])
     place = sweep_folder(sweep, runs_dir)
+    probes = [f"probes/{name}.json" for name in sweep.probes]
     finished = set()
     for run in sweep.runs:
-        stamps = [stamp(place / run.folder_name / name) for name in MEASURED]
+        stamps = [stamp(place / run.folder_name / name) for name in (*MEASURED, *probes)]
         if stamps[0] is None:
             yield run.folder_name, look(sweep, run, runs_dir).state
         else:
@@ -55,10 +52,24 @@ def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
     yield read_samples(sweep, finished, runs_dir)
 
 
+def code() -> Iterator[Any]:
+    """What makes a report: this project's code and templates, and the libraries' versions."""
+    for package in ("harness", "mixgrpo"):
+        folder = Path(__file__).parents[1] / package
+        for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.html")]):
+            yield file.read_bytes()
+    yield [importlib.metadata.version(name) for name in LIBRARIES]
+
+
 def is_unchanged(sweep: Sweep, runs_dir: Path, folder: Path, made_of: str) -> bool:
     """Whether the report in `folder` was made of this, and lies there as it was written."""
+    return holds(_record(sweep, runs_dir, folder), folder, made_of)
+
+
+def holds(record: Path, folder: Path, made_of: str) -> bool:
+    """Whether `record` (of `keep`) says so of this, and the files lie there as they were."""
     try:
-        kept = json.loads(_record(sweep, runs_dir, folder).read_text())
+        kept = json.loads(record.read_text())
         return bool(kept["made_of"] == made_of and kept["files"]) and all(
             stamp(folder / name) == kept_stamp for name, kept_stamp in kept["files"].items()
         )
@@ -70,7 +81,11 @@ def remember(
     sweep: Sweep, runs_dir: Path, folder: Path, made_of: str, files: Iterable[str]
 ) -> None:
     """Keep what the report was made of; nothing where the disk does not let it."""
-    record = _record(sweep, runs_dir, folder)
+    keep(_record(sweep, runs_dir, folder), folder, made_of, files)
+
+
+def keep(record: Path, folder: Path, made_of: str, files: Iterable[str]) -> None:
+    """Write what the files in `folder` were made of; nothing where it cannot be written."""
     with contextlib.suppress(OSError):
         record.parent.mkdir(exist_ok=True)
         stamps = {name: stamp(folder / name) for name in files}

@@ -5,10 +5,10 @@ hash of every file. It is written beside its place, flushed to disk and renamed,
 process leaves either the whole of it or nothing under its name.
 """
 
-import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixgrpo import manifest
 from mixgrpo.atomic import disk_error, flush
 from mixgrpo.errors import ConfigError, RunError
 
-FORMAT = 1
-_MANIFEST = "manifest.json"
-_PARTIAL = ".partial"
 _CORRUPT = (OSError, ValueError, LookupError, TypeError, SafetensorError)
 
 
@@ -34,8 +32,8 @@ def save(
 
     Replaces one of the same iteration. OSError (a full disk) leaves the earlier ones untouched.
     """
-    place = root / f"{iteration:06d}"
-    partial = place.with_name(place.name + _PARTIAL)
+    place = manifest.place_of(root, iteration)
+    partial = place.with_name(place.name + manifest.PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -43,15 +41,20 @@ def save(
         for group, members in tensors.items():
             file = partial / f"{group}.safetensors"
             _write(file, {k: v.detach().contiguous() for k, v in members.items()})
-            files[file.name] = _digest(file)
-        manifest = {"format": FORMAT, "iteration": iteration, "files": files, "made_on": made_on}
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            files[file.name] = manifest.digest_of(file)
+        said = {
+            "format": manifest.FORMAT,
+            "iteration": iteration,
+            "files": files,
+            "made_on": made_on,
+        }
+        (partial / manifest.NAME).write_text(json.dumps(said, indent=1))
         for file in partial.iterdir():
             flush(file)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    aside = place.with_name(f"{place.name}.old{_PARTIAL}")
+    aside = place.with_name(f"{place.name}.old{manifest.PARTIAL}")
     shutil.rmtree(aside, ignore_errors=True)
     if place.exists():
         place.rename(aside)  # a reader elsewhere may keep it from being removed
@@ -103,16 +106,26 @@ def load_at(root: Path, iteration: int) -> Checkpoint:
         raise RunError(f"{places[iteration]}: corrupt checkpoint ({error})") from error
 
 
-def prune(root: Path, keep: int, newest: int) -> None:
-    """Remove all but the last `keep` checkpoints up to iteration `newest`.
+def prune(
+    root: Path,
+    keep: int,
+    newest: int,
+    always: Collection[int] = (),
+    uncounted: Collection[int] = (),
+) -> None:
+    """Remove all but the last `keep` checkpoints up to iteration `newest`, and those of `always`.
+
+    Of the latter, `uncounted` are not among the last ones: they push no other one out.
 
     Later ones are corrupt and were passed over; what killed processes left half-written goes too.
     """
     places = sorted(checkpoints(root))
     good = [place for place in places if int(place.name) <= newest]
-    for place in set(places) - set(good[-keep:]):
+    counted = [place for place in good if int(place.name) not in uncounted]
+    stay = {*counted[-keep:], *(place for place in good if int(place.name) in always)}
+    for place in set(places) - stay:
         shutil.rmtree(place, ignore_errors=True)
-    for partial in root.glob(f"*{_PARTIAL}"):
+    for partial in root.glob(f"*{manifest.PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -122,21 +135,13 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def _load(place: Path) -> Checkpoint:
-    manifest = json.loads((place / _MANIFEST).read_text())
-    if manifest["format"] != FORMAT:
-        raise RunError(
-            f"{place}: a checkpoint of format {manifest['format']}, this version reads {FORMAT}; "
-            "finish the run with the version that began it, or remove its folder"
-        )
-    if int(manifest["iteration"]) != int(place.name):
-        raise ValueError(f"its manifest is of iteration {manifest['iteration']}")
+    said = manifest.read(place)
     tensors = {}
-    for name, digest in manifest["files"].items():
+    for name, digest in said["files"].items():
         file = place / name
-        if _digest(file) != digest:
-            raise ValueError(f"{name} is not what was written")
+        manifest.check(file, digest)
         tensors[file.stem] = load_file(file)
-    return Checkpoint(int(manifest["iteration"]), tensors, manifest["made_on"])
+    return Checkpoint(int(said["iteration"]), tensors, said["made_on"])
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
@@ -144,8 +149,3 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, file)
     except SafetensorError as error:
         raise disk_error(error, file) or error from error
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

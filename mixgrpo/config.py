@@ -266,6 +266,8 @@ class OutputConfig(Section):
     """Iterations between two checkpoints; after the last always."""
     checkpoints_kept: int = Field(2, ge=1)
     """The newest ones."""
+    keep: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Iterations whose checkpoints are written and stay, besides the newest ones."""
     samples: int = Field(8, ge=0)
     """Held-out prompts whose first image is kept as a picture at every evaluation."""
     export: bool = True

@@ -23,25 +23,25 @@ sections; `base: other.yaml` takes another file's settings first. On a command l
 
 def reference() -> str:
     """The reference as Markdown: one table per section, with defaults and meaning."""
-    texts = _docstrings(Path(inspect.getfile(config)).read_text())
+    texts = docstrings(Path(inspect.getfile(config)).read_text())
     sections = []
     plain = []
     for name, field in config.RunConfig.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            rows = [_row(key, f, texts[kind.__name__]) for key, f in kind.model_fields.items()]
+            rows = [row(key, f, texts[kind.__name__]) for key, f in kind.model_fields.items()]
             about = inspect.getdoc(kind) if "__doc__" in vars(kind) else ""
             sections.append((name, about if about and kind.__doc__ else "", rows))
         else:
-            plain.append(_row(name, field, texts["RunConfig"]))
-    parts = [_HEAD, _table(plain)]
+            plain.append(row(name, field, texts["RunConfig"]))
+    parts = [_HEAD, table(plain)]
     for name, about, rows in sections:
-        parts += [f"## {name}", *([about] if about else []), _table(rows)]
+        parts += [f"## {name}", *([about] if about else []), table(rows)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _docstrings(source: str) -> dict[str, dict[str, str]]:
-    """By class and field: the text that follows the field."""
+def docstrings(source: str) -> dict[str, dict[str, str]]:
+    """The text that follows each field of each class of a module, by class and field."""
     found: dict[str, dict[str, str]] = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):
@@ -55,7 +55,8 @@ def _docstrings(source: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def _row(name: str, field: Any, texts: dict[str, str]) -> tuple[str, str, str]:
+def row(name: str, field: Any, texts: dict[str, str]) -> tuple[str, str, str]:
+    """Key, default and meaning of a field; `texts` are its class's by field."""
     default = field.get_default(call_default_factory=True)
     if isinstance(default, tuple):
         default = list(default)
@@ -73,7 +74,8 @@ def _choices(annotation: Any) -> list[str]:
     return [str(c) for c in found if isinstance(c, str | int) and not isinstance(c, bool)]
 
 
-def _table(rows: list[tuple[str, str, str]]) -> str:
+def table(rows: list[tuple[str, str, str]]) -> str:
+    """Rows as Markdown."""
     lines = ["| key | default | meaning |", "|---|---|---|"]
     lines += [f"| `{name}` | `{default}` | {text} |" for name, default, text in rows]
     return "\n".join(lines)

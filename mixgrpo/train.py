@@ -159,8 +159,7 @@ class _Run:
                 if self.trackers is not None:
                     self.trackers.metrics(line)
             done, judged = done + 1, False
-            every = self.config.output.checkpoint_every
-            if done % every == 0 or done == self.config.iterations:
+            if self._is_usual(done) or done in self.config.output.keep:
                 self._save(done)
                 saved = done
 
@@ -236,6 +235,10 @@ class _Run:
         for text in texts:
             warnings.warn(text, stacklevel=2)
 
+    def _is_usual(self, done: int) -> bool:
+        """Whether a run makes a checkpoint there whatever else it keeps."""
+        return done % self.config.output.checkpoint_every == 0 or done == self.config.iterations
+
     def _save(self, done: int) -> None:
         from mixgrpo import checkpoint
 
@@ -247,7 +250,9 @@ class _Run:
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
             checkpoint.save(self.checkpoints, done, tensors, self.made_on)
-            checkpoint.prune(self.checkpoints, self.config.output.checkpoints_kept, done)
+            output = self.config.output
+            besides = [m for m in output.keep if not self._is_usual(m)]
+            checkpoint.prune(self.checkpoints, output.checkpoints_kept, done, output.keep, besides)
 
     def _evaluate(self, done: int) -> None:
         begin = time.perf_counter()

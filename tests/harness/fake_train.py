@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from mixgrpo import manifest
 from mixgrpo.atomic import write_json
 from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
@@ -34,7 +35,8 @@ def run(
     if behaviour.get("config_error"):
         raise ConfigError("the rollout has more prompts than there are")
     (folder / "checkpoints").mkdir(exist_ok=True)
-    done = max((int(p.name) for p in (folder / "checkpoints").iterdir()), default=0)
+    made = [p.name for p in (folder / "checkpoints").iterdir()]
+    done = max((int(name) for name in made if name.isdigit()), default=0)
     metrics = folder / "metrics.jsonl"
     if metrics.exists():
         kept = metrics.read_text().splitlines()[:done]
@@ -42,9 +44,12 @@ def run(
     value = 0.5 + 0.01 * config.window.interval + 0.001 * config.seed
     if done == 0:
         _evaluate(config, folder, 0, 0.5)
+    judged = (
+        done > 0 and f'"iteration": {config.iterations},' in (folder / "eval.jsonl").read_text()
+    )
     while done < config.iterations:
         if should_stop():
-            (folder / "checkpoints" / f"{done:06d}").mkdir(exist_ok=True)
+            _checkpoint(folder, done)
             return "stopped"
         time.sleep(behaviour.get("seconds", 0.01))
         if done == behaviour.get("raise_at"):
@@ -83,9 +88,11 @@ def run(
         with metrics.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         done += 1
-        if done % config.output.checkpoint_every == 0:
-            (folder / "checkpoints" / f"{done:06d}").mkdir(exist_ok=True)
-    _evaluate(config, folder, done, value)
+        usual = done % config.output.checkpoint_every == 0 or done == config.iterations
+        if usual or done in config.output.keep:
+            _checkpoint(folder, done)
+    if not judged:
+        _evaluate(config, folder, done, value)
     rewards = {"composition": 0.5, "palette": 0.9, "strict": 0.3}
     write_json(
         folder / "result.json",
@@ -104,6 +111,17 @@ def run(
         },
     )
     return "finished"
+
+
+def _checkpoint(folder: Path, done: int) -> None:
+    """One without tensors, whole or absent."""
+    place = folder / "checkpoints" / f"{done:06d}"
+    partial = place.with_name(f"{place.name}.partial")
+    if not place.exists():
+        partial.mkdir(exist_ok=True)
+        said = {"format": manifest.FORMAT, "iteration": done, "files": {}, "made_on": {}}
+        (partial / manifest.NAME).write_text(json.dumps(said))
+        partial.rename(place)
 
 
 def _evaluate(config: RunConfig, folder: Path, iteration: int, value: float) -> None:

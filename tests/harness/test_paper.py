@@ -53,6 +53,27 @@ def test_scores_lie_where_such_scores_lie():
                 assert frame[column].between(low, high).all(), (name, column)
 
 
+def test_what_was_printed_twice_is_what_the_tables_have():
+    for repeated in paper.REPEATED:
+        assert len({value for value, _, _ in repeated.printed}) > 1
+        for value, name, key in repeated.printed:
+            if key is not None:
+                assert paper.row(name, key)[repeated.score] == value, repeated
+    # ImageReward: w = 2, Flash and w = 6 differ by 0.030, 0.050 and 0.077.
+    assert paper.noise("ir") == (0.030, 0.077)
+    assert paper.noise("hps") == (0.004, 0.004)
+    assert paper.noise("clip") is None
+
+
+def test_differences_have_every_printed_value():
+    assert paper.differences("tau", "25", "ir") == {"15": (-0.12,), "20": (-0.019,), "30": (-0.04,)}
+    # w = 6 is 1.547 in its table and 1.624 in another; w = 4 is 1.629.
+    assert paper.differences("size", "4", "ir")["6"] == (-0.082, -0.005)
+    # Both sides: 1.588 or 1.618 minus 1.547 or 1.624.
+    assert set(paper.differences("size", "6", "ir")["2"]) == {0.041, -0.036, 0.071, -0.006}
+    assert paper.differences("main", "FLUX.1-dev", "clip") == {}
+
+
 def test_errors_name_what_there_is():
     with pytest.raises(ConfigError, match="did you mean stride"):
         paper.table("strides")

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from harness import findings, plots, report
+from harness import findings, report
 from harness.analysis import _shared_until, analyse
 from harness.report import FullerReport, write_report
 from harness.results import collect
 from harness.spec import load_sweep
+from harness.spent import at_evaluations
 from mixgrpo.errors import ConfigError, RunError
 
 from .synthetic import make_sweep, write_runs
 
-FIGURES = {"differences", "final", "learning", "heldout", "samples", "window", "time"}
+FIGURES = {"differences", "final", "learning", "heldout", "samples", "window", "time", "budget"}
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +338,7 @@ def test_what_is_measured_beside_training_is_in_no_comparison(arms, tmp_path, sm
         assert now.seconds.median == pytest.approx(was.seconds.median)
         if was.time_ratio is not None:
             assert now.time_ratio.mean == pytest.approx(was.time_ratio.mean)
-    assert plots._costs(results)["seconds"].max() < 30
+    assert at_evaluations(results)["seconds"].max() < 30
     page = write_report(sweep, tmp_path / "runs", tmp_path / "reports")
     assert "is in the bar but not in the number" in words(page)
     kept = contents(page.parent)

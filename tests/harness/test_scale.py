@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import figures, findings, plots, store
+from harness import drawing, figures, findings, store
 from harness.analysis import analyse
 from harness.plan import describe
 from harness.report import write_report
@@ -89,11 +89,11 @@ def test_figures_of_many_arms_show_some_and_say_so(
     sweep = make_sweep(intervals=tuple(range(1, 31)), seeds=3, iterations=24, reference=30)
     write_runs(sweep, tmp_path / "runs")
     analysis = analyse(sweep, collect(sweep, tmp_path / "runs"))
-    drawn = plots.drawn_arms(analysis)
+    drawn = drawing.drawn_arms(analysis)
     assert drawn == [*(f"interval={k}" for k in range(1, 24)), "interval=30"]
     assert len(findings.answer(analysis)) < 1500
     page = write_report(sweep, tmp_path / "runs", tmp_path / "out")
-    # Six captions, each beside its picture and in its place.
-    assert page.read_text().count("Of 30 arms, 24 are drawn; the tables have all.") == 2 * 6
+    # Seven captions, each beside its picture and in its place.
+    assert page.read_text().count("Of 30 arms, 24 are drawn; the tables have all.") == 2 * 7
     table = (page.parent / "table.csv").read_text()
     assert len(table.splitlines()) == 31

@@ -20,7 +20,7 @@ TEXT = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
     """The example where it says it lies, beside the presets."""
-    (found,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    found = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)[0]
     file = tmp_path / found.split()[1]
     shutil.copytree(ROOT / "sweeps" / "presets", file.parent / "presets")
     file.write_text(found, encoding="utf-8")
@@ -42,7 +42,7 @@ def test_every_key_is_explained_and_no_other() -> None:
 def test_every_option_is_explained_and_no_other() -> None:
     parameters = [p for p in inspect.signature(sweep.main).parameters if p != "file"]
     options = {"--" + name.strip("_").replace("_", "-") for name in parameters}
-    assert set(re.findall(r"`(--[a-z]+)", " ".join(rows("The command")))) == options
+    assert set(re.findall(r"`(--[a-z-]+)", " ".join(rows("The command")))) == options
 
 
 def test_the_example_has_every_key(example: Path) -> None:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from harness import numbers, tables
+from harness import findings, numbers, tables
 from harness.analysis import analyse
 from harness.results import collect
 from harness.stats import mean_interval, paired_interval
@@ -83,13 +83,14 @@ def test_latex_is_escaped_and_balanced(found):
     _, _, analysis = found
     text = tables.to_latex(analysis)
     assert text.isascii()
-    assert r"$\tau$ = 9 & 5 &" in text
+    assert r"$\tau$ = 9 & 5 &" in text  # narrow: shrunk to the line
+    assert r"\raggedright $\tau$ = 9 &" in text  # wide: broken into lines
     assert r"NFE\_old" in text
     assert text.count(r"\toprule") == text.count(r"\begin{table}") == text.count(r"\end{table}")
     plain = text.replace(r"\{", "").replace(r"\}", "")
     assert plain.count("{") == plain.count("}")
     for table, part in zip(tables.tables(analysis), text.split(r"\midrule")[1:], strict=True):
-        row = part.split(r"\\")[0]
+        row = re.split(r"\\\\|\\tabularnewline", part)[0]
         assert len(re.findall(r"(?<!\\)&", row)) == len(table.columns) - 1
 
 
@@ -97,6 +98,27 @@ def test_escapes():
     assert tables.latex_escape("a_b & 5 % \\ {x} τ −1") == (
         r"a\_b \& 5 \% \textbackslash{} \{x\} $\tau$ $-$1"
     )
+
+
+def test_signs_that_pdflatex_does_not_know():
+    assert tables.latex_escape("w ≥ 2 | ŵ 字") == (r"w $\geq$ 2 $|$ w [cjk unified ideograph-5b57]")
+    assert tables.latex_escape("½ “x”").isascii()
+
+
+def test_one_line_names_few_arms_and_no_sizes(found, tmp_path):
+    _, _, analysis = found
+    assert findings.one_line(analysis) == (
+        "τ = 9 is worse than τ = 15; τ = 12 and τ = 18 are indistinguishable from it."
+    )
+    many = make_sweep(tuple(range(3, 12)), seeds=3, iterations=12, reference=11)
+    write_runs(many, tmp_path, effects={"interval=3": 0.3}, sd=0.01)
+    line = findings.one_line(analyse(many, collect(many, tmp_path)))
+    assert line.startswith("τ = 3 is better than τ = 11; ")
+    assert re.search(r"τ = \d+, τ = \d+, τ = \d+ and \d more are indistinguishable from it", line)
+    few = make_sweep(seeds=2, iterations=12)
+    write_runs(few, tmp_path / "few")
+    found_few = analyse(few, collect(few, tmp_path / "few"))
+    assert findings.one_line(found_few) == findings.answer(found_few)
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.11])

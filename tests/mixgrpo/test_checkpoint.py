@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mixgrpo import checkpoint
+from mixgrpo import checkpoint, manifest
 from mixgrpo.errors import RunError
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -177,9 +177,9 @@ def test_all_corrupt_is_none_and_each_is_named(root: Path) -> None:
 
 def test_another_format_is_an_error_not_a_corruption(root: Path) -> None:
     file = root / "000010" / "manifest.json"
-    manifest = json.loads(file.read_text())
-    file.write_text(json.dumps({**manifest, "format": checkpoint.FORMAT + 1}))
-    with pytest.raises(RunError, match=rf"000010: a checkpoint of format {checkpoint.FORMAT + 1}"):
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "format": manifest.FORMAT + 1}))
+    with pytest.raises(RunError, match=rf"000010: a checkpoint of format {manifest.FORMAT + 1}"):
         checkpoint.load_newest(root)
 
 
@@ -199,6 +199,16 @@ def test_prune_keeps_the_newest(root: Path, keep: int) -> None:
     checkpoint.prune(root, keep, 10)
     kept = sorted(int(p.name) for p in checkpoint.checkpoints(root))
     assert kept == [2, 4, 10][-keep:]
+
+
+def test_prune_leaves_what_is_always_kept_beside_the_newest(root: Path) -> None:
+    checkpoint.save(root, 7, state(7), MADE_ON)
+    checkpoint.prune(root, 1, 10, always=(2,))
+    assert sorted(int(p.name) for p in checkpoint.checkpoints(root)) == [2, 10]
+    for iteration in (11, 12):
+        checkpoint.save(root, iteration, state(iteration), MADE_ON)
+    checkpoint.prune(root, 2, 12, always=(2, 11), uncounted=(11,))
+    assert sorted(int(p.name) for p in checkpoint.checkpoints(root)) == [2, 10, 11, 12]
 
 
 def test_prune_never_takes_the_one_just_written_for_a_corrupt_later_one(root: Path) -> None:

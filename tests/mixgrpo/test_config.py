@@ -533,6 +533,7 @@ CHANGED: dict[str, Any] = {
     "health.drift": False,
     "output.checkpoint_every": 3,
     "output.checkpoints_kept": 5,
+    "output.keep": (4,),
     "output.samples": 1,
     "output.export": False,
     "output.trackers": ("tensorboard",),

@@ -1,0 +1,85 @@
+"""What the paper's experiments take in GPU hours, from the times that the paper printed.
+
+python -m harness.cost [SWEEP FILE ...]
+
+Hours = published seconds per iteration x iterations x 32 GPUs. Published: one run per method, on
+FLUX.1-dev at 720 x 720 with 32 prompts of 12 images in an iteration. Nothing of it was measured
+here; `--plan` says what this project's own runs have taken.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness import paper
+from mixgrpo import cli
+
+if TYPE_CHECKING:
+    from mixgrpo.config import RunConfig
+
+GPUS = 32
+ITERATIONS = 300
+
+
+def gpu_hours(method: str, iterations: int = ITERATIONS) -> float:
+    """GPU hours of one run of a method of the paper's main table."""
+    seconds = paper.row("main", method)["seconds_per_iteration"]
+    return float(seconds) * iterations * GPUS / 3600
+
+
+def nearest_method(config: "RunConfig") -> str:
+    """The row of the main table whose sampling and number of trained steps are nearest."""
+    sampler, window = config.sampler, config.window
+    if sampler.sde == "all":
+        return "DanceGRPO" if config.trained_per_image > 4 else "DanceGRPO, 4 random steps"
+    if sampler.tail_ratio < 1:
+        return "MixGRPO-Flash*" if window.strategy == "frozen" else "MixGRPO-Flash"
+    return "MixGRPO, CPS noise" if sampler.kernel == "cps" else "MixGRPO"
+
+
+def methods() -> str:
+    """One run of every method, as a Markdown table."""
+    lines = [
+        "| method | s / iteration | hours of 32 GPUs | GPU hours of a run |",
+        "|---|---|---|---|",
+    ]
+    for name in paper.find("main").rows:
+        seconds = paper.row("main", name).get("seconds_per_iteration")
+        if seconds is not None:
+            hours = gpu_hours(name)
+            lines.append(f"| {name} | {seconds:.3f} | {hours / GPUS:.1f} | {hours:,.0f} |")
+    return "\n".join(lines)
+
+
+def sweeps(files: Sequence[Path], profile: str) -> str:
+    """All runs of each sweep file in a profile, as a Markdown table.
+
+    ConfigError where a file has no such profile, or its prompts are not at hand.
+    """
+    from harness.spec import load_sweep
+
+    lines = ["| sweep | arms | seeds | runs | GPU hours |", "|---|---|---|---|---|"]
+    total = 0.0
+    for file in files:
+        sweep = load_sweep(file, profile)
+        hours = sum(gpu_hours(nearest_method(r.config), r.config.iterations) for r in sweep.runs)
+        cells = (len(sweep.arms), len(sweep.seeds), len(sweep.runs))
+        lines.append(f"| {sweep.name} | {' | '.join(map(str, cells))} | {hours:,.0f} |")
+        total += hours
+    return "\n".join([*lines, f"| together | | | | {total:,.0f} |"])
+
+
+def main(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Sweep files.")
+    ] = None,
+    profile: Annotated[str, typer.Option(metavar="NAME", help="The files' profile.")] = "flux",
+) -> None:
+    """GPU hours of the paper's methods, or of the sweeps in FILE..., by the paper's own times."""
+    print(sweeps(files, profile) if files else methods())
+
+
+if __name__ == "__main__":
+    cli.run(main)

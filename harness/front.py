@@ -1,0 +1,133 @@
+"""Reward against cost: which arms nothing cheaper beats, and which of them can be told apart.
+
+A front of means alone says more than the seeds do. So every arm is also compared, seed by seed,
+with the best one that costs no more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.analysis import ArmResult
+from harness.stats import LEVEL, Interval, mean_interval, paired_differences
+
+if TYPE_CHECKING:
+    from harness.studies import Study
+
+STUDIES = ("methods", "overhead")
+"""The studies whose arms are drawn, where they are comparable."""
+
+COSTS = ("seconds", "evaluations")
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm of a study: reward after training against what one run costs."""
+
+    study: str
+    result: ArmResult
+    reward: Interval
+    cost: dict[str, Interval]
+    """By kind; without seconds where they were measured otherwise than the first study's."""
+    same_as: tuple[str, ...]
+    """Arms of other studies that are the same runs, by label."""
+
+    @property
+    def label(self) -> str:
+        return self.result.arm.label
+
+
+@dataclass(frozen=True)
+class Step:
+    """A point against the one with the highest reward among those that cost no more."""
+
+    point: Point
+    against: Point
+    difference: Interval
+    """Point minus the other, paired by seed; all steps of a front hold together with 95 %."""
+
+
+def points(studies: "Sequence[Study]") -> list[Point]:
+    """The arms that have an interval; those that two studies share once."""
+    chosen = sorted((s for s in studies if s.sweep.name in STUDIES), key=_order)
+    found: dict[frozenset[str], Point] = {}
+    for study in chosen:
+        if _conditions(study) != _conditions(chosen[0]):
+            continue
+        hashes = _hashes(study)
+        for result in study.analysis.arms:
+            if not result.rewards[study.analysis.measure].after.known:
+                continue
+            own = hashes[result.arm.name]
+            twin = next((other for other in found if own <= other or other <= own), None)
+            if twin is not None:
+                found[twin] = _joined(found[twin], result)
+                continue
+            kinds = {"evaluations": result.evaluations_per_run}
+            if study.analysis.core_time == chosen[0].analysis.core_time:
+                kinds["seconds"] = result.seconds_per_run
+            reward = result.rewards[study.analysis.measure].after
+            found[own] = Point(study.sweep.name, result, reward, kinds, ())
+    return list(found.values())
+
+
+def _order(study: "Study") -> int:
+    return STUDIES.index(study.sweep.name)
+
+
+def _conditions(study: "Study") -> Any:
+    """What two studies must have in common for their rewards to be set side by side."""
+    config = study.sweep.runs[0].config
+    return study.analysis.measure, config.model, config.evaluation, config.iterations
+
+
+def distinct(studies: "Sequence[Study]") -> "list[Study]":
+    """Those that compare anything that no earlier one does: two may share their runs."""
+    seen: set[tuple[frozenset[str], frozenset[str]]] = set()
+    found = []
+    for study in studies:
+        hashes = _hashes(study)
+        reference = hashes.pop(study.sweep.reference)
+        pairs = {(own, reference) for own in hashes.values()}
+        if not pairs <= seen:
+            found.append(study)
+        seen |= pairs
+    return found
+
+
+def _hashes(study: "Study") -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {arm.name: set() for arm in study.sweep.arms}
+    for run in study.sweep.runs:
+        found[run.arm].add(run.hash)
+    return {arm: frozenset(hashes) for arm, hashes in found.items()}
+
+
+def _joined(point: Point, twin: ArmResult) -> Point:
+    names = dict.fromkeys((*point.same_as, twin.arm.label))
+    return Point(point.study, point.result, point.reward, point.cost, tuple(names))
+
+
+def front(of: Sequence[Point], cost: str) -> list[Point]:
+    """The points that no cheaper or equally cheap one reaches, cheapest first."""
+    priced = sorted(
+        (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
+    )
+    best: list[Point] = []
+    for point in priced:
+        if not best or point.reward.mean > best[-1].reward.mean:
+            best.append(point)
+    return best
+
+
+def steps(of: Sequence[Point], cost: str) -> list[Step]:
+    """Every point but the cheapest against the best among those that cost no more."""
+    priced = sorted(
+        (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
+    )
+    level = 1 - (1 - LEVEL) / max(1, len(priced) - 1)
+    found = []
+    for index, point in enumerate(priced[1:], start=1):
+        against = max(priced[:index], key=lambda p: p.reward.mean)
+        pairs, _ = paired_differences(point.result.after, against.result.after)
+        found.append(Step(point, against, mean_interval(list(pairs.values()), level)))
+    return found

@@ -1,0 +1,298 @@
+"""Writes the report over all studies: reports/index.html, README.md, tables.tex and the figures.
+
+Everything is made from the measurements kept with the studies' reports. The same measurements give
+the same bytes; where nothing has changed since they were written, nothing is read.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import unchanged
+from harness.cache import FOLDER, stamp
+from harness.spec import Sweep
+from harness.studies import has_measurements, is_study, read_study
+from mixgrpo.atomic import write_bytes
+from mixgrpo.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from harness.figures import Picture
+    from harness.overall import Overall
+    from harness.studies import Study
+    from harness.tables import Table
+
+PAGE = "index.html"
+TITLE = "MixGRPO, measured: every question and its answer"
+NO_RESULTS = "no results yet"
+OTHER_CONFIGURATION = "no results yet of the file as it is now; those kept are of another setting"
+KEPT = ("runs.parquet", "metrics.parquet", "evals.parquet", "probes.parquet", "made.json")
+
+
+def write_overall(sweeps: Sequence[Sweep], runs_dir: Path, reports: Path) -> Path:
+    """Write the overall report and return the path of its page.
+
+    `sweeps`: every sweep, reported or not; those that are for trying things out are left out.
+    Files are replaced one by one, each atomically, the page last. RunError where a place cannot be
+    read or written.
+    """
+    studies = [sweep for sweep in sweeps if is_study(sweep)]
+    made_of = _digest(studies, reports)
+    place = hashlib.sha256(str(reports.resolve()).encode()).hexdigest()[:8]
+    record = runs_dir / FOLDER / f"overall-{place}.json"
+    if not unchanged.holds(record, reports, made_of):
+        files = _files(studies, reports)
+        for name, content in files.items():
+            _replace(reports / name, content)
+        if runs_dir.is_dir():
+            unchanged.keep(record, reports, made_of, files)
+    return reports / PAGE
+
+
+def _digest(sweeps: Sequence[Sweep], reports: Path) -> str:
+    """Changes when anything does that the overall report is made of."""
+    found = hashlib.sha256()
+    for part in unchanged.code():
+        found.update(repr(part).encode())
+    for sweep in sweeps:
+        folder = reports / sweep.report_name
+        # Arms once: a run's configuration is its arm's with a seed.
+        found.update(repr(replace(sweep, runs=sweep.runs[: len(sweep.arms)])).encode())
+        found.update(repr([run.hash for run in sweep.runs]).encode())
+        found.update(repr([stamp(folder / name) for name in KEPT]).encode())
+    return found.hexdigest()
+
+
+def _files(sweeps: Sequence[Sweep], reports: Path) -> dict[str, bytes]:
+    """Everything that is written, by path inside the reports' folder; the page last."""
+    from harness.overall import put_together
+
+    studies, absent = [], []
+    for sweep in sweeps:
+        if not has_measurements(sweep, reports):
+            absent.append((sweep, NO_RESULTS))
+            continue
+        try:
+            studies.append(read_study(sweep, reports))
+        except ConfigError:
+            absent.append((sweep, OTHER_CONFIGURATION))
+    overall = put_together(studies, absent)
+    pictures = draw(overall)
+    files = {
+        "README.md": to_markdown(overall, pictures).encode(),
+        "tables.tex": to_latex(overall).encode(),
+    }
+    for picture in pictures:
+        files[f"figures/{picture.name}.png"] = picture.png
+        files[f"figures/{picture.name}.pdf"] = picture.pdf
+    files[PAGE] = to_html(overall, pictures).encode()
+    return files
+
+
+def _replace(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def draw(overall: "Overall") -> "list[Picture]":
+    """The figures that have data."""
+    from harness import overall_plots as plots
+    from harness.figures import picture
+    from harness.front import distinct
+
+    asked = [q for q in overall.questions if q.effect is not None]
+    drawn = []
+    if asked:
+        caption = (
+            "The largest effect of every question: held-out reward after training, arm minus "
+            "reference, paired by seed, with the interval that holds for all comparisons of the "
+            "study. Full mark: told apart from the reference. Open mark: not. The grey bar is as "
+            "wide as the difference that these seeds could have shown."
+        )
+        title = "Every question's largest effect"
+        drawn.append(picture("questions", title, caption, lambda: plots.questions(asked)))
+    if overall.points:
+        caption = (
+            "Held-out reward after training, with its 95 % interval, against what one run takes. "
+            "The dashed line is the front of the means: full marks lie on it, and no arm that "
+            "costs no more has a higher mean. Arms whose intervals overlap are not told apart by "
+            "this picture; the table compares them seed by seed."
+        )
+        title = "Reward against cost"
+        drawn.append(picture("pareto", title, caption, lambda: plots.pareto(overall.points)))
+    studies = distinct([q.study for q in overall.questions if plots.sensitive_arms(q.study)])
+    if studies:
+        caption = (
+            "Every setting against its study's reference, on one axis: held-out reward after "
+            "training, paired by seed, with the interval that holds for all comparisons of the "
+            "study. Full mark: told apart from the reference. Open mark: not. The shaded band is "
+            "one standard deviation of a single run's reward over seeds, to both sides."
+        )
+        title = "How sensitive the reward is to each setting"
+        drawn.append(picture("sensitivity", title, caption, lambda: plots.sensitivity(studies)))
+    return drawn
+
+
+def _parts(overall: "Overall") -> dict[str, list[str]]:
+    """The page's lists of sentences, by heading."""
+    from harness import overall_words as words
+
+    return {
+        "Arms that are the same": words.same_schedules(overall),
+        "What is missing": words.incomplete(overall),
+        "How to read the numbers": words.notes(overall),
+    }
+
+
+def to_html(overall: "Overall", pictures: "list[Picture]") -> str:
+    """The page: one file, pictures inside, autoescaped; links to the studies beside it."""
+    import jinja2
+
+    from harness import overall_tables
+    from harness import overall_words as words
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("harness"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tight"] = _tight
+    return environment.get_template("overall.html").render(
+        title=TITLE,
+        headline=words.headline(overall),
+        summary=words.summary(overall),
+        front=words.front_sentences(overall),
+        pictures={
+            picture.name: {
+                "title": picture.title,
+                "caption": picture.caption,
+                "source": f"data:image/png;base64,{base64.b64encode(picture.png).decode()}",
+            }
+            for picture in pictures
+        },
+        questions=overall_tables.questions_table(overall),
+        front_table=overall_tables.front_table(overall),
+        noise=overall_tables.paper_noise_table(),
+        costs=overall_tables.costs_table(overall),
+        studies=[question.study for question in overall.questions],
+        lists=_parts(overall),
+    )
+
+
+def _tight(text: str) -> str:
+    """No line break inside `τ = 15` and `95 %`."""
+    return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
+
+
+def to_markdown(overall: "Overall", pictures: "list[Picture]") -> str:
+    """The same for a reader of the repository, with relative links."""
+    from harness import overall_tables
+    from harness import overall_words as words
+    from harness.tables import markdown_table
+
+    figures = {p.name: f"![{p.title}](figures/{p.name}.png)\n\n*{p.caption}*" for p in pictures}
+    questions = overall_tables.questions_table(overall)
+    folders = [question.study.folder for question in overall.questions]
+    linked = tuple(
+        (f"[{row[0]}]({folder}/table.md)", *row[1:])
+        for folder, row in zip(folders, questions.rows, strict=True)
+    )
+
+    def section(table: "Table") -> list[str]:
+        return [f"## {table.title}", markdown_table(table), table.note]
+
+    parts = [f"# {TITLE}", f"**{words.headline(overall)}**"]
+    parts.append("\n".join(f"* {_linked(study)}{said}" for study, said in words.summary(overall)))
+    parts += [
+        "The same as one page with its pictures inside: `index.html`. All tables for print: "
+        "[tables.tex](tables.tex). Made by `python -m harness.report --all`, never by hand.",
+        figures.get("questions", ""),
+        *section(replace(questions, rows=linked)),
+    ]
+    table = overall_tables.front_table(overall)
+    if table is not None:
+        parts += ["## Reward against cost", *words.front_sentences(overall), figures["pareto"]]
+        parts += [f"### {table.title}", markdown_table(table), table.note]
+    if "sensitivity" in figures:
+        parts += ["## How sensitive the reward is to each setting", figures["sensitivity"]]
+    parts += [
+        *section(overall_tables.paper_noise_table()),
+        *section(overall_tables.costs_table(overall)),
+    ]
+    parts.append("## The studies")
+    parts.append("\n".join(_study_line(question.study) for question in overall.questions))
+    for title, said in _parts(overall).items():
+        if said:
+            parts += [f"## {title}", "\n".join(f"* {sentence}" for sentence in said)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _linked(study: "Study | None") -> str:
+    return "" if study is None else f"[{study.sweep.name}]({study.folder}/table.md): "
+
+
+def _study_line(study: "Study") -> str:
+    folder, sweep = study.folder, study.sweep
+    profile = f", profile {sweep.profile}" if sweep.profile else ""
+    lines = [
+        f"* {sweep.name}{profile}: [tables]({folder}/table.md), [page]({folder}/index.html), "
+        f"[numbers]({folder}/table.csv), measurements [of runs]({folder}/runs.parquet), "
+        f"[iterations]({folder}/metrics.parquet) and [evaluations]({folder}/evals.parquet)."
+    ]
+    lines += [f"  {said}" for said in study.said]
+    lines += [f"  Machine: {machine}." for machine in study.machines]
+    return "\n".join(lines)
+
+
+def to_latex(overall: "Overall") -> str:
+    """A whole document: the tables over all studies, then every study's own."""
+    from harness import overall_tables
+    from harness import overall_words as words
+    from harness.tables import latex_escape, latex_table, tables
+
+    questions = overall_tables.questions_table(overall)
+    parts = [
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\usepackage{graphicx}\n"
+        "\\usepackage[margin=2cm]{geometry}\n\\setlength{\\parindent}{0pt}\n"
+        "\\setlength{\\parskip}{4pt}\n\\makeatletter\n% Tables stand where they are written.\n"
+        "\\def\\fps@table{!htbp}\n\\makeatother\n\\begin{document}",
+        rf"\section*{{{latex_escape(TITLE)}}}",
+        latex_escape(words.headline(overall)),
+        *(
+            latex_escape(f"{study.sweep.name}: {said}" if study else said)
+            for study, said in words.summary(overall)
+        ),
+        latex_table(_without(questions, "question", "answer")),
+        latex_table(overall_tables.paper_noise_table()),
+        latex_table(overall_tables.costs_table(overall)),
+    ]
+    front = overall_tables.front_table(overall)
+    if front is not None:
+        parts += [latex_escape(said) for said in words.front_sentences(overall)]
+        parts.append(latex_table(front))
+    for question, row in zip(overall.questions, questions.rows, strict=True):
+        study = question.study
+        parts += [
+            r"\clearpage",
+            rf"\section*{{{latex_escape(f'{study.sweep.name}: {study.sweep.question}')}}}",
+            latex_escape(row[2]),
+            *(latex_escape(said) for said in study.said),
+            *(latex_table(table) for table in tables(study.analysis)),
+        ]
+    return "\n\n".join([*parts, r"\end{document}"]) + "\n"
+
+
+def _without(table: "Table", *columns: str) -> "Table":
+    kept = [index for index, column in enumerate(table.columns) if column not in columns]
+    return replace(
+        table,
+        columns=tuple(table.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+    )

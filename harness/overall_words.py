@@ -1,0 +1,170 @@
+"""The sentences of the overall report: what a reader of ten seconds takes away, and what one of ten
+minutes must know to check it."""
+
+import math
+from collections.abc import Sequence
+
+from harness import paper
+from harness.front import COSTS, front, steps
+from harness.numbers import interval
+from harness.overall import Kind, Overall, Question
+from harness.studies import Study
+
+
+def summary(overall: Overall) -> list[tuple[Study | None, str]]:
+    """What a reader of ten seconds takes away: of a study, or of all of them."""
+    by_kind: dict[Kind, list[Question]] = {"differs": [], "alike": [], "told": [], "open": []}
+    for question in overall.questions:
+        by_kind[question.kind].append(question)
+    said: list[tuple[Study | None, str]] = []
+    for question in by_kind["differs"]:
+        assert question.effect is not None
+        size = interval(question.effect.simultaneous, signed=True)
+        line = f"{question.answer} Largest effect: {size} ({question.effect_label})."
+        said.append((question.study, line))
+    said += [(question.study, question.answer) for question in by_kind["told"]]
+    if by_kind["alike"]:
+        names = [q.study.sweep.name for q in by_kind["alike"]]
+        text = (
+            f"No difference is shown in {_list(names)}. That is not the same as none: the table "
+            "says which would have been seen, and how many seeds the one observed would take."
+        )
+        said.append((None, text))
+    if by_kind["open"]:
+        names = [q.study.sweep.name for q in by_kind["open"]]
+        said.append((None, f"Nothing can be concluded yet in {_list(names)}."))
+    return [*said, *((None, text) for text in _of_the_paper(overall))]
+
+
+def _of_the_paper(overall: Overall) -> list[str]:
+    """How many of the paper's tables differ by more than their own noise, in ImageReward."""
+    printed = [p for q in overall.questions for p in q.printed if p.score == "ir"]
+    if not printed:
+        return []
+    low, high = paper.noise("ir") or (math.nan, math.nan)
+    beyond = sum(p.exceeds for p in printed)
+    return [
+        f"Of the paper's {len(printed)} tables beside these studies, {beyond or 'none'} "
+        f"{'prints' if beyond == 1 else 'print'} a difference in ImageReward beyond its visible "
+        f"noise: one and the same setting differs by {low:.3f} to {high:.3f} between tables."
+    ]
+
+
+def headline(overall: Overall) -> str:
+    asked = len(overall.questions)
+    kinds = [question.kind for question in overall.questions]
+    parts = [
+        f"{kinds.count(kind)} {words}"
+        for kind, words in (
+            ("differs", "in which an arm is told apart from the reference"),
+            ("alike", "in which none is"),
+            ("told", "answered by another measurement"),
+            ("open", "still open"),
+        )
+        if kind in kinds
+    ]
+    if not asked:
+        return "No study has results yet."
+    if kinds.count("alike") == asked:
+        parts = ["no arm is told apart from its reference"]
+    return f"{asked} question{'' if asked == 1 else 's'}: {_list(parts)}."
+
+
+def front_sentences(overall: Overall) -> list[str]:
+    """Which arms are on the fronts, and which steps of them the seeds can tell apart."""
+    found = []
+    for cost in COSTS:
+        arms = front(overall.points, cost)
+        if len(arms) < 2 and len(overall.points) < 2:
+            continue
+        names = _list([p.label for p in arms])
+        of_steps = {step.point.label: step for step in steps(overall.points, cost)}
+        apart = [
+            f"{p.label} from {of_steps[p.label].against.label}"
+            for p in arms[1:]
+            if of_steps[p.label].difference.sign == 1
+        ]
+        unclear = [p.label for p in arms[1:] if of_steps[p.label].difference.sign != 1]
+        sentence = f"Reward against {cost} per run: by their means {names} form the front."
+        if apart:
+            sentence += f" Along it the seeds tell apart {_list(apart)}."
+        if unclear:
+            sentence += (
+                f" {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} not told apart from the "
+                "best that costs less, and may be on the front by chance."
+            )
+        found.append(sentence)
+    return found
+
+
+def incomplete(overall: Overall) -> list[str]:
+    """Studies with fewer runs than they ask for, and those without results."""
+    said = []
+    for question in overall.questions:
+        study = question.study
+        missing = len(study.analysis.unfinished)
+        if missing:
+            fewest = min(len(result.seeds) for result in study.analysis.arms)
+            said.append(
+                f"{study.sweep.name}: {missing} of {len(study.sweep.runs)} runs are not finished; "
+                f"its arms have at least {fewest} of {len(study.sweep.seeds)} seeds."
+            )
+    return said + [f"{sweep.name}: {reason}." for sweep, reason in overall.absent]
+
+
+def same_schedules(overall: Overall) -> list[str]:
+    """Arms that are configured differently and compute the same."""
+    return [
+        f"{question.study.sweep.name}: {_list([_label(question.study, arm) for arm in group])} "
+        "are the same schedule over the whole run. Their scores are one measurement, not two."
+        for question in overall.questions
+        for group in question.study.analysis.same_schedule
+    ] + [
+        f"{point.label} ({point.study}) is the same as {_list(point.same_as)} in another study."
+        for point in overall.points
+        if point.same_as
+    ]
+
+
+def notes(overall: Overall) -> list[str]:
+    """How to read the page."""
+    studies = [question.study for question in overall.questions]
+    models = sorted({run.config.model.name for study in studies for run in study.sweep.runs})
+    said = [
+        "An effect is the mean over seeds of arm minus reference after training, on held-out "
+        "prompts, paired by seed. Its interval holds for all comparisons of the study together "
+        "with 95 %. Only where it leaves zero out is an arm called better or worse.",
+        "Between the studies nothing is corrected: of twenty studies in which no arm truly "
+        "differs, one would be expected to show a difference.",
+        "Could have been shown: the true difference that had an 80 % chance of a verdict with "
+        "these seeds. Seeds that would resolve it: how many give the difference that was seen an "
+        "80 % chance. The largest difference seen is larger than the true one more often than not, "
+        "so that more may be needed.",
+        "Published numbers are of FLUX.1-dev with one run per row. What holds for "
+        f"{_list([_model(name) for name in models]) if models else 'the embedded task'} need not "
+        "hold there: neither confirms or contradicts the other.",
+    ]
+    core = {study.analysis.core_time for study in studies}
+    if core == {True}:
+        said.append(
+            "Seconds are those of one core's time without evaluation and without what is measured "
+            "beside the training: waiting for other work on the machine is not in them."
+        )
+    elif core:
+        said.append(
+            "Seconds are by the clock where the time of a core was not measured, and then depend "
+            "on what else the machine did."
+        )
+    return said
+
+
+def _model(name: str) -> str:
+    return "the embedded task" if name == "scenes" else name
+
+
+def _label(study: Study, arm: str) -> str:
+    return study.analysis.by_name(arm).arm.label
+
+
+def _list(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,61 @@
+"""A process that measures on finished runs, for `harness.probe`: a task a line, an answer a line.
+
+The libraries are imported once for all of them. It ends with its input, so that it does not outlive
+a command that was killed by more than the task in hand, which is kept.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+from harness.probe import Task
+from harness.spec import Run
+from mixgrpo.config import RunConfig
+from mixgrpo.configfile import as_tuples
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.probes import PROBES, options_of
+
+
+def measure(task: Task) -> str | None:
+    """Measure and keep it. Why that failed, in one line; None where it did not."""
+    begin = time.perf_counter()
+    try:
+        module, _, function = PROBES[task.name].measure.partition(":")
+        found: Any = getattr(importlib.import_module(module), function)
+        options = options_of(task.name, task.options)
+        rows = found(task.folder, task.run.config.iterations, options)
+        task.write(rows, time.perf_counter() - begin)
+    except (ConfigError, RunError) as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except Exception as error:  # the other runs go on
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None
+
+
+def _task(line: str) -> Task:
+    said = json.loads(line)
+    config = RunConfig.model_validate(as_tuples(said["config"]))
+    run = Run(said["arm"], said["seed"], config, said["hash"])
+    return Task(run, Path(said["folder"]), said["name"], said["options"])
+
+
+def serve(tasks: TextIO, answers: TextIO) -> None:
+    """Measure until the tasks end."""
+    for line in tasks:
+        answers.write(json.dumps({"error": measure(_task(line))}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    # What a library prints is no answer.
+    with os.fdopen(os.dup(1), "w") as out:
+        os.dup2(2, 1)
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        serve(sys.stdin, out)

@@ -1,0 +1,253 @@
+"""The command of a search over settings: ask Optuna, run, give up what falls behind, confirm.
+
+    python -m harness.search sweeps/search/window.yaml
+
+Safe to stop and run again at any time: trials and runs that are finished are kept, others go on.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness import cli
+from harness.dispatch import Executor, ExecutorName, Inline, Local
+from harness.job import TRAIN
+from harness.launcher import Retry, own, owner
+from harness.progress import Progress
+from harness.resources import Slurm, layered
+from harness.searching.file import Search, load_search
+from harness.snapshot import take
+from harness.store import RunState
+from harness.submissions import LAG_S, Scheduler
+from mixgrpo.cli import run as run_command
+from mixgrpo.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from harness.searching.study import Study
+
+SEARCHES = Path("sweeps/search")
+INTERRUPTED = 130
+
+SearchArgument = Annotated[Path, typer.Argument(help="Search file (YAML).")]
+
+
+def main(
+    file: SearchArgument,
+    profile: cli.ProfileOption = None,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="Where jobs run: this process, local processes, or Slurm.")
+    ] = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Local runs at once; by default one per GPU, else one per core."),
+    ] = None,
+    runs: cli.RunsOption = Path("runs"),
+    reports: cli.ReportsOption = Path("reports"),
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Optuna storage of the trials; a journal file beside the runs by default.",
+            metavar="URL",
+        ),
+    ] = None,
+    set_: cli.SetOption = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="What jobs ask of Slurm, partition=gpu.", metavar="KEY=VALUE"),
+    ] = None,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Run from a copy of the tracked files as they are.")
+    ] = False,
+    retry: Annotated[
+        Retry,
+        typer.Option(help="What runs again: nothing, infrastructure failures, exceptions too."),
+    ] = "lost",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be tried; start nothing.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say what ran and what was given up, and why.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the report again, and nothing else.")
+    ] = False,
+    confirm: Annotated[
+        bool,
+        typer.Option(
+            "--confirm/--no-confirm", help="Run the best settings on fresh seeds when done."
+        ),
+    ] = True,
+) -> int:
+    """Search for the best settings, with Optuna, over the ranges of a file."""
+    search = load_search(file, profile, set_ or [])
+    if executor != "local" and jobs is not None and (executor, jobs) != ("inline", 1):
+        raise ConfigError(f"--jobs: is for local runs, not for {executor}; leave it out")
+    if slurm and executor != "slurm":
+        raise ConfigError("--slurm: only --executor slurm asks Slurm for anything; add it")
+    if snapshot and executor == "inline":
+        raise ConfigError("--snapshot: an inline run has this process's code; leave it out")
+    if plan:
+        from harness.searching.status import describe
+
+        print(describe(search, runs, storage))
+        return 0
+    if status:
+        from harness.searching.status import as_text
+
+        print(as_text(search, runs, storage))
+        return 0
+    if report:
+        print(write_report(search, runs, reports, storage))
+        return 0
+    from harness.searching.launcher import make_sweep
+
+    sweep = make_sweep(search)
+    held = own(sweep, runs)
+    if held is None:
+        raise RunError(
+            f"{runs / search.name}: {owner(sweep, runs)} already runs this search; end that one "
+            "first, or look at it with --status"
+        )
+    try:
+        wishes = _wishes(search, slurm or []) if executor == "slurm" else Slurm()
+        code = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry)
+        if code == INTERRUPTED:
+            return code
+        page = write_report(search, runs, reports, storage)
+        sweep_file = reports / search.report_name / "confirm.yaml"
+        if not confirm or not sweep_file.exists():
+            print(f"report: {page}")
+            return code
+        from harness import sweep as sweeps
+
+        print(f"the best on fresh seeds: {sweep_file}", flush=True)
+        confirmed = sweeps.main(
+            file=sweep_file,
+            executor=executor,
+            jobs=jobs,
+            runs=runs,
+            reports=reports,
+            slurm=slurm,
+            snapshot=snapshot,
+            retry=retry,
+        )
+        print(f"report: {write_report(search, runs, reports, storage)}")
+        return INTERRUPTED if confirmed == INTERRUPTED else max(code, confirmed)
+    finally:
+        held.release()
+
+
+def write_report(search: Search, runs: Path, reports: Path, storage: str | None) -> Path:
+    """The report of what is there; imported late, for it brings pandas and matplotlib."""
+    from harness.searching.report import write_report as write
+
+    return write(search, runs, reports, storage)
+
+
+def report_all(
+    runs: Path, reports: Path, say: Callable[[str], None], searches: Path = SEARCHES
+) -> list[Path]:
+    """Write the reports of all searches in `searches` that have results. Their pages."""
+    from harness.searching.records import has_results
+
+    pages = []
+    for file in sorted(searches.glob("*.yaml")):
+        search = load_search(file)
+        if has_results(search, runs, reports):
+            pages.append(write_report(search, runs, reports, None))
+            say(str(pages[-1]))
+        else:
+            say(f"{file}: no results yet")
+    return pages
+
+
+def _wishes(search: Search, overrides: list[str]) -> Slurm:
+    parts = [
+        (part, lambda word, k=key: search.document.place((*k, word))) for part, key in search.slurm
+    ]
+    return layered(parts, str(search.file), overrides)
+
+
+class _Quiet(Progress):
+    """Leaves out the last look: no run is left in it, and the trials are said instead."""
+
+    def update(
+        self, look: Callable[[], list[RunState]], slots: int | None, force: bool = False
+    ) -> None:
+        if not force:
+            super().update(look, slots)
+
+
+class _ForAll(dict[str, Slurm]):
+    """What every trial asks for, whatever its name."""
+
+    def __init__(self, wishes: Slurm) -> None:
+        super().__init__()
+        self.wishes = wishes
+
+    def __missing__(self, arm: str) -> Slurm:
+        return self.wishes
+
+
+def _run(
+    search: Search,
+    runs: Path,
+    storage: str | None,
+    executor: ExecutorName,
+    jobs: int | None,
+    wishes: Slurm,
+    snapshot: bool,
+    retry: Retry,
+) -> int:
+    """What happens with the search's lease held. Returns the exit code."""
+    from harness.searching.launcher import SearchLauncher
+    from harness.searching.study import Study
+
+    folder = runs / search.name
+    study = Study(search, folder, storage)
+
+    with _Quiet(search.measure) as progress:
+
+        def make(should_stop: Callable[[], bool]) -> Executor:
+            if executor == "inline":
+                return Inline(should_stop, TRAIN)
+            code = take(folder) if snapshot else None
+            if executor == "local":
+                return Local(jobs, TRAIN, code)
+            from harness.cluster import Cluster
+
+            return Cluster(search.name, folder, _ForAll(wishes), progress.say, TRAIN, code)
+
+        scheduler = Scheduler(folder, wishes.poll_s, LAG_S)
+        launcher = SearchLauncher(search, study, runs, progress, make, scheduler, retry)
+        complete = launcher.go()
+        outlive = launcher.executor.outlive
+    if not complete:
+        goes_on = "left" if outlive else "stopped; everything is resumable"
+        print(f"{goes_on}: the same command continues")
+        return INTERRUPTED
+    return _say_end(search, study, retry)
+
+
+def _say_end(search: Search, study: "Study", retry: Retry) -> int:
+    from harness.searching.status import summary
+
+    trials = study.trials()
+    print(summary(trials), flush=True)
+    failed = [trial for trial in trials if trial.state == "failed"]
+    settled = {trial.arm for trial in trials if trial.state in ("complete", "pruned")}
+    bad = [trial for trial in failed if trial.arm not in settled]
+    left = [trial for trial in trials if trial.state in ("running", "waiting")]
+    for trial in bad:
+        print(f"trial {trial.number}: {trial.why}")
+    for trial in left:
+        print(f"trial {trial.number}: not finished ({trial.arm or 'it never began'})")
+    if bad and retry != "failed":
+        print("what failed by an exception runs again with --retry failed")
+    return 1 if bad or left else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,293 @@
+"""The trials of a search in an Optuna storage: ask for the next, tell how it ended, read them back.
+
+What a trial was given, how it ended and why is all here; what its runs measured lies in their
+folders. One launcher at a time writes. A trial that a kill left half asked is asked on.
+"""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.searching import space
+from harness.searching.file import Search
+from harness.searching.space import Asked
+from mixgrpo.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from optuna.samplers import TPESampler
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+JOURNAL = "study.journal"
+TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
+
+_MOST_PER_TRIAL = 10
+"""Of so many settings for each one that is tried, the others may come to nothing."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as the storage has it."""
+
+    number: int
+    state: TrialState
+    asked: Asked | None
+    """None while it waits, or where a kill left it half asked."""
+    why: str = ""
+    """Why it was given up or failed; of a running one: why it is being given up."""
+    enqueued: bool = False
+    free: bool = False
+    """Whether nothing ran for it: it cannot be run, is over the budget, or was tried before."""
+    rewards: Mapping[int, float] = field(default_factory=dict)
+    """By seed, of the finished runs."""
+    seconds: float | None = None
+    """Mean over the finished runs."""
+    evaluations: float | None = None
+    """Of one run."""
+    spent: float = 0.0
+    """Seconds of all its runs, unfinished ones included."""
+
+    @property
+    def arm(self) -> str:
+        return space.arm_name(self.asked) if self.asked is not None else ""
+
+
+def storage_file(folder: Path) -> Path:
+    """The journal of a search in its folder of runs."""
+    return folder / JOURNAL
+
+
+class NoTrialsError(RunError):
+    """The storage has no search of this name."""
+
+
+class Study:
+    """The trials of one search."""
+
+    def __init__(self, search: Search, folder: Path, url: str | None, create: bool = True) -> None:
+        """`url`: an Optuna storage; the journal in `folder` where none is given.
+
+        ConfigError where the storage holds another search of this name; RunError where it cannot be
+        reached, NoTrialsError where it has none and `create` is false.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.search = search
+        name = search.report_name
+        up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        directions = [up if objective == "reward" else down for objective in search.objectives]
+        with _quiet():
+            storage = _open(folder, url, create)
+            if create:
+                self.study: optuna.Study = optuna.create_study(
+                    study_name=name, storage=storage, directions=directions, load_if_exists=True
+                )
+            else:
+                try:
+                    self.study = optuna.load_study(study_name=name, storage=storage)
+                except KeyError:
+                    raise NoTrialsError(f"{name}: has no trials yet") from None
+        known = self.study.user_attrs.get("identity")
+        if known not in (None, search.identity):
+            raise ConfigError(
+                f"{search.file}: the trials of {name} in {where(folder, url)} were made with "
+                "another space, base, objective, measure or other seeds, and cannot be compared; "
+                "give the search another name, or take the change back"
+            )
+        if create and known is None:
+            self.study.set_user_attr("identity", search.identity)
+        self._open: dict[int, optuna.trial.Trial] = {}
+
+    def trials(self) -> list[Trial]:
+        """All of them, by number."""
+        return [_read(self.search, found) for found in self._frozen()]
+
+    def _frozen(self) -> "list[FrozenTrial]":
+        return self.study.get_trials(deepcopy=False)
+
+    def enqueue(self, again: bool = False) -> None:
+        """Put the file's own settings first, once; with `again`, failed ones once more."""
+        for asked in self.search.enqueue:
+            self.study.enqueue_trial(
+                dict(asked), user_attrs={"enqueued": True}, skip_if_exists=True
+            )
+        trials = self.trials() if again else []
+        # A failed one that was put back may have failed once more: the last one counts.
+        last = {trial.arm: trial for trial in trials if trial.asked is not None}
+        waiting = [
+            trial.user_attrs.get("again")
+            for trial in self._frozen()
+            if trial.state.name == "WAITING"
+        ]
+        for trial in last.values():
+            if trial.state == "failed" and trial.arm not in waiting:
+                attrs = {"again": trial.arm, "enqueued": trial.enqueued}
+                self.study.enqueue_trial(dict(trial.asked or {}), user_attrs=attrs)
+
+    def resume(self) -> None:
+        """Ask on for the trials that were running when the last launcher ended."""
+        for found in self._frozen():
+            if found.state.name == "RUNNING":
+                self._suggest(found.number)
+
+    def ask(self) -> Trial:
+        """The next trial: one that waits, or new settings."""
+        with _quiet():
+            number = len(self._frozen())
+            self.study.sampler = _sampler(self.search, number)
+            trial = self.study.ask()
+            self._open[trial.number] = trial
+            space.suggest(self.search.space, trial)
+        return self.trials()[trial.number]
+
+    def _suggest(self, number: int) -> None:
+        import optuna
+
+        with _quiet():
+            self.study.sampler = _sampler(self.search, number)
+            trial = optuna.trial.Trial(self.study, self._frozen()[number]._trial_id)
+            self._open[number] = trial
+            space.suggest(self.search.space, trial)
+
+    def note(self, trial: Trial, **what: Any) -> None:
+        """Keep something about a running trial."""
+        for key, value in what.items():
+            self._open[trial.number].set_user_attr(key, value)
+
+    def constrain(self, trial: Trial, name: str, excess: float) -> None:
+        """How much a trial is over a bound; not above 0 where it keeps it."""
+        if name not in self._frozen()[trial.number].constraints:
+            with _quiet():
+                self._open[trial.number].set_constraint(name, excess)
+
+    def complete(self, trial: Trial, values: list[float]) -> None:
+        self._report(trial)
+        self.study.tell(trial.number, values)
+
+    def prune(self, trial: Trial, why: str, free: bool = False) -> None:
+        """Give a trial up. `free`: nothing has run for it."""
+        import optuna
+
+        self.note(trial, why=why, free=free)
+        self._report(trial)
+        self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+
+    def fail(self, trial: Trial, why: str) -> None:
+        import optuna
+
+        self.note(trial, why=why)
+        self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+    def _report(self, trial: Trial) -> None:
+        """Rewards by seed: TPE ranks pruned trials by them. Optuna has them for one objective."""
+        found = self._frozen()[trial.number]
+        if len(self.search.objectives) == 1:
+            for index, seed in enumerate(self.search.seeds):
+                reward = _by_seed(found.user_attrs.get("rewards")).get(seed)
+                if reward is not None and index not in found.intermediate_values:
+                    self._open[trial.number].report(reward, index)
+
+    def wants_more(self) -> bool:
+        """Whether there are settings left to try."""
+        trials = self.trials()
+        if any(trial.state == "waiting" for trial in trials):
+            return True
+        tried = {trial.arm for trial in trials if not trial.free}
+        most = _MOST_PER_TRIAL * self.search.trials
+        return len(tried) < self.search.trials and len(trials) < most
+
+
+def _read(search: Search, found: "FrozenTrial") -> Trial:
+    states: dict[str, TrialState] = {
+        "WAITING": "waiting",
+        "RUNNING": "running",
+        "COMPLETE": "complete",
+        "PRUNED": "pruned",
+        "FAIL": "failed",
+    }
+    attrs = found.user_attrs
+    return Trial(
+        number=found.number,
+        state=states[found.state.name],
+        asked=space.read(search.space, found.params),
+        why=str(attrs.get("why", "")),
+        enqueued=bool(attrs.get("enqueued")),
+        free=bool(attrs.get("free")),
+        rewards=_by_seed(attrs.get("rewards")),
+        seconds=attrs.get("seconds"),
+        evaluations=attrs.get("evaluations"),
+        spent=float(attrs.get("spent", 0.0)),
+    )
+
+
+def _by_seed(rewards: Any) -> dict[int, float]:
+    return {int(seed): float(reward) for seed, reward in (rewards or {}).items()}
+
+
+def _sampler(search: Search, number: int) -> "TPESampler":
+    """Tree-structured Parzen estimator whose draws depend on the trial's number and the trials
+    before it, so that a search that was stopped does not draw its first settings again."""
+    from optuna.samplers import TPESampler
+
+    text = f"{search.sampler_seed}:{number}".encode()
+    seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
+    # With `group`, settings that are asked for only sometimes are modelled where they are.
+    return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def where(folder: Path, url: str | None) -> str:
+    """The storage in words, without a password."""
+    if url is None:
+        return str(storage_file(folder))
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def _open(folder: Path, url: str | None, create: bool) -> "BaseStorage":
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    if url is None:
+        file = storage_file(folder)
+        if not create and not file.exists():
+            raise NoTrialsError(f"{file}: is not there: the search has not begun")
+        if create:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _cut_last_line(file)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # of SQLAlchemy, a driver, a server
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunError(
+            f"--storage {where(folder, url)}: cannot be opened: {text[0]}; is the server up, the "
+            "database made, and its driver installed?"
+        ) from None
+
+
+def _cut_last_line(file: Path) -> None:
+    """Remove a last line that a full disk or a kill cut short: the next would be glued to it."""
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(file, whole)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's warnings that what is used here is experimental."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="optuna")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        import optuna
+
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        yield

@@ -1,0 +1,183 @@
+"""What a launcher computes once for several runs: who waits for whom, what is kept, what is copied.
+
+Decides from the run folders alone, each time anew (`harness.trunk`): a run whose source does not
+come any more gets another one, or starts from nothing. What is copied, and how, is `harness.adopt`.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.adopt import CHECKPOINTS, UnfitError, adopt_finished, fits_whole
+from harness.dispatch import Start
+from harness.spec import Run, Sweep
+from harness.store import LIVE, RunState, checkpoints_of, look, sweep_folder
+from harness.trunk import Trunk, families, may_start, needed, points, superfluous, trunks
+from mixgrpo import lease, manifest
+from mixgrpo.atomic import write_json
+from mixgrpo.folder import RESULT
+from mixgrpo.train import OWNER
+
+KEPT = "kept.json"
+"""Lists in a run's folder the checkpoints that are kept for other runs alone."""
+
+
+@dataclass
+class Sharing:
+    """The runs of a launcher as parts of each other."""
+
+    whole: Sweep
+    """All runs of the sweep file."""
+    runs_dir: Path
+    _others: dict[str, RunState] = field(default_factory=dict)
+    """Runs that the launcher does not follow, as they were when it began."""
+
+    def __post_init__(self) -> None:
+        self.families = families(self.whole.runs)
+        self._known = {member.name for family in self.families for member in family}
+        self._with_kept = {name for name in self._known if (self.folder / name / KEPT).exists()}
+
+    @property
+    def folder(self) -> Path:
+        return sweep_folder(self.whole, self.runs_dir)
+
+    def plan(
+        self, states: Sequence[RunState], comes: Callable[[RunState], bool]
+    ) -> dict[str, Trunk]:
+        """From where each run starts that has nothing yet, by its folder's name."""
+        followed = {state.run.folder_name: state for state in states}
+        found: dict[str, Trunk] = {}
+        for family in self.families:
+            own = {m.name: followed[m.name] for m in family if m.name in followed}
+            if not any(may_start(state) for state in own.values()):
+                continue
+            others = {m.name: self._other(m.run) for m in family if m.name not in own}
+            # Those are no sources but by what lies in their folders, and start from nothing here.
+            others = {name: state for name, state in others.items() if not may_start(state)}
+            found |= trunks(
+                family, own | others, lambda s: s.run.folder_name in followed and comes(s)
+            )
+        return {name: self._settled(trunk, followed) for name, trunk in found.items()}
+
+    def _other(self, run: Run) -> RunState:
+        name = run.folder_name
+        if name not in self._others:
+            there = (self.folder / name).is_dir()
+            self._others[name] = (
+                look(self.whole, run, self.runs_dir)
+                if there
+                else RunState(run, self.folder / name, "waiting")
+            )
+        return self._others[name]
+
+    def _settled(self, trunk: Trunk, followed: dict[str, RunState]) -> Trunk:
+        """Not ready yet while the source still judges what it has reached: the lines of that are
+        worth waiting for."""
+        state = followed.get(trunk.source)
+        if state is None or state.state != "running" or state.iteration > trunk.iterations:
+            return trunk
+        judges = trunk.iterations % state.run.config.evaluation.every == 0
+        judges = judges or trunk.iterations == state.total
+        return replace(trunk, ready=trunk.ready and not judges)
+
+    def start(self, run: Run, folder: Path, found: dict[str, Trunk]) -> Start:
+        """The start of a run: where from, and with what it keeps for others. Notes the latter."""
+        asked = points(found).get(run.folder_name, set())
+        if asked:
+            kept = _read_kept(folder)
+            if not asked <= kept:
+                write_json(folder / KEPT, sorted(kept | asked))
+            self._with_kept.add(run.folder_name)
+            output = run.config.output
+            output = output.model_copy(update={"keep": tuple(sorted({*output.keep, *asked}))})
+            run = replace(run, config=run.config.model_copy(update={"output": output}))
+        trunk = found.get(run.folder_name)
+        if trunk is None or not trunk.ready:
+            return Start(run, folder)
+        return Start(run, folder, self.folder / trunk.source, trunk.iterations)
+
+    def release(self, states: Iterable[RunState]) -> None:
+        """Remove the checkpoints that were kept for others and that nobody will start from."""
+        if not self._with_kept:
+            return
+        followed = {state.run.folder_name: state for state in states}
+        for family in self.families:
+            for member in family:
+                if member.name not in self._with_kept:
+                    continue
+                state = followed.get(member.name) or self._other(member.run)
+                over = state.state == "finished"
+                kept = _read_kept(state.folder)
+                free = {m for m in kept if not needed(family, member.name, m, self._unstarted)}
+                self._remove(state, free, over)
+                if over and free == kept:
+                    (state.folder / KEPT).unlink(missing_ok=True)
+                    self._with_kept.discard(member.name)
+
+    def _unstarted(self, run: Run) -> bool:
+        folder = self.folder / run.folder_name
+        return not (folder / RESULT).exists() and not checkpoints_of(folder)
+
+    def _remove(self, state: RunState, free: set[int], over: bool) -> None:
+        output = state.run.config.output
+        every, newest = output.checkpoint_every, output.checkpoints_kept
+        free -= set(output.keep)
+        present = checkpoints_of(state.folder)
+        for m in superfluous(present, free, every, newest, state.total, over):
+            root = state.folder / CHECKPOINTS
+            shutil.rmtree(manifest.place_of(root, m), ignore_errors=True)
+
+    def copy_finished(self, states: Iterable[RunState], say: Callable[[str], None]) -> None:
+        """Take over what is finished under another name. OSError for a full disk."""
+        starting = [state for state in states if may_start(state)]
+        found = finished_elsewhere(starting, self.runs_dir)
+        for state in starting:
+            source = found.get(state.run.folder_name)
+            if source is None:
+                continue
+            owner = lease.acquire(state.folder / OWNER)
+            if owner is None:
+                continue
+            try:
+                adopt_finished(state.folder, state.run.config, source)
+                say(f"{state.run.name}: copied from {source}, the same run and finished")
+            except UnfitError as why:
+                say(f"{state.run.name}: not copied: {why}")
+            finally:
+                owner.release()
+
+
+def finished_elsewhere(states: Sequence[RunState], runs_dir: Path) -> dict[str, Path]:
+    """The folders of finished runs with the same hash as these, by the folders' names of these."""
+    by_hash = {state.run.hash: state for state in states}
+    found: dict[str, Path] = {}
+    if not by_hash or not runs_dir.is_dir():
+        return found
+    for folder in _run_folders(runs_dir):
+        state = by_hash.get(folder.name.rpartition("-")[2])
+        if state is None or state.run.folder_name in found:
+            continue
+        if folder == state.folder or not fits_whole(folder, state.run.config, state.run.hash):
+            continue
+        found[state.run.folder_name] = folder
+    return found
+
+
+def _run_folders(runs_dir: Path) -> Iterator[Path]:
+    """Everything that lies in the sweeps' folders, in the order of its names."""
+    for sweep in sorted(place for place in runs_dir.iterdir() if place.is_dir()):
+        yield from sorted(sweep.iterdir())
+
+
+def will_come(state: RunState) -> bool:
+    """Whether a launcher would bring this run further, as far as can be foreseen."""
+    return state.state in (*LIVE, "waiting", "stopped", "lost")
+
+
+def _read_kept(folder: Path) -> set[int]:
+    try:
+        return {int(m) for m in json.loads((folder / KEPT).read_bytes())}
+    except (OSError, ValueError, TypeError):
+        return set()

@@ -1,0 +1,253 @@
+"""How far SDE and ODE lie apart through training, and at the window's moves.
+
+The two KL divergences (`mixgrpo.distributions`) are measured where the window has just moved, or
+every `window.interval` iterations where it does not. What the position does to them and what
+training does is told apart by `harness.views.position`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.analysis import Analysis, by_arm
+from harness.drawing import (
+    WIDTH,
+    arm_label,
+    arm_marks,
+    legend_above,
+    plot_curve,
+    seed_curve,
+    shown_arms,
+    some_drawn,
+    whole_numbers,
+)
+from harness.figures import picture
+from harness.numbers import NOTHING, interval
+from harness.stats import Interval, mean_interval
+from harness.tables import Table
+from harness.views import View
+from harness.views.position import training_parts
+from harness.views.words import label, listed, moved
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from harness.results import Results
+
+KINDS = {
+    "drift_step_kl": ("KL of a step", "nats per element"),
+    "drift_image_kl": ("KL of the images", "nats per feature"),
+}
+DIGITS = 4
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One arm's KL of one kind."""
+
+    arm: str
+    positions: tuple[int, ...]
+    """Where it was measured, in the order of the iterations (of the first seed)."""
+    first: Interval
+    last: Interval
+    change: Interval
+    """Last minus first, by seed."""
+    training: Interval | None
+    """The part of it at equal position; None where it cannot be told apart."""
+    move: Interval | None
+    """The rest, by move of the window; None for one that stays, or where it is not known."""
+
+    @property
+    def stays(self) -> bool:
+        return len(set(self.positions)) == 1
+
+    @property
+    def slides(self) -> bool:
+        """Whether it moves on, one way; not so where its places are drawn."""
+        return not self.stays and list(self.positions) == sorted(self.positions)
+
+
+def drift(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
+    """None where no run has measured it."""
+    lines = _lines(analysis, results)
+    kinds = [kind for kind in KINDS if kind in lines and lines[kind].notna().any()]
+    found = {kind: _found(analysis, lines[lines[kind].notna()], kind) for kind in kinds}
+    found = {kind: of_arms for kind, of_arms in found.items() if of_arms}
+    if not found:
+        return None
+    caption = (
+        "KL between the SDE and the ODE from the same start: of a random step from the ODE's step, "
+        "and of the images that both reach. Above over iterations, below over the position of the "
+        "window. Mean over seeds, and its 95 % interval as a band." + some_drawn(analysis)
+    )
+    title = "How far SDE and ODE lie apart"
+    return View(
+        title,
+        _sentences(analysis, found),
+        tuple(_table(analysis, kind, of_arms) for kind, of_arms in found.items()),
+        (picture("drift", title, caption, lambda: _figure(analysis, lines, list(found))),),
+    )
+
+
+def _lines(analysis: Analysis, results: "Results") -> "pd.DataFrame":
+    """The iterations at which a KL was measured; `alike`: arms that sample in the same way."""
+    metrics = results.metrics
+    kinds = [kind for kind in KINDS if kind in metrics]
+    columns = ["arm", "seed", "iteration", "window_start", *kinds]
+    if not kinds:
+        return metrics.iloc[:0]
+    lines = metrics.loc[metrics[kinds].notna().any(axis=1), columns]
+    ways: dict[str, str] = {}
+    for run in analysis.sweep.runs:
+        c = run.config
+        ways.setdefault(run.arm, repr((c.model, c.sampler, c.window.size, c.rollout)))
+    return lines.assign(alike=lines["arm"].astype(str).map(ways))
+
+
+def _found(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Found]:
+    parts = training_parts(lines, kind)
+    run = ["arm", "seed"]
+    runs = lines.groupby(run, observed=True)
+    # The first line of a run moves by NaN: by nothing.
+    steps = lines.assign(moves=runs["window_start"].diff().fillna(0) != 0)
+    ends = runs[kind].agg(["first", "last"])
+    ends = ends.assign(moves=steps.groupby(run, observed=True)["moves"].sum()).reset_index()
+    ends_of = by_arm(analysis.sweep, ends)
+    lines_of = by_arm(analysis.sweep, lines)
+    found = []
+    for arm in analysis.sweep.arms:
+        own = ends_of[arm.name]
+        if not len(own):
+            continue
+        one = lines_of[arm.name]
+        places = one.loc[one["seed"] == one["seed"].iloc[0], "window_start"]
+        change = dict(zip(map(int, own["seed"]), own["last"] - own["first"], strict=True))
+        training = parts.get(arm.name)
+        moves = float(own["moves"].mean())
+        rest = None
+        if training is not None and moves:
+            rest = mean_interval([(change[s] - training[s]) / moves for s in change])
+        found.append(
+            _Found(
+                arm.name,
+                tuple(int(place) for place in places),
+                mean_interval(list(own["first"])),
+                mean_interval(list(own["last"])),
+                mean_interval(list(change.values())),
+                mean_interval([training[s] for s in change]) if training else None,
+                rest,
+            )
+        )
+    return found
+
+
+# ---- what is shown ---------------------------------------------------------------------------
+
+
+def _sentences(analysis: Analysis, found: dict[str, list[_Found]]) -> tuple[str, ...]:
+    return tuple(_sentence(analysis, kind, of_arms) for kind, of_arms in found.items())
+
+
+def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
+    known = [f for f in found if f.training is not None]
+    name = KINDS[kind][0]
+    if not known:
+        changes = listed([f"{label(analysis, f.arm)}: it {moved(f.change, DIGITS)}" for f in found])
+        return (
+            f"{name}, from the first measurement to the last ({changes}): what training did to it "
+            "and what the window's position did cannot be told apart, as no arm was at the same "
+            "positions at another time with enough seeds."
+        )
+    parts = [
+        f"in {label(analysis, f.arm)} it {moved(f.training, DIGITS)}"
+        for f in known
+        if f.training is not None
+    ]
+    said = f"{name}, by training alone, at equal position of the window: {listed(parts)}."
+    moves = [
+        f"{interval(f.move, DIGITS, signed=True)} in {label(analysis, f.arm)}"
+        for f in known
+        if f.move is not None and f.slides
+    ]
+    if moves:
+        said += f" A move of the window by itself changes it by {listed(moves)}."
+    return said
+
+
+def _table(analysis: Analysis, kind: str, found: list[_Found]) -> Table:
+    name, unit = KINDS[kind]
+    rows = []
+    for f in found:
+        rows.append(
+            (
+                label(analysis, f.arm),
+                _places(f),
+                interval(f.first, DIGITS),
+                interval(f.last, DIGITS),
+                interval(f.change, DIGITS, signed=True),
+                interval(f.training, DIGITS, signed=True) if f.training else NOTHING,
+                interval(f.move, DIGITS, signed=True) if f.move and f.slides else NOTHING,
+            )
+        )
+    return Table(
+        f"{name} between SDE and ODE, {unit}",
+        (
+            *("arm", "window at step", "first measured", "last measured", "last minus first"),
+            *("by training, at equal position", "by a move"),
+        ),
+        tuple(rows),
+        "Mean over seeds [95 % interval]. By training: the change over the run that is left where "
+        "every position has its own value in all arms that sample alike, and each arm changes in "
+        "proportion to the iterations (least squares, intervals by leaving out one seed at a "
+        "time). By a move: what is left of last minus first, for each move of the window. A dash: "
+        "the arm's position follows from the iteration, and no other arm tells the two apart; or "
+        "the window does not slide.",
+    )
+
+
+def _places(found: _Found) -> str:
+    if found.stays:
+        return str(found.positions[0])
+    if found.slides:
+        return f"{found.positions[0]} to {found.positions[-1]}"
+    return "drawn"
+
+
+def _figure(analysis: Analysis, lines: "pd.DataFrame", kinds: list[str]) -> "Figure":
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    marks, shown = arm_marks(analysis), shown_arms(analysis)
+    figure = Figure(figsize=(WIDTH, 6.0 + 0.12 * len(shown)), layout="constrained")
+    panels = figure.subplots(2, len(kinds), squeeze=False)
+    own = by_arm(analysis.sweep, lines)
+    for column, kind in enumerate(kinds):
+        name, unit = KINDS[kind]
+        over_iterations, over_places = panels[0, column], panels[1, column]
+        lowest = 1.0
+        for result in shown:
+            mark, rows = marks[result.arm.name], own[result.arm.name]
+            curve = seed_curve(rows, "iteration", kind)
+            plot_curve(over_iterations, curve, mark, arm_label(analysis, result))
+            places = rows.groupby(["window_start", "seed"])[kind].mean().reset_index()
+            places = places.assign(iteration=places["window_start"])
+            by_place = seed_curve(places, "iteration", kind)
+            plot_curve(over_places, by_place, mark, arm_label(analysis, result))
+            lowest = min([lowest, *(found.mean for _, found in (*curve, *by_place))])
+        for axes, x in ((over_iterations, "iterations"), (over_places, "window's first step")):
+            if lowest > 0:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlabel(x)
+            axes.margins(x=0.03)
+            whole_numbers(axes)
+        over_places.sharey(over_iterations)
+        if lowest > 0:  # a band that reaches zero has no lower end on this axis
+            over_iterations.set_ylim(bottom=lowest / 1.6)
+        over_iterations.set_title(name)
+        for axes in (over_iterations, over_places):
+            axes.set_ylabel(unit)
+    legend_above(figure, panels[0, 0])
+    return figure

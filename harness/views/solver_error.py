@@ -1,0 +1,368 @@
+"""The solver's error against network evaluations saved, before the window and after it.
+
+Measured on every finished run of the sweep, on its trained weights and on the base model
+(`mixgrpo.solver_error`). The same solvers are measured on all of them, so that a seed's value is
+the mean over its runs. Beside it stands what training itself lost where the sweep has arms that
+thin out the steps before the window and others that do not.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.analysis import Analysis
+from harness.drawing import COLOURS, MARKERS, WIDTH, legend_above
+from harness.figures import picture
+from harness.numbers import NOTHING, interval, number
+from harness.stats import LEVEL, MIN_SEEDS, Interval, mean_interval, paired_differences
+from harness.tables import Table
+from harness.views import View
+from harness.views.words import label, listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from harness.results import Results
+
+WINDOWS = {"ode": "by the ODE", "sde": "random"}
+DIGITS = 4
+
+
+def solver_error(
+    analysis: Analysis, results: "Results", probes: "pd.DataFrame | None"
+) -> View | None:
+    """None where nothing was measured."""
+    if probes is None or not (probes["probe"] == "solver-error").any():
+        return None
+    rows = probes[probes["probe"] == "solver-error"]
+    by_seed = _by_seed(rows)
+    title = "The solver's error against evaluations saved"
+    caption = (
+        "Relative distance of the final latents from those of the ODE, from the same noise and "
+        "prompt, over the network evaluations saved per image; trained weights. Left: fewer steps "
+        "before the window; right: after it. Above with the window's steps taken by the ODE, below "
+        "with its random steps, the same noise in both trajectories. A point is one share of the "
+        "steps left, mean over the window's positions and seeds; bars: 95 % interval over seeds. "
+        "Dashed: the solver begins anew after the window and does not go on from what it saw there."
+    )
+    places = (
+        "The same by the window's first step, with "
+        f"{_percent(_middle(by_seed))} of the steps left and random steps in the window."
+    )
+    tables = [_table(by_seed)]
+    losses = _losses(analysis)
+    if losses:
+        tables.append(_loss_table(analysis, losses))
+    return View(
+        title,
+        (*_sentences(by_seed), *_loss_sentences(analysis, losses)),
+        tuple(tables),
+        (
+            picture("solver-error", title, caption, lambda: _figure(by_seed)),
+            picture(
+                "solver-error-position",
+                "The solver's error by the window's position",
+                places,
+                lambda: _positions(by_seed),
+            ),
+        ),
+    )
+
+
+def _by_seed(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Mean over the runs of a seed, by everything else."""
+    keys = ["seed", "model", "place", "order", "ratio", "history", "start", "window", "at"]
+    return rows.groupby(keys, observed=True)[["saved", "error"]].mean().reset_index()
+
+
+def _over_seeds(rows: "pd.DataFrame") -> tuple[float, Interval]:
+    """Evaluations saved and the error over seeds, each seed by the mean of its rows."""
+    means = rows.groupby("seed")[["saved", "error"]].mean()
+    return float(means["saved"].mean()), _geometric(list(means["error"]))
+
+
+def _geometric(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Geometric mean with a Student interval on the logarithm: errors are above 0, and their own
+    size is what they vary by."""
+    found = mean_interval([math.log(v) if v > 0 else math.nan for v in values], level)
+    mean, low, high = (math.exp(x) for x in (found.mean, found.low, found.high))
+    return Interval(mean, low, high, found.sd, found.n, found.level, found.dropped)
+
+
+def _middle(by_seed: "pd.DataFrame") -> float:
+    """The share nearest to the paper's 0.4."""
+    shares = sorted(r for r in by_seed["ratio"].unique() if r < 1)
+    return float(min(shares, key=lambda r: abs(r - 0.4)))
+
+
+def _pick(by_seed: "pd.DataFrame", **wanted: object) -> "pd.DataFrame":
+    for key, value in wanted.items():
+        by_seed = by_seed[by_seed[key] == value]
+    return by_seed
+
+
+def _kinds(by_seed: "pd.DataFrame", place: str) -> list[tuple[str, str]]:
+    """(order, history) of the solvers in a place, as they were measured."""
+    own = by_seed[(by_seed["place"] == place) & (by_seed["ratio"] < 1)]
+    found = set(zip(map(str, own["order"]), map(str, own["history"]), strict=True))
+    return sorted(found)
+
+
+# ---- what is shown ---------------------------------------------------------------------------
+
+
+def _sentences(by_seed: "pd.DataFrame") -> tuple[str, ...]:
+    share = _middle(by_seed)
+    trained = _pick(by_seed, model="trained", at="image")
+    said = []
+    before = _pick(trained, place="before", ratio=share)
+    after = _pick(trained, place="after", ratio=share, history="keep")
+    for window in WINDOWS:
+        parts = []
+        for place, own in (("before", before), ("after", after)):
+            chosen = own[own["window"] == window]
+            for order in dict.fromkeys(order for order, _ in _kinds(by_seed, place)):
+                rows = chosen[chosen["order"] == order]
+                if len(rows):
+                    parts.append((place, order, *_over_seeds(rows)))
+        if not parts:
+            continue
+        texts = []
+        for place in ("before", "after"):
+            of_place = [p for p in parts if p[0] == place]
+            if of_place:
+                errors = listed([f"{interval(e, DIGITS)} by order {o}" for _, o, _, e in of_place])
+                saved = number(sum(s for _, _, s, _ in of_place) / len(of_place), 1)
+                texts.append(f"{place} it, {saved} evaluations saved: {errors}")
+        taken = "the ODE's" if window == "ode" else "random"
+        said.append(
+            f"With {_percent(share)} of the steps left and the window's steps {taken}, the final "
+            f"latents lie off the ODE's by, {'; '.join(texts)}."
+        )
+    said += _history_sentence(trained, share)
+    own_error = _over_seeds(_pick(by_seed, model="trained", place="reference"))[1]
+    said.append(
+        f"The reference differs from one of half its steps by {number(own_error.mean, 5)}, more "
+        "than its own error."
+    )
+    return tuple(said)
+
+
+def _history_sentence(trained: "pd.DataFrame", share: float) -> list[str]:
+    """Whether a solver that goes on from random steps does worse than one that begins anew."""
+    own = _pick(trained, place="after", ratio=share, window="sde")
+    orders = sorted({order for order, history in _kinds(own, "after") if history == "restart"})
+    parts = []
+    for order in orders:
+        means = {
+            history: {
+                int(str(seed)): float(error)
+                for seed, error in _pick(own, order=order, history=history)
+                .groupby("seed")["error"]
+                .mean()
+                .items()
+            }
+            for history in ("keep", "restart")
+        }
+        level = 1 - (1 - LEVEL) / len(orders)
+        both = sorted(means["keep"].keys() & means["restart"].keys())
+        ratio = _geometric([means["keep"][k] / means["restart"][k] for k in both], level)
+        parts.append(f"{interval(ratio, 2)} by order {order}")
+    if not parts:
+        return []
+    return [
+        "After random steps, going on from their predictions instead of beginning anew multiplies "
+        f"the error by {listed(parts)} (paired by seed, simultaneous intervals)."
+    ]
+
+
+def _table(by_seed: "pd.DataFrame") -> Table:
+    rows = []
+    for place in ("before", "after"):
+        kinds = [("1", "keep"), *(k for k in _kinds(by_seed, place) if k != ("1", "keep"))]
+        for order, history in kinds:
+            own = _pick(by_seed, place=place, order=order, history=history)
+            for share in sorted(own["ratio"].unique(), reverse=True):
+                one = _pick(own, ratio=share)
+                trained = _pick(one, model="trained")
+                cells = [
+                    _cell(_pick(trained, at="state")),
+                    _cell(_pick(trained, at="image", window="ode")),
+                    _cell(_pick(trained, at="image", window="sde")),
+                    _cell(_pick(one, model="base", at="image", window="ode")),
+                    _cell(_pick(one, model="base", at="image", window="sde")),
+                ]
+                name = f"{order}, begun anew" if history == "restart" else order
+                saved = number(_over_seeds(one)[0], 1)
+                rows.append((f"{place} the window", name, _percent(share), saved, *cells))
+    return Table(
+        "Relative distance from the ODE",
+        (
+            *("place", "order", "steps left", "NFE saved", "at the window's first step"),
+            *("final, window by the ODE", "final, window random"),
+            *("base model: final, window by the ODE", "base model: final, window random"),
+        ),
+        tuple(rows),
+        "Root mean square of the difference over that of the ODE's state, mean over images, the "
+        "window's positions and the runs of a seed; geometric mean over seeds [95 % Student "
+        "interval on the logarithm]. NFE: network evaluations per image. 100 %: all steps of the "
+        "sampler, before the window by Euler.",
+    )
+
+
+def _cell(rows: "pd.DataFrame") -> str:
+    return interval(_over_seeds(rows)[1], DIGITS) if len(rows) else NOTHING
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.10g} %"
+
+
+# ---- beside it: what training lost -----------------------------------------------------------
+
+
+def _losses(analysis: Analysis) -> list[tuple[str, str, Interval, float]]:
+    """(arm that thins out before the window too, the same arm after it only, difference in the
+    measure, evaluations saved): paired by seed, intervals simultaneous."""
+    configs = {run.arm: run.config for run in reversed(analysis.sweep.runs)}
+    pairs = []
+    for arm, config in configs.items():
+        if config.sampler.head_ratio == 1:
+            continue
+        whole = config.sampler.model_copy(update={"head_ratio": 1.0})
+        for other, given in configs.items():
+            if (
+                given.sampler == whole
+                and given.model_copy(update={"sampler": config.sampler, "seed": config.seed})
+                == config
+            ):
+                pairs.append((arm, other))
+    order = [arm.name for arm in analysis.sweep.arms]
+    found = []
+    for arm, other in sorted(pairs, key=lambda pair: order.index(pair[0])):
+        left, right = analysis.by_name(arm), analysis.by_name(other)
+        differences = list(paired_differences(left.after, right.after)[0].values())
+        if differences:
+            level = 1 - (1 - LEVEL) / len(pairs)
+            saved = sum(right.nfe_rollout) / 2 - sum(left.nfe_rollout) / 2
+            found.append((arm, other, mean_interval(differences, level), saved))
+    return found
+
+
+def _loss_sentences(
+    analysis: Analysis, losses: list[tuple[str, str, Interval, float]]
+) -> tuple[str, ...]:
+    known = [loss for loss in losses if loss[2].n >= MIN_SEEDS]
+    if not known:
+        return ()
+    parts = []
+    for arm, other, difference, saved in known:
+        told = "" if difference.sign and difference.varies else ", not told apart from 0"
+        parts.append(
+            f"{label(analysis, arm)} against {label(analysis, other)}: "
+            f"{interval(difference, signed=True)}{told} ({number(saved, 1)} evaluations per image "
+            "saved)"
+        )
+    return (f"What training made of it in {analysis.measure}: {'; '.join(parts)}.",)
+
+
+def _loss_table(analysis: Analysis, losses: list[tuple[str, str, Interval, float]]) -> Table:
+    return Table(
+        "What thinning out before the window too did to training",
+        ("arm", "against", f"difference in {analysis.measure}", "NFE saved"),
+        tuple(
+            (
+                label(analysis, arm),
+                label(analysis, other),
+                interval(difference, signed=True),
+                number(saved, 1),
+            )
+            for arm, other, difference, saved in losses
+        ),
+        "After training, on held-out prompts; paired by seed [intervals that hold together with "
+        "95 %]. NFE saved: per image of a rollout, mean over the run.",
+    )
+
+
+def _figure(by_seed: "pd.DataFrame") -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 6.8), layout="constrained")
+    panels = figure.subplots(2, 2, sharey=True, squeeze=False)
+    images = _pick(by_seed, model="trained", at="image")
+    for row, (window, taken) in enumerate(WINDOWS.items()):
+        for column, place in enumerate(("before", "after")):
+            axes = panels[row, column]
+            own = _pick(images, window=window, place=place)
+            for order, history in _kinds(by_seed, place):
+                kind = _pick(own, order=order, history=history)
+                points = [
+                    _over_seeds(kind[kind["ratio"] == r]) for r in sorted(kind["ratio"].unique())
+                ]
+                _curve(axes, points, _orders(by_seed), order, history)
+            axes.set_title(f"{place} the window; its steps {taken}")
+            axes.set_yscale("log")
+            if row == 1:
+                axes.set_xlabel("evaluations saved per image")
+            if column == 0:
+                axes.set_ylabel("relative distance")
+    legend_above(figure, panels[0, 1])
+    return figure
+
+
+def _orders(by_seed: "pd.DataFrame") -> list[str]:
+    return sorted({order for place in ("before", "after") for order, _ in _kinds(by_seed, place)})
+
+
+def _curve(
+    axes: "Axes",
+    points: list[tuple[float, Interval]],
+    orders: list[str],
+    order: str,
+    history: str,
+) -> None:
+    mark = orders.index(order) % len(COLOURS)
+    anew = history == "restart"
+    known = [(x, found) for x, found in sorted(points, key=lambda p: p[0])]
+    bars = [
+        [found.mean - found.low if found.known else 0.0 for _, found in known],
+        [found.high - found.mean if found.known else 0.0 for _, found in known],
+    ]
+    axes.errorbar(
+        [x for x, _ in known],
+        [found.mean for _, found in known],
+        bars,
+        color=COLOURS[mark],
+        marker=MARKERS[mark],
+        linestyle="--" if anew else "-",
+        markerfacecolor="white" if anew else COLOURS[mark],
+        capsize=2,
+        label=f"order {order}{', begun anew' if anew else ''}",
+    )
+
+
+def _positions(by_seed: "pd.DataFrame") -> "Figure":
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    images = _pick(by_seed, model="trained", at="image", window="sde", ratio=_middle(by_seed))
+    for axes, place in zip(panels, ("before", "after"), strict=True):
+        own = _pick(images, place=place)
+        for order, history in _kinds(by_seed, place):
+            kind = _pick(own, order=order, history=history)
+            points = [
+                (float(start), _over_seeds(kind[kind["start"] == start])[1])
+                for start in sorted(kind["start"].unique())
+            ]
+            _curve(axes, points, _orders(by_seed), order, history)
+        axes.set_title(f"{place} the window")
+        axes.set_xlabel("window's first step")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylabel("relative distance")
+    legend_above(figure, panels[1])
+    return figure

@@ -1,0 +1,256 @@
+"""Reward hacking: where rewards that nobody trains on turn, while the trained ones go on rising.
+
+The best evaluation of a curve is the best partly by chance, so that any curve seems to fall after
+it. Therefore the turning point of a seed is chosen on the mean of the other seeds, and what was
+lost since is measured on the seed that was left out.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.analysis import Analysis, by_arm
+from harness.drawing import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    WIDTH,
+    Mark,
+    legend_above,
+    plot_curve,
+    seed_curve,
+    shown_arms,
+    some_drawn,
+    whole_numbers,
+)
+from harness.figures import picture
+from harness.numbers import interval, number
+from harness.stats import MIN_SEEDS, Interval, detectable_difference, mean_interval
+from harness.tables import Table
+from harness.views import View
+from harness.views.words import label, listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from harness.results import Results
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What became of one held-out reward of one arm."""
+
+    arm: str
+    reward: str
+    best: tuple[int, ...]
+    """Iteration of each seed's best value, of its smoothed curve."""
+    turning: tuple[int, ...]
+    """For each seed the iteration of the best value of the other seeds' mean."""
+    loss: Interval
+    """End minus turning point, on the seed left out: negative where the reward fell."""
+    trained: dict[str, Interval]
+    """The same of the rewards that the arm trains on."""
+    end: int
+
+    @property
+    def turned(self) -> bool:
+        return self.loss.sign < 0 and self.loss.varies
+
+    @property
+    def verdict(self) -> str:
+        if self.turned:
+            return "turned" if any(self.turning) else "fell from the start"
+        return "best at the end" if set(self.turning) == {self.end} else "no turn shown"
+
+
+def turn(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
+    """None where no arm has a held-out reward and enough seeds."""
+    found = turns(analysis, results)
+    if not found:
+        return None
+    caption = (
+        "Every reward on held-out prompts, as its change since before training: solid where the "
+        "arm trains on it, dashed where it does not. Mean over seeds, and its 95 % interval as a "
+        "band. Vertical line: the mean turning point of a held-out reward that turned."
+        + some_drawn(analysis)
+    )
+    title = "Where held-out rewards turn"
+    return View(
+        title,
+        _sentences(analysis, found),
+        (_table(analysis, found),),
+        (picture("turn", title, caption, lambda: _figure(analysis, results, found)),),
+    )
+
+
+def turns(analysis: Analysis, results: "Results") -> list[Turn]:
+    """Every held-out reward of every arm with at least MIN_SEEDS seeds."""
+    configs = {run.arm: run.config for run in analysis.sweep.runs}
+    evals = by_arm(analysis.sweep, results.evals)
+    found = []
+    for arm in analysis.sweep.arms:
+        trained = list(configs[arm.name].rewards.train)
+        for reward in (r for r in configs[arm.name].rewards.held_out if r not in trained):
+            curves = {r: _curves(evals[arm.name], r) for r in (reward, *trained)}
+            if curves[reward].shape[0] >= MIN_SEEDS and curves[reward].shape[1] > 1:
+                iterations = np.unique(evals[arm.name]["iteration"].to_numpy(int))
+                found.append(_turn(arm.name, reward, iterations, curves))
+    return found
+
+
+def _curves(evals: "pd.DataFrame", reward: str) -> Array:
+    """The reward of an arm, [seeds, evaluations]; seeds that lack an evaluation are left out."""
+    column = f"reward_{reward}_mean"
+    if column not in evals:
+        return np.zeros((0, 0))
+    wide = evals.pivot(index="seed", columns="iteration", values=column)
+    return wide.dropna().to_numpy(float)
+
+
+def _turn(arm: str, reward: str, iterations: NDArray[np.int64], curves: dict[str, Array]) -> Turn:
+    own = curves[reward]
+    seeds = np.arange(len(own))
+    smooth = smoothed(own)
+    # The mean of the other seeds, for each seed.
+    others = (smooth.sum(0) - smooth) / (len(own) - 1)
+    at = others.argmax(1)
+    return Turn(
+        arm=arm,
+        reward=reward,
+        best=tuple(int(m) for m in iterations[smooth.argmax(1)]),
+        turning=tuple(int(m) for m in iterations[at]),
+        loss=mean_interval(list(own[:, -1] - own[seeds, at])),
+        trained={
+            name: mean_interval(list(values[:, -1] - values[seeds, at]))
+            for name, values in curves.items()
+            if name != reward and values.shape == own.shape
+        },
+        end=int(iterations[-1]),
+    )
+
+
+def smoothed(curves: Array) -> Array:
+    """Each value with its neighbours in weights 1/4, 1/2, 1/4; 2/3 and 1/3 at the ends.
+
+    curves: [seeds, evaluations].
+    """
+    padded = np.pad(curves, ((0, 0), (1, 1)))
+    inner = np.pad(np.ones(curves.shape[1]), 1)
+    total: Array = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    weights = inner[:-2] + 2 * inner[1:-1] + inner[2:]
+    return total / weights
+
+
+# ---- what is shown ---------------------------------------------------------------------------
+
+
+def _sentences(analysis: Analysis, found: list[Turn]) -> tuple[str, ...]:
+    sentences = []
+    for verdict in ("turned", "fell from the start"):
+        these = [t for t in found if t.verdict == verdict]
+        if these:
+            parts = listed([_fell(analysis, t) for t in these])
+            sentences.append(f"{verdict.capitalize()}, of {len(found)} held-out curves: {parts}.")
+    if not sentences:
+        sentences.append(
+            f"No held-out reward turned in {max(t.end for t in found)} iterations, in any arm."
+        )
+    rest = [t for t in found if t.verdict == "no turn shown" and t.loss.varies]
+    if rest:
+        seen = [detectable_difference(t.loss.sd, t.loss.n) for t in rest]
+        low, high = number(min(seen)), number(max(seen))
+        sentences.append(
+            f"Where no turn is shown, a true loss of {low if low == high else f'{low} to {high}'} "
+            "had an 80 % chance of being found with this many seeds."
+        )
+    return tuple(sentences)
+
+
+def _fell(analysis: Analysis, t: Turn) -> str:
+    since = f" since iteration {_span(t.turning)}" if any(t.turning) else ""
+    gains = "".join(f", {name} {interval(v, signed=True)}" for name, v in t.trained.items())
+    return (
+        f"{t.reward} in {label(analysis, t.arm)} {interval(t.loss, signed=True)}{since}"
+        f"{f' (meanwhile{gains[1:]})' if gains else ''}"
+    )
+
+
+def _table(analysis: Analysis, found: list[Turn]) -> Table:
+    rows = [
+        (
+            label(analysis, t.arm),
+            t.reward,
+            _span(t.best),
+            _span(t.turning),
+            interval(t.loss, signed=True),
+            t.verdict,
+            "; ".join(f"{name} {interval(v, signed=True)}" for name, v in t.trained.items()),
+        )
+        for t in found
+    ]
+    return Table(
+        "Held-out rewards from their turning point to the end",
+        (
+            *("arm", "held-out reward", "best iteration of a seed", "turning point"),
+            *("end minus turning point", "verdict", "trained rewards since then"),
+        ),
+        tuple(rows),
+        "Best iteration: median over seeds (smallest to largest), of a curve in which every "
+        "evaluation is averaged with its two neighbours (1/4, 1/2, 1/4; at the ends 2/3, 1/3). "
+        "Turning point: the best iteration of the mean of the other seeds' smoothed curves, so "
+        "that the seed's own chance did not choose it; what it lost since is measured on its curve "
+        "as it is. Mean over seeds [95 % interval]; a reward turned where the interval lies below "
+        "zero. The seeds' turning points have most of their seeds in common, and the interval "
+        "takes them as independent.",
+    )
+
+
+def _span(iterations: tuple[int, ...]) -> str:
+    low, middle, high = min(iterations), float(np.median(iterations)), max(iterations)
+    return f"{middle:g}" if low == high else f"{middle:g} ({low} to {high})"
+
+
+def _figure(analysis: Analysis, results: "Results", found: list[Turn]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    shown = shown_arms(analysis)
+    columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(WIDTH, 0.9 + 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    rewards = (analysis.measure, *analysis.others)
+    evals = by_arm(analysis.sweep, results.evals)
+    configs = {run.arm: run.config for run in analysis.sweep.runs}
+    for axes, result in zip(panels, shown, strict=False):
+        own = evals[result.arm.name]
+        axes.axhline(0, color=GREY, linewidth=1.0)
+        for k, reward in enumerate(rewards):
+            column = f"reward_{reward}_mean"
+            if column not in own or own[column].isna().all():
+                continue
+            before = own.groupby("seed")[column].transform("first")
+            line = "-" if reward in configs[result.arm.name].rewards.train else "--"
+            mark = Mark(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], line)
+            curve = seed_curve(own.assign(**{column: own[column] - before}), "iteration", column)
+            plot_curve(axes, curve, mark, reward)
+        for t in found:
+            if t.arm == result.arm.name and t.verdict == "turned":
+                colour = COLOURS[rewards.index(t.reward) % len(COLOURS)]
+                axes.axvline(float(np.mean(t.turning)), color=colour, linewidth=1.0)
+        axes.set_title(result.arm.label)
+        axes.margins(x=0.03)
+        whole_numbers(axes)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    for axes in panels[: len(shown)]:
+        axes.set_xlabel("iterations")
+        axes.tick_params(labelbottom=True)
+    for axes in panels[::columns]:
+        axes.set_ylabel("change of the reward")
+    legend_above(figure, max(panels, key=lambda axes: len(axes.lines)))
+    return figure

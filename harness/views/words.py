@@ -1,0 +1,60 @@
+"""Phrases that several views share."""
+
+from collections.abc import Mapping, Sequence
+
+from harness.analysis import Analysis
+from harness.findings import MOST_NAMED
+from harness.numbers import interval, number
+from harness.stats import Comparison, Interval
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`; the first MOST_NAMED of many, and how many more there are."""
+    if len(parts) > MOST_NAMED:
+        return f"{', '.join(parts[:MOST_NAMED])} and {len(parts) - MOST_NAMED} more"
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def compared(analysis: Analysis, comparisons: Mapping[str, Comparison]) -> str:
+    """Which arms are better or worse than the reference, and that the others are not told apart."""
+    reference, parts = analysis.reference.arm.label, []
+    for verdict in ("better", "worse"):
+        found = [c for c in comparisons.values() if c.verdict == verdict]
+        if found:
+            arms = listed(
+                [
+                    f"{label(analysis, c.arm)} ({interval(c.simultaneous, signed=True)})"
+                    for c in found
+                ]
+            )
+            parts.append(f"{arms} {'is' if len(found) == 1 else 'are'} {verdict}")
+    alike = sum(c.verdict in ("indistinguishable", "identical") for c in comparisons.values())
+    unknown = (
+        len(comparisons)
+        - alike
+        - sum(c.verdict in ("better", "worse") for c in comparisons.values())
+    )
+    if not parts:
+        if alike == 0:
+            return "nothing can be concluded"
+        who = "no arm" if alike > 1 else "the arm"
+        said = f"{who} is {'' if alike > 1 else 'not '}told apart from {reference}"
+    else:
+        said = f"{' and '.join(parts)} than {reference}"
+        if alike:
+            said += f", {alike} of {len(comparisons)} not told apart from it"
+    return said + (f", and about {unknown} nothing can be concluded" if unknown else "")
+
+
+def label(analysis: Analysis, arm: str) -> str:
+    return analysis.by_name(arm).arm.label
+
+
+def moved(found: Interval, digits: int = 3) -> str:
+    """`rose by 0.1 [...]`, `fell by ...`, or that it is not known to have changed."""
+    if found.sign == 0 or not found.varies:
+        return f"did not change beyond chance ({interval(found, digits, signed=True)})"
+    low, high = sorted((abs(found.low), abs(found.high)))
+    verb = "rose" if found.sign > 0 else "fell"
+    span = f"[{number(low, digits)}, {number(high, digits)}]"
+    return f"{verb} by {number(abs(found.mean), digits)} {span}"

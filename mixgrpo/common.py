@@ -1,0 +1,64 @@
+"""How long two runs are the same run: the first iterations in which both compute the same bytes.
+
+Runs that differ in nothing but how their windows move, and in how long they are, do the same until
+their windows first stand at different steps. Nothing here imports torch.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+
+from mixgrpo.config import RunConfig
+from mixgrpo.window import Window
+
+
+def common_iterations(a: RunConfig, b: RunConfig) -> int:
+    """The number of first iterations after which both runs have the same bytes.
+
+    In weights, in the lines of metrics.jsonl (timings and memory apart) and in the evaluations
+    that both make; an evaluation after a run's own last iteration may be its own.
+    """
+    if a.seed != b.seed or must_equal(a) != must_equal(b):
+        return 0
+    return common_length(path(a), path(b))
+
+
+def must_equal(config: RunConfig) -> str:
+    """What two runs must have in common, beside their seed, to be the same at first.
+
+    All settings but those of the window's movement. What changes no result but what a folder holds
+    (health, pictures) counts too; the length of the run only where the learning rate goes by it.
+    """
+    rest = config.model_dump(exclude={"seed", "iterations", "window", "output"})
+    parts = [rest, config.window.size, config.trained_per_image, config.output.samples]
+    if config.optimizer.schedule != "constant":
+        parts.append(config.iterations)
+    return repr(parts)
+
+
+def path(config: RunConfig) -> str:
+    """One letter for each iteration: where the window stands, and whether drift is measured."""
+    window = config.make_window()
+    if window.strategy != "random":  # the seed moves no other one
+        window = replace(window, seed=0)
+    return _path(window, config.iterations, config.health.drift)
+
+
+@lru_cache(maxsize=4096)
+def _path(window: Window, iterations: int, drift: bool) -> str:
+    return "".join(
+        chr(2 * window.start_at(m) + (drift and window.moves_at(m))) for m in range(iterations)
+    )
+
+
+def common_length(a: str, b: str) -> int:
+    """Letters that two paths begin with in common."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[:middle] == b[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,530 @@
+"""The report over all studies: its numbers against independent ones, its bytes and its words."""
+
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from harness import figures, overall_page, overall_tables, overall_words, report
+from harness.front import front, points, steps
+from harness.measurements import gather, to_files
+from harness.overall import Overall, ask, put_together
+from harness.overall_page import write_overall
+from harness.spec import Sweep
+from harness.stats import detectable_difference
+from harness.studies import Study, read_study
+from harness.tables import Table
+from mixgrpo.errors import ConfigError
+
+from .synthetic import make_sweep, write_runs
+
+EFFECTS = {
+    "tau": {"interval=9": -0.09, "interval=12": 0.002},
+    "methods": {"interval=9": -0.05, "interval=12": 0.06},
+    "overhead": {"interval=6": 0.03},
+    "stride": {},
+}
+COST = {6: 0.5, 9: 0.7, 12: 1.3, 15: 1.0, 18: 1.1}
+"""Evaluations and seconds of an arm, as a multiple of its window's."""
+
+
+def make_sweeps() -> list[Sweep]:
+    """tau tells an arm apart, stride does not; methods and overhead share an arm; one is new."""
+    small: dict[str, Any] = {"seeds": 4, "iterations": 24}
+    sweeps = [
+        make_sweep(name="methods", paper=None, **small),
+        make_sweep(name="overhead", paper=None, intervals=(6, 15), **small),
+        make_sweep(**small),
+        make_sweep(name="stride", paper=None, **small),
+        make_sweep(name="waiting", paper=None, **small),
+        make_sweep(name="trial", paper=None, **small | {"seeds": 2}),
+    ]
+    return [replace(sweep, file=Path(f"sweeps/{sweep.name}.yaml")) for sweep in sweeps]
+
+
+def keep(sweep: Sweep, runs: Path, reports: Path) -> None:
+    """The measurements that a report keeps, without the report."""
+    folder = reports / sweep.report_name
+    for name, content in to_files(sweep, gather(sweep, runs, folder)).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def change_costs(sweep: Sweep, runs: Path, with_core: bool = True) -> None:
+    for run in sweep.runs:
+        folder = runs / sweep.name / run.folder_name
+        if not folder.exists():
+            continue
+        factor = COST[run.config.window.interval]
+        result = json.loads((folder / "result.json").read_text())
+        result["evaluations_computed"] = int(factor * result["evaluations_computed"])
+        (folder / "result.json").write_text(json.dumps(result))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            for key in line:
+                line[key] *= factor if key.startswith("seconds_") else 1
+            if with_core:
+                line["seconds_cpu"] = 0.8 * line["seconds_total"]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def sweeps() -> list[Sweep]:
+    return make_sweeps()
+
+
+@pytest.fixture(scope="module")
+def reports(sweeps: list[Sweep], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kept measurements of all sweeps that have run, and the overall report of them."""
+    folder = tmp_path_factory.mktemp("overall")
+    for sweep in sweeps:
+        if sweep.name == "waiting":
+            continue
+        skip = frozenset({("interval=18", 3)}) if sweep.name == "stride" else frozenset()
+        write_runs(sweep, folder / "runs", effects=EFFECTS.get(sweep.name), sd=0.01, skip=skip)
+        change_costs(sweep, folder / "runs")
+        keep(sweep, folder / "runs", folder / "reports")
+    write_overall(sweeps, folder / "no-runs", folder / "reports")
+    return folder / "reports"
+
+
+@pytest.fixture(scope="module")
+def studies(sweeps: list[Sweep], reports: Path) -> list[Study]:
+    return [read_study(s, reports) for s in sweeps if s.name not in ("waiting", "trial")]
+
+
+@pytest.fixture(scope="module")
+def overall(studies: list[Study], sweeps: list[Sweep]) -> Overall:
+    return put_together(studies, [(sweeps[4], "no results yet")])
+
+
+def after(reports: Path, study: str) -> pd.DataFrame:
+    runs = pd.read_parquet(reports / study / "runs.parquet")
+    return runs.pivot(index="seed", columns="arm", values="after_composition")
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of words alone: drawing takes seconds."""
+    names = ("questions", "pareto", "sensitivity")
+    drawn = [figures.Picture(name, name, name, b"", b"") for name in names]
+    monkeypatch.setattr(overall_page, "draw", lambda _: drawn)
+
+
+def floats(text: str) -> list[float]:
+    return [float(t.replace("−", "-")) for t in re.findall(r"[+−]?\d+\.\d+", text)]
+
+
+def row_of(table: Table, name: str) -> dict[str, str]:
+    (row,) = (row for row in table.rows if row[0] == name)
+    return dict(zip(table.columns, row, strict=True))
+
+
+def test_the_largest_effect_and_its_interval_are_those_of_scipy(
+    overall: Overall, reports: Path
+) -> None:
+    row = row_of(overall_tables.questions_table(overall), "tau")
+    values = after(reports, "tau")
+    differences = values["interval=9"] - values["interval=15"]
+    low, high = stats.t.interval(
+        1 - 0.05 / 3, 3, differences.mean(), differences.std(ddof=1) / math.sqrt(4)
+    )
+    assert floats(row["largest effect"])[:3] == pytest.approx(
+        [differences.mean(), low, high], abs=5e-4
+    )
+    assert "(τ = 9)" in row["largest effect"]
+    assert "τ = 9 is worse than" in row["answer"]
+    assert row["seeds that would resolve it"] == "resolved"
+
+
+def test_an_open_question_says_how_many_seeds_would_do(overall: Overall, reports: Path) -> None:
+    row = row_of(overall_tables.questions_table(overall), "stride")
+    values = after(reports, "stride")
+    differences = {a: (values[a] - values["interval=15"]).dropna() for a in values}
+    del differences["interval=15"]
+    largest = max(differences.values(), key=lambda d: abs(d.mean()))
+    needed = int(row["seeds that would resolve it"].replace(",", ""))
+    sd, size = float(largest.std(ddof=1)), abs(float(largest.mean()))
+    assert detectable_difference(sd, needed, 3) <= size < detectable_difference(sd, needed - 1, 3)
+    assert "indistinguishable" in row["answer"]
+    assert row["seeds"] == "3 to 4 of 4"
+
+
+def test_nothing_is_called_better_whose_interval_includes_zero(overall: Overall) -> None:
+    claimed = 0
+    for study, sentence in overall_words.summary(overall):
+        if study is None:
+            continue
+        for comparison in study.analysis.compared:
+            label = study.analysis.by_name(comparison.arm).arm.label
+            told = re.search(rf"{label}\b[^;]*\b(better|worse) than", sentence) is not None
+            claimed += told
+            assert told == (comparison.simultaneous.sign != 0), (sentence, label)
+    assert claimed
+    alike = [text for study, text in overall_words.summary(overall) if study is None]
+    assert "No difference is shown in" in alike[0]
+    assert "stride" in alike[0]
+
+
+def test_the_published_differences_stand_beside_with_the_papers_own_noise(
+    overall: Overall,
+) -> None:
+    row = row_of(overall_tables.questions_table(overall), "tau")
+    # Rows 15 to 30 of the paper's table, minus its 25.
+    assert row["published differences"].split("; ")[0] == "ImageReward −0.120 (15 − 25)"
+    assert row["published: beyond the paper's noise"].startswith("ImageReward yes")
+    (said,) = (text for study, text in overall_words.summary(overall) if "paper's" in text)
+    assert "0.030 to 0.077" in said
+
+
+def test_the_front_is_that_of_every_pair(studies: list[Study]) -> None:
+    of = points(studies)
+    for cost in ("seconds", "evaluations"):
+        by_hand = {
+            p.label
+            for p in of
+            if not any(
+                q.cost[cost].mean <= p.cost[cost].mean and q.reward.mean > p.reward.mean for q in of
+            )
+        }
+        found = front(of, cost)
+        assert {p.label for p in found} == by_hand
+        assert len(found) > 1
+        assert [p.cost[cost].mean for p in found] == sorted(p.cost[cost].mean for p in found)
+
+
+def test_arms_of_the_front_are_compared_seed_by_seed(studies: list[Study], reports: Path) -> None:
+    of = points(studies)
+    found = steps(of, "seconds")
+    assert len(found) == len(of) - 1
+    (step,) = (s for s in found if s.point.label == "τ = 12")
+    assert step.against.label == "τ = 6"
+    own, other = after(reports, "methods")["interval=12"], after(reports, "overhead")["interval=6"]
+    differences = own - other
+    low, high = stats.t.interval(
+        1 - 0.05 / len(found), 3, differences.mean(), differences.std(ddof=1) / 2
+    )
+    assert (step.difference.low, step.difference.high) == pytest.approx((low, high))
+
+
+def test_a_run_that_two_studies_share_is_one_point_and_costs_once(
+    studies: list[Study], overall: Overall, reports: Path
+) -> None:
+    labels = [(p.study, p.label) for p in points(studies)]
+    assert ("methods", "τ = 15") in labels
+    assert ("overhead", "τ = 15") not in labels
+    assert ("overhead", "τ = 6") in labels
+    said = overall_words.same_schedules(overall)
+    assert "τ = 15 (methods) is the same as τ = 15 in another study." in said
+    frames = [pd.read_parquet(reports / s.sweep.name / "runs.parquet") for s in studies]
+    finished = pd.concat(frames).query("state == 'finished'").drop_duplicates("hash")
+    total = dict(
+        zip(
+            overall_tables.costs_table(overall).columns,
+            overall_tables.costs_table(overall).rows[-1],
+            strict=True,
+        )
+    )
+    assert total["runs"] == str(len(finished))
+    hours = float(finished["seconds_total"].sum()) / 3600
+    assert float(total["training, hours"]) == pytest.approx(hours, abs=0.005)
+
+
+def test_what_is_missing_is_listed_and_trials_are_not(overall: Overall, reports: Path) -> None:
+    said = overall_words.incomplete(overall)
+    assert said == [
+        "stride: 1 of 16 runs are not finished; its arms have at least 3 of 4 seeds.",
+        "waiting: no results yet.",
+    ]
+    page = (reports / "index.html").read_text()
+    assert "waiting: no results yet." in page
+    assert "trial" not in page
+
+
+class Page(HTMLParser):
+    """Addresses and tags of a page; an error where tags do not nest."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        found = dict(attrs)
+        self.sources += [found["src"] or ""] if "src" in found else []
+        self.links += [found["href"] or ""] if "href" in found else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_that_links_to_what_is_there(reports: Path) -> None:
+    text = (reports / "index.html").read_text()
+    page = Page(text)
+    assert len(page.sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not page.tags & {"script", "link", "iframe"}
+    assert "prefers-color-scheme: dark" in text
+    made = {"index.html", "table.md", "table.csv"}  # of the studies' own reports
+    markdown = re.findall(r"\]\(([^)]+)\)", (reports / "README.md").read_text())
+    for link in {*page.links, *markdown}:
+        assert (reports / link).exists() or Path(link).name in made, link
+        assert (reports / link).parent.is_dir()
+    assert "figures/questions.png" in markdown
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = ("index.html", "README.md", "tables.tex")
+    figures = sorted(p.relative_to(folder).as_posix() for p in (folder / "figures").iterdir())
+    return {name: (folder / name).read_bytes() for name in (*files, *figures)}
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from typing import Any
+from tests.harness.test_overall import make_sweeps
+from harness.overall_page import write_overall
+write_overall(make_sweeps(), Path(sys.argv[2]) / "no-runs", Path(sys.argv[2]))
+"""
+
+
+def test_another_process_writes_the_same_bytes(reports: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "reports"
+    shutil.copytree(reports, kept)
+    before = contents(kept)
+    assert {f"figures/{n}.{k}" for n in ("pareto", "questions", "sensitivity")
+            for k in ("png", "pdf")} < set(before)  # fmt: skip
+    for name in before:
+        (kept / name).unlink()
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2]), str(kept)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert contents(kept) == before
+
+
+def test_unchanged_measurements_are_not_read_again(
+    sweeps: list[Sweep],
+    reports: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_pictures: None,
+) -> None:
+    kept, runs = tmp_path / "reports", tmp_path / "runs"
+    shutil.copytree(reports, kept)
+    runs.mkdir()
+    read: list[str] = []
+
+    def counted(sweep: Sweep, place: Path) -> Study:
+        read.append(sweep.name)
+        return read_study(sweep, place)
+
+    monkeypatch.setattr(overall_page, "read_study", counted)
+    write_overall(sweeps, runs, kept)
+    assert read == ["methods", "overhead", "tau", "stride"]
+    write_overall(sweeps, runs, kept)
+    assert len(read) == 4
+    (kept / "README.md").write_text("edited")
+    write_overall(sweeps, runs, kept)
+    assert len(read) == 8
+    assert "edited" not in (kept / "README.md").read_text()
+    file = kept / "tau" / "runs.parquet"
+    frame = pd.read_parquet(file)
+    frame["after_composition"] -= 0.01 * (frame["arm"] == "interval=9")
+    frame.to_parquet(file, index=False)
+    text = (kept / "README.md").read_text()
+    write_overall(sweeps, runs, kept)
+    assert len(read) == 12
+    assert (kept / "README.md").read_text() != text
+
+
+def test_measurements_of_another_configuration_are_named_and_left_out(
+    sweeps: list[Sweep], reports: Path, tmp_path: Path, small_pictures: None
+) -> None:
+    kept = tmp_path / "reports"
+    shutil.copytree(reports, kept)
+    changed = [make_sweep(seeds=4, iterations=30) if s.name == "tau" else s for s in sweeps]
+    text = write_overall(changed, tmp_path / "runs", kept).read_text()
+    assert "tau: no results yet of the file as it is now" in text
+    assert 'href="stride/index.html"' in text
+    assert 'href="tau/index.html"' not in text
+
+
+def test_no_results_at_all_make_a_page(tmp_path: Path, sweeps: list[Sweep]) -> None:
+    page = write_overall(sweeps, tmp_path / "runs", tmp_path / "reports")
+    assert "No study has results yet." in page.read_text()
+    assert not (tmp_path / "reports" / "figures").exists()
+
+
+def pdflatex(folder: Path, file: str) -> int:
+    """Pages of a document that compiles without an error."""
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", file]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
+    pages = re.search(r"\((\d+) pages?,", done.stdout)
+    return int(pages[1]) if pages else 0
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (texlive-latex-base)")
+def test_the_tables_compile(reports: Path, studies: list[Study], tmp_path: Path) -> None:
+    from harness.tables import to_latex
+
+    (tmp_path / "tables.tex").write_bytes((reports / "tables.tex").read_bytes())
+    assert pdflatex(tmp_path, "tables.tex") >= 1 + len(studies)
+    # A study's own, as a paper would have it; with the signs that a label may have.
+    odd = "τ ≥ 1 | 50 % of ŵ & “x” #1_a → β ⟂ 字"
+    study = studies[2]
+    arms = tuple(replace(r, arm=replace(r.arm, label=odd)) for r in study.analysis.arms)
+    (tmp_path / "table.tex").write_text(to_latex(replace(study.analysis, arms=arms)))
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}"
+        "\\begin{document}\\input{table.tex}\\end{document}"
+    )
+    assert pdflatex(tmp_path, "paper.tex") >= 1
+
+
+def test_seconds_are_those_of_a_core_where_every_run_measured_them(tmp_path: Path) -> None:
+    sweep = make_sweep(intervals=(9, 15), seeds=3, iterations=12)
+    write_runs(sweep, tmp_path / "runs")
+    change_costs(sweep, tmp_path / "runs")
+    keep(sweep, tmp_path / "runs", tmp_path / "reports")
+    study = read_study(sweep, tmp_path / "reports")
+    metrics = pd.read_parquet(tmp_path / "reports" / "tau" / "metrics.parquet")
+    own = metrics[metrics["arm"] == "interval=9"]
+    result = study.analysis.by_name("interval=9")
+    assert study.analysis.core_time
+    assert result.seconds.median == pytest.approx(
+        own[own["iteration"] >= 2]["seconds_cpu"].median()
+    )
+    total = own.groupby("seed")["seconds_cpu"].sum()
+    assert result.seconds_per_run.mean == pytest.approx(total.mean())
+    # Each phase has its part of them, so that they add up.
+    late = own[own["iteration"] >= 2]
+    part = (late["seconds_update"] / late["seconds_total"] * late["seconds_cpu"]).median()
+    assert result.phases["update"] == pytest.approx(part)
+    assert np.sum(list(result.phases.values())) == pytest.approx(result.seconds.median, rel=0.02)
+
+
+@pytest.mark.parametrize("case", ["one run without it", "two threads", "a GPU", "no machine"])
+def test_seconds_are_by_the_clock_otherwise(case: str, tmp_path: Path) -> None:
+    sweep = make_sweep(intervals=(9, 15), seeds=3, iterations=12)
+    write_runs(sweep, tmp_path / "runs")
+    change_costs(sweep, tmp_path / "runs")
+    folder = tmp_path / "runs" / "tau" / sweep.runs[0].folder_name
+    if case == "one run without it":
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        del lines[5]["seconds_cpu"]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    elif case == "no machine":
+        for run in sweep.runs:
+            (tmp_path / "runs" / "tau" / run.folder_name / "env.json").unlink()
+    else:
+        env = json.loads((folder / "env.json").read_text())
+        env |= {"threads": 2} if case == "two threads" else {"device": "NVIDIA H100"}
+        (folder / "env.json").write_text(json.dumps(env))
+    keep(sweep, tmp_path / "runs", tmp_path / "reports")
+    study = read_study(sweep, tmp_path / "reports")
+    metrics = pd.read_parquet(tmp_path / "reports" / "tau" / "metrics.parquet")
+    own = metrics[(metrics["arm"] == "interval=9") & (metrics["iteration"] >= 2)]
+    assert not study.analysis.core_time
+    assert study.analysis.by_name("interval=9").seconds.median == pytest.approx(
+        own["seconds_total"].median()
+    )
+    assert study.runs["seconds_core"].isna().all()
+
+
+def test_all_reports_what_it_can_and_ends_with_what_it_could_not(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_pictures: None,
+) -> None:
+    sweeps = {
+        name: make_sweep(
+            name=name, seeds=3, iterations=iterations, file=Path(f"sweeps/{name}.yaml")
+        )
+        for name, iterations in (("broken", 30), ("good", 24))
+    }
+    old = make_sweep(name="broken", seeds=3, iterations=24)
+    for sweep in (old, sweeps["good"]):
+        write_runs(sweep, tmp_path / "old-runs")
+        keep(sweep, tmp_path / "old-runs", tmp_path / "reports")
+    written: list[str] = []
+
+    def write(sweep: Sweep, runs: Path, folder: Path) -> tuple[Path, bool]:
+        gather(sweep, runs, folder)
+        written.append(sweep.name)
+        return folder / "index.html", True
+
+    monkeypatch.setattr(report, "_sweep_files", lambda: [Path(n) for n in sweeps])
+    monkeypatch.setattr(report, "load_sweep", lambda path, *_: sweeps[path.name])
+    monkeypatch.setattr(report, "_write", write)
+    with pytest.raises(ConfigError, match="another configuration"):
+        report.main(every=True, runs=tmp_path / "runs", reports=tmp_path / "reports")
+    assert written == ["good"]
+    text = (tmp_path / "reports" / "index.html").read_text()
+    assert 'href="good/index.html"' in text
+    assert "broken: no results yet of the file as it is now" in text
+    assert str(tmp_path / "reports" / "index.html") in capsys.readouterr().out
+
+
+def test_arms_of_the_same_schedule_are_named(studies: list[Study]) -> None:
+    study = studies[2]
+    analysis = replace(study.analysis, same_schedule=(("interval=9", "interval=12"),))
+    found = put_together([replace(study, analysis=analysis)], [])
+    (said,) = overall_words.same_schedules(found)
+    assert said.startswith("tau: τ = 9 and τ = 12 are the same schedule")
+
+
+def test_every_row_has_every_column(overall: Overall) -> None:
+    tables: list[Table | None] = [
+        overall_tables.questions_table(overall),
+        overall_tables.front_table(overall),
+        overall_tables.paper_noise_table(),
+        overall_tables.costs_table(overall),
+    ]
+    for table in tables:
+        assert table is not None
+        assert set(map(len, table.rows)) == {len(table.columns)}
+    for a, b in itertools.pairwise(overall.questions):
+        assert a.study.sweep.name != b.study.sweep.name
+
+
+def test_an_effect_that_is_told_apart_goes_before_a_larger_one_that_is_not(
+    studies: list[Study],
+) -> None:
+    study = studies[2]
+    noisy = study.analysis.by_name("interval=12")
+    assert noisy.comparison is not None
+    wide = replace(noisy.comparison.simultaneous, mean=5.0, low=-1.0, high=11.0)
+    comparison = replace(noisy.comparison, simultaneous=wide, verdict="indistinguishable")
+    arms = tuple(
+        replace(r, comparison=comparison) if r.arm.name == "interval=12" else r
+        for r in study.analysis.arms
+    )
+    effect = ask(replace(study, analysis=replace(study.analysis, arms=arms))).effect
+    assert effect is not None
+    assert effect.arm == "interval=9"

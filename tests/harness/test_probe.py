@@ -1,0 +1,396 @@
+"""Measurements on finished runs: kept whole, never reused for something else, reported."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness import environment, probe
+from harness.analysis import analyse
+from harness.measurements import gather
+from harness.probe import Task, measure_missing, read_probes, tasks
+from harness.report import write_report
+from harness.results import collect
+from harness.spec import Sweep, load_sweep
+from harness.views.hybrid import hybrid
+from harness.views.solver_error import solver_error
+from mixgrpo import train
+from mixgrpo.errors import ConfigError
+from tests.mixgrpo import toy
+
+from .synthetic import make_sweep, write_runs
+
+DEADLY = "tests.harness.test_probe:Deadly"
+
+
+class Deadly:
+    """A reward that takes its process with it."""
+
+    name = "deadly"
+
+    def score(self, images: Any, prompts: list[str]) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sweep_text(**changes: Any) -> str:
+    base = toy.settings(rewards={"classes": {"deadly": DEADLY}})
+    del base["seed"]
+    said = {
+        "name": "toy",
+        "question": "Does it work?",
+        "set": base | {"iterations": 2},
+        "grid": {"window.interval": [1, 2]},
+        "probes": {"hybrid": {"p_mix": [0.0, 1.0]}},
+        "seeds": 2,
+    }
+    return yaml.safe_dump(said | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, toy_site: Path) -> Path:
+    """Run folders of the toy sweep, finished; copied by tests that change them."""
+    place = tmp_path_factory.mktemp("trained")
+    (place / "toy.yaml").write_text(sweep_text())
+    for run in load_sweep(place / "toy.yaml").runs:
+        assert train.run(run.config, place / "runs" / "toy" / run.folder_name) == "finished"
+    return place
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, toy_site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(trained, tmp_path / "place")
+    for name, value in toy.environment(toy_site).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path / "place"
+
+
+def sweep_of(place: Path, **changes: Any) -> Sweep:
+    if changes:
+        (place / "toy.yaml").write_text(sweep_text(**changes))
+    return load_sweep(place / "toy.yaml")
+
+
+def files(place: Path) -> dict[str, int]:
+    """Time of change of everything below probes/ by path."""
+    return {str(p.relative_to(place)): p.stat().st_mtime_ns for p in place.rglob("probes/*")}
+
+
+def measured(place: Path, sweep: Sweep, jobs: int = 1) -> tuple[list[str], list[str]]:
+    said: list[str] = []
+    return measure_missing(sweep, place / "runs", jobs, said.append), said
+
+
+def test_what_is_missing_is_measured_once_and_agrees_with_the_run(place: Path) -> None:
+    sweep = sweep_of(place)
+    failed, said = measured(place, sweep, jobs=2)
+    assert failed == []
+    assert len(said) == 4
+    assert re.fullmatch(r"interval=\d-seed\d: hybrid: measured in .* \(4 of 4\)", said[-1])
+    before = files(place)
+    assert len(before) == 4
+    assert measured(place, sweep) == ([], [])
+    assert files(place) == before
+    rows = read_probes(sweep, place / "runs")
+    assert rows is not None
+    runs = collect(sweep, place / "runs").runs
+    ends = rows[rows["reward"] == "brightness"].pivot(
+        index=["arm", "seed"], columns="p_mix", values="mean"
+    )
+    expected = runs.set_index(["arm", "seed"])[["before_brightness", "after_brightness"]]
+    expected = expected.loc[ends.index]
+    assert ends.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-6)
+
+
+def test_other_options_other_weights_and_damaged_files_are_measured_again(place: Path) -> None:
+    sweep = sweep_of(place)
+    (first, *_) = tasks(sweep, place / "runs")
+    first.write([{"mean": 1.0}], 0.1)
+    assert first.read() == [{"mean": 1.0}]
+    assert replace(first, options={**first.options, "p_mix": [0.5]}).read() is None
+    assert replace(first, run=replace(first.run, hash="00000000")).read() is None
+    manifest = first.folder / "checkpoints/000002/manifest.json"
+    kept = manifest.read_text()
+    said = json.loads(kept)
+    said["files"]["average.safetensors"] = "0" * 64
+    manifest.write_text(json.dumps(said))
+    assert first.read() is None
+    manifest.write_text(kept)
+    assert first.read() is not None
+    shutil.rmtree(first.folder / "checkpoints")  # to save space: the weights are no others
+    assert first.read() == [{"mean": 1.0}]
+    first.file.write_bytes(first.file.read_bytes()[:-9])
+    assert first.read() is None
+    assert read_probes(sweep, place / "runs") is None
+
+
+def test_a_run_that_fails_is_one_line_and_the_others_are_measured(place: Path) -> None:
+    sweep = sweep_of(place)
+    broken = tasks(sweep, place / "runs")[0]
+    weights = broken.folder / "checkpoints/000002/average.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.probe", "toy.yaml", "--jobs", "2"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("error: "))
+    assert line.startswith(f"error: {broken.run.name}: hybrid: ")
+    assert "corrupt checkpoint" in line
+    assert done.stdout.endswith("3 of 4 measurements are there\n")
+    assert len(files(place)) == 3
+
+
+def test_a_process_that_dies_costs_its_own_measurement_only(place: Path) -> None:
+    sweep = sweep_of(place, probes={"hybrid": {"rewards": ["deadly"]}, "solver-error": {}})
+    sweep = replace(sweep, runs=sweep.runs[:1])
+    failed, _ = measured(place, sweep)
+    assert len(failed) == 1
+    assert "hybrid: its process ended unasked (signal 9)" in failed[0]
+    (kept,) = files(place)
+    assert kept.endswith("probes/solver-error.json")
+
+
+def test_a_killed_command_goes_on_where_it_was(place: Path) -> None:
+    sweep = sweep_of(place)
+    command = [sys.executable, "-m", "harness.probe", "toy.yaml", "--jobs", "1"]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL) as begun:
+        begin = time.monotonic()
+        while not any(name.endswith(".json") for name in files(place)):
+            assert begun.poll() is None
+            assert time.monotonic() - begin < 90
+            time.sleep(0.001)
+        begun.kill()
+    time.sleep(0.5)  # its process finishes the task in hand
+    before = files(place)
+    assert measured(place, sweep)[0] == []
+    after = files(place)
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    assert all(task.read() for task in tasks(sweep, place / "runs"))
+
+
+def test_a_worker_has_one_gpu_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    given = probe._Worker("3").environment
+    assert given["CUDA_VISIBLE_DEVICES"] == "3"
+    assert {given[name] for name in environment.THREAD_VARIABLES} == {"1"}
+
+
+def test_a_sweep_measures_when_its_runs_have_ended(place: Path) -> None:
+    (place / "toy.yaml").write_text(sweep_text(seeds=1))
+    command = [sys.executable, "-m", "harness.sweep", "toy.yaml"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "hybrid: measured in" in done.stdout
+    rows = pd.read_parquet(place / "reports/toy/probes.parquet")
+    assert set(rows["p_mix"]) == {0.0, 1.0}
+    assert set(rows["seed"]) == {0}
+
+
+def test_on_a_cluster_the_sweep_says_the_command(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = replace(sweep_of(place), profile="full", overrides=("iterations=2",))
+    assert probe.after_training(sweep, place / "runs", None, on_slurm=True) == []
+    assert capsys.readouterr().out == (
+        "4 measurements are missing: srun --gpus=1 python -m harness.probe "
+        f"{place}/toy.yaml --profile full --set iterations=2 --runs {place}/runs\n"
+    )
+    assert files(place) == {}
+
+
+@pytest.mark.parametrize(
+    ("probes", "expected"),
+    [
+        ({"hybird": {}}, r"probes\.hybird: no such probe; did you mean hybrid\?"),
+        ({"hybrid": {"pmix": [1.0]}}, r"hybrid\.pmix: unknown option; did you mean p_mix\?"),
+        ({"hybrid": {"p_mix": [0.5, 1.2]}}, r"hybrid\.p_mix\.1: .* less than or equal to 1, not 1"),
+        ({"hybrid": {"p_mix": []}}, r"hybrid\.p_mix: "),
+        ({"solver-error": {"orders": ["4"]}}, r"orders\.0: expected '1', '2 midpoint'"),
+        ({"solver-error": {"fine": 1}}, r"solver-error\.fine: .* 2, not 1"),
+    ],
+)
+def test_a_mistake_below_probes_is_one_line(
+    probes: Any, expected: str, tmp_path: Path, toy_site: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"toy\.yaml:\d+: .*{expected}"):
+        sweep_of(tmp_path, probes=probes)
+
+
+def test_a_sweep_without_probes_says_what_to_write(place: Path) -> None:
+    sweep_of(place, probes={})
+    with pytest.raises(ConfigError, match="probes: names none"):
+        probe.main(place / "toy.yaml", runs=place / "runs")
+
+
+def test_the_command_imports_nothing_heavy() -> None:
+    code = "import sys, harness.probe; print({'torch', 'pandas', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# --- reported ------------------------------------------------------------------------------------
+
+P_MIX = (0.0, 0.4, 0.8, 1.0)
+OPTIONS = {"hybrid": {"p_mix": list(P_MIX), "rewards": []}, "solver-error": {"fine": 2}}
+
+
+def known_sweep() -> Sweep:
+    """Arms with known truth: in one 0.8 is better than 1 by 0.05, in the other by nothing."""
+    return make_sweep(
+        intervals=(12, 15),
+        seeds=5,
+        views=("hybrid", "solver-error"),
+        probes=OPTIONS,
+    )
+
+
+def write_probes(sweep: Sweep, runs: Path) -> None:
+    for task in tasks(sweep, runs):
+        bump = 0.05 if task.run.arm == "interval=12" else 0.0
+        rows: list[dict[str, Any]] = []
+        if task.name == "hybrid":
+            for p in P_MIX:
+                wobble = 0.002 * ((task.run.seed * 7 + int(10 * p) * 3) % 5 - 2)
+                for reward, role in (("composition", "trained"), ("strict", "held out")):
+                    mean = 0.5 + 0.1 * min(p, 0.8) + bump * (p == 0.8) + wobble
+                    rows.append(
+                        {
+                            **{"p_mix": p, "trained_steps": round(25 * p), "reward": reward},
+                            **{"role": role, "mean": mean, "sd": 0.1, "images": 8},
+                        }
+                    )
+        else:
+            rows = solver_rows(task)
+        task.write(rows, 0.1)
+
+
+def solver_rows(task: Task) -> list[dict[str, Any]]:
+    rows = []
+    for model in ("trained", "base"):
+        row = {"model": model, "place": "reference", "order": "", "ratio": 1.0, "history": ""}
+        rows.append({**row, "start": -1, "saved": 0, "window": "ode", "at": "image", "error": 1e-5})
+        for place in ("before", "after"):
+            for order in ("1", "3"):
+                for ratio in (0.4, 1.0):
+                    for history in ("keep", "restart"):
+                        for window in ("ode", "sde"):
+                            error = (0.04 if place == "before" else 0.02) / int(order) / ratio
+                            if history == "restart":
+                                if place == "before" or order == "1":
+                                    continue
+                                error /= 2 + 0.01 * (task.run.seed % 2)
+                            rows.append(
+                                {
+                                    **{"model": model, "place": place, "order": order},
+                                    **{"ratio": ratio, "history": history, "start": 5},
+                                    **{"saved": round(10 * (1 - ratio)), "window": window},
+                                    "at": "image",
+                                    "error": error * (1 + 0.01 * task.run.seed),
+                                }
+                            )
+    return [{**row, "images": 4} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("known")
+    write_runs(known_sweep(), runs)
+    write_probes(known_sweep(), runs)
+    return runs
+
+
+def test_the_view_of_p_mix_finds_what_is_there_and_nothing_else(known: Path) -> None:
+    sweep = known_sweep()
+    results = collect(sweep, known)
+    view = hybrid(analyse(sweep, results), results, read_probes(sweep, known))
+    assert view is not None
+    choice, better, alike, *_ = view.sentences
+    assert "better in τ = 12 (+0.0" in choice
+    assert "not told apart from it in τ = 15" in choice
+    assert "τ = 12: composition is highest at p_mix = 80 %" in better
+    assert "told apart from 100 %" in better
+    assert "not told apart from" in alike
+    means, differences, published = view.tables
+    assert [row[1] for row in means.rows] == ["0 %", "40 %", "80 %", "100 %"] * 2
+    rows = {row[:2]: row[2] for row in differences.rows}
+    assert rows["τ = 12", "80 % minus 100 %"].startswith("+0.0")
+    assert ("τ = 12", "100 % minus 80 %") not in rows
+    assert published.rows[-1] == ("100 %", "0.369", "0.238", "1.607", "3.378")
+
+
+def test_the_view_of_the_solver_says_the_means_that_were_measured(known: Path) -> None:
+    sweep = known_sweep()
+    results = collect(sweep, known)
+    view = solver_error(analyse(sweep, results), results, read_probes(sweep, known))
+    assert view is not None
+    # 0.04 / 0.4 over seeds 0 to 4, each 1 % more.
+    assert "before it, 6 evaluations saved: 0.1020 [" in view.sentences[0].replace("6.0 ", "6 ")
+    assert "0.0340 [" in view.sentences[0]
+    kept = next(s for s in view.sentences if "beginning anew" in s)
+    # Twice the error, and a little more with every other seed.
+    assert re.search(r"multiplies the error by 2\.00 \[\S+, 2\.01\] by order 3", kept)
+    assert hybrid(analyse(sweep, results), results, None) is None
+    assert solver_error(analyse(sweep, results), results, None) is None
+
+
+def test_a_fresh_clone_reads_the_probes_back_and_writes_the_same_report(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.figures.DPI", 40)
+    monkeypatch.setattr("harness.figures.draw", lambda *_: [])  # the usual ones take seconds
+    sweep = known_sweep()
+    page = write_report(sweep, known, tmp_path / "reports")
+    folder = page.parent
+    contents = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert {Path("probes.parquet"), Path("figures/hybrid.png")} <= set(contents)
+    clone = tmp_path / "clone"
+    for name in ("runs", "metrics", "evals", "probes"):
+        (clone / sweep.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / f"{name}.parquet", clone / sweep.name)
+    shutil.copy(folder / "made.json", clone / sweep.name)
+    shutil.copytree(folder / "samples", clone / sweep.name / "samples")
+    write_report(sweep, tmp_path / "none", clone)
+    again = {
+        p.relative_to(clone / sweep.name): p.read_bytes()
+        for p in (clone / sweep.name).rglob("*")
+        if p.is_file()
+    }
+    assert again == contents
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(folder / "probes.parquet"), read_probes(sweep, known)
+    )
+    other = replace(sweep, probes={"hybrid": {"p_mix": [0.5], "rewards": []}})
+    with pytest.raises(ConfigError, match="measured with other options"):
+        gather(other, tmp_path / "none", clone / sweep.name)
+    assert gather(replace(sweep, probes={}), tmp_path / "none", clone / sweep.name).probes is None
+
+
+def test_a_new_measurement_makes_a_new_report(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness import unchanged
+
+    sweep = known_sweep()
+    shutil.copytree(known, tmp_path / "runs")
+    before = unchanged.digest(sweep, tmp_path / "runs", "f")
+    assert unchanged.digest(sweep, tmp_path / "runs", "f") == before
+    task = tasks(sweep, tmp_path / "runs")[0]
+    task.write([], 0.1)
+    assert unchanged.digest(sweep, tmp_path / "runs", "f") != before

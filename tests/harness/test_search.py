@@ -1,0 +1,601 @@
+"""A search: what it asks for, what it gives up, and that no kill loses or repeats anything."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from harness import search as command
+from harness import sweep as sweeps
+from harness.searching import pruning
+from harness.searching.file import Search, load_search
+from harness.searching.launcher import runs_of
+from harness.searching.study import Study, Trial, storage_file
+from harness.spec import load_sweep
+from harness.store import read_attempts
+from mixgrpo import lease
+from mixgrpo.errors import ConfigError
+
+HERE = Path(__file__).parent
+
+FILE = """\
+name: toy
+question: Which interval is best?
+set: {iterations: 6, output.checkpoint_every: 1, evaluation.every: 2}
+space:
+  window.interval: {low: 1, high: 9}
+  window.size: [2, 4]
+trials: 6
+seeds: 2
+parallel: 2
+prune: {p: 0.0, startup: 50}
+enqueue: [{window.interval: 5, window.size: 4}, {window.interval: 7, window.size: 2}]
+confirm: {best: 2, seeds: 3, first_seed: 1000}
+"""
+
+
+@dataclass
+class SearchLab:
+    """A folder with a search file, and launchers on it that end with the test."""
+
+    root: Path
+    launchers: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    @property
+    def file(self) -> Path:
+        return self.root / "toy.yaml"
+
+    @property
+    def search(self) -> Search:
+        return load_search(self.file)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "runs" / "toy"
+
+    def trials(self, storage: str | None = None) -> list[Trial]:
+        return Study(self.search, self.folder, storage, create=False).trials()
+
+    def here(self, *, storage: str | None = None, confirm: bool = False, **options: Any) -> int:
+        """Run the command in this process, one run after the other."""
+        folders = {"runs": self.root / "runs", "reports": self.root / "reports"}
+        return command.main(
+            self.file, executor="inline", storage=storage, confirm=confirm, **folders, **options
+        )
+
+    def launch(self, *options: str, **fake: Any) -> "subprocess.Popen[str]":
+        """Start the command in a process of its own, with local runs."""
+        folders = ["--runs", str(self.root / "runs"), "--reports", str(self.root / "reports")]
+        launcher = subprocess.Popen(
+            [sys.executable, str(HERE / "fake_search.py"), str(self.file), *folders, *options],
+            env={
+                **os.environ,
+                "FAKE_CURVE": json.dumps(fake),
+                "PYTHONPATH": str(HERE),
+                "CUDA_VISIBLE_DEVICES": "",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.launchers.append(launcher)
+        return launcher
+
+    def pids(self) -> list[int]:
+        """Processes of the runs that are under way."""
+        return [
+            attempts[-1].pid
+            for run in self.run_folders()
+            if lease.is_held(run / "owner") and (attempts := read_attempts(run))
+        ]
+
+    def run_folders(self) -> list[Path]:
+        return sorted(self.folder.glob("*-seed*-*")) if self.folder.is_dir() else []
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        begin = time.monotonic()
+        while not condition():
+            if time.monotonic() - begin > 60:
+                raise TimeoutError
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SearchLab]:
+    lab = SearchLab(tmp_path)
+    lab.file.write_text(FILE)
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setattr(command, "TRAIN", "fake_curve:run")
+    monkeypatch.setattr(sweeps, "TRAIN", "fake_curve:run")
+    monkeypatch.setattr(command, "write_report", lambda *_: tmp_path / "index.html")
+    monkeypatch.setattr(sweeps, "write_report", lambda *_: tmp_path / "index.html")
+    yield lab
+    for launcher in lab.launchers:
+        if launcher.poll() is None:
+            launcher.kill()
+            launcher.communicate()
+    for pid in lab.pids():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def tried(trials: list[Trial]) -> list[Trial]:
+    return [trial for trial in trials if not trial.free]
+
+
+# ---- what is asked for -----------------------------------------------------------------------
+
+
+def test_the_files_own_settings_come_first_and_trials_are_a_total(lab: SearchLab) -> None:
+    assert lab.here() == 0
+    first = lab.trials()
+    assert [t.asked for t in first[:2]] == list(lab.search.enqueue)
+    assert len(tried(first)) == 6
+    assert {t.state for t in first} <= {"complete", "pruned"}
+    # The reward is known: 0.6 - 0.01 |interval - 7| + 0.001 seed, and 600 evaluations per step.
+    for trial in tried(first):
+        assert trial.asked is not None
+        expected = 0.6 - 0.01 * abs(trial.asked["window.interval"] - 7)
+        assert trial.rewards == pytest.approx({0: expected, 1: expected + 0.001})
+        assert trial.evaluations == 600 * trial.asked["window.size"]
+        assert trial.seconds == pytest.approx(3.0)
+    attempts = {run.name: len(read_attempts(run)) for run in lab.run_folders()}
+    assert set(attempts.values()) == {1}
+    assert len(attempts) == 12
+    assert lab.here() == 0
+    assert [(t.number, t.asked, t.rewards) for t in lab.trials()] == [
+        (t.number, t.asked, t.rewards) for t in first
+    ]
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 7"))
+    assert lab.here() == 0
+    assert len(tried(lab.trials())) == 7
+    assert {run.name: len(read_attempts(run)) for run in lab.run_folders()}.items() >= (
+        attempts.items()
+    )
+
+
+def test_the_storage_holds_what_optuna_needs_to_go_on(lab: SearchLab) -> None:
+    import optuna
+
+    assert lab.here() == 0
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(storage_file(lab.folder)))
+    )
+    study = optuna.load_study(study_name="toy", storage=storage)
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    done = [t for t in study.trials if t.state.name == "COMPLETE"]
+    assert done[1].values == pytest.approx([0.6005, 1200])
+    assert done[1].params == {"window.interval": 7, "window.size": 2}
+    assert done[1].number in {t.number for t in study.best_trials}
+
+
+def test_another_space_is_not_mixed_with_the_trials_that_are_there(lab: SearchLab) -> None:
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 1"))
+    assert lab.here() == 0
+    lab.file.write_text(FILE.replace("high: 9", "high: 8"))
+    with pytest.raises(ConfigError, match="another space"):
+        lab.here()
+
+
+def test_settings_that_cannot_be_run_are_given_up_with_their_reason(lab: SearchLab) -> None:
+    lab.file.write_text(
+        FILE.replace("[2, 4]", "{low: 2, high: 60}").replace("trials: 6", "trials: 5")
+    )
+    assert lab.here() == 0
+    trials = lab.trials()
+    wrong = [t for t in trials if t.asked and t.asked["window.size"] > 25]
+    assert wrong
+    assert all(t.state == "pruned" and "longer than the trajectory" in t.why for t in wrong)
+    assert len(tried(trials)) == 5
+    assert len(lab.run_folders()) == 10
+
+
+def test_settings_that_were_tried_are_not_run_again(lab: SearchLab) -> None:
+    few = FILE.replace("high: 9", "high: 2").replace("trials: 6", "trials: 5")
+    lab.file.write_text(re.sub("enqueue:.*", "", few))
+    assert lab.here() == 0
+    trials = lab.trials()  # of four settings that there are, five cannot be tried
+    assert len(tried(trials)) == 4
+    assert len(trials) == 50
+    assert len(lab.run_folders()) == 8
+    again = [t for t in trials if t.free and t.state == "complete"]
+    assert again
+    by_arm = {t.arm: t for t in tried(trials)}
+    assert all(t.rewards == by_arm[t.arm].rewards for t in again)
+
+
+def test_over_the_budget_nothing_runs_and_optuna_is_told(lab: SearchLab) -> None:
+    from harness.plan import evaluations
+
+    text = FILE.replace("trials: 6", "trials: 3").replace("seeds: 2", "seeds: 1")
+    small = lab.search.config({"window.interval": 7, "window.size": 2})
+    bound = evaluations(small)  # interval 7 never shifts: no other size 2 takes more
+    lab.file.write_text(text + f"objectives: [reward]\nbudget: {{evaluations: {bound}}}\n")
+    assert lab.here() == 0
+    trials = lab.trials()
+    over = [t for t in trials if t.asked and t.asked["window.size"] == 4]
+    assert trials[0] in over
+    assert all(t.state == "pruned" and "over the budget" in t.why for t in over)
+    assert all("size=2" in run.name for run in lab.run_folders())
+    study = Study(lab.search, lab.folder, None, create=False).study
+    for trial in study.trials:
+        excess = trial.constraints["evaluations"]
+        assert (excess > 0) == (trial.params["window.size"] == 4)
+
+
+def test_a_search_draws_the_same_settings_however_often_it_is_stopped(lab: SearchLab) -> None:
+    lab.file.write_text(FILE.replace("parallel: 2", "parallel: 1"))
+    assert lab.here() == 0
+    whole = [t.asked for t in lab.trials()]
+    assert len(whole) < 10  # and not the same ones again and again
+    shutil.rmtree(lab.folder)
+    for total in (3, 4, 6):
+        lab.file.write_text(
+            FILE.replace("parallel: 2", "parallel: 1").replace("trials: 6", f"trials: {total}")
+        )
+        assert lab.here() == 0
+    assert [t.asked for t in lab.trials()] == whole
+
+
+# ---- what is given up ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("shift", [-0.02, 0.0, 0.02])
+def test_giving_up_over_seeds_is_wilcoxons_test_on_pairs(n: int, shift: float) -> None:
+    noise = [0.011, -0.007, 0.004, 0.013, -0.002]
+    rival = {seed: 0.5 + 0.1 * seed for seed in range(5)}
+    rewards = {seed: rival[seed] + shift + noise[seed] * 0.1 for seed in range(n)}
+    differences = [rewards[seed] - rival[seed] for seed in range(n)]
+    p = stats.wilcoxon(differences, alternative="less", zero_method="zsplit").pvalue
+    # Optuna keeps what is on average better than the rival over all of the rival's seeds.
+    better = sum(rewards.values()) / n >= sum(rival.values()) / len(rival)
+    for threshold in (0.05, 0.2, 0.3):
+        expected = p < threshold and not better
+        assert pruning.worse_over_seeds(rewards, rival, threshold) == expected
+    assert not pruning.worse_over_seeds({0: 0.1}, rival, 1.0)
+
+
+def test_giving_up_along_the_curve_compares_the_same_iteration() -> None:
+    others = [{0: 0.4, 20: 0.4 + 0.01 * k, 40: 0.9} for k in range(5)]  # median 0.42 at 20
+    assert pruning.behind_on_the_curve({0: 0.4, 20: 0.419}, others, 50, 20, 5)
+    assert not pruning.behind_on_the_curve({0: 0.4, 20: 0.421}, others, 50, 20, 5)
+    assert not pruning.behind_on_the_curve({0: 0.4, 20: 0.419}, others, 50, 21, 5)
+    assert not pruning.behind_on_the_curve({0: 0.4, 20: 0.419}, others[:4], 50, 20, 5)
+    assert not pruning.behind_on_the_curve({0: 0.4, 10: 0.0}, others, 50, 0, 1)
+
+
+def test_what_loses_with_its_first_seeds_is_spared_the_others(lab: SearchLab) -> None:
+    text = FILE.replace("p: 0.0", "p: 0.3").replace("seeds: 2", "seeds: 4")
+    # The best comes first, so that every later one loses with the two seeds that make a pair.
+    lab.file.write_text(
+        text.replace(
+            "{window.interval: 5, window.size: 4}, {window.interval: 7, window.size: 2}",
+            "{window.interval: 7, window.size: 2}",
+        ).replace("parallel: 2", "parallel: 1")
+    )
+    assert lab.here() == 0
+    best, *rest = tried(lab.trials())
+    assert len(best.rewards) == 4
+    from harness.plan import evaluations
+
+    count = {t.number: evaluations(lab.search.config(t.asked or {})) for t in [best, *rest]}
+    held = [t for t in rest if count[t.number] >= count[best.number] and t.asked != best.asked]
+    spared = [t for t in held if t.asked and t.asked["window.interval"] != 7]
+    assert spared
+    for trial in spared:
+        assert (trial.state, len(trial.rewards)) == ("pruned", 2)
+        assert trial.why == "worse than trial 0 with 2 seeds"
+    for trial in rest:  # what is cheaper than everything before it may be worse
+        if all(count[trial.number] < count[t.number] for t in [best, *rest] if t != trial):
+            assert trial.state == "complete"
+
+
+def test_a_run_that_falls_behind_stops_with_a_checkpoint(lab: SearchLab) -> None:
+    text = FILE.replace("startup: 50", "startup: 1, warmup: 4").replace(
+        "iterations: 6", "iterations: 40"
+    )
+    text = text.replace(
+        "{window.interval: 5, window.size: 4}, {window.interval: 7, window.size: 2}",
+        "{window.interval: 7, window.size: 2}",
+    ).replace("trials: 6", "trials: 4")
+    lab.file.write_text(text.replace("seeds: 2", "seeds: 1").replace("parallel: 2", "parallel: 1"))
+    launcher = lab.launch("--no-confirm", "--jobs", "1", seconds=0.05)
+    output, _ = launcher.communicate(timeout=90)
+    assert launcher.returncode == 0, output
+    behind = [t for t in lab.trials() if "behind the others at iteration" in t.why]
+    assert behind, output
+    for trial in behind:
+        (run,) = [r for r in lab.run_folders() if r.name.startswith(f"{trial.arm}-seed")]
+        assert not (run / "result.json").exists()
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        assert 4 <= len(lines) < 40
+        assert read_attempts(run)[-1].reason == "stopped"
+        assert trial.spent == pytest.approx(0.5 * len(lines))
+    assert lab.here() == 0  # and stays given up
+    assert all(t.state == "pruned" for t in lab.trials() if t.number in {b.number for b in behind})
+
+
+# ---- stopped and killed ----------------------------------------------------------------------
+
+
+def check_nothing_lost_or_repeated(lab: SearchLab, total: int = 3) -> None:
+    trials = lab.trials()
+    assert len(tried(trials)) == total
+    assert all(t.state == "complete" for t in tried(trials)), trials
+    assert [t.asked for t in trials[:2]] == list(lab.search.enqueue)
+    assert len({t.arm for t in tried(trials)}) == total
+    assert len(lab.run_folders()) == 2 * total
+    for run in lab.run_folders():
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["iteration"] for line in lines] == list(range(6))
+
+
+def test_a_killed_launcher_and_killed_runs_lose_and_repeat_nothing(lab: SearchLab) -> None:
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 3"))
+    for wanted in (1, 3):
+        launcher = lab.launch("--no-confirm", "--jobs", "2", seconds=0.15)
+        lab.wait_for(lambda w=wanted: len(lab.run_folders()) >= w and bool(lab.pids()))  # type: ignore[misc]
+        launcher.kill()
+        launcher.communicate()
+        if wanted == 1:  # once the runs live on, and are followed
+            for pid in lab.pids():
+                os.kill(pid, signal.SIGKILL)
+    launcher = lab.launch("--no-confirm", "--jobs", "2", seconds=0.01)
+    output, _ = launcher.communicate(timeout=90)
+    assert launcher.returncode == 0, output
+    check_nothing_lost_or_repeated(lab)
+
+
+def test_ctrl_c_leaves_checkpoints_and_the_same_command_continues(lab: SearchLab) -> None:
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 3"))
+    launcher = lab.launch("--no-confirm", "--jobs", "2", seconds=0.4)
+    lab.wait_for(lambda: bool(lab.pids()))
+    second = lab.launch("--no-confirm")
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert re.search(rf"process {launcher.pid} on \S+ .* already runs this search", said), said
+    os.killpg(launcher.pid, signal.SIGINT)
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130, output
+    assert "resumable" in output
+    assert not lab.pids()
+    launcher = lab.launch("--no-confirm", "--jobs", "2")
+    output, _ = launcher.communicate(timeout=90)
+    assert launcher.returncode == 0, output
+    check_nothing_lost_or_repeated(lab)
+
+
+def test_a_trial_that_was_asked_but_got_no_settings_is_asked_on(lab: SearchLab) -> None:
+    study = Study(lab.search, lab.folder, None)
+    study.enqueue()
+    study.study.ask()  # killed before any setting was drawn
+    with storage_file(lab.folder).open("a") as journal:
+        journal.write('{"op_code": 4, "trial')  # and while it wrote
+    assert lab.here() == 0
+    assert [t.asked for t in lab.trials()[:2]] == list(lab.search.enqueue)
+    assert len(tried(lab.trials())) == 6
+
+
+def test_a_failure_is_told_and_runs_again_when_asked(
+    lab: SearchLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 2"))
+    monkeypatch.setenv("FAKE_CURVE", json.dumps({"raise_arm": "interval=5"}))
+    assert lab.here() == 1
+    said = capsys.readouterr().out
+    assert "trial 0: interval=5,size=4-seed0 failed: ValueError: the fake trainer was told" in said
+    assert [t.state for t in lab.trials()] == ["failed", "complete"]
+    assert lab.here() == 1  # not again by itself
+    assert len(lab.trials()) == 2
+    monkeypatch.delenv("FAKE_CURVE")
+    assert lab.here(retry="failed") == 0
+    assert [t.state for t in lab.trials()] == ["failed", "complete", "complete"]
+    assert lab.trials()[2].asked == lab.trials()[0].asked
+    assert lab.here(retry="failed") == 0
+    assert len(lab.trials()) == 3
+
+
+# ---- around it -------------------------------------------------------------------------------
+
+
+def test_a_finished_run_of_another_sweep_is_taken_over(lab: SearchLab) -> None:
+    run = runs_of(lab.search, Trial(0, "running", lab.search.enqueue[0]))[0]
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 1"))
+    assert lab.here() == 0
+    other = lab.root / "runs" / "other"
+    lab.folder.rename(other)
+    shutil.rmtree(other / "launcher")
+    (other / "study.journal").unlink()
+    for checkpoints in other.glob("*/checkpoints"):  # the fake's are none
+        shutil.rmtree(checkpoints)
+    assert lab.here() == 0
+    assert not read_attempts(lab.folder / run.folder_name)
+    assert (lab.folder / run.folder_name / "origin.json").exists()
+    assert lab.trials()[0].rewards == pytest.approx({0: 0.58, 1: 0.581})
+
+
+def test_the_plan_and_the_status_write_nothing(
+    lab: SearchLab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab.here(plan=True) == 0
+    said = capsys.readouterr().out
+    assert "6 trials of up to 2 seeds, at most 12 runs, 2 trials at once" in said
+    assert "window.interval: 1 to 9" in said
+    assert "τ = 5, w = 4: " in said
+    assert lab.here(status=True) == 0
+    assert "no trial yet" in capsys.readouterr().out
+    assert not (lab.root / "runs").exists()
+    assert lab.here() == 0
+    capsys.readouterr()
+    before = {p: p.stat().st_mtime_ns for p in lab.folder.rglob("*") if p.is_file()}
+    assert lab.here(status=True) == 0
+    assert "trial 1 (τ = 7, w = 2): composition 0.601, 1,200 evaluations, 3.0 s" in (
+        capsys.readouterr().out
+    )
+    assert {p: p.stat().st_mtime_ns for p in lab.folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.skipif(
+    shutil.which("optuna-dashboard") is None
+    and not (Path(sys.executable).parent / "optuna-dashboard").exists(),
+    reason="no optuna-dashboard",
+)
+def test_optuna_dashboard_opens_the_storage(lab: SearchLab) -> None:
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 2"))
+    assert lab.here() == 0
+    program = Path(sys.executable).parent / "optuna-dashboard"
+    port = 20000 + os.getpid() % 20000
+    server = subprocess.Popen(
+        [str(program), str(storage_file(lab.folder)), "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        found: list[Any] = []
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                url = f"http://127.0.0.1:{port}/api/studies"
+                with urllib.request.urlopen(url, timeout=5) as reply:
+                    found[:] = json.load(reply)["study_summaries"]
+            return bool(found)
+
+        lab.wait_for(answers)
+        assert [study["study_name"] for study in found] == ["toy"]
+        url = f"http://127.0.0.1:{port}/api/studies/{found[0]['study_id']}?after=0"
+        with urllib.request.urlopen(url, timeout=20) as reply:
+            trials = json.load(reply)["trials"]
+        assert [t["state"] for t in trials] == ["Complete", "Complete"]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    """The URL of a server of its own, on a socket in a folder of the test."""
+    import tempfile
+
+    initdb = shutil.which("initdb") or next(
+        (str(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None
+    )
+    if initdb is None:
+        pytest.skip("no PostgreSQL here (initdb)")
+    place = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path is short, and not root's alone
+    as_user = []
+    if os.geteuid() == 0:
+        shutil.chown(place, "postgres")
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    real = Path(initdb).resolve().parent
+    run = {"check": True, "stdout": subprocess.DEVNULL, "cwd": place}
+    subprocess.run(
+        [
+            *as_user,
+            str(real / "initdb"),
+            "-D",
+            str(place / "data"),
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+        ],
+        **run,  # type: ignore[call-overload]
+    )
+    options = f"-c listen_addresses='' -c unix_socket_directories='{place}' -c fsync=off"
+    control = [*as_user, str(real / "pg_ctl"), "-D", str(place / "data"), "-w"]
+    subprocess.run([*control, "-o", options, "-l", str(place / "log"), "start"], **run)  # type: ignore[call-overload]
+    try:
+        yield f"postgresql+psycopg://postgres@/postgres?host={place}"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **run)  # type: ignore[call-overload]
+        shutil.rmtree(place)
+
+
+def test_postgresql_holds_the_trials_of_a_search_that_is_killed(
+    lab: SearchLab, postgres: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 3"))
+    launcher = lab.launch("--no-confirm", "--jobs", "2", "--storage", postgres, seconds=0.15)
+    lab.wait_for(lambda: bool(lab.pids()))
+    launcher.kill()
+    launcher.communicate()
+    for pid in lab.pids():
+        os.kill(pid, signal.SIGKILL)
+    assert lab.here(storage=postgres) == 0
+    assert not storage_file(lab.folder).exists()
+    trials = lab.trials(postgres)
+    assert [t.asked for t in trials[:2]] == list(lab.search.enqueue)
+    assert [t.state for t in tried(trials)] == ["complete"] * 3
+    assert len(lab.run_folders()) == 6
+
+
+def test_a_storage_that_cannot_be_reached_is_one_line_without_a_password(lab: SearchLab) -> None:
+    url = "postgresql+psycopg://me:secret@127.0.0.1:1/nothing"
+    done = lab.launch("--storage", url)
+    said, _ = done.communicate(timeout=60)
+    assert done.returncode == 1
+    assert said.startswith("error: --storage postgresql+psycopg://127.0.0.1:1/nothing: ")
+    assert "secret" not in said
+    assert said.count("\n") == 1
+
+
+def test_the_best_are_confirmed_on_seeds_that_the_search_never_saw(
+    lab: SearchLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.searching.report import write_report
+
+    monkeypatch.setattr(command, "write_report", write_report)
+    assert lab.here(confirm=True) == 0
+    report = lab.root / "reports" / "toy"
+    sweep = load_sweep(report / "confirm.yaml")
+    assert sweep.seeds == (1000, 1001, 1002)
+    assert sweep.reference == "reference"
+    assert sweep.arms[0].settings == lab.search.enqueue[0]
+    front = [t for t in tried(lab.trials()) if t.number != 0]
+    best = max(front, key=lambda t: (sum(t.rewards.values()), -(t.evaluations or 0), -t.number))
+    assert sweep.arms[1].name == f"trial-{best.number}"
+    assert sweep.arms[1].settings == best.asked
+    done = sorted((lab.root / "runs" / "toy-confirm").glob("*/result.json"))
+    assert len(done) == len(sweep.runs)
+    # The known truth: interval 7 is better than 5 by 0.02 with every seed, so nothing varies.
+    page = (report / "index.html").read_text()
+    assert "of many noisy values the highest is too high" in page
+    assert "1000, 1001, 1002" in page
+    capsys.readouterr()
+
+
+def test_a_fresh_clone_draws_the_same_report_to_the_byte(
+    lab: SearchLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.searching.report import write_report
+
+    lab.file.write_text(FILE.replace("trials: 6", "trials: 10").replace("seeds: 2", "seeds: 1"))
+    assert lab.here() == 0
+    runs, reports = lab.root / "runs", lab.root / "reports"
+    write_report(lab.search, runs, reports, None)
+    names = {p.name for p in (reports / "toy" / "figures").glob("*.png")}
+    assert names == {"front.png", "history.png", "slices.png", "importances.png"}
+    first = {p: p.read_bytes() for p in sorted(reports.rglob("*")) if p.is_file()}
+    shutil.rmtree(runs)
+    for path in first:
+        if path.name not in ("trials.parquet", "made.json"):
+            path.unlink()
+    write_report(lab.search, runs, reports, None)
+    again = {p: p.read_bytes() for p in sorted(reports.rglob("*")) if p.is_file()}
+    assert [p for p in first if first[p] != again.get(p)] == []
+    assert first.keys() == again.keys()

@@ -1,0 +1,443 @@
+"""What is computed once: real runs of the toy end with the bytes that each would have alone."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import adopt as adoption
+from harness.adopt import UnfitError, adopt, origin
+from harness.dispatch import Inline
+from harness.launcher import Launcher
+from harness.ledger import ledger
+from harness.plan import foresee
+from harness.progress import Progress
+from harness.results import collect
+from harness.sharing import KEPT, Sharing
+from harness.spec import Sweep, load_sweep, only
+from harness.store import RunState, checkpoints_of, look_at_all
+from harness.submissions import Scheduler
+from harness.trunk import Trunk
+from mixgrpo import train
+from mixgrpo.atomic import write_json
+from mixgrpo.checkpoint import load_at
+from mixgrpo.config import RunConfig
+from tests.mixgrpo import toy
+from tests.mixgrpo.runs import flip, leftovers, outcome
+
+pytestmark = pytest.mark.usefixtures("toy_site")
+
+SETTINGS = toy.settings(
+    iterations=12,
+    sampler={"steps": 8},
+    window={"interval": 3},
+    evaluation={"every": 3, "steps": 3},
+    output={"checkpoint_every": 5},
+)
+del SETTINGS["seed"]
+
+Arms = dict[str, dict[str, Any]]
+ARMS: Arms = {
+    "constant": {},
+    "stride": {"window.stride": 2},
+    "slow": {"window.interval": 5},
+    "frozen": {"window.strategy": "frozen"},
+    "decay": {"window.strategy": "linear-decay"},
+    "same": {"window.strategy": "exp-decay"},
+    "long": {"iterations": 14},
+    "other": {"optimizer.lr": 0.01},
+}
+
+
+def write_sweep(folder: Path, arms: Arms, name: str = "toy", seeds: int = 1) -> Sweep:
+    file = folder / f"{name}.yaml"
+    about = {"name": name, "question": "Is it the same?", "seeds": seeds, "measure": "contrast"}
+    file.write_text(json.dumps(about | {"set": SETTINGS, "arms": arms}))
+    return load_sweep(file)
+
+
+def launch(
+    sweep: Sweep, runs: Path, part: Sweep | None = None, share: bool = True
+) -> tuple[dict[str, RunState], list[str]]:
+    """Run a sweep in this process: states by arm, those of the first seed, and what was said."""
+    said: list[str] = []
+    progress = Progress("contrast", False)
+    progress.say = said.append  # type: ignore[method-assign, assignment]
+    launcher = Launcher(
+        part or sweep,
+        runs,
+        progress,
+        lambda stop: Inline(stop),
+        Scheduler(runs / sweep.name),
+        sharing=Sharing(sweep, runs) if share else None,
+    )
+    assert launcher.go()
+    first = [s for s in look_at_all(sweep, runs) if s.run.seed == 0]
+    return {state.run.arm: state for state in first}, said
+
+
+def same(folder: Path) -> dict[str, Any]:
+    """What must be the same for a run from a trunk: the file of settings says what it keeps."""
+    found = outcome(folder)
+    del found["config"]
+    found["tensors"].pop("manifest.json")
+    exported = folder / "weights" / "weights.safetensors"
+    return found | {"exported": exported.read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, toy_site: Path) -> dict[str, dict[str, Any]]:
+    """Every arm by itself, from its beginning."""
+    place = tmp_path_factory.mktemp("alone")
+    found = {}
+    for run in write_sweep(place, ARMS).runs:
+        train.run(run.config, place / run.arm)
+        found[run.arm] = same(place / run.arm)
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, toy_site: Path) -> Path:
+    """A finished run of the arm `constant` that kept its checkpoint after 3 iterations."""
+    place = tmp_path_factory.mktemp("source")
+    sweep = write_sweep(place, {name: ARMS[name] for name in ("constant", "stride")})
+    run = sweep.runs[0].config
+    output = run.output.model_copy(update={"keep": (3,)})
+    train.run(run.model_copy(update={"output": output}), place / "constant")
+    write_json(place / "constant" / "env.json", HERE)
+    return place / "constant"
+
+
+HERE = {
+    "commit": "abc",
+    "dirty": False,
+    "python": "3.11.0",
+    "versions": {"torch": "2"},
+    "system": "Linux",
+    "cpu": "EPYC",
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+def stride(folder: Path) -> RunConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = write_sweep(folder, {name: ARMS[name] for name in ("constant", "stride")})
+    return sweep.runs[1].config
+
+
+# ---- The same bytes
+
+
+def test_runs_from_a_trunk_end_with_the_bytes_of_runs_from_nothing(
+    tmp_path: Path, alone: dict[str, dict[str, Any]]
+) -> None:
+    sweep = write_sweep(tmp_path, ARMS)
+    states, _ = launch(sweep, tmp_path / "runs")
+    shared = {
+        arm: (origin(s.folder) or {"iterations": 0})["iterations"] for arm, s in states.items()
+    }
+    assert shared == {
+        "constant": 0,
+        "stride": 3,
+        "slow": 3,
+        "frozen": 3,
+        "decay": 11,
+        "same": 12,
+        "long": 12,
+        "other": 0,
+    }
+    for arm, state in states.items():
+        assert state.state == "finished"
+        assert same(state.folder) == alone[arm], arm
+        assert leftovers(state.folder) == []
+        # An evaluation of the source's own end is none of the longer run's.
+        assert [a.reason for a in state.attempts] == ["finished"]
+        assert [a.began_at for a in state.attempts] == [shared[arm]]
+        # What was kept for others is gone: two are left, as without.
+        assert len(checkpoints_of(state.folder)) == 2 or shared[arm] == 12
+        assert not (state.folder / KEPT).exists()
+    assert origin(states["stride"].folder)["run"] == f"toy/{states['constant'].folder.name}"  # type: ignore[index]
+    evals = (states["long"].folder / "eval.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in evals] == [0, 3, 6, 9, 12, 14]
+
+
+def test_an_evaluation_of_a_runs_own_end_is_not_copied_into_a_longer_one(tmp_path: Path) -> None:
+    arms: Arms = {"short": {"iterations": 5}, "long": {"iterations": 8}}
+    sweep = write_sweep(tmp_path, arms)
+    states, _ = launch(sweep, tmp_path / "runs")
+    assert origin(states["long"].folder)["iterations"] == 5  # type: ignore[index]
+    train.run(states["long"].run.config, tmp_path / "alone")
+    assert same(states["long"].folder) == same(tmp_path / "alone")
+
+
+def test_without_sharing_every_run_is_computed(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, {name: ARMS[name] for name in ("constant", "same")})
+    states, _ = launch(sweep, tmp_path / "runs", share=False)
+    assert [s.attempts[0].began_at for s in states.values()] == [0, 0]
+    assert all(origin(s.folder) is None for s in states.values())
+
+
+# ---- What is finished elsewhere
+
+
+def test_a_run_that_is_finished_in_another_sweep_is_copied(
+    tmp_path: Path, alone: dict[str, dict[str, Any]]
+) -> None:
+    runs = tmp_path / "runs"
+    first = write_sweep(tmp_path, {"base": ARMS["constant"]}, "first")
+    theirs, _ = launch(first, runs)
+    sweep = write_sweep(tmp_path, {name: ARMS[name] for name in ("constant", "other")})
+    states, said = launch(sweep, runs)
+    assert any("copied from" in text and "/first/base-seed0-" in text for text in said)
+    state = states["constant"]
+    assert (state.state, state.attempts) == ("finished", ())
+    assert same(state.folder) == alone["constant"]
+    assert origin(state.folder)["run"] == f"first/{theirs['base'].folder.name}"  # type: ignore[index]
+    assert origin(states["other"].folder) is None
+    books = ledger(states.values(), runs / "toy")
+    assert books.total.seconds == ledger([states["other"]], runs / "toy").total.seconds
+    rows = collect(sweep, runs).runs.set_index("arm")
+    assert rows.loc["constant", "shared"] == 12
+    # Another measurement beside the training is another content of its lines.
+    SETTINGS["health"] = {"drift": False}
+    try:
+        other = write_sweep(tmp_path, {"constant": {}}, "third")
+    finally:
+        del SETTINGS["health"]
+    assert other.runs[0].hash == state.run.hash
+    states, said = launch(other, runs)
+    assert len(states["constant"].attempts) == 1
+
+
+def test_a_damaged_finished_run_is_not_copied(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    theirs, _ = launch(write_sweep(tmp_path, {"base": {}}, "first"), runs)
+    folder = theirs["base"].folder
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    states, said = launch(write_sweep(tmp_path, {"constant": {}}), runs)
+    assert any("not copied" in text and "metrics.jsonl lacks lines" in text for text in said)
+    assert len(states["constant"].attempts) == 1
+    assert states["constant"].state == "finished"
+
+
+# ---- Adoption, killed and misled
+
+
+_KILLED = 9
+
+
+def _killed_at(number: int, action: Callable[[], None]) -> bool:
+    """Do it in a process that ends, without clean-up, at its n-th operation on the disk. Whether
+    it came so far."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == _KILLED
+    count = 0
+
+    def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                os._exit(_KILLED)
+            return operation(*args, **kwargs)
+
+        return run
+
+    for module, names in (
+        (os, ("link", "fsync", "mkdir")),
+        (shutil, ("rmtree", "copytree", "copyfile")),
+        (Path, ("mkdir", "rename", "replace", "unlink")),
+    ):
+        for name in names:
+            setattr(module, name, counted(getattr(module, name)))
+    try:
+        action()
+    finally:
+        os._exit(0)
+
+
+def _moments(action: Callable[[Path], None], place: Path) -> Iterator[Path]:
+    """Folders in which it was killed at every moment, one after the other."""
+    number = 1
+    while _killed_at(number, lambda: action(place / str(number))):  # noqa: B023
+        yield place / str(number)
+        number += 1
+
+
+def test_a_kill_at_any_moment_leaves_a_start_or_nothing(
+    tmp_path: Path, source: Path, alone: dict[str, dict[str, Any]]
+) -> None:
+    config = stride(tmp_path)
+
+    def take(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        adopt(folder, config, source, 3, HERE)
+
+    starts = 0
+    for number, folder in enumerate(_moments(take, tmp_path)):
+        ready = checkpoints_of(folder)
+        starts += bool(ready)
+        if not ready and number % 2:
+            take(folder)
+        assert train.run(config, folder) == "finished"
+        assert same(folder) == alone["stride"], folder
+    assert number > 15
+    assert starts >= 1
+
+
+def test_a_kill_while_a_finished_run_is_copied_loses_nothing(
+    tmp_path: Path, source: Path, alone: dict[str, dict[str, Any]]
+) -> None:
+    config = write_sweep(tmp_path, {"constant": {}}).runs[0].config
+
+    def take(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        adoption.adopt_finished(folder, config, source)
+
+    for number, folder in enumerate(_moments(take, tmp_path)):
+        if (folder / "result.json").exists():
+            assert same(folder) == alone["constant"]
+        if number % 2:
+            take(folder)
+        assert train.run(config, folder) == "finished"
+        assert same(folder) == alone["constant"], folder
+    assert number > 15
+
+
+def _flip(folder: Path) -> None:
+    flip(folder / "checkpoints" / "000003")
+
+
+def _cut(folder: Path) -> None:
+    (folder / "checkpoints" / "000003" / "manifest.json").write_text("{")
+
+
+def _lose(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints" / "000003")
+
+
+def _lose_evaluation(folder: Path) -> None:
+    (folder / "eval.jsonl").write_text("")
+
+
+def _older_attempt(folder: Path) -> None:
+    (folder / "attempts").mkdir()
+    record = {"number": 1, "pid": 1, "started": 1.0, "commit": "before", "dirty": False}
+    (folder / "attempts" / "1.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("damage", "environment", "why"),
+    [
+        (_flip, {}, "weights.safetensors is not what was written"),
+        (_cut, {}, "000003"),
+        (_lose, {}, "000003"),
+        (_lose_evaluation, {}, "eval.jsonl lacks lines"),
+        (_older_attempt, {}, "an attempt at it had another commit"),
+        (None, {"commit": "def"}, "another commit"),
+        (None, {"dirty": True}, "another dirty"),
+        (None, {"threads": 2}, "another threads"),
+        (None, {"device": "cuda"}, "another device"),
+        (None, {"versions": {"torch": "3"}}, "another versions"),
+    ],
+)
+def test_what_is_not_the_same_is_refused(
+    damage: Callable[[Path], None] | None,
+    environment: dict[str, Any],
+    why: str,
+    tmp_path: Path,
+    source: Path,
+) -> None:
+    config = stride(tmp_path)
+    theirs = tmp_path / "theirs"
+    shutil.copytree(source, theirs)
+    if damage is not None:
+        damage(theirs)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UnfitError, match=why):
+        adopt(tmp_path / "run", config, theirs, 3, HERE | environment)
+    assert checkpoints_of(tmp_path / "run") == []
+    assert origin(tmp_path / "run") is None
+
+
+def test_a_damaged_source_costs_a_run_from_nothing_and_no_more(
+    tmp_path: Path, alone: dict[str, dict[str, Any]]
+) -> None:
+    sweep = write_sweep(tmp_path, {name: ARMS[name] for name in ("constant", "stride")})
+    runs = tmp_path / "runs"
+    launch(sweep, runs, share=False)
+    folders = {s.run.arm: s.folder for s in look_at_all(sweep, runs)}
+    # As a launcher leaves them that ended before the second run: with the checkpoint it kept.
+    shutil.rmtree(folders["stride"])
+    shutil.copytree(
+        folders["constant"] / "checkpoints" / "000012",
+        folders["constant"] / "checkpoints" / "000003",
+    )
+    states, _ = launch(sweep, runs)
+    assert [a.began_at for a in states["stride"].attempts] == [0]
+    assert origin(states["stride"].folder) is None
+    assert same(states["stride"].folder) == alone["stride"]
+
+
+def test_checkpoints_are_links_where_the_disk_has_them(tmp_path: Path, source: Path) -> None:
+    run = tmp_path / "run"
+    config = stride(tmp_path)
+    run.mkdir()
+    adopt(run, config, source, 3, HERE)
+    for file in (source / "checkpoints" / "000003").iterdir():
+        assert file.samefile(run / "checkpoints" / "000003" / file.name)
+    before = load_at(source / "checkpoints", 3)
+    train.run(config, run)  # goes on, and leaves the other one's alone
+    after = load_at(source / "checkpoints", 3)
+    assert before.tensors.keys() == after.tensors.keys()
+
+
+# ---- Part of a sweep
+
+
+def test_a_source_outside_of_only_is_used_where_it_is_and_not_waited_for(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, {name: ARMS[name] for name in ("constant", "stride", "slow")})
+    runs = tmp_path / "runs"
+    states, _ = launch(sweep, runs, only(sweep, ["stride", "slow"]))
+    assert [s.state for s in states.values()] == ["waiting", "finished", "finished"]
+    began = {arm: [a.began_at for a in state.attempts] for arm, state in states.items()}
+    assert began == {"constant": [], "stride": [0], "slow": [3]}
+    # What one of them kept for the other is there for the first one too, until it has run.
+    saved = foresee(sweep, look_at_all(sweep, runs), runs)
+    trunk = Trunk(states["stride"].folder.name, 3, ready=True)
+    assert saved.trunks == {states["constant"].folder.name: trunk}
+    assert checkpoints_of(states["stride"].folder) == [3, 10, 12]
+    states, _ = launch(sweep, runs)
+    assert [a.began_at for a in states["constant"].attempts] == [3]
+    assert checkpoints_of(states["stride"].folder) == [10, 12]
+
+
+def test_the_hours_of_a_shared_part_are_counted_once(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, {name: ARMS[name] for name in ("constant", "same", "stride")})
+    runs = tmp_path / "runs"
+    states, _ = launch(sweep, runs)
+    seconds = {}
+    for arm, state in states.items():
+        lines = (state.folder / "metrics.jsonl").read_text().splitlines()
+        seconds[arm] = [json.loads(line)["seconds_total"] for line in lines]
+    iterations = sum(seconds["constant"]) + sum(seconds["stride"][3:])
+    useful = sum(ledger([s], runs / "toy").useful.seconds for s in states.values())
+    evaluations = (
+        sum(
+            json.loads(line)["seconds_total"]
+            for line in (states["constant"].folder / "eval.jsonl").read_text().splitlines()
+        )
+        * 2
+    )
+    assert iterations <= useful <= iterations + evaluations
+    assert ledger([states["same"]], runs / "toy").useful.seconds < 0.5 * sum(seconds["same"])
+    rows = collect(sweep, runs).runs.set_index("arm")
+    assert rows["shared"].to_dict() == {"constant": 0, "same": 12, "stride": 3}
+    assert rows.loc["stride", "shared_seconds"] == pytest.approx(sum(seconds["stride"][:3]))
