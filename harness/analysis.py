@@ -122,6 +122,10 @@ class Analysis:
     def reference(self) -> ArmResult:
         return self.by_name(self.sweep.reference)
 
+    def is_reference(self, name: str) -> bool:
+        """Whether an arm is what others are compared with."""
+        return name == self.sweep.within.get(name, self.sweep.reference)
+
     def by_name(self, name: str) -> ArmResult:
         return self._by_name[name]
 
@@ -152,16 +156,17 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         }
         for when in ("before", "after")
     }
-    comparisons = compare(measured["after"][sweep.measure], sweep.reference)
+    comparisons = compare(measured["after"][sweep.measure], sweep.references)
     of_one_core = core_time(results)
     all_seconds = method_seconds(results)
     totals = by_arm(sweep, _totals(results.metrics, all_seconds))
     times_of = by_arm(sweep, _steady(_on_the_clock(results.metrics, all_seconds)))
     medians = {arm: _median_by_seed(times) for arm, times in times_of.items()}
-    arms = []
+    arms, references = [], sweep.references
     for arm in sweep.arms:
         own, times = runs_of[arm.name], times_of[arm.name]
-        is_reference, published_row = arm.name == sweep.reference, _published_row(sweep, arm.name)
+        own_reference, published_row = references[arm.name], _published_row(sweep, arm.name)
+        is_reference = own_reference == arm.name
         arms.append(
             ArmResult(
                 arm=arm,
@@ -188,7 +193,7 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
                 ),
                 time_ratio=None
                 if is_reference
-                else ratio_interval(medians[arm.name], medians[sweep.reference]),
+                else ratio_interval(medians[arm.name], medians[own_reference]),
                 published_row=published_row,
                 published=paper.row(sweep.paper, published_row)
                 if sweep.paper and published_row
@@ -323,11 +328,13 @@ def _shared_until(sweep: "Sweep") -> dict[str, int]:
 
     The earliest over seeds: windows drawn at random part elsewhere with each seed.
     """
-    bases = {run.seed: run.config for run in sweep.runs if run.arm == sweep.reference}
+    configs = {(run.arm, run.seed): run.config for run in sweep.runs}
+    references = sweep.references
     found: dict[str, int] = {}
     for run in sweep.runs:
-        base = bases.get(run.seed)
-        if base is None or run.arm == sweep.reference:
+        reference = references[run.arm]
+        base = configs.get((reference, run.seed))
+        if base is None or run.arm == reference:
             continue
         random = "random" in (run.config.window.strategy, base.window.strategy)
         if random or run.seed == sweep.seeds[0]:

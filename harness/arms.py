@@ -26,6 +26,7 @@ SYMBOLS = {
     "objective.kl_weight": "β",
     "optimizer.lr": "learning rate",
     "rewards.train": "trained on",
+    "model.checkpoint": "model",
 }
 """How figures name a field; the others go by the last part of their key."""
 
@@ -183,6 +184,11 @@ def _grid_arm(key: str, name: str, value: Any) -> Arm:
     text = value_text(value)
     safe = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)
     return Arm(f"{name}={safe}", f"{SYMBOLS.get(key, name)} = {text}", {key: value})
+
+
+def symbol(key: str) -> str:
+    """How figures name a setting."""
+    return SYMBOLS.get(key, key.rpartition(".")[2].replace("_", " "))
 
 
 def value_text(value: Any) -> str:

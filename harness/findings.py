@@ -56,10 +56,12 @@ def answer(analysis: Analysis) -> str:
             parts.append(_told_apart(analysis, found, word))
     if alike:
         arms = _list([_label(analysis, c) for c in alike])
-        parts.append(f"{arms} {_is(alike)} indistinguishable from {reference.arm.label}")
+        parts.append(f"{arms} {_is(alike)} indistinguishable from {analysis.sweep.reference_label}")
     if same:
         arms = _list([_label(analysis, c) for c in same])
-        parts.append(f"{arms} scored exactly as {reference.arm.label} did with every seed")
+        parts.append(
+            f"{arms} scored exactly as {analysis.sweep.reference_label} did with every seed"
+        )
     if unknown:
         arms = _list([_label(analysis, c) for c in unknown])
         parts.append(f"about {arms} nothing can be concluded")
@@ -68,7 +70,7 @@ def answer(analysis: Analysis) -> str:
 
 def one_line(analysis: Analysis) -> str:
     """The answer in a line of a table: which arms, not by how much."""
-    reference = analysis.reference.arm.label
+    reference = analysis.sweep.reference_label
     parts: list[str] = []
     for verdict, words in (
         ("better", "better than"),
@@ -161,7 +163,7 @@ def cost(analysis: Analysis) -> str:
     if not found:
         return ""
     kind = "One core's time" if analysis.core_time else "Time"
-    reference = analysis.reference.arm.label
+    reference = analysis.sweep.reference_label
     return f"{kind} per iteration, as a multiple of {reference}'s: {_list(found)}."
 
 
@@ -279,7 +281,7 @@ def statistics_notes(analysis: Analysis) -> list[str]:
     if parts:
         notes.append(
             "Arms with the same seed are bit-identical until their windows first differ. They part "
-            f"from {analysis.reference.arm.label}: {_list(parts)}."
+            f"from {analysis.sweep.reference_label}: {_list(parts)}."
         )
     for group in analysis.same_schedule:
         notes.append(
@@ -316,7 +318,7 @@ def _label(analysis: Analysis, comparison: Comparison) -> str:
 
 
 def _told_apart(analysis: Analysis, found: Sequence[Comparison], word: str) -> str:
-    reference = analysis.reference.arm.label
+    reference = analysis.sweep.reference_label
     if len(found) == 1:
         return f"{_label(analysis, found[0])} is {word} than {reference} by {_size(found[0])}"
     arms = _list([f"{_label(analysis, c)} (by {_size(c)})" for c in found])

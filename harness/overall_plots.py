@@ -35,7 +35,7 @@ def questions(asked: Sequence[Question]) -> Figure:
         if math.isfinite(effect.detectable):
             axes.barh(y, 2 * effect.detectable, left=-effect.detectable, color=BAND, height=0.66)
         _effect(axes, y, effect, COLOURS[0], size=8)
-        reference = question.study.analysis.reference.arm.label
+        reference = question.study.analysis.sweep.reference_label
         pair = textwrap.fill(f"{question.effect_label} − {reference}", 40)
         names.append(f"{question.study.sweep.name}\n{pair}")
     name_rows(axes, names)
@@ -133,7 +133,7 @@ def sensitivity(studies: Sequence[Study]) -> Figure:
                 [-noise, noise], y - 0.5, y + len(arms) + 0.5, color=BAND, linewidth=0, zorder=0
             )
         heads.append(y)
-        names.append(f"{study.sweep.name}: against {study.analysis.reference.arm.label}")
+        names.append(f"{study.sweep.name}: against {study.sweep.reference_label}")
         for offset, effect in enumerate(arms, start=1):
             _effect(axes, y + offset, effect, colour, size=6)
             names.append(study.analysis.by_name(effect.arm).arm.label)
@@ -157,10 +157,9 @@ def sensitive_arms(study: Study) -> list[Comparison]:
     arms = {arm.name: arm for arm in study.sweep.arms}
     if any(arm.base is not None for arm in arms.values()):
         return []
-    base = arms[study.sweep.reference].settings
     found = []
     for comparison in study.analysis.compared:
-        own = arms[comparison.arm].settings
+        own, base = (arms[name].settings for name in (comparison.arm, comparison.reference))
         differing = {key for key in {*own, *base} if own.get(key) != base.get(key)}
         other = any(key.startswith(("rewards.", "model.")) for key in differing)
         if comparison.simultaneous.n and not other:

@@ -49,7 +49,7 @@ def differences(analysis: Analysis) -> Figure:
     axes.axvline(0, color=GREY, linewidth=1.2)
     for y, comparison in enumerate(shown):
         mark = marks[comparison.arm]
-        values, base = analysis.by_name(comparison.arm).after, analysis.reference.after
+        values, base = (analysis.by_name(c).after for c in (comparison.arm, comparison.reference))
         for interval, width in ((comparison.simultaneous, 1.2), (comparison.difference, 4.0)):
             if interval.known:
                 axes.plot(
@@ -77,7 +77,7 @@ def differences(analysis: Analysis) -> Figure:
             markeredgewidth=0,
         )
     name_rows(axes, [arm_label(analysis, analysis.by_name(c.arm)) for c in shown])
-    reference = analysis.reference.arm.label
+    reference = analysis.sweep.reference_label
     axes.set_xlabel(textwrap.fill(f"difference in {analysis.measure} to {reference}", 80))
     return figure
 

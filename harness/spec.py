@@ -5,7 +5,7 @@ name file, line, key and the nearest valid one.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.arms import Arm as Arm
-from harness.arms import base_place, make_arms, place_of, ways_to_name
+from harness.arms import base_place, make_arms, place_of, symbol, value_text, ways_to_name
 from harness.paper import TABLES
 from harness.sweepfile import Chosen, Given, choose_profile, did_you_mean, read_file
 from harness.views import DEFAULT, VIEWS
@@ -57,7 +57,8 @@ class Sweep:
     runs: tuple[Run, ...]
     """Seed by seed, so that what is finished compares all arms at any time."""
     reference: str
-    """Name of the arm with which every other one is compared."""
+    """Name of the arm with which every other one is compared; with `within`, that of the first
+    value."""
     measure: str
     """The reward that answers the question, judged on held-out prompts."""
     paper: str | None
@@ -68,6 +69,10 @@ class Sweep:
     """A remark about the profile, shown in the report."""
     overrides: tuple[str, ...] = ()
     """`KEY=VALUE` texts that were laid on top of every arm."""
+    within: Mapping[str, str] = field(default_factory=dict)
+    """With `within`: by arm, the name of the arm that it is compared with."""
+    within_label: str = ""
+    """With `within`: how figures and sentences call what an arm is compared with."""
     variant: str = ""
     """What tells this sweep from the file's default one: its profile, its overrides."""
     views: tuple[str, ...] = ()
@@ -75,6 +80,17 @@ class Sweep:
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What is measured on every finished run besides its training (`mixgrpo.probes`): options by
     name, the defaults filled in."""
+
+    @property
+    def references(self) -> dict[str, str]:
+        """By arm, the name of the arm that it is compared with; a reference's own."""
+        return {arm.name: self.within.get(arm.name, self.reference) for arm in self.arms}
+
+    @property
+    def reference_label(self) -> str:
+        """How figures and sentences call what an arm is compared with."""
+        labels = {arm.name: arm.label for arm in self.arms}
+        return self.within_label or labels[self.reference]
 
     @property
     def report_name(self) -> str:
@@ -102,6 +118,7 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
         for index, seed in enumerate(seeds)
         for arm in arms
     ]
+    references = _references(chosen, arms)
     notes = chosen.get("notes")
     laid_on_top = tuple(overrides)
     return Sweep(
@@ -112,7 +129,9 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
         arms=tuple(arms),
         seeds=seeds,
         runs=tuple(runs),
-        reference=_reference(chosen, arms),
+        reference=references[arms[0].name],
+        within=references if chosen.file.within else {},
+        within_label=_within_label(chosen),
         measure=_measure(chosen, configs),
         paper=chosen.file.paper,
         paper_rows=_paper_rows(chosen, arms),
@@ -246,6 +265,40 @@ def _seeds(chosen: Chosen) -> tuple[int, ...]:
         if first.setdefault(seed, i) < i:
             raise chosen.error((*given.key, i), f"the seed {seed} is given twice; keep one")
     return seeds
+
+
+def _references(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
+    """By arm, the name of the arm that it is compared with."""
+    key, given = chosen.file.within, chosen.get("reference")
+    if key and given and isinstance(given.value, str):
+        raise chosen.error(
+            given.key,
+            f"with within: {key} there is a reference for each of its values; give settings, such "
+            "as {window.size: 4}",
+        )
+    if key is None:
+        return dict.fromkeys([arm.name for arm in arms], _reference(chosen, arms))
+    lacking = next((arm.name for arm in arms if key not in arm.settings), None)
+    if lacking is not None:
+        known = sorted({name for arm in arms for name in arm.settings})
+        hint = did_you_mean(key, known)
+        raise chosen.error(("within",), f"arm {lacking} does not set {key}{hint}")
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(repr(arm.settings[key]), []).append(arm)
+    found: dict[str, str] = {}
+    for group in groups.values():
+        found |= dict.fromkeys([arm.name for arm in group], _reference(chosen, group))
+    return found
+
+
+def _within_label(chosen: Chosen) -> str:
+    key, given = chosen.file.within, chosen.get("reference")
+    if key is None:
+        return ""
+    settings = chosen.flat(given.value, given.key) if given else {}
+    wanted = ", ".join(f"{symbol(name)} = {value_text(v)}" for name, v in settings.items())
+    return f"{wanted or 'the first'} and the same {symbol(key)}"
 
 
 def _reference(chosen: Chosen, arms: list[Arm]) -> str:

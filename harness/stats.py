@@ -152,12 +152,18 @@ def paired_interval(
 
 
 def compare(
-    values: Mapping[str, Mapping[int, float]], reference: str, level: float = LEVEL
+    values: Mapping[str, Mapping[int, float]],
+    reference: str | Mapping[str, str],
+    level: float = LEVEL,
 ) -> dict[str, Comparison]:
-    """Compare every other arm with the reference: `values[arm][seed]`, higher is better."""
-    base = values.get(reference, {})
-    arms = [arm for arm in values if arm != reference]
-    pairs = {arm: paired_differences(values[arm], base) for arm in arms}
+    """Compare every arm with its reference: `values[arm][seed]`, higher is better.
+
+    `reference`: the arm that all are compared with, or by arm the one that it is compared with, for
+    a reference itself.
+    """
+    references = dict.fromkeys(values, reference) if isinstance(reference, str) else reference
+    arms = [arm for arm in values if arm != references[arm]]
+    pairs = {arm: paired_differences(values[arm], values.get(references[arm], {})) for arm in arms}
     differences = {arm: list(pairs[arm][0].values()) for arm in arms}
     family = max(1, sum(len(found) >= MIN_SEEDS for found in differences.values()))
     error = (1 - level) / family
@@ -170,7 +176,7 @@ def compare(
         tested = simultaneous.n >= MIN_SEEDS and simultaneous.varies
         comparisons[arm] = Comparison(
             arm=arm,
-            reference=reference,
+            reference=references[arm],
             seeds=tuple(pairs[arm][0]),
             left_out=pairs[arm][1],
             family=family,

@@ -65,9 +65,12 @@ class SweepFile(Part):
     """One sentence, the title of the report."""
     paper: Name | None = None
     """The published table that stands beside the measured numbers."""
+    within: str | None = None
+    """A key that the arms differ in, such as `model.checkpoint`: each arm is then compared with the
+    arm of the same value that `reference` fits, and never across values."""
     views: tuple[Name, ...] = ()
-    """What the page shows beside the usual: `drift`, `turn`, `speedup`, `stability`, `hybrid`,
-    `solver-error`."""
+    """What the page shows beside the usual: `drift`, `turn`, `speedup`, `stability`,
+    `interaction`, `hybrid`, `solver-error`."""
     profiles: dict[Name, Profile] = Field(default={}, min_length=1)
     """Variants of the sweep by name. Without `--profile` the one called laptop is taken, or else
     the first."""

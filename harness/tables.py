@@ -78,7 +78,7 @@ def tables(analysis: Analysis) -> list[Table]:
 
 
 def _name(analysis: Analysis, result: ArmResult) -> str:
-    reference = result.arm.name == analysis.sweep.reference
+    reference = analysis.is_reference(result.arm.name)
     return f"{result.arm.label} (reference)" if reference else result.arm.label
 
 
@@ -105,7 +105,7 @@ def _quality(analysis: Analysis) -> Table:
 
 def _comparison(analysis: Analysis) -> Table:
     return Table(
-        f"Compared with {analysis.reference.arm.label}: {analysis.measure} on held-out prompts",
+        f"Compared with {analysis.sweep.reference_label}: {analysis.measure} on held-out prompts",
         (
             *("arm", "pairs", "difference", "p (t, Holm)", "p (sign-flip, Holm)"),
             *("could have been shown", "verdict"),
@@ -217,7 +217,7 @@ def frame(analysis: Analysis) -> "pd.DataFrame":
         row: dict[str, Any] = {
             "arm": result.arm.name,
             "label": result.arm.label,
-            "reference": result.arm.name == analysis.sweep.reference,
+            "reference": analysis.is_reference(result.arm.name),
             "seeds": len(result.seeds),
         }
         for reward, found in result.rewards.items():

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.arms import SYMBOLS, value_text
+from harness.arms import symbol, value_text
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -54,7 +54,7 @@ class Range:
 
     @property
     def label(self) -> str:
-        return SYMBOLS.get(self.key, self.key.rpartition(".")[2].replace("_", " "))
+        return symbol(self.key)
 
     def tidy(self, value: Any) -> Any:
         """A value as it is run: a float with few digits."""

@@ -23,6 +23,7 @@ VIEWS = {
     "turn": "harness.views.turn:turn",
     "speedup": "harness.views.speedup:speedup",
     "stability": "harness.views.stability:stability",
+    "interaction": "harness.views.interaction:interaction",
     "hybrid": "harness.views.hybrid:hybrid",
     "solver-error": "harness.views.solver_error:solver_error",
 }

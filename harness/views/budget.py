@@ -94,7 +94,7 @@ def _at_equal(analysis: Analysis, spent: "pd.DataFrame", kind: str) -> Budget:
     return Budget(
         kind,
         amount,
-        compare(values, analysis.sweep.reference),
+        compare(values, analysis.sweep.references),
         {str(arm): float(value) for arm, value in done.items()},
     )
 
@@ -146,7 +146,8 @@ def _table(analysis: Analysis, budgets: list[Budget]) -> Table:
             columns.append("iterations by then")
     rows = []
     for result in analysis.arms:
-        reference, name = result.arm.name == analysis.sweep.reference, result.arm.name
+        name = result.arm.name
+        reference = analysis.is_reference(name)
         row = [f"{result.arm.label} (reference)" if reference else result.arm.label]
         for b in budgets:
             row.append(NOTHING if reference else _cell(b.comparisons[name]))
@@ -154,7 +155,7 @@ def _table(analysis: Analysis, budgets: list[Budget]) -> Table:
                 row.append(f"{b.iterations[name]:.1f}" if name in b.iterations else NOTHING)
         rows.append(tuple(row))
     return Table(
-        f"{analysis.measure} at equal budgets, compared with {analysis.reference.arm.label}",
+        f"{analysis.measure} at equal budgets, compared with {analysis.sweep.reference_label}",
         tuple(columns),
         tuple(rows),
         "Arm minus reference on held-out prompts, paired by seed, with the interval that holds for "
@@ -171,7 +172,7 @@ def _cell(comparison: Comparison) -> str:
 
 def _pictures(analysis: Analysis, budgets: list[Budget]) -> tuple[Picture, ...]:
     caption = (
-        f"Difference in {analysis.measure} to {analysis.reference.arm.label} at equal budgets, "
+        f"Difference in {analysis.measure} to {analysis.sweep.reference_label} at equal budgets, "
         "paired by seed, with the interval that holds for all arms together. Right of zero: better "
         "than the reference." + some_drawn(analysis)
     )
@@ -182,7 +183,7 @@ def _figure(analysis: Analysis, budgets: list[Budget]) -> "Figure":
     from matplotlib.figure import Figure
 
     marks = arm_marks(analysis)
-    shown = [name for name in drawn_arms(analysis) if name != analysis.sweep.reference]
+    shown = [name for name in drawn_arms(analysis) if not analysis.is_reference(name)]
     figure = Figure(figsize=(WIDTH, 1.2 + 0.42 * max(len(shown), 2)), layout="constrained")
     panels = figure.subplots(1, len(budgets), squeeze=False, sharex=True, sharey=True)[0]
     for axes, b in zip(panels, budgets, strict=True):

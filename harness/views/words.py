@@ -17,7 +17,7 @@ def listed(parts: Sequence[str]) -> str:
 
 def compared(analysis: Analysis, comparisons: Mapping[str, Comparison]) -> str:
     """Which arms are better or worse than the reference, and that the others are not told apart."""
-    reference, parts = analysis.reference.arm.label, []
+    reference, parts = analysis.sweep.reference_label, []
     for verdict in ("better", "worse"):
         found = [c for c in comparisons.values() if c.verdict == verdict]
         if found:

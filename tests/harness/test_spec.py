@@ -243,6 +243,21 @@ def test_published_rows_are_found_by_value_or_told(tmp_path: Path) -> None:
     }
 
 
+def test_within_groups_every_arm_has_a_reference_of_its_own_group(tmp_path: Path) -> None:
+    text = (
+        "grid: {window.size: [2, 4], window.interval: [15, 25]}\nseeds: 3\n"
+        "within: window.size\nreference: {window.interval: 25}\n"
+    )
+    sweep = load_sweep(sweep_file(tmp_path, text))
+    assert sweep.references == {
+        "size=2,interval=15": "size=2,interval=25",
+        "size=2,interval=25": "size=2,interval=25",
+        "size=4,interval=15": "size=4,interval=25",
+        "size=4,interval=25": "size=4,interval=25",
+    }
+    assert sweep.reference_label == "τ = 25 and the same w"
+
+
 def test_same_schedules_are_found(tmp_path: Path) -> None:
     text = """\
 arms:
@@ -396,6 +411,16 @@ ERRORS = {
     "reference is no arm": (
         GRID + "reference: interval=26\n",
         "sweep.yaml:6: reference: no such arm: interval=26; did you mean interval=25?",
+    ),
+    "a name for each of several references": (
+        "grid: {window.size: [2, 4], window.interval: [15, 25]}\nseeds: 3\n"
+        "within: window.size\nreference: size=2,interval=15\n",
+        "sweep.yaml:7: reference: with within: window.size there is a reference for each of its "
+        "values; give settings, such as {window.size: 4}",
+    ),
+    "within what no arm sets": (
+        GRID + "within: window.size\n",
+        "sweep.yaml:6: within: arm interval=15 does not set window.size",
     ),
     "reference fits no arm": (
         GRID + "reference: {window.interval: 20}\n",

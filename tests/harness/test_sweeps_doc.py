@@ -47,7 +47,7 @@ def test_every_option_is_explained_and_no_other() -> None:
 
 def test_the_example_has_every_key(example: Path) -> None:
     words = set(re.findall(r"\b([a-z_]+):", example.read_text()))
-    assert {*SweepFile.model_fields, "label"} - words == {"grid"}
+    assert {*SweepFile.model_fields, "label"} - words == {"grid", "within"}
 
 
 def test_the_example_can_be_planned(example: Path) -> None:

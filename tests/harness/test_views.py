@@ -20,6 +20,7 @@ from harness.stats import mean_interval
 from harness.views import DEFAULT, VIEWS, View
 from harness.views.budget import budget, interpolated
 from harness.views.drift import drift
+from harness.views.interaction import interaction, interactions
 from harness.views.position import training_parts
 from harness.views.speedup import formula, speedup
 from harness.views.stability import judged, stability
@@ -542,3 +543,43 @@ def test_other_views_make_another_report_and_leave_no_picture_behind(
     second, later = written(("stability",))
     assert second == first - {"turn"} | {"stability"}
     assert later > when
+
+
+# ---- interaction -----------------------------------------------------------------------------
+
+
+def test_effects_are_compared_with_the_first_groups_effects() -> None:
+    """Planted: the second setting gives 0.05 in both groups, the third 0.1 in the second alone."""
+    effects = {"a1": 0.0, "a2": 0.05, "a3": 0.0, "b1": 0.3, "b2": 0.35, "b3": 0.4}
+    arms = {
+        name: {"window": {"size": 2 if name[0] == "a" else 4, "interval": int(name[1])}}
+        for name in effects
+    }
+    within = {name: f"{name[0]}1" for name in arms}
+    sweep = sweep_of(arms, within=within, within_label="the first")
+    flat_settings = {n: {f"window.{k}": v for k, v in s["window"].items()} for n, s in arms.items()}
+    sweep = replace(sweep, arms=tuple(Arm(n, n, s) for n, s in flat_settings.items()))
+
+    def reward(arm: str, seed: int, at: Array) -> Array:
+        return 0.3 + effects[arm] + 0.02 * np.sin(seed) + noise(arm, seed, len(at), 0.005)
+
+    analysis = analyse(sweep, results_of(sweep, {"composition": reward, "strict": flat}))
+    assert [c.arm for c in analysis.compared] == ["a2", "a3", "b2", "b3"]
+    found = interactions(analysis)
+    assert {arm: c.reference for arm, c in found.items()} == {"b2": "a2", "b3": "a3"}
+    value = {name: analysis.by_name(name).after for name in arms}
+    by_hand = [
+        (value["b3"][s] - value["b1"][s]) - (value["a3"][s] - value["a1"][s]) for s in range(SEEDS)
+    ]
+    expected = mean_interval(by_hand, 1 - 0.05 / 2)
+    assert found["b3"].simultaneous == expected
+    assert (found["b2"].verdict, found["b3"].verdict) == ("indistinguishable", "better")
+    view = interaction(analysis, results_of(sweep, {"composition": reward, "strict": flat}), None)
+    assert view is not None
+    assert view.sentences[0].startswith("The effect differs from that beside a1 in b3 (+0.")
+
+
+def test_without_groups_no_effects_are_compared() -> None:
+    sweep = make_sweep()
+    results = results_of(sweep, {"composition": flat, "strict": flat, "palette": flat})
+    assert interaction(analyse(sweep, results), results, None) is None
