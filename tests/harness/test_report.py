@@ -443,14 +443,14 @@ def test_the_command(place, monkeypatch, capsys, no_figures):
     monkeypatch.chdir(place)
     report.main(Path("sweeps/little.yaml"))
     assert capsys.readouterr().out == "reports/little/index.html\n"
-    before = contents(place / "reports")
-    assert b"python -m harness.report sweeps/little.yaml" in before["little/index.html"]
+    before = contents(place / "reports" / "little")
+    assert b"python -m harness.report sweeps/little.yaml" in before["index.html"]
     shutil.rmtree(place / "runs")
     report.main(every=True)
     said = capsys.readouterr().out
     assert "sweeps/little.yaml: no run folders; using the measurements kept in" in said
     assert "sweeps/unrun.yaml: no results yet" in said
-    assert contents(place / "reports") == before
+    assert contents(place / "reports" / "little") == before
 
 
 def test_the_command_as_a_process(place):
