@@ -3,8 +3,9 @@
 python -m benchmarks.interval_coverage
 
 Normal values whose truth is known: intervals of the mean of n seeds, and sweeps of four arms that
-do not differ. Then, without simulation, the difference that n seeds can show. Takes seconds; the
-same numbers every time.
+do not differ. Then, without simulation, the difference that n seeds can show. Last, how often a
+page of curves that stay level shows one that turned (`harness.views.turn`). Takes seconds; the same
+numbers every time.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,13 @@ import numpy.typing as npt
 import typer
 
 from harness.stats import LEVEL, compare, detectable_effect, mean_interval
+from harness.views.turn import best_of_others, since
 from mixgrpo import cli
 
 SEEDS = (3, 5, 8, 10, 20)
 ARMS = 4
+CURVES, EVALUATIONS = 6, 10
+"""Held-out curves of a page, and how often each was evaluated."""
 RESAMPLES = 1000
 
 Values = npt.NDArray[np.float64]
@@ -85,11 +89,36 @@ def resolution(seeds: Sequence[int] = SEEDS) -> str:
     return "\n".join(lines)
 
 
+def false_turns(values: Values) -> tuple[float, float]:
+    """The fraction of pages [R, curves, n, evaluations] of level curves in which any seems to have
+    turned: each with its own 95 %, and as the view has it, all curves together."""
+    wrong = np.zeros(2)
+    for page in values:
+        losses = [list(since(curves, best_of_others(curves))) for curves in page]
+        for k, level in enumerate((LEVEL, 1 - (1 - LEVEL) / len(page))):
+            wrong[k] += any(mean_interval(loss, level).high < 0 for loss in losses)
+    alone, together = wrong / len(values)
+    return float(alone), float(together)
+
+
+def turning(simulations: int, seeds: Sequence[int] = SEEDS) -> str:
+    """One row per number of seeds, as Markdown."""
+    lines = [
+        f"| seeds | false turn in a page of {CURVES} level curves, each with 95 % | all together |",
+        "|---|---|---|",
+    ]
+    rng = np.random.default_rng(1)
+    for n in seeds:
+        shares = false_turns(rng.standard_normal((simulations, CURVES, n, EVALUATIONS)))
+        lines.append(f"| {n} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    return "\n".join(lines)
+
+
 def main(
     simulations: Annotated[int, typer.Option(metavar="R", min=1, help="Of each case.")] = 2000,
 ) -> None:
     """Print how far intervals of few seeds can be trusted."""
-    print(table(simulations), resolution(), sep="\n\n")
+    print(table(simulations), resolution(), turning(simulations), sep="\n\n")
 
 
 if __name__ == "__main__":

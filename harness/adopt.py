@@ -11,61 +11,62 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from harness.store import newest_checkpoint, read_attempts, read_result
+from harness.store import checkpoints_of, read_attempts, read_result
 from mixgrpo import jsonlines, manifest
 from mixgrpo.atomic import flush, write_bytes, write_json
+from mixgrpo.common import common_iterations
 from mixgrpo.config import HealthConfig, RunConfig
-from mixgrpo.errors import RunError
-from mixgrpo.folder import RESULT, Measured, claim
+from mixgrpo.configfile import load_config
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.folder import ORIGIN, RESULT, Measured, claim
 
-ORIGIN = "origin.json"
-"""Says in a run's folder which run its first iterations were copied from."""
 CHECKPOINTS = "checkpoints"
 _LINES = ("metrics.jsonl", "eval.jsonl")
 _ENVIRONMENT = "env.json"
 _EXPORT = "weights"
-_HEALTH = re.compile(r"^health:\n((?: .*\n)+)", re.MULTILINE)
+_SECTIONS = re.compile(r"^(health|output):\n((?: .*\n)+)", re.MULTILINE)
 
-_BROKEN = (OSError, ValueError, LookupError, TypeError, RunError)
+_BROKEN = (OSError, ValueError, LookupError, TypeError, RunError, ConfigError)
+
+MadeOn = dict[str, Any]
+"""What a run's bytes depend on beside its settings (`harness.environment.decisive`)."""
 
 
 class UnfitError(Exception):
     """Why a run cannot start from another one's checkpoint."""
 
 
-def adopt(
-    folder: Path,
-    config: RunConfig,
-    source: Path,
-    iterations: int,
-    environment: Mapping[str, Any],
-    processes: int = 1,
-) -> None:
+def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_on: MadeOn) -> None:
     """Take over the first `iterations` of the run in `source`, which are the same run's.
 
-    To be called by the owner of `folder`, a run without a checkpoint. `environment` (env.json) and
-    `processes` are the owner's: another machine, thread or line of code may round otherwise.
-    UnfitError where it is not to be had to the byte; OSError for a disk that is full.
+    To be called by the owner of `folder`, a run without a checkpoint, on whose machine it goes on:
+    another one, another thread or line of code may round otherwise. UnfitError where it is not to
+    be had to the byte; OSError for a disk that is full.
     """
     (folder / ORIGIN).unlink(missing_ok=True)
     place = manifest.place_of(source / CHECKPOINTS, iterations)
     try:
         said = manifest.read(place)
+        theirs = load_config(source / "config.yaml")
+        processes = said["made_on"].get("processes", 1)
+        makers = _makers(source)
     except _BROKEN as error:
         raise UnfitError(f"{place}: {error}") from error
-    _check_same(source, iterations, environment)
-    if said.get("made_on", {}).get("processes", 1) != processes:
+    if common_iterations(config, theirs) < iterations:
+        raise UnfitError(f"{source}: is another run before it has done {iterations} iterations")
+    if processes != made_on["processes"]:
         raise UnfitError(f"{place}: was made by another number of processes")
+    _check_same(source, makers, iterations, made_on)
     lines = _lines(source, config, iterations)
     claim(config, folder)
     try:
-        _copy_lines(lines, source, folder, iterations)
+        _copy_lines(lines, source, folder, iterations, [(0, made_on)])
         _copy_checkpoint(place, folder, said)
     except BaseException:
         (folder / ORIGIN).unlink(missing_ok=True)
@@ -75,40 +76,45 @@ def adopt(
 def adopt_finished(folder: Path, config: RunConfig, source: Path) -> None:
     """Take over the finished run in `source`, whose hash is the same. UnfitError, OSError likewise.
 
-    To be called by the owner of `folder`.
+    To be called by the owner of `folder`, a run without a checkpoint.
     """
     (folder / ORIGIN).unlink(missing_ok=True)
-    if _health(source) != config.health:
-        raise UnfitError(f"{source}: was measured with other settings of health")
+    if lacking := _lacks(source, config):
+        raise UnfitError(f"{source}: {lacking}")
+    root = source / CHECKPOINTS
     try:
         result = (source / RESULT).read_bytes()
         lines = _lines(source, config, config.iterations)
-        newest = newest_checkpoint(source)
-        place = manifest.place_of(source / CHECKPOINTS, newest)
-        said = manifest.read(place) if newest else None
+        present = checkpoints_of(source)
+        places = [manifest.place_of(root, m) for m in {*config.output.keep, *present[-1:]}]
+        said = {place: manifest.read(place) for place in sorted(places)}
+        makers = _makers(source)
     except _BROKEN as error:
         raise UnfitError(f"{source}: {error}") from error
     claim(config, folder)
-    _copy_lines(lines, source, folder, config.iterations)
-    if said is not None:
-        _copy_checkpoint(place, folder, said)
-    if config.output.export and (source / _EXPORT).is_dir():
-        shutil.rmtree(folder / _EXPORT, ignore_errors=True)
-        shutil.copytree(source / _EXPORT, folder / _EXPORT, copy_function=_link)
-    if (source / _ENVIRONMENT).exists():
-        write_bytes(folder / _ENVIRONMENT, (source / _ENVIRONMENT).read_bytes())
+    try:
+        _copy_lines(lines, source, folder, config.iterations, makers)
+        if config.output.export:
+            shutil.rmtree(folder / _EXPORT, ignore_errors=True)
+            _copy_tree(source / _EXPORT, folder / _EXPORT, _link)
+        if (source / _ENVIRONMENT).exists():
+            write_bytes(folder / _ENVIRONMENT, (source / _ENVIRONMENT).read_bytes())
+        for place, about in said.items():
+            _copy_checkpoint(place, folder, about)
+    except BaseException:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        (folder / ORIGIN).unlink(missing_ok=True)
+        raise
     write_bytes(folder / RESULT, result)
 
 
 def fits_whole(source: Path, config: RunConfig, identity: str) -> bool:
-    """Whether a finished run of the same hash lies in `source`, measured in the same way."""
+    """Whether a finished run of the same hash lies in `source`, and all that is asked for."""
     try:
         result = read_result(source)
     except RunError:
         return False
-    return (
-        result is not None and result.get("hash") == identity and _health(source) == config.health
-    )
+    return result is not None and result.get("hash") == identity and not _lacks(source, config)
 
 
 def origin(folder: Path) -> dict[str, Any] | None:
@@ -121,23 +127,27 @@ def origin(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _check_same(source: Path, iterations: int, environment: Mapping[str, Any]) -> None:
+def _makers(folder: Path) -> list[tuple[int, MadeOn]]:
+    """What computed a run, part by part: from which iteration on, and on what. Nothing where one
+    of its records does not say."""
+    copied = origin(folder)
+    parts: list[tuple[int, MadeOn]] = []
+    if copied is not None:
+        parts += copied.get("made_on") or [(0, {})]
+    parts += [(attempt.began_at, attempt.made_on or {}) for attempt in read_attempts(folder)]
+    return parts if all(maker for _, maker in parts) else []
+
+
+def _check_same(
+    source: Path, makers: list[tuple[int, MadeOn]], iterations: int, made_on: MadeOn
+) -> None:
     """UnfitError where what is around the source's first iterations was not the same."""
-    try:
-        theirs = json.loads((source / _ENVIRONMENT).read_bytes())
-        keys = ["commit", "dirty", "python", "versions", "system", "threads", "device"]
-        if environment["device"] == "cpu":
-            keys.append("cpu")
-        other = [key for key in keys if theirs.get(key) != environment.get(key)]
-    except _BROKEN as error:
-        raise UnfitError(f"{source}: {error}") from error
-    if other:
-        raise UnfitError(f"{source}: was made with another {other[0]}")
-    for attempt in read_attempts(source):
-        code = (attempt.commit, attempt.dirty)
-        mine = (environment.get("commit"), environment.get("dirty"))
-        if attempt.began_at < iterations and code != mine:
-            raise UnfitError(f"{source}: an attempt at it had another commit")
+    if all(began_at > 0 for began_at, _ in makers):
+        raise UnfitError(f"{source}: does not say on what its first iterations ran")
+    for maker in (maker for began_at, maker in makers if began_at < iterations):
+        for key, value in made_on.items():
+            if maker.get(key) != value:
+                raise UnfitError(f"{source}: was made with another {key}")
 
 
 def _lines(
@@ -167,6 +177,7 @@ def _copy_lines(
     source: Path,
     folder: Path,
     iterations: int,
+    makers: list[tuple[int, MadeOn]],
 ) -> None:
     """Lines, the pictures of the evaluations among them, and where all that comes from."""
     # Pictures before their lines: an evaluation that has its line is not made again.
@@ -177,7 +188,7 @@ def _copy_lines(
     for line in lines[1]:
         pictures = samples / f"{line['iteration']:06d}"
         if pictures.is_dir():
-            shutil.copytree(pictures, copied / pictures.name, dirs_exist_ok=True)
+            _copy_tree(pictures, copied / pictures.name, shutil.copyfile)
     for name, own in zip(_LINES, lines, strict=True):
         jsonlines.replace(folder / name, own)
     seconds = sum(line.get("seconds_total", 0.0) for line in lines[0])
@@ -187,6 +198,7 @@ def _copy_lines(
             "run": f"{source.parent.name}/{source.name}",
             "iterations": iterations,
             "seconds": seconds,
+            "made_on": makers,
         },
     )
 
@@ -222,7 +234,18 @@ def _copy_checkpoint(place: Path, folder: Path, said: dict[str, Any]) -> None:
         raise
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def _copy_tree(source: Path, target: Path, copy: Callable[[Path, Path], Any]) -> None:
+    """The files of a folder; what fails is raised as it is, unlike in shutil's."""
+    target.mkdir(exist_ok=True)
+    for file in sorted(source.rglob("*")):
+        place = target / file.relative_to(source)
+        if file.is_dir():
+            place.mkdir(exist_ok=True)
+        else:
+            copy(file, place)
+
+
+def _link(source: Path, target: Path) -> None:
     """The same file under a second name; a copy where the disk has none."""
     try:
         os.link(source, target)
@@ -232,11 +255,23 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _health(folder: Path) -> HealthConfig | None:
-    """What a run measured beside its training; None where its file does not say."""
+def _lacks(source: Path, config: RunConfig) -> str | None:
+    """What a finished run of the same hash has not, or otherwise, that is asked for. None for
+    nothing."""
     try:
-        # Only that part: the whole file of thousands of runs takes its time.
-        part = _HEALTH.search((folder / "config.yaml").read_text())
-        return HealthConfig.model_validate(yaml.safe_load(part[1])) if part else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
+        # Only these parts: the whole file of thousands of runs takes its time.
+        text = (source / "config.yaml").read_text()
+        parts = {name: yaml.safe_load(part) for name, part in _SECTIONS.findall(text)}
+        health = HealthConfig.model_validate(parts["health"])
+        samples = parts["output"]["samples"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return "its settings cannot be read"
+    if health != config.health:
+        return "was measured with other settings of health"
+    if samples != config.output.samples:
+        return "has another number of pictures (output.samples)"
+    if config.output.export and not (source / _EXPORT).is_dir():
+        return "has no exported weights (output.export)"
+    if missing := sorted(set(config.output.keep) - set(checkpoints_of(source))):
+        return f"has no checkpoint {missing[0]} (output.keep)"
+    return None

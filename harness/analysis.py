@@ -6,7 +6,7 @@ never from rollout rewards, which depend on where the window stands.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from harness import environment, paper
 from harness.spec import same_schedules
 from harness.stats import (
+    LEVEL,
+    MIN_SEEDS,
     Comparison,
     Interval,
     compare,
@@ -41,6 +43,11 @@ HEALTH = "health"
 out of every comparison of seconds."""
 
 
+ONE_CORE = (
+    "seconds of one core's time: waiting is not in them; caches and threads of a core that other "
+    "work shares still lengthen them"
+)
+
 METHOD = "seconds_method"
 """Column of the seconds that count: those of `method_seconds`."""
 
@@ -61,7 +68,10 @@ class RewardChange:
     before: Interval
     after: Interval
     change: Interval
-    """After minus before, paired by seed."""
+    """After minus before, paired by seed, with its own 95 % interval."""
+    simultaneous: Interval
+    """The same change with the interval that holds for this reward of all arms together. It decides
+    what is said of the arms."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,8 @@ class ArmResult:
     after: dict[int, float]
     """The measure after training, by seed."""
     rewards: dict[str, RewardChange]
+    trained: tuple[str, ...]
+    """The rewards that this arm trains on; another arm may train on others."""
     comparison: Comparison | None
     """Against the reference; None for the reference itself."""
     nfe_rollout: tuple[float, float]
@@ -89,7 +101,10 @@ class ArmResult:
     evaluations_per_run: Interval
     """Network evaluations of one run, counted after sharing."""
     time_ratio: Interval | None
-    """Median iteration time over that of the reference, without health, paired by seed."""
+    """Median iteration time over that of the reference, without health, paired by seed; with its
+    own 95 % interval."""
+    time_ratio_simultaneous: Interval | None
+    """The same with the interval that holds for all arms together."""
     published_row: str | None
     """Key of the paper's row that stands beside this arm."""
     published: dict[str, Any]
@@ -102,7 +117,9 @@ class Analysis:
     measure: str
     """The reward that answers the question."""
     trained: tuple[str, ...]
+    """The rewards that any arm trains on: `ArmResult.trained` has each arm's."""
     held_out: tuple[str, ...]
+    """Those that are measured and no arm trains on."""
     arms: tuple[ArmResult, ...]
     unfinished: tuple[tuple[str, int, str], ...]
     """(arm, seed, state) of every run that is not finished."""
@@ -128,6 +145,15 @@ class Analysis:
 
     def by_name(self, name: str) -> ArmResult:
         return self._by_name[name]
+
+    def role(self, reward: str) -> str:
+        """In which arms a reward is trained on, in words."""
+        training = [r.arm.label for r in self.arms if reward in r.trained]
+        if not training:
+            return "only measured"
+        if len(training) == len(self.arms):
+            return "trained on"
+        return f"trained on in {_in_words(training)}, only measured elsewhere"
 
     @cached_property
     def _by_name(self) -> dict[str, ArmResult]:
@@ -160,24 +186,27 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
     of_one_core = core_time(results)
     all_seconds = method_seconds(results)
     totals = by_arm(sweep, _totals(results.metrics, all_seconds))
-    times_of = by_arm(sweep, _steady(_on_the_clock(results.metrics, all_seconds)))
+    times_of = by_arm(sweep, steady(on_the_clock(results.metrics, all_seconds)))
     medians = {arm: _median_by_seed(times) for arm, times in times_of.items()}
     arms, references = [], sweep.references
+    changes = {
+        reward: _changes(measured["before"][reward], measured["after"][reward])
+        for reward in (*trained, *held_out)
+    }
+    time_ratios = _time_ratios(medians, references)
+    trained_by = {run.arm: tuple(run.config.rewards.train) for run in sweep.runs}
     for arm in sweep.arms:
         own, times = runs_of[arm.name], times_of[arm.name]
-        own_reference, published_row = references[arm.name], _published_row(sweep, arm.name)
-        is_reference = own_reference == arm.name
+        published_row = _published_row(sweep, arm.name)
+        is_reference = references[arm.name] == arm.name
+        ratios = time_ratios.get(arm.name, (None, None))
         arms.append(
             ArmResult(
                 arm=arm,
                 seeds=tuple(sorted(int(seed) for seed in own["seed"])),
                 after=measured["after"][sweep.measure][arm.name],
-                rewards={
-                    reward: _change(
-                        measured["before"][reward][arm.name], measured["after"][reward][arm.name]
-                    )
-                    for reward in (*trained, *held_out)
-                },
+                rewards={reward: found[arm.name] for reward, found in changes.items()},
+                trained=trained_by[arm.name],
                 comparison=None if is_reference else comparisons[arm.name],
                 nfe_rollout=_range(own, "nfe_rollout"),
                 nfe_train=_range(own, "nfe_train"),
@@ -191,9 +220,8 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
                 evaluations_per_run=mean_interval(
                     list(_by_seed(own, "evaluations_computed").values())
                 ),
-                time_ratio=None
-                if is_reference
-                else ratio_interval(medians[arm.name], medians[own_reference]),
+                time_ratio=ratios[0],
+                time_ratio_simultaneous=ratios[1],
                 published_row=published_row,
                 published=paper.row(sweep.paper, published_row)
                 if sweep.paper and published_row
@@ -224,6 +252,10 @@ def _reward_names(sweep: "Sweep") -> tuple[tuple[str, ...], tuple[str, ...]]:
     return trained, tuple(name for name in measured if name not in trained)
 
 
+def _in_words(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
@@ -247,12 +279,37 @@ def _by_seed(own: "pd.DataFrame", column: str) -> dict[int, float]:
     return {int(seed): float(value) for seed, value in pairs if math.isfinite(value)}
 
 
-def _change(before: dict[int, float], after: dict[int, float]) -> RewardChange:
-    return RewardChange(
-        before=mean_interval(list(before.values())),
-        after=mean_interval(list(after.values())),
-        change=paired_interval(after, before),
-    )
+def _changes(
+    before: Mapping[str, dict[int, float]], after: Mapping[str, dict[int, float]]
+) -> dict[str, RewardChange]:
+    """One reward's change in every arm."""
+    level = _level(len(before[arm].keys() & after[arm].keys()) >= MIN_SEEDS for arm in before)
+    return {
+        arm: RewardChange(
+            before=mean_interval(list(before[arm].values())),
+            after=mean_interval(list(after[arm].values())),
+            change=paired_interval(after[arm], before[arm]),
+            simultaneous=paired_interval(after[arm], before[arm], level),
+        )
+        for arm in before
+    }
+
+
+def _time_ratios(
+    medians: Mapping[str, dict[int, float]], references: Mapping[str, str]
+) -> dict[str, tuple[Interval, Interval]]:
+    """By arm that is no reference: the ratio with its own interval and with that of all arms."""
+    pairs = {arm: (medians[arm], medians[own]) for arm, own in references.items() if arm != own}
+    level = _level(len(own.keys() & base.keys()) >= MIN_SEEDS for own, base in pairs.values())
+    return {
+        arm: (ratio_interval(own, base), ratio_interval(own, base, level))
+        for arm, (own, base) in pairs.items()
+    }
+
+
+def _level(judged: Iterable[bool]) -> float:
+    """The level at which the intervals of so many arms hold together with 95 % (Bonferroni)."""
+    return 1 - (1 - LEVEL) / max(1, sum(judged))
 
 
 def _range(runs: "pd.DataFrame", column: str) -> tuple[float, float]:
@@ -266,8 +323,9 @@ def _per_iteration(runs: "pd.DataFrame", column: str) -> float:
 def core_time(results: "Results") -> bool:
     """Whether the report's seconds are a core's time and not the wall's.
 
-    Where every run had one thread of a CPU, its time on the processor is what an iteration costs,
-    whatever else the machine did meanwhile. Older runs did not measure it.
+    Where every run had one thread of a CPU, its time on the processor is what an iteration costs:
+    waiting is not in it. Caches and the threads of a core that others share still lengthen it.
+    Older runs did not measure it.
     """
     column = results.metrics.get("seconds_cpu")
     measured = column is not None and len(column) > 0 and bool(column.notna().all())
@@ -283,7 +341,7 @@ def method_seconds(results: "Results") -> "pd.Series[float]":
     return metrics["seconds_total"] - _seconds(metrics, HEALTH)
 
 
-def _on_the_clock(metrics: "pd.DataFrame", seconds: "pd.Series[float]") -> "pd.DataFrame":
+def on_the_clock(metrics: "pd.DataFrame", seconds: "pd.Series[float]") -> "pd.DataFrame":
     """The time of each iteration and of its phases, such that the phases of the method add up.
 
     Phases are timed by the clock on the wall. Where the method's seconds are a core's, each phase
@@ -317,7 +375,7 @@ def _median_by_seed(metrics: "pd.DataFrame") -> dict[int, float]:
     return {int(seed): float(value) for seed, value in medians.items()}  # type: ignore[call-overload]
 
 
-def _steady(times: "pd.DataFrame") -> "pd.DataFrame":
+def steady(times: "pd.DataFrame") -> "pd.DataFrame":
     """The iterations after warm-up, and never none of a run."""
     last = times.groupby(["arm", "seed"], observed=True)["iteration"].transform("max")
     return times[times["iteration"] >= last.clip(upper=WARM_UP)]

@@ -4,7 +4,8 @@ python -m harness.cost [SWEEP FILE ...]
 
 Hours = published seconds per iteration x iterations x 32 GPUs. Published: one run per method, on
 FLUX.1-dev at 720 x 720 with 32 prompts of 12 images in an iteration. Nothing of it was measured
-here; `--plan` says what this project's own runs have taken.
+here; `--plan` says what this project's own runs have taken. A run that stands in several sweeps is
+computed once, and counts once in the sum over them.
 """
 
 from collections.abc import Sequence
@@ -56,19 +57,24 @@ def methods() -> str:
 def sweeps(files: Sequence[Path], profile: str) -> str:
     """All runs of each sweep file in a profile, as a Markdown table.
 
+    The last line counts a run once that stands in several sweeps, as it is computed once.
     ConfigError where a file has no such profile, or its prompts are not at hand.
     """
     from harness.spec import load_sweep
 
     lines = ["| sweep | arms | seeds | runs | GPU hours |", "|---|---|---|---|---|"]
-    total = 0.0
+    by_run: dict[str, float] = {}
     for file in files:
         sweep = load_sweep(file, profile)
-        hours = sum(gpu_hours(nearest_method(r.config), r.config.iterations) for r in sweep.runs)
+        own = {
+            run.hash: gpu_hours(nearest_method(run.config), run.config.iterations)
+            for run in sweep.runs
+        }
         cells = (len(sweep.arms), len(sweep.seeds), len(sweep.runs))
-        lines.append(f"| {sweep.name} | {' | '.join(map(str, cells))} | {hours:,.0f} |")
-        total += hours
-    return "\n".join([*lines, f"| together | | | | {total:,.0f} |"])
+        lines.append(f"| {sweep.name} | {' | '.join(map(str, cells))} | {sum(own.values()):,.0f} |")
+        by_run |= own
+    total = f"| together | | | {len(by_run)} | {sum(by_run.values()):,.0f} |"
+    return "\n".join([*lines, total])
 
 
 def main(

@@ -1,11 +1,13 @@
 """What a result was computed with: code, versions, device. For env.json; imports no torch."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,25 @@ def describe(threads: int, gpu: str | None) -> dict[str, Any]:
         "threads": threads,
         "device": _gpu_name(used) if used else "cpu",
     }
+
+
+def decisive(env: dict[str, Any], processes: int, sharded: bool) -> dict[str, Any]:
+    """What a run's bytes depend on beside its settings, of what `describe` gave and of the job."""
+    keys = ["python", "versions", "system", "threads", "device"]
+    if env["device"] == "cpu":
+        keys.append("cpu")
+    found = {key: env[key] for key in keys}
+    return {"code": code(), **found, "processes": processes, "sharded": sharded}
+
+
+@lru_cache(maxsize=1)
+def code() -> str:
+    """A digest of the trainer's code, committed or not, as it was when this process began."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parents[1] / "mixgrpo"
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def in_words(env: dict[str, Any]) -> str:

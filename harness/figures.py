@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from harness import plots
-from harness.analysis import HEALTH, Analysis
+from harness.analysis import HEALTH, ONE_CORE, Analysis
 from harness.drawing import drawn_arms, some_drawn
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         f"{reward} on held-out prompts over iterations, network evaluations and seconds: mean over "
         "seeds, and its 95 % interval as a band. Seconds count training only, not evaluation or "
         + (
-            "health, and are those of one core's time: waiting for other work is not in them."
+            f"health, and are {ONE_CORE}."
             if analysis.core_time
             else "health; they also depend on what else the machine did."
         )
@@ -89,8 +89,9 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
     )
     if analysis.others:
         caption = (
-            "The trained reward beside the others, on the same held-out prompts. A held-out reward "
-            "that falls while the trained one rises is reward hacking."
+            "The rewards that arms train on beside the others, on the same held-out prompts. Where "
+            "a reward falls that an arm does not train on, while one rises that it does, that is "
+            "reward hacking."
         )
         title = "Trained and held-out rewards"
         drawn.append(("heldout", title, caption, lambda: plots.heldout(analysis, results)))

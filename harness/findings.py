@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 from harness.analysis import Analysis, ArmResult
 from harness.numbers import interval, number, p_value
-from harness.stats import MIN_SEEDS, Comparison, seeds_needed
+from harness.stats import MIN_SEEDS, Comparison, Interval, seeds_needed
 
 MOST_NAMED = 20
 """A sentence names so many arms or runs, and says how many more there are."""
+
+MOST_QUOTED = 6
+"""A sentence quotes the numbers of so many arms, and names the others."""
 
 MOST_IN_A_LINE = 4
 """As many names a line of a table has room for."""
@@ -23,11 +26,14 @@ def answer(analysis: Analysis) -> str:
     reference = analysis.reference
     if not analysis.compared:
         return f"Nothing is compared: {reference.arm.label} is the only arm."
-    if len(reference.seeds) < MIN_SEEDS:
-        return (
-            f"Cannot conclude: the reference {reference.arm.label} has {_seeds(reference)}, and "
-            f"fewer than {MIN_SEEDS} say nothing about chance."
+    references = [analysis.by_name(name) for name in {c.reference: 0 for c in analysis.compared}]
+    if all(len(found.seeds) < MIN_SEEDS for found in references):
+        who = (
+            f"the reference {reference.arm.label} has {_seeds(reference)}"
+            if len(references) == 1
+            else f"no reference has {MIN_SEEDS} finished seeds"
         )
+        return f"Cannot conclude: {who}, and fewer than {MIN_SEEDS} say nothing about chance."
     better, worse, alike, same, unknown = (
         [c for c in analysis.compared if c.verdict in kinds]
         for kinds in (
@@ -46,10 +52,8 @@ def answer(analysis: Analysis) -> str:
     if len(unknown) == len(analysis.compared):
         if all(c.verdict == "no variance" for c in unknown):
             return "Cannot conclude: the seeds do not vary, so nothing is known about chance."
-        return (
-            f"Cannot conclude: no arm shares {MIN_SEEDS} or more finished seeds with the "
-            f"reference {reference.arm.label}."
-        )
+        whose = f"the reference {reference.arm.label}" if len(references) == 1 else "its reference"
+        return f"Cannot conclude: no arm shares {MIN_SEEDS} or more finished seeds with {whose}."
     parts = []
     for found, word in ((better, "better"), (worse, "worse")):
         if found:
@@ -126,39 +130,42 @@ def gain(analysis: Analysis) -> str:
         )
     if not _moved(analysis, measure):
         return (
-            f"Training did not gain: with every seed {measure} after it is exactly what it was "
+            f"No gain is shown: with every seed {measure} after it is exactly what it was "
             "before. A longer run or a larger optimizer.lr may show more."
         )
-    rose, fell = ([r for r in known if r.rewards[measure].change.sign == sign] for sign in (1, -1))
+    rose, fell = (
+        [r for r in known if r.rewards[measure].simultaneous.sign == sign] for sign in (1, -1)
+    )
     first = next((r for r in known if r.arm.name == analysis.sweep.reference), known[0])
     found = first.rewards[measure]
     start = (
         f"{first.arm.label}: {number(found.before.mean)} before, {number(found.after.mean)} after, "
-        f"gain {interval(found.change, signed=True)}"
+        f"gain {interval(found.simultaneous, signed=True)}"
     )
+    dropped = ""
+    if fell:
+        dropped = f" The reward {measure} fell in {_quoted(fell, measure)}."
     if len(rose) == len(known):
         where = "in every arm" if len(known) > 1 else "in the only arm that can be judged"
         return f"Training gained {where}: the interval of the gain lies above zero ({start})."
     if rose:
-        return (
-            f"Training gained in {_list([r.arm.label for r in rose])}, but not in "
-            f"{_list([r.arm.label for r in known if r not in rose])} ({start})."
-        )
+        unclear = [r for r in known if r not in rose and r not in fell]
+        text = f"Training gained in {_list([r.arm.label for r in rose])}"
+        if unclear:
+            text += f"; a gain is not shown in {_list([r.arm.label for r in unclear])}"
+        return f"{text} ({start}).{dropped}"
     if fell:
-        return (
-            f"Training did not gain: {measure} fell in {_list([r.arm.label for r in fell])} "
-            f"({start})."
-        )
-    return f"Training did not gain: every interval of the gain includes zero ({start})."
+        return f"No gain is shown ({start}).{dropped}"
+    return f"No gain is shown: every interval of the gain includes zero ({start})."
 
 
 def cost(analysis: Analysis) -> str:
     """Which arms take another time per iteration than the reference; empty where none does."""
-    ratios = [(r.arm.label, r.time_ratio) for r in analysis.arms if r.time_ratio is not None]
+    ratios = [(r.arm.label, r.time_ratio_simultaneous) for r in analysis.arms]
     found = [
         f"{interval(ratio)} for {label}"
         for label, ratio in ratios
-        if ratio.known and not ratio.low <= 1 <= ratio.high
+        if ratio is not None and ratio.known and not ratio.low <= 1 <= ratio.high
     ]
     if not found:
         return ""
@@ -168,39 +175,65 @@ def cost(analysis: Analysis) -> str:
 
 
 def other_rewards(analysis: Analysis) -> list[str]:
-    """What the rewards beside the measure did: where reward hacking shows."""
+    """What the rewards beside the measure did, and where reward hacking shows."""
     sentences = []
     for reward in analysis.others:
         known = [r for r in analysis.arms if r.rewards[reward].change.known]
         if not known:
             continue
-        kind = "trained on as well" if reward in analysis.trained else "only measured"
-        first = next((r for r in known if r.arm.name == analysis.sweep.reference), known[0])
-        change = first.rewards[reward]
-        numbers = (
-            f"{first.arm.label}: {number(change.before.mean)} to {number(change.after.mean)}, "
-            f"change {interval(change.change, signed=True)}"
+        name = f"The reward {reward} ({analysis.role(reward)})"
+        fell, rose = (
+            [r for r in known if r.rewards[reward].simultaneous.sign == sign] for sign in (-1, 1)
         )
-        counts = {
-            sign: sum(r.rewards[reward].change.sign == sign for r in known) for sign in (1, -1)
-        }
-        if counts[-1]:
-            verb = f"fell in {_of(counts[-1], len(known))}"
-        elif counts[1]:
-            verb = f"rose in {_of(counts[1], len(known))}"
-        elif _moved(analysis, reward):
-            verb = "changed in no arm by more than chance"
-        else:
-            verb = "moved in no arm with any seed"
-        sentence = f"The reward {reward} ({kind}) {verb} ({numbers})."
-        gained = any(r.rewards[analysis.measure].change.sign == 1 for r in known)
-        if counts[-1] and reward in analysis.held_out and gained:
-            sentence += (
-                f" It fell while {analysis.measure} rose: what the trained reward does not see got "
-                "worse. That is what reward hacking looks like."
-            )
-        sentences.append(sentence)
+        parts = [
+            f"{verb} in {_of(len(found), len(known))}: {_quoted(found, reward)}"
+            for verb, found in (("fell", fell), ("rose", rose))
+            if found
+        ]
+        if not parts:
+            first = next((r for r in known if r.arm.name == analysis.sweep.reference), known[0])
+            moved = _moved(analysis, reward)
+            verb = "is shown to change in no arm" if moved else "moved in no arm with any seed"
+            parts = [f"{verb} ({_quoted([first], reward)})"]
+        sentences.append(f"{name} {'; it '.join(parts)}.{_hacking(analysis, reward)}")
+    of_measure = _hacking(analysis, analysis.measure)
+    if of_measure:
+        sentences.insert(0, f"The reward {analysis.measure} answers the question.{of_measure}")
     return sentences
+
+
+def _hacking(analysis: Analysis, reward: str) -> str:
+    """The arms in which a reward fell that they do not train on, while one rose that they do."""
+    found = []
+    for result in analysis.arms:
+        rose = [name for name in result.trained if _direction(result, name) == 1]
+        if reward not in result.trained and rose and _direction(result, reward) == -1:
+            found.append(f"{result.arm.label} ({_list(rose)})")
+    if not found:
+        return ""
+    trains = "it trains" if len(found) == 1 else "they train"
+    return (
+        f" It fell while a reward rose that {trains} on in {_list(found)}: what the trained reward "
+        "does not see got worse. That is what reward hacking looks like."
+    )
+
+
+def _direction(result: ArmResult, reward: str) -> int:
+    change: Interval = result.rewards[reward].simultaneous
+    return change.sign
+
+
+def _quoted(found: Sequence[ArmResult], reward: str) -> str:
+    """Arms with their own numbers of a reward."""
+    parts = []
+    for result in found[:MOST_QUOTED]:
+        change = result.rewards[reward]
+        parts.append(
+            f"{result.arm.label} from {number(change.before.mean)} to {number(change.after.mean)}, "
+            f"change {interval(change.simultaneous, signed=True)}"
+        )
+    rest = [r.arm.label for r in found[MOST_QUOTED:]]
+    return "; ".join(parts) + (f"; and {_list(rest)}" if rest else "")
 
 
 def missing(analysis: Analysis) -> list[str]:
@@ -216,6 +249,13 @@ def missing(analysis: Analysis) -> list[str]:
         for arm, seed, state in analysis.unfinished:
             by_state.setdefault(state, []).append(f"{labels[arm]} seed {seed}")
         sentences += [f"{state}: {_list(runs)}." for state, runs in by_state.items()]
+        failed = {arm for arm, _, state in analysis.unfinished if state == "failed"}
+        if failed:
+            arms = _list([r.arm.label for r in analysis.arms if r.arm.name in failed])
+            sentences.append(
+                f"Of {arms} some runs failed: every number here is of the seeds that survived, and "
+                "says nothing about those that did not."
+            )
     for comparison in analysis.compared:
         if comparison.left_out:
             seeds = ", ".join(map(str, comparison.left_out))
@@ -233,6 +273,9 @@ def statistics_notes(analysis: Analysis) -> list[str]:
         "repeated with fresh seeds, 95 of 100 such intervals would hold the true mean. It says "
         "nothing about other prompts, models or tasks. Two intervals that overlap do not show "
         "that two arms are the same.",
+        "What is said of a change through training, or of a time, holds for all arms together "
+        "with 95 % (Bonferroni over the arms): its interval is wider than the arm's own in the "
+        "tables.",
         "Quality is measured by ODE sampling of held-out prompts with fixed noise and averaged "
         "weights. Rollout rewards are not shown: they are not comparable across window positions, "
         "because late noise does less damage. Comparing arms by them fakes an effect.",

@@ -6,7 +6,7 @@ with the best one that costs no more.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.analysis import ArmResult
 from harness.stats import LEVEL, Interval, mean_interval, paired_differences
@@ -44,7 +44,15 @@ class Step:
     point: Point
     against: Point
     difference: Interval
-    """Point minus the other, paired by seed; all steps of a front hold together with 95 %."""
+    """Point minus the other, paired by seed. The other one is chosen by the same rewards, so that
+    the interval is one of those that hold for all pairs of arms together with 95 %."""
+
+    @property
+    def verdict(self) -> Literal["higher", "lower", "not told apart", "unknown"]:
+        """Unknown: too few shared seeds, or a difference that no seed changes."""
+        if not self.difference.known or not self.difference.varies:
+            return "unknown"
+        return {1: "higher", -1: "lower", 0: "not told apart"}[self.difference.sign]  # type: ignore[return-value]
 
 
 def points(studies: "Sequence[Study]") -> list[Point]:
@@ -54,7 +62,7 @@ def points(studies: "Sequence[Study]") -> list[Point]:
     for study in chosen:
         if _conditions(study) != _conditions(chosen[0]):
             continue
-        hashes = _hashes(study)
+        hashes = hashes_by_arm(study)
         for result in study.analysis.arms:
             if not result.rewards[study.analysis.measure].after.known:
                 continue
@@ -86,16 +94,17 @@ def distinct(studies: "Sequence[Study]") -> "list[Study]":
     seen: set[tuple[frozenset[str], frozenset[str]]] = set()
     found = []
     for study in studies:
-        hashes = _hashes(study)
-        reference = hashes.pop(study.sweep.reference)
-        pairs = {(own, reference) for own in hashes.values()}
+        hashes = hashes_by_arm(study)
+        references = study.sweep.references
+        pairs = {(own, hashes[references[a]]) for a, own in hashes.items() if references[a] != a}
         if not pairs <= seen:
             found.append(study)
         seen |= pairs
     return found
 
 
-def _hashes(study: "Study") -> dict[str, frozenset[str]]:
+def hashes_by_arm(study: "Study") -> dict[str, frozenset[str]]:
+    """Equal hashes are equal runs, whichever study they stand in."""
     found: dict[str, set[str]] = {arm.name: set() for arm in study.sweep.arms}
     for run in study.sweep.runs:
         found[run.arm].add(run.hash)
@@ -124,7 +133,8 @@ def steps(of: Sequence[Point], cost: str) -> list[Step]:
     priced = sorted(
         (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
     )
-    level = 1 - (1 - LEVEL) / max(1, len(priced) - 1)
+    pairs_of_arms = len(of) * (len(of) - 1) // 2
+    level = 1 - (1 - LEVEL) / max(1, pairs_of_arms)
     found = []
     for index, point in enumerate(priced[1:], start=1):
         against = max(priced[:index], key=lambda p: p.reward.mean)

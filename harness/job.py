@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from harness import environment, slurm
-from harness.adopt import ORIGIN, UnfitError, adopt
+from harness.adopt import UnfitError, adopt, origin
 from harness.place import Here, here, join_ranks
 from harness.store import (
     ENDED_BY_ITSELF,
@@ -41,6 +41,7 @@ from mixgrpo import lease
 from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
+from mixgrpo.folder import ORIGIN
 from mixgrpo.train import OWNER
 
 TRAIN = "mixgrpo.train:run"
@@ -201,10 +202,9 @@ class Job:
         (folder / ORIGIN).unlink(missing_ok=True)
         if not self.trunk:
             return
-        processes = int(os.environ.get("SLURM_NTASKS", "1")) if self.ranks else 1
         source, done = Path(self.trunk), self.trunk_iterations
         try:
-            adopt(folder, config, source, done, record.environment, processes)
+            adopt(folder, config, source, done, record.made_on)
         except (UnfitError, OSError) as why:
             if isinstance(why, OSError) and why.errno in _NO_SPACE:
                 raise
@@ -332,11 +332,11 @@ class _Record:
         """
         self.folder, self.now = folder, now
         self.environment = environment.describe(job.threads, job.gpu)
+        processes = int(os.environ.get("SLURM_NTASKS", "1")) if job.ranks else 1
+        self.made_on = environment.decisive(self.environment, processes, job.sharded)
         attempts = read_attempts(folder)
         if attempts and attempts[-1].ended is None:
-            self._write(
-                replace(attempts[-1], ended=last_seen(folder, attempts[-1]), reason="killed")
-            )
+            self._close(attempts[-1])
         number = attempts[-1].number + 1 if attempts else 1
         place = where or here()
         self.attempt = Attempt(
@@ -354,9 +354,18 @@ class _Record:
             gpus=job.gpus,
             commit=self.environment["commit"],
             dirty=self.environment["dirty"],
+            made_on=self.made_on,
             log=f"log/{number}.log" if where else None,
         )
         self._write(self.attempt)
+
+    def _close(self, killed: Attempt) -> None:
+        """Write the end of an attempt that could not, and what it had taken over by then."""
+        taken = origin(self.folder)
+        done = taken["iterations"] if taken else 0
+        began_at = max(killed.began_at, done if done <= newest_checkpoint(self.folder) else 0)
+        ended = last_seen(self.folder, killed)
+        self._write(replace(killed, ended=ended, reason="killed", began_at=began_at))
 
     def warned(
         self,

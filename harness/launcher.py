@@ -129,7 +129,7 @@ class Launcher:
         if self.sharing is None:
             return
         try:
-            self.sharing.copy_finished(self._look(), self.progress.say)
+            self.sharing.copy_finished(self._look(), self.progress.say, lambda: bool(self.signals))
         except OSError as error:
             raise self._no_room(error) from error
 
@@ -192,8 +192,11 @@ class Launcher:
     def _without_waiting(
         self, wanted: list[RunState], states: list[RunState], busy: set[str]
     ) -> list[RunState]:
-        """Those of the wanted runs that need not wait for another one's checkpoint; of one seed
-        first those for which others wait."""
+        """Those of the wanted runs that need not wait for another one's checkpoint, by their seed.
+
+        Those for which others wait come before the rest of their seed, and before all others when
+        these are too few to fill the slots: no slot is idle later, when only such a one is left.
+        """
         if self.sharing is None or not wanted:
             return wanted
         self._trunks = self.sharing.plan(
@@ -202,9 +205,16 @@ class Launcher:
         )
         waits = {name for name, trunk in self._trunks.items() if not trunk.ready}
         sources = {self._trunks[name].source for name in waits}
-        order = {seed: index for index, seed in enumerate(self.sweep.seeds)}
         able = [state for state in wanted if state.run.folder_name not in waits]
-        return sorted(able, key=lambda s: (order[s.run.seed], s.run.folder_name not in sources))
+        seeds = {seed: index for index, seed in enumerate(self.sweep.seeds)}
+        others = sum(state.run.folder_name not in sources for state in able)
+        few = others < (self.executor.slots or 0)
+
+        def order(state: RunState) -> tuple[int, int]:
+            seed, other = seeds[state.run.seed], state.run.folder_name not in sources
+            return (other, seed) if few else (seed, other)
+
+        return sorted(able, key=order)
 
     def _wants(self, state: RunState) -> bool:
         """Whether a run that is not under way should be."""

@@ -5,9 +5,10 @@ the pictures, what it ran on), so that a fresh clone can draw the same tables an
 running anything.
 """
 
+import contextlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,30 +150,45 @@ def to_files(sweep: "Sweep", measurements: Measurements) -> dict[str, bytes]:
 
 
 def _committed(sweep: "Sweep", report: Path) -> Measurements:
+    results, probes = read_kept(sweep, report)
+    with _readable(sweep, report):
+        made = json.loads((report / MADE).read_text("utf-8"))
+        samples = _committed_samples(report / "samples", made["samples"])
+    return Measurements(results, samples, committed=True, probes=probes)
+
+
+def read_kept(
+    sweep: "Sweep", report: Path, wanted: Mapping[str, Callable[[str], bool]] | None = None
+) -> "tuple[Results, pd.DataFrame | None]":
+    """The measurements kept with a report, and what its probes measured if the sweep has any.
+
+    `wanted`: by table, which of its columns are read; all of one that is not named. Runs that the
+    file got since are waiting. RunError for damaged files, ConfigError where they are another
+    configuration's or were probed with other options.
+    """
     import pandas as pd
+    import pyarrow.parquet as parquet
 
     from harness.results import Results
 
-    try:
+    with _readable(sweep, report):
         made = json.loads((report / MADE).read_text("utf-8"))
-        frames = {name: pd.read_parquet(report / f"{name}.parquet") for name in FRAMES}
+        frames = {}
+        for name in FRAMES:
+            file = report / f"{name}.parquet"
+            wants = (wanted or {}).get(name)
+            columns = wants and [c for c in parquet.read_schema(file).names if wants(c)]
+            frames[name] = pd.read_parquet(file, columns=columns)
         runs = frames["runs"]
-        wanted = {(run.arm, run.seed): run.hash for run in sweep.runs}
+        hashes = {(run.arm, run.seed): run.hash for run in sweep.runs}
         fits = [
-            wanted.get((arm, seed)) == identity
+            hashes.get((arm, seed)) == identity
             for arm, seed, identity in zip(runs["arm"], runs["seed"], runs["hash"], strict=True)
         ]
         machines = [str(machine) for machine in made["machines"]]
-        samples = _committed_samples(report / "samples", made["samples"])
         profile = str(made["profile"])
         options = made.get("probes")
         probes = pd.read_parquet(report / PROBES) if options and sweep.probes else None
-    except Exception as error:  # whatever a damaged file makes pyarrow, json or pandas raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise RunError(
-            f"{report}: the measurements kept there cannot be read ({reason}); restore them, or "
-            f"run `python -m harness.sweep {sweep.file}`"
-        ) from None
     if not all(fits):
         hint = f"; they were made with --profile {profile}" if profile != sweep.profile else ""
         raise ConfigError(
@@ -192,12 +208,19 @@ def _committed(sweep: "Sweep", report: Path) -> Measurements:
     ]
     if new:  # arms or seeds that the file got since
         runs = pd.concat([runs, pd.DataFrame(new)], ignore_index=True)
-    return Measurements(
-        Results(runs, frames["metrics"], frames["evals"], machines),
-        samples,
-        committed=True,
-        probes=probes,
-    )
+    return Results(runs, frames["metrics"], frames["evals"], machines), probes
+
+
+@contextlib.contextmanager
+def _readable(sweep: "Sweep", report: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a damaged file makes pyarrow, json or pandas raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunError(
+            f"{report}: the measurements kept there cannot be read ({reason}); restore them, or "
+            f"run `python -m harness.sweep {sweep.file}`"
+        ) from None
 
 
 def _committed_samples(folder: Path, made: Mapping[str, Any] | None) -> Samples | None:

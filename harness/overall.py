@@ -17,8 +17,8 @@ from harness.stats import Comparison, seeds_needed
 from harness.studies import Study
 
 Kind = Literal["differs", "alike", "told", "open"]
-"""Whether an arm is told apart from the reference, none is, the study compares none and is answered
-otherwise, or nothing can be concluded."""
+"""Whether an arm is told apart from the reference, none is, the study is answered by another
+measurement, or nothing can be concluded."""
 
 SCORES = ("ir", "hps")
 """The paper's scores that are looked at: those it prints in every table."""
@@ -46,12 +46,17 @@ class Printed:
         return paper.noise(self.score)
 
     @property
-    def exceeds(self) -> bool:
-        """Whether any row differs by more than a setting printed twice does from itself, whichever
-        of the printed values is taken."""
+    def against_noise(self) -> Literal["beyond", "of its size", "within", "noise unknown"]:
+        """The rows' differences against the spreads of settings that are printed several times:
+        beyond the largest of them, whichever printed value is taken; all below the smallest,
+        whichever is taken; or between."""
         if self.noise is None:
-            return False
-        return any(min(map(abs, d)) > self.noise[1] for d in self.differences.values())
+            return "noise unknown"
+        low, high = self.noise
+        sizes = [tuple(map(abs, d)) for d in self.differences.values()]
+        if any(min(size) > high for size in sizes):
+            return "beyond"
+        return "within" if all(max(size) < low for size in sizes) else "of its size"
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,20 @@ class Question:
     study: Study
     kind: Kind
     effect: Comparison | None
-    """The largest of those that are told apart from the reference; where none is, of all."""
+    """The largest of those that are told apart from the reference; where none is, of all. None
+    where another measurement answers."""
     needed: int | None
     """Seeds that would resolve a difference as large as the one seen, where it is not resolved."""
     printed: tuple[Printed, ...]
 
     @property
     def answer(self) -> str:
-        """In one line: what the study's own views say, then which arms differ."""
-        arms = findings.one_line(self.study.analysis)
+        """In one line: what answers beside the arms' comparison, or else what the study's own views
+        say and which arms differ."""
         said = self.study.said
+        if self.study.answers:
+            return " ".join(dict.fromkeys((*self.study.answers, *said)))
+        arms = findings.one_line(self.study.analysis)
         return " ".join((*said, arms) if self.study.analysis.compared or not said else said)
 
     @property
@@ -92,10 +101,13 @@ def put_together(studies: Sequence[Study], absent: Sequence[tuple[Sweep, str]]) 
 
 def ask(study: Study) -> Question:
     """A study's question with the effect that answers it."""
+    if study.answers:
+        kind: Kind = "told" if study.is_answered else "open"
+        return Question(study, kind, None, None, _printed(study, None))
     compared = study.analysis.compared
     told = [c for c in compared if c.verdict in ("better", "worse")]
     alike = [c for c in compared if c.verdict in ("indistinguishable", "identical")]
-    kind: Kind = "differs" if told else "alike" if alike else "open"
+    kind = "differs" if told else "alike" if alike else "open"
     if not compared and study.said:
         kind = "told"
     candidates = told or [c for c in compared if c.simultaneous.known and c.simultaneous.varies]
@@ -118,6 +130,8 @@ def _printed(study: Study, effect: Comparison | None) -> tuple[Printed, ...]:
         return ()
     own = None if effect is None else study.analysis.by_name(effect.arm).published_row
     reference = study.analysis.reference.published_row
+    if effect is not None:
+        reference = study.analysis.by_name(effect.reference).published_row
     if reference is None:  # the paper does not print it: its rows are compared with its first
         reference, own = next(row for row in paper.find(table).rows if row in rows), None
     found = []

@@ -246,7 +246,7 @@ def _study_line(study: "Study") -> str:
         f"[numbers]({folder}/table.csv), measurements [of runs]({folder}/runs.parquet), "
         f"[iterations]({folder}/metrics.parquet) and [evaluations]({folder}/evals.parquet)."
     ]
-    lines += [f"  {said}" for said in study.said]
+    lines += [f"  {said}" for said in (*study.answers, *study.said)]
     lines += [f"  Machine: {machine}." for machine in study.machines]
     return "\n".join(lines)
 
@@ -283,7 +283,6 @@ def to_latex(overall: "Overall") -> str:
             r"\clearpage",
             rf"\section*{{{latex_escape(f'{study.sweep.name}: {study.sweep.question}')}}}",
             latex_escape(row[2]),
-            *(latex_escape(said) for said in study.said),
             *(latex_table(table) for table in tables(study.analysis)),
         ]
     return "\n\n".join([*parts, r"\end{document}"]) + "\n"

@@ -12,7 +12,12 @@ from harness.tables import PUBLISHED_NAMES, Table
 if TYPE_CHECKING:
     import pandas as pd
 
-TOLD_APART, NOT_TOLD_APART = "told apart", "not told apart"
+VERDICTS = {
+    "higher": "told apart",
+    "lower": "told apart",
+    "not told apart": "not told apart",
+    "unknown": "unknown: too few shared seeds, or the same with every seed",
+}
 
 
 def questions_table(overall: Overall) -> Table:
@@ -23,16 +28,18 @@ def questions_table(overall: Overall) -> Table:
         (
             *("study", "question", "answer", "largest effect", "seeds"),
             *("could have been shown", "seeds that would resolve it"),
-            *("published differences", "published: beyond the paper's noise"),
+            *("published differences", "published: against the paper's noise"),
         ),
         tuple(_question_row(question) for question in overall.questions),
         "Largest effect: of the arms that are told apart from the reference, or, where none is, of "
         "all; arm minus reference [interval that holds for all comparisons of the study together "
-        "with 95 %]. Published: another model and task, one run per row; the same pair of arms, "
-        "then the row that differs most from the reference's; two numbers where the paper prints a "
-        "setting with different scores. Beyond the noise: any of the rows differs by more than "
-        f"one setting does from itself between the paper's tables (ImageReward {low:.3f} to "
-        f"{high:.3f}; HPS-v2.1 {hps:.3f}, seen on one setting only).",
+        "with 95 %]; none where a measurement other than the arms' reward answers. Published: "
+        "another model and task, one run per row; the same pair of arms, then the row that differs "
+        "most from the reference's; two numbers where the paper prints a setting with different "
+        "scores. One setting differs from itself between the paper's tables by "
+        f"{low:.3f} to {high:.3f} in ImageReward, and by {hps:.3f} in HPS-v2.1, where one setting "
+        "alone shows it. Beyond: a row differs by more than the largest of these, whichever value "
+        "is taken. Within: every row by less than the smallest. Of its size: between them.",
     )
 
 
@@ -58,9 +65,7 @@ def _question_row(question: Question) -> tuple[str, ...]:
         NOTHING if effect is None else number(effect.detectable),
         needed,
         "; ".join(map(_published, question.printed)) or NOTHING,
-        ", ".join(
-            f"{PUBLISHED_NAMES[p.score]} {'yes' if p.exceeds else 'no'}" for p in question.printed
-        )
+        ", ".join(f"{PUBLISHED_NAMES[p.score]} {p.against_noise}" for p in question.printed)
         or NOTHING,
     )
 
@@ -93,7 +98,7 @@ def front_table(overall: Overall) -> Table | None:
                 NOTHING
                 if step is None
                 else f"{interval(step.difference, signed=True)} to {step.against.label}: "
-                f"{TOLD_APART if step.difference.sign else NOT_TOLD_APART}"
+                f"{VERDICTS[step.verdict]}"
             )
         rows.append(tuple(row))
     return Table(
@@ -106,8 +111,9 @@ def front_table(overall: Overall) -> Table | None:
         tuple(rows),
         "Mean over seeds [95 % Student interval]. Front: no arm that costs no more has a higher "
         "mean. Beside the cost: the difference to the best mean among the arms that cost no more, "
-        "paired by seed, with intervals that hold together with 95 % within the column. Arms that "
-        "are not told apart may change places with other seeds.",
+        "paired by seed. Which arm that is depends on the same rewards, so that the intervals are "
+        "those that hold for all pairs of these arms together with 95 %. Arms that are not told "
+        "apart may change places with other seeds.",
     )
 
 
@@ -121,7 +127,7 @@ def paper_noise_table() -> Table:
     for repeated in paper.REPEATED:
         values: dict[float, list[str]] = {}
         for value, table, row in repeated.printed:
-            place = table if row is None else paper.find(table).title
+            place = f"source: {table}" if row is None else paper.find(table).title
             values.setdefault(value, []).append(place)
         printed = "; ".join(f"{v:.3f} ({', '.join(places)})" for v, places in values.items())
         rows.append(
@@ -139,9 +145,10 @@ def paper_noise_table() -> Table:
         tuple(rows),
         "Published for FLUX.1-dev and HPDv2, one run per row, no seeds. The spread is the largest "
         f"value minus the smallest: {low:.3f} to {high:.3f} in ImageReward. A difference of two "
-        "rows that is no larger than the largest spread is within the noise. One beyond it is not "
-        "thereby shown: few settings are printed twice, and the largest of several differences is "
-        "large by choice.",
+        "rows below the smallest spread is within the visible noise, one above the largest is "
+        "beyond it, one between them is of its size. One beyond it is not thereby shown: few "
+        "settings are printed twice, and the largest of several differences is large by choice. A "
+        "value whose source is another table of the paper is not in the tables kept here.",
     )
 
 
@@ -154,10 +161,19 @@ def costs_table(overall: Overall) -> Table:
     for question in overall.questions:
         study = question.study
         finished, asked = len(study.runs), len(study.sweep.runs)
-        rows.append((study.sweep.name, f"{finished} of {asked}", *_costs(study.runs)))
+        copied = int(study.runs["copied"].sum())
+        rows.append(
+            (
+                study.sweep.name,
+                f"{finished} of {asked}{f' ({copied} copied)' if copied else ''}",
+                *_costs(study.runs),
+            )
+        )
         frames.append(study.runs)
     if frames:
-        every = pd.concat(frames, ignore_index=True).drop_duplicates("hash")
+        # Of equal runs the one that computed most: the others began from copies.
+        every = pd.concat(frames, ignore_index=True).sort_values("shared", kind="stable")
+        every = every.drop_duplicates("hash")
         rows.append(("all, shared runs once", str(len(every)), *_costs(every)))
     return Table(
         "What the studies took",
@@ -166,10 +182,11 @@ def costs_table(overall: Overall) -> Table:
             "network evaluations",
         ),
         tuple(rows),
-        "Hours are summed over runs, whichever ran side by side. Training by the clock has "
-        "everything that an iteration does; of one core: the process's time on the processor, "
-        "where it was measured. Evaluation on held-out prompts comes on top. Network evaluations "
-        "are those of the training, counted after sharing.",
+        "Hours are summed over runs, whichever ran side by side. What was copied from another run "
+        "counts where it was computed, whole runs and first iterations alike. Training by the "
+        "clock has everything that an iteration does; of one core: the process's time on the "
+        "processor, where it was measured. Evaluation on held-out prompts comes on top. Network "
+        "evaluations are those of the training, counted after sharing.",
     )
 
 

@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 
 from harness import paper
-from harness.front import COSTS, front, steps
+from harness.analysis import ONE_CORE
+from harness.front import COSTS, front, hashes_by_arm, steps
 from harness.numbers import interval
 from harness.overall import Kind, Overall, Question
 from harness.studies import Study
@@ -42,11 +43,15 @@ def _of_the_paper(overall: Overall) -> list[str]:
     if not printed:
         return []
     low, high = paper.noise("ir") or (math.nan, math.nan)
-    beyond = sum(p.exceeds for p in printed)
+    found = [p.against_noise for p in printed]
+    beyond, of_its_size = found.count("beyond"), found.count("of its size")
     return [
-        f"Of the paper's {len(printed)} tables beside these studies, {beyond or 'none'} "
-        f"{'prints' if beyond == 1 else 'print'} a difference in ImageReward beyond its visible "
-        f"noise: one and the same setting differs by {low:.3f} to {high:.3f} between tables."
+        "One and the same setting of the paper differs from itself between tables by "
+        f"{low:.3f} to {high:.3f} in ImageReward, its visible noise. Of the {len(printed)} "
+        f"comparisons of the paper beside these studies, {beyond or 'none'} "
+        f"{'has' if beyond == 1 else 'have'} a difference beyond the largest of that, "
+        f"{of_its_size or 'none'} one of its size, and {found.count('within') or 'none'} only "
+        "differences below the smallest."
     ]
 
 
@@ -82,17 +87,20 @@ def front_sentences(overall: Overall) -> list[str]:
         apart = [
             f"{p.label} from {of_steps[p.label].against.label}"
             for p in arms[1:]
-            if of_steps[p.label].difference.sign == 1
+            if of_steps[p.label].verdict == "higher"
         ]
-        unclear = [p.label for p in arms[1:] if of_steps[p.label].difference.sign != 1]
+        unclear = [p.label for p in arms[1:] if of_steps[p.label].verdict == "not told apart"]
+        unknown = [p.label for p in arms[1:] if of_steps[p.label].verdict == "unknown"]
         sentence = f"Reward against {cost} per run: by their means {names} form the front."
         if apart:
             sentence += f" Along it the seeds tell apart {_list(apart)}."
         if unclear:
             sentence += (
                 f" {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} not told apart from the "
-                "best that costs less, and may be on the front by chance."
+                "best that costs no more, and may be on the front by chance."
             )
+        if unknown:
+            sentence += f" About {_list(unknown)} nothing can be concluded."
         found.append(sentence)
     return found
 
@@ -126,6 +134,32 @@ def same_schedules(overall: Overall) -> list[str]:
     ]
 
 
+def same_references(overall: Overall) -> list[str]:
+    """Which studies compare with the same runs, by their hashes."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for question in overall.questions:
+        study = question.study
+        if not study.analysis.compared:
+            continue
+        by_arm = hashes_by_arm(study)
+        finished = set(study.runs["hash"])
+        own = {h for arm in study.sweep.references.values() for h in by_arm[arm]} & finished
+        names = [study.sweep.name]
+        meeting = [group for group in groups if group[0] & own]
+        groups = [group for group in groups if not group[0] & own]
+        for hashes, others in meeting:
+            own |= hashes
+            names = [*others, *names]
+        groups.append((own, names))
+    return [
+        f"{_list(names)} compare with the same runs of the reference, all or some of them. What "
+        "chance did to these runs is in the differences of all these studies, which are not "
+        "independent of each other."
+        for _, names in groups
+        if len(names) > 1
+    ]
+
+
 def notes(overall: Overall) -> list[str]:
     """How to read the page."""
     studies = [question.study for question in overall.questions]
@@ -134,8 +168,10 @@ def notes(overall: Overall) -> list[str]:
         "An effect is the mean over seeds of arm minus reference after training, on held-out "
         "prompts, paired by seed. Its interval holds for all comparisons of the study together "
         "with 95 %. Only where it leaves zero out is an arm called better or worse.",
-        "Between the studies nothing is corrected: of twenty studies in which no arm truly "
-        "differs, one would be expected to show a difference.",
+        "Between the studies nothing is corrected: each by itself has a chance of 5 % at most to "
+        "show a difference where there is none, and the more studies there are, the likelier it is "
+        "that one of them does.",
+        *same_references(overall),
         "Could have been shown: the true difference that had an 80 % chance of a verdict with "
         "these seeds. Seeds that would resolve it: how many give the difference that was seen an "
         "80 % chance. The largest difference seen is larger than the true one more often than not, "
@@ -147,8 +183,8 @@ def notes(overall: Overall) -> list[str]:
     core = {study.analysis.core_time for study in studies}
     if core == {True}:
         said.append(
-            "Seconds are those of one core's time without evaluation and without what is measured "
-            "beside the training: waiting for other work on the machine is not in them."
+            "Seconds are without evaluation and without what is measured beside the training. They "
+            f"are {ONE_CORE}."
         )
     elif core:
         said.append(

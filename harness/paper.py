@@ -207,8 +207,8 @@ class Repeated:
 
 
 REPEATED: tuple[Repeated, ...] = (
-    Repeated("w = 2", "ir", ((1.588, "size", "2"), (1.618, "another table", None))),
-    Repeated("w = 6", "ir", ((1.547, "size", "6"), (1.624, "another table", None))),
+    Repeated("w = 2", "ir", ((1.588, "size", "2"), (1.618, "another table of the paper", None))),
+    Repeated("w = 6", "ir", ((1.547, "size", "6"), (1.624, "another table of the paper", None))),
     Repeated(
         "MixGRPO-Flash at 16 NFE",
         "ir",
@@ -232,8 +232,10 @@ def noise(score: str) -> tuple[float, float] | None:
     """The paper's visible noise in a score: the smallest and the largest spread of a setting that
     it prints several times with different values; None where it prints none so.
 
-    A row's own noise cannot be smaller than what it takes to print one setting so differently. Few
-    pairs show it, so that even a difference beyond the largest spread may be chance.
+    The range is the threshold: a difference above it is beyond the visible noise, one below it
+    within, one inside it of its size. Few pairs show it, so that even a difference beyond the
+    largest spread may be chance; and the smallest and the largest in ImageReward rest on values
+    whose tables are not among `TABLES`.
     """
     spreads = [round(repeated.spread, 6) for repeated in REPEATED if repeated.score == score]
     return (min(spreads), max(spreads)) if spreads else None

@@ -163,7 +163,8 @@ def heldout(analysis: Analysis, results: "Results") -> Figure:
         for result in shown:
             curve = seed_curve(evals[result.arm.name], "iteration", f"reward_{reward}_mean")
             plot_curve(axes, curve, marks[result.arm.name], arm_label(analysis, result))
-        kind = "trained" if reward in analysis.trained else "held out"
+        training = [reward in result.trained for result in analysis.arms]
+        kind = "trained" if all(training) else "trained in some" if any(training) else "held out"
         axes.set_title(f"{reward} ({kind})")
         axes.set_xlabel("iterations")
         axes.margins(x=0.03)

@@ -68,23 +68,26 @@ def _files(sweep: Sweep, measurements: Measurements, folder: Path) -> dict[str, 
     from harness import tables
     from harness.analysis import analyse
     from harness.figures import draw
+    from harness.views import DEFAULT, answers, make_views
     from harness.views import files as view_files
-    from harness.views import make_views
 
     _check_replaces_less(sweep, measurements, folder)
     analysis = analyse(sweep, measurements.results)
-    views = make_views(analysis, measurements.results, measurements.probes, sweep.views)
+    names = (*DEFAULT, *sweep.views)
+    views = make_views(analysis, measurements.results, measurements.probes, names)
     pictures = draw(analysis, measurements.results, measurements.samples)
     files = {} if measurements.committed else to_files(sweep, measurements)
+    told = answers(views, sweep.answered_by)
     files |= {
-        "table.md": (tables.to_markdown(analysis) + view_files.markdown(views)).encode(),
+        "table.md": (tables.to_markdown(analysis, told) + view_files.markdown(views)).encode(),
         "table.csv": tables.to_csv(analysis).encode(),
         "table.tex": (tables.to_latex(analysis) + view_files.latex(views)).encode(),
     }
-    for picture in (*pictures, *(picture for view in views for picture in view.pictures)):
+    drawn = {view.name: [picture() for picture in view.pictures] for view in views}
+    for picture in (*pictures, *(picture for of_view in drawn.values() for picture in of_view)):
         files[f"figures/{picture.name}.png"] = picture.png
         files[f"figures/{picture.name}.pdf"] = picture.pdf
-    files[PAGE] = _page(analysis, pictures, views, measurements).encode()
+    files[PAGE] = _page(analysis, pictures, views, drawn, told, measurements).encode()
     return files
 
 
@@ -121,9 +124,12 @@ def _page(
     analysis: "Analysis",
     pictures: "list[Picture]",
     views: "list[View]",
+    drawn: "dict[str, list[Picture]]",
+    told: list[str],
     measurements: Measurements,
 ) -> str:
-    """The page: one file, pictures inside, autoescaped."""
+    """The page: one file, pictures inside, autoescaped. `drawn`: the views' pictures by view;
+    `told`: the answer, where a view gives it."""
     import jinja2
 
     from harness import findings
@@ -147,7 +153,7 @@ def _page(
         question=sweep.question,
         # The file's remark is about the file's settings.
         notes="" if sweep.overrides else sweep.notes,
-        answer=findings.answer(analysis),
+        answers=[*told, findings.answer(analysis)],
         resolution=findings.resolution(analysis),
         gain=findings.gain(analysis),
         cost=findings.cost(analysis),
@@ -155,6 +161,7 @@ def _page(
         missing=findings.missing(analysis),
         pictures=pictures,
         views=views,
+        drawn=drawn,
         tables=tables(analysis),
         statistics=findings.statistics_notes(analysis),
         made=_made(analysis, measurements),
@@ -185,8 +192,7 @@ def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, s
         ("Profile", sweep.profile),
         ("Settings on top", ", ".join(sweep.overrides)),
         ("Model", _distinct(run.config.model.name for run in sweep.runs)),
-        ("Trained on", ", ".join(analysis.trained)),
-        ("Held out", ", ".join(analysis.held_out)),
+        *_rewards(analysis),
         ("Arms", ", ".join(map(_arm, sweep.arms))),
         ("Seeds", ", ".join(map(str, sweep.seeds))),
         ("Iterations", _distinct(int(run.config.iterations) for run in sweep.runs)),
@@ -194,6 +200,19 @@ def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, s
         *(("Machine", text) for text in measurements.results.env),
     ]
     return [(term, str(text)) for term, text in made if text != ""]
+
+
+def _rewards(analysis: "Analysis") -> list[tuple[str, Any]]:
+    """What is trained on and what is only measured; arm by arm where they differ."""
+    sets = dict.fromkeys(result.trained for result in analysis.arms)
+    if len(sets) == 1:
+        return [
+            ("Trained on", ", ".join(analysis.trained)),
+            ("Held out", ", ".join(analysis.held_out)),
+        ]
+    return [
+        (f"Trained on in {result.arm.label}", ", ".join(result.trained)) for result in analysis.arms
+    ] + [("Held out in all arms", ", ".join(analysis.held_out))]
 
 
 def _arm(arm: Arm) -> str:

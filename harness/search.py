@@ -101,7 +101,7 @@ def main(
     if report:
         print(write_report(search, runs, reports, storage))
         return 0
-    from harness.searching.launcher import make_sweep
+    from harness.searching.runs import make_sweep
 
     sweep = make_sweep(search)
     held = own(sweep, runs)
@@ -112,12 +112,14 @@ def main(
         )
     try:
         wishes = _wishes(search, slurm or []) if executor == "slurm" else Slurm()
-        code = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry)
+        code, over = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry)
         if code == INTERRUPTED:
             return code
         page = write_report(search, runs, reports, storage)
         sweep_file = reports / search.report_name / "confirm.yaml"
-        if not confirm or not sweep_file.exists():
+        if confirm and not over:
+            print("the best are confirmed when all trials are over: the same command continues")
+        if not (over and confirm and sweep_file.exists()):
             print(f"report: {page}")
             return code
         from harness import sweep as sweeps
@@ -200,8 +202,8 @@ def _run(
     wishes: Slurm,
     snapshot: bool,
     retry: Retry,
-) -> int:
-    """What happens with the search's lease held. Returns the exit code."""
+) -> tuple[int, bool]:
+    """What happens with the search's lease held: the exit code, and whether all trials are over."""
     from harness.searching.launcher import SearchLauncher
     from harness.searching.study import Study
 
@@ -227,11 +229,11 @@ def _run(
     if not complete:
         goes_on = "left" if outlive else "stopped; everything is resumable"
         print(f"{goes_on}: the same command continues")
-        return INTERRUPTED
-    return _say_end(search, study, retry)
+        return INTERRUPTED, False
+    return _say_end(study, retry)
 
 
-def _say_end(search: Search, study: "Study", retry: Retry) -> int:
+def _say_end(study: "Study", retry: Retry) -> tuple[int, bool]:
     from harness.searching.status import summary
 
     trials = study.trials()
@@ -245,8 +247,9 @@ def _say_end(search: Search, study: "Study", retry: Retry) -> int:
     for trial in left:
         print(f"trial {trial.number}: not finished ({trial.arm or 'it never began'})")
     if bad and retry != "failed":
-        print("what failed by an exception runs again with --retry failed")
-    return 1 if bad or left else 0
+        print("what failed runs again with --retry failed")
+    more = study.wants_more()
+    return (1 if bad or left or more else 0), not (left or more)
 
 
 if __name__ == "__main__":

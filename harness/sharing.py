@@ -4,6 +4,8 @@ Decides from the run folders alone, each time anew (`harness.trunk`): a run whos
 come any more gets another one, or starts from nothing. What is copied, and how, is `harness.adopt`.
 """
 
+import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +16,7 @@ from harness.adopt import CHECKPOINTS, UnfitError, adopt_finished, fits_whole
 from harness.dispatch import Start
 from harness.spec import Run, Sweep
 from harness.store import LIVE, RunState, checkpoints_of, look, sweep_folder
-from harness.trunk import Trunk, families, may_start, needed, points, superfluous, trunks
+from harness.trunk import Family, Trunk, families, may_start, needed, points, superfluous, trunks
 from mixgrpo import lease, manifest
 from mixgrpo.atomic import write_json
 from mixgrpo.folder import RESULT
@@ -22,6 +24,8 @@ from mixgrpo.train import OWNER
 
 KEPT = "kept.json"
 """Lists in a run's folder the checkpoints that are kept for other runs alone."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass
@@ -31,13 +35,17 @@ class Sharing:
     whole: Sweep
     """All runs of the sweep file."""
     runs_dir: Path
+    queued: bool = False
+    """Whether jobs wait in a queue before they begin, while other runs go on."""
     _others: dict[str, RunState] = field(default_factory=dict)
     """Runs that the launcher does not follow, as they were when it began."""
+    _begun: set[str] = field(default_factory=set)
+    """Runs that have something of their own, as was seen once."""
 
     def __post_init__(self) -> None:
         self.families = families(self.whole.runs)
-        self._known = {member.name for family in self.families for member in family}
-        self._with_kept = {name for name in self._known if (self.folder / name / KEPT).exists()}
+        names = (member.name for family in self.families for member in family)
+        self._with_kept = {name for name in names if (self.folder / name / KEPT).exists()}
 
     @property
     def folder(self) -> Path:
@@ -57,7 +65,11 @@ class Sharing:
             # Those are no sources but by what lies in their folders, and start from nothing here.
             others = {name: state for name, state in others.items() if not may_start(state)}
             found |= trunks(
-                family, own | others, lambda s: s.run.folder_name in followed and comes(s)
+                family,
+                own | others,
+                lambda s: s.run.folder_name in followed and comes(s),
+                _promised,
+                self.queued,
             )
         return {name: self._settled(trunk, followed) for name, trunk in found.items()}
 
@@ -84,19 +96,28 @@ class Sharing:
 
     def start(self, run: Run, folder: Path, found: dict[str, Trunk]) -> Start:
         """The start of a run: where from, and with what it keeps for others. Notes the latter."""
-        asked = points(found).get(run.folder_name, set())
-        if asked:
-            kept = _read_kept(folder)
-            if not asked <= kept:
-                write_json(folder / KEPT, sorted(kept | asked))
-            self._with_kept.add(run.folder_name)
+        # What it promised before counts too: others may be waiting for it, or queued to take it.
+        kept = self._keep(folder, points(found).get(run.folder_name, set()))
+        if kept:
             output = run.config.output
-            output = output.model_copy(update={"keep": tuple(sorted({*output.keep, *asked}))})
+            output = output.model_copy(update={"keep": tuple(sorted({*output.keep, *kept}))})
             run = replace(run, config=run.config.model_copy(update={"output": output}))
         trunk = found.get(run.folder_name)
         if trunk is None or not trunk.ready:
             return Start(run, folder)
-        return Start(run, folder, self.folder / trunk.source, trunk.iterations)
+        source = self.folder / trunk.source
+        if self.queued and not (source / RESULT).exists():
+            self._keep(source, {trunk.iterations})  # it may go on before this run begins
+        return Start(run, folder, source, trunk.iterations)
+
+    def _keep(self, folder: Path, asked: set[int]) -> set[int]:
+        """Note what a run keeps for others from now on. All of that."""
+        kept = _read_kept(folder)
+        if not asked <= kept:
+            write_json(folder / KEPT, sorted(kept | asked))
+        if asked:
+            self._with_kept.add(folder.name)
+        return kept | asked
 
     def release(self, states: Iterable[RunState]) -> None:
         """Remove the checkpoints that were kept for others and that nobody will start from."""
@@ -104,21 +125,37 @@ class Sharing:
             return
         followed = {state.run.folder_name: state for state in states}
         for family in self.families:
-            for member in family:
-                if member.name not in self._with_kept:
-                    continue
+            sources = [member for member in family if member.name in self._with_kept]
+            if not sources:
+                continue
+            unstarted = self._unstarted(family, followed)
+            for member in sources:
                 state = followed.get(member.name) or self._other(member.run)
                 over = state.state == "finished"
                 kept = _read_kept(state.folder)
-                free = {m for m in kept if not needed(family, member.name, m, self._unstarted)}
+                free = {m for m in kept if not needed(unstarted, member, m)}
                 self._remove(state, free, over)
                 if over and free == kept:
                     (state.folder / KEPT).unlink(missing_ok=True)
                     self._with_kept.discard(member.name)
 
-    def _unstarted(self, run: Run) -> bool:
-        folder = self.folder / run.folder_name
-        return not (folder / RESULT).exists() and not checkpoints_of(folder)
+    def _unstarted(self, family: Family, followed: dict[str, RunState]) -> list[tuple[str, str]]:
+        """Path and name of the members that have nothing of their own yet, sorted."""
+        found = []
+        for member in family:
+            if member.name in self._begun:
+                continue
+            state = followed.get(member.name)
+            # Where it never began there is nothing to look for.
+            if (state is not None and state.state == "waiting") or not self._has_begun(member.name):
+                found.append((member.path, member.name))
+            else:
+                self._begun.add(member.name)
+        return sorted(found)
+
+    def _has_begun(self, name: str) -> bool:
+        folder = self.folder / name
+        return (folder / RESULT).exists() or bool(checkpoints_of(folder))
 
     def _remove(self, state: RunState, free: set[int], over: bool) -> None:
         output = state.run.config.output
@@ -129,21 +166,34 @@ class Sharing:
             root = state.folder / CHECKPOINTS
             shutil.rmtree(manifest.place_of(root, m), ignore_errors=True)
 
-    def copy_finished(self, states: Iterable[RunState], say: Callable[[str], None]) -> None:
-        """Take over what is finished under another name. OSError for a full disk."""
+    def copy_finished(
+        self,
+        states: Iterable[RunState],
+        say: Callable[[str], None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take over what is finished under another name. OSError for a full disk.
+
+        `should_stop` is asked before every copy.
+        """
         starting = [state for state in states if may_start(state)]
         found = finished_elsewhere(starting, self.runs_dir)
         for state in starting:
             source = found.get(state.run.folder_name)
             if source is None:
                 continue
+            if should_stop():
+                return
             owner = lease.acquire(state.folder / OWNER)
             if owner is None:
                 continue
             try:
                 adopt_finished(state.folder, state.run.config, source)
                 say(f"{state.run.name}: copied from {source}, the same run and finished")
-            except UnfitError as why:
+            except (UnfitError, OSError) as why:
+                # Another one's launcher may remove the source meanwhile.
+                if isinstance(why, OSError) and why.errno in _NO_ROOM:
+                    raise
                 say(f"{state.run.name}: not copied: {why}")
             finally:
                 owner.release()
@@ -168,12 +218,18 @@ def finished_elsewhere(states: Sequence[RunState], runs_dir: Path) -> dict[str, 
 def _run_folders(runs_dir: Path) -> Iterator[Path]:
     """Everything that lies in the sweeps' folders, in the order of its names."""
     for sweep in sorted(place for place in runs_dir.iterdir() if place.is_dir()):
-        yield from sorted(sweep.iterdir())
+        with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+            yield from sorted(sweep.iterdir())
 
 
 def will_come(state: RunState) -> bool:
     """Whether a launcher would bring this run further, as far as can be foreseen."""
     return state.state in (*LIVE, "waiting", "stopped", "lost")
+
+
+def _promised(state: RunState) -> set[int]:
+    """The checkpoints that a run under way was told to leave, and its last one."""
+    return {*_read_kept(state.folder), *state.run.config.output.keep, state.total}
 
 
 def _read_kept(folder: Path) -> set[int]:

@@ -77,6 +77,9 @@ class Sweep:
     """What tells this sweep from the file's default one: its profile, its overrides."""
     views: tuple[str, ...] = ()
     """What the page shows beside the usual (`harness.views`)."""
+    answered_by: str = ""
+    """The one of these views whose sentences answer the question; empty where the comparison of
+    the arms does."""
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What is measured on every finished run besides its training (`mixgrpo.probes`): options by
     name, the defaults filled in."""
@@ -139,6 +142,7 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
         overrides=laid_on_top,
         variant=_variant(chosen, laid_on_top),
         views=_views(chosen),
+        answered_by=_answered_by(chosen),
         probes=_probes(chosen),
     )
 
@@ -269,13 +273,7 @@ def _seeds(chosen: Chosen) -> tuple[int, ...]:
 
 def _references(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
     """By arm, the name of the arm that it is compared with."""
-    key, given = chosen.file.within, chosen.get("reference")
-    if key and given and isinstance(given.value, str):
-        raise chosen.error(
-            given.key,
-            f"with within: {key} there is a reference for each of its values; give settings, such "
-            "as {window.size: 4}",
-        )
+    key = chosen.file.within
     if key is None:
         return dict.fromkeys([arm.name for arm in arms], _reference(chosen, arms))
     lacking = next((arm.name for arm in arms if key not in arm.settings), None)
@@ -296,9 +294,15 @@ def _within_label(chosen: Chosen) -> str:
     key, given = chosen.file.within, chosen.get("reference")
     if key is None:
         return ""
-    settings = chosen.flat(given.value, given.key) if given else {}
-    wanted = ", ".join(f"{symbol(name)} = {value_text(v)}" for name, v in settings.items())
-    return f"{wanted or 'the first'} and the same {symbol(key)}"
+    if given is None:
+        wanted = "the first"
+    elif isinstance(given.value, str):
+        arm = (chosen.get("arms") or Given({}, ())).value.get(given.value) or {}
+        wanted = arm.get("label", given.value)
+    else:
+        settings = chosen.flat(given.value, given.key)
+        wanted = ", ".join(f"{symbol(name)} = {value_text(v)}" for name, v in settings.items())
+    return f"{wanted} and the same {symbol(key)}"
 
 
 def _reference(chosen: Chosen, arms: list[Arm]) -> str:
@@ -307,25 +311,28 @@ def _reference(chosen: Chosen, arms: list[Arm]) -> str:
         return arms[0].name
     names = [arm.name for arm in arms]
     if isinstance(given.value, str):
-        if given.value not in names:
-            hint = did_you_mean(given.value, names)
-            raise chosen.error(given.key, f"no such arm: {given.value}{hint}")
-        return given.value
-    wanted = chosen.flat(given.value, given.key)
-    missing = object()
-    fits = [
-        arm.name
-        for arm in arms
-        if all(arm.settings.get(key, missing) == value for key, value in wanted.items())
-    ]
+        wanted = given.value
+        # With a grid beside the arms, the name of an arm of the file is that of one per point.
+        fits = [name for name in names if wanted in (name, name.partition(",")[0])]
+        if not fits:
+            hint = did_you_mean(wanted, names)
+            raise chosen.error(given.key, f"no such arm: {wanted}{hint}")
+    else:
+        settings = chosen.flat(given.value, given.key)
+        missing = object()
+        fits = [
+            arm.name
+            for arm in arms
+            if all(arm.settings.get(key, missing) == value for key, value in settings.items())
+        ]
+        wanted = ", ".join(f"{key} = {value}" for key, value in settings.items()) or "nothing"
     if len(fits) == 1:
         return fits[0]
-    text = ", ".join(f"{key} = {value}" for key, value in wanted.items()) or "nothing"
     raise chosen.error(
         given.key,
-        f"no arm has {text}; the arms are {', '.join(names)}"
+        f"no arm has {wanted}; the arms are {', '.join(names)}"
         if not fits
-        else f"{text} fits the arms {', '.join(fits)}; say more, so that one is left",
+        else f"{wanted} fits the arms {', '.join(fits)}; say more, so that one is left",
     )
 
 
@@ -388,6 +395,14 @@ def _views(chosen: Chosen) -> tuple[str, ...]:
         if name in chosen.file.views[:i]:
             raise chosen.error(("views", i), f"the view {name} is named twice; keep one")
     return chosen.file.views
+
+
+def _answered_by(chosen: Chosen) -> str:
+    given, views = chosen.file.answered_by, chosen.file.views
+    if given is not None and given not in views:
+        hint = did_you_mean(given, views) if views else "; the file has no `views:`"
+        raise chosen.error(("answered_by",), f"{given} is not one of the file's views{hint}")
+    return given or ""
 
 
 def _probes(chosen: Chosen) -> dict[str, dict[str, Any]]:

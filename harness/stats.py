@@ -118,14 +118,16 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return Interval(mean, mean - half, mean + half, sd, n, level, dropped)
 
 
-def ratio_interval(values: Mapping[int, float], reference: Mapping[int, float]) -> Interval:
+def ratio_interval(
+    values: Mapping[int, float], reference: Mapping[int, float], level: float = LEVEL
+) -> Interval:
     """Geometric mean of the ratios paired by seed, with a t interval taken on the logarithm.
 
     For times, whose errors are multiplicative. Only seeds that both have enter; `sd` is that of
     the logarithms.
     """
     ratios = [values[seed] / reference[seed] for seed in sorted(set(values) & set(reference))]
-    found = mean_interval([math.log(r) if r > 0 else math.nan for r in ratios])
+    found = mean_interval([math.log(r) if r > 0 else math.nan for r in ratios], level)
     mean, low, high = (math.exp(x) for x in (found.mean, found.low, found.high))
     return Interval(mean, low, high, found.sd, found.n, found.level, found.dropped)
 

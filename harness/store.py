@@ -111,6 +111,8 @@ class Attempt:
     """The commit of the code that ran."""
     dirty: bool | None = None
     """Whether that code had been changed since."""
+    made_on: dict[str, Any] | None = None
+    """What its bytes depend on beside the settings: code, versions, machine, processes."""
     log: str | None = None
     """Its output, as a path in the run's folder; None where that went to the terminal."""
 

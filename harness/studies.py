@@ -4,24 +4,26 @@ Reads no run folder: what a study's own report was made of lies beside it, so th
 report is the same from a fresh clone. Of the large tables it reads the columns that it uses.
 """
 
-import importlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.analysis import Analysis, analyse, core_time
-from harness.measurements import FRAMES, MADE
+from harness.measurements import FRAMES, MADE, read_kept
 from harness.results import Results
 from harness.spec import Sweep
 from harness.stats import MIN_SEEDS
-from harness.views import VIEWS
-from mixgrpo.errors import ConfigError, RunError
+from harness.views import answers, make_views
 
 if TYPE_CHECKING:
     import pandas as pd
 
 KEYS = ("arm", "seed", "iteration")
+WANTED = {
+    "metrics": lambda c: c in (*KEYS, "evaluations_computed") or c.startswith("seconds_"),
+    "evals": lambda c: c in (*KEYS, "seconds_total"),
+}
+"""Columns of the large tables that questions, cost and times need; further views need all."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,15 @@ class Study:
     machines: tuple[str, ...]
     runs: "pd.DataFrame"
     """One line per finished run: arm, seed, hash, seconds of training by the clock, seconds_core
-    of one core (NaN where not known), seconds_evaluation, evaluations of the network."""
+    of one core (NaN where not known), seconds_evaluation, evaluations of the network:
+    what the run computed itself, without its first `shared` iterations, which are a copy of another
+    run's; all of them where it is `copied` as a whole."""
+    answers: tuple[str, ...]
+    """What answers the question where the comparison of the arms does not (`Sweep.answered_by`)."""
+    is_answered: bool
+    """Whether there is what these are made from."""
     said: tuple[str, ...]
-    """What the study's further views say, one sentence each."""
+    """What the study's other views say, one sentence each."""
 
     @property
     def folder(self) -> str:
@@ -60,49 +68,19 @@ def has_measurements(sweep: Sweep, reports: Path) -> bool:
 def read_study(sweep: Sweep, reports: Path) -> Study:
     """The study whose report lies in `reports`. ConfigError where that is another configuration's,
     RunError where it cannot be read."""
-    folder = reports / sweep.report_name
-    results = _results(sweep, folder)
+    results, probes = read_kept(sweep, reports / sweep.report_name, {} if sweep.views else WANTED)
     analysis = analyse(sweep, results)
+    views = make_views(analysis, results, probes, sweep.views)
+    others = [view for view in views if view.name != sweep.answered_by]
     return Study(
         sweep=sweep,
         analysis=analysis,
         machines=tuple(results.env),
         runs=_cost_of_runs(results),
-        said=_said(sweep, analysis, results, folder),
+        answers=tuple(answers(views, sweep.answered_by)),
+        is_answered=len(others) < len(views),
+        said=tuple(view.sentences[0] for view in others if view.sentences),
     )
-
-
-def _results(sweep: Sweep, folder: Path) -> Results:
-    """All measurements where further views need them, else what questions, cost and times do."""
-    import pandas as pd
-    import pyarrow.parquet as parquet
-
-    try:
-        runs = pd.read_parquet(folder / "runs.parquet")
-        there = parquet.read_schema(folder / "metrics.parquet").names
-        times = [c for c in there if c in KEYS or c.startswith("seconds_")]
-        metrics = pd.read_parquet(
-            folder / "metrics.parquet", columns=None if sweep.views else times
-        )
-        evals = pd.read_parquet(
-            folder / "evals.parquet", columns=None if sweep.views else [*KEYS, "seconds_total"]
-        )
-        machines = [str(m) for m in json.loads((folder / MADE).read_text("utf-8"))["machines"]]
-    except Exception as error:  # whatever a damaged file makes pyarrow, json or pandas raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise RunError(f"{folder}: the measurements kept there cannot be read ({reason})") from None
-    wanted = {(run.arm, run.seed): run.hash for run in sweep.runs}
-    kept = dict(zip(zip(runs["arm"], runs["seed"], strict=True), runs["hash"], strict=True))
-    if any(wanted.get(key) != identity for key, identity in kept.items()):
-        raise ConfigError(f"{folder} keeps measurements of another configuration")
-    new = [
-        {"arm": run.arm, "seed": run.seed, "hash": run.hash, "state": "waiting"}
-        for run in sweep.runs
-        if (run.arm, run.seed) not in kept
-    ]
-    if new:  # arms or seeds that the file got since
-        runs = pd.concat([runs, pd.DataFrame(new)], ignore_index=True)
-    return Results(runs, metrics, evals, machines)
 
 
 def _cost_of_runs(results: Results) -> "pd.DataFrame":
@@ -111,30 +89,38 @@ def _cost_of_runs(results: Results) -> "pd.DataFrame":
 
     keys = ["arm", "seed"]
     finished = results.runs[results.runs["state"] == "finished"]
-    own = finished[[*keys, "hash"]].assign(
-        seconds=finished["seconds_total"], evaluations=finished["evaluations_computed"]
+    own = finished[[*keys, "hash", "iterations"]].assign(
+        seconds=finished["seconds_total"],
+        evaluations=finished["evaluations_computed"],
+        shared=0,
+        arm=finished["arm"].astype(str),
     )
-    own["arm"] = own["arm"].astype(str)
-    parts = [("seconds_evaluation", results.evals, "seconds_total")]
-    if core_time(results):
-        parts.append(("seconds_core", results.metrics, "seconds_cpu"))
-    for name, frame, column in parts:
-        sums = frame.groupby(keys, observed=True, sort=True)[column].sum().rename(name)
-        own = pd.merge(own, sums.reset_index().astype({"arm": str}), on=keys, how="left")
-    return own if "seconds_core" in own else own.assign(seconds_core=float("nan"))
+    if "shared" in finished:
+        own["shared"] = finished["shared"].fillna(0).astype(int)
+        own["seconds"] -= finished["shared_seconds"].fillna(0.0)
+    begins = own.set_index(keys)["shared"]
 
+    def sums(frame: "pd.DataFrame", column: str, copied: bool, judged: bool) -> "pd.DataFrame":
+        """What a column's copied lines sum up to by run, or those that it made itself."""
+        lines = frame[[*keys, "iteration", column]].assign(arm=frame["arm"].astype(str))
+        first = begins.reindex(pd.MultiIndex.from_frame(lines[keys])).fillna(0).to_numpy()
+        # The evaluation after the last copied iteration was copied too.
+        there = (lines["iteration"] < first) | (
+            judged & (lines["iteration"] == first) & (first > 0)
+        )
+        lines[column] = lines[column].where(there == copied, 0)
+        return lines.groupby(keys, sort=True)[column].sum().rename("sum").reset_index()
 
-def _said(sweep: Sweep, analysis: Analysis, results: Results, folder: Path) -> tuple[str, ...]:
-    """The first sentence of every view that the sweep's file asks for."""
-    import pandas as pd
+    def of_runs(part: "pd.DataFrame") -> "pd.Series[float]":
+        return pd.merge(own[keys], part, on=keys, how="left")["sum"].set_axis(own.index)
 
-    if not sweep.views:
-        return ()
-    probes = folder / "probes.parquet"
-    measured = pd.read_parquet(probes) if probes.exists() else None
-    said: list[str] = []
-    for name in sweep.views:
-        module, _, function = VIEWS[name].partition(":")
-        view = getattr(importlib.import_module(module), function)(analysis, results, measured)
-        said += [] if view is None else view.sentences[:1]
-    return tuple(said)
+    if own["shared"].any():
+        copies = sums(results.metrics, "evaluations_computed", copied=True, judged=False)
+        own["evaluations"] -= of_runs(copies).fillna(0)
+    own["seconds_evaluation"] = of_runs(sums(results.evals, "seconds_total", False, judged=True))
+    own["seconds_core"] = (
+        of_runs(sums(results.metrics, "seconds_cpu", copied=False, judged=False))
+        if core_time(results)
+        else float("nan")
+    )
+    return own.assign(copied=own["shared"] >= own.pop("iterations"))

@@ -241,7 +241,8 @@ def _run(sweep: Sweep, part: Sweep, runs: Path, reports: Path, asked: _Asked, pr
     with Progress(sweep.measure) as progress:
         make = _executor(sweep, runs, asked, progress.say)
         scheduler = _scheduler(sweep, runs, asked)
-        sharing = Sharing(sweep, runs) if asked.share else None
+        queued = asked.executor == "slurm"
+        sharing = Sharing(sweep, runs, queued) if asked.share else None
         launcher = Launcher(part, runs, progress, make, scheduler, asked.retry, sharing)
         complete = launcher.go()
     if not complete:

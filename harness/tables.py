@@ -6,11 +6,12 @@ page. The same measurements give the same bytes.
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import findings, paper
-from harness.analysis import Analysis, ArmResult, Quartiles
+from harness.analysis import ONE_CORE, Analysis, ArmResult, Quartiles
 from harness.numbers import NOTHING, interval, number, p_value, seconds
 from harness.stats import Interval
 
@@ -99,7 +100,8 @@ def _quality(analysis: Analysis) -> Table:
         f"The reward {analysis.measure} on held-out prompts",
         ("arm", "seeds", "before", "after", "gain"),
         tuple(rows),
-        "Mean over seeds [95 % Student interval]. The gain is paired by seed.",
+        "Mean over seeds [95 % Student interval, each of one arm alone]. The gain is paired by "
+        f"seed. In these arms the reward is {analysis.role(analysis.measure)}.",
     )
 
 
@@ -145,10 +147,19 @@ def _other_rewards(analysis: Analysis) -> Table:
         "The other rewards on held-out prompts",
         tuple(columns),
         tuple(rows),
-        f"Trained on: {', '.join(analysis.trained)}. Only measured: "
-        f"{', '.join(analysis.held_out) or 'none'}. A held-out reward that falls while the trained "
-        "one rises is reward hacking.",
+        f"{_roles(analysis)} Changes have the 95 % Student interval of one arm alone. Where a "
+        "reward falls that an arm does not train on, while one rises that it does, that is reward "
+        "hacking.",
     )
+
+
+def _roles(analysis: Analysis) -> str:
+    """Which rewards the arms train on, and which are only measured, arm by arm if they differ."""
+    by_role: dict[str, list[str]] = {}
+    for reward in (*analysis.trained, *analysis.held_out):
+        by_role.setdefault(analysis.role(reward), []).append(reward)
+    said = "; ".join(f"{', '.join(rewards)}: {role}" for role, rewards in by_role.items())
+    return f"{said}."
 
 
 def _cost(analysis: Analysis) -> Table:
@@ -174,9 +185,10 @@ def _cost(analysis: Analysis) -> Table:
         "NFE_old and NFE_θ count per image, as the paper does. Evaluations and backward passes "
         "are counted, after sharing. Seconds: median over iterations and seeds without the first "
         "two iterations, and without what is measured beside the training (health); their ratio is "
-        "paired by seed"
+        "paired by seed, each with its own 95 % interval"
         + (
-            ". They are seconds of one core's time: waiting for other work is not in them."
+            f". They are {ONE_CORE}, so that a small difference between runs that had other "
+            "company means little."
             if analysis.core_time
             else ", and means little where runs shared a machine."
         ),
@@ -269,8 +281,10 @@ def to_csv(analysis: Analysis) -> str:
     return str(frame(analysis).to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
-def to_markdown(analysis: Analysis) -> str:
-    said = [findings.answer(analysis), findings.gain(analysis), findings.cost(analysis)]
+def to_markdown(analysis: Analysis, answers: Sequence[str] = ()) -> str:
+    """`answers`: what is said before the comparison of the arms, where another measurement answers
+    the question."""
+    said = [*answers, findings.answer(analysis), findings.gain(analysis), findings.cost(analysis)]
     parts = [f"# {_plain(analysis.sweep.question)}", *map(_plain, said)]
     for table in tables(analysis):
         parts += [f"## {_plain(table.title)}", markdown_table(table), table.note]

@@ -8,6 +8,7 @@ paths has.
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from harness.spec import Run
@@ -79,15 +80,35 @@ class _Growing:
     """Path and name of those that will come to further points, sorted."""
     reached: dict[str, int] = field(default_factory=dict)
     """Iterations that they are past, by name."""
+    promises: dict[str, AbstractSet[int]] = field(default_factory=dict)
+    """The points at which those that are under way will leave a checkpoint, by name."""
+
+    def add(self, member: Member, past: int) -> None:
+        insort(self.order, (member.path, member.name))
+        self.reached[member.name] = past
+
+    def point(self, source: str, most: int) -> int:
+        """The last of the first `most` iterations after which the source will have a checkpoint.
+        0 for none."""
+        past = self.reached.get(source, most + 1)
+        if source in self.promises:
+            return max((m for m in self.promises[source] if past <= m <= most), default=0)
+        return most if past <= most else 0
 
 
 def trunks(
-    family: Family, states: Mapping[str, RunState], comes: Callable[[RunState], bool]
+    family: Family,
+    states: Mapping[str, RunState],
+    comes: Callable[[RunState], bool],
+    promised: Callable[[RunState], AbstractSet[int]],
+    queued: bool = False,
 ) -> dict[str, Trunk]:
     """From where each run of a family starts that has nothing yet, by its folder's name.
 
     Left out are those that start from nothing. `states` are those of the runs that count, by folder
-    name, `comes` says of one whether it is under way or will be.
+    name, `comes` says of one whether it is under way or will be, `promised` of one under way which
+    checkpoints it was told to leave. Where starts are `queued`, one of these that it was not told
+    to leave may be gone by then.
     """
     starting: list[Member] = []
     begun: list[Member] = []
@@ -100,12 +121,17 @@ def trunks(
     for member in begun:
         state = states[member.name]
         points = checkpoints_of(state.folder)
-        for point in points:
+        if state.state in LIVE:
+            tree.promises[member.name] = promise = promised(state)
+            stay = [m for m in points if m in promise] if queued else points
+        else:
+            stay = points
+        for point in stay:
             tree.made.setdefault(member.path[:point], member.name)
         if comes(state):
             # What does not run goes back to its newest checkpoint.
-            past = state.iteration if state.state in LIVE else max(points, default=0)
-            _grow(tree, member, past)
+            running = state.state == "running"
+            tree.add(member, state.iteration if running else max(points, default=0))
     tree.lengths = sorted({len(found) for found in tree.made}, reverse=True)
     found: dict[str, Trunk] = {}
     for member in starting:
@@ -113,7 +139,7 @@ def trunks(
         if trunk is not None:
             found[member.name] = trunk
         if comes(states[member.name]):
-            _grow(tree, member, trunk.iterations if trunk else 0)
+            tree.add(member, trunk.iterations if trunk else 0)
     return found
 
 
@@ -122,11 +148,6 @@ def may_start(state: RunState) -> bool:
     if state.state == "waiting":
         return True
     return state.state not in ("finished", *LIVE) and not checkpoints_of(state.folder)
-
-
-def _grow(tree: _Growing, member: Member, past: int) -> None:
-    insort(tree.order, (member.path, member.name))
-    tree.reached[member.name] = past
 
 
 def _source(tree: _Growing, member: Member, found: Mapping[str, Trunk]) -> Trunk | None:
@@ -144,8 +165,9 @@ def _source(tree: _Growing, member: Member, found: Mapping[str, Trunk]) -> Trunk
             if common < member.least or (best is not None and common <= best.iterations):
                 continue
             source = _who_computes(common, name, found)
-            if tree.reached.get(source, common + 1) <= common:
-                best = Trunk(source, common, ready=False)
+            point = tree.point(source, common)
+            if point >= member.least and (best is None or point > best.iterations):
+                best = Trunk(source, point, ready=False)
     return best
 
 
@@ -164,15 +186,16 @@ def points(found: Mapping[str, Trunk]) -> dict[str, set[int]]:
     return kept
 
 
-def needed(family: Family, source: str, iterations: int, unstarted: Callable[[Run], bool]) -> bool:
-    """Whether a run of the family may yet start from this checkpoint of the source's."""
-    own = next(member.path for member in family if member.name == source)
+def needed(unstarted: Sequence[tuple[str, str]], source: Member, iterations: int) -> bool:
+    """Whether a run may yet start from this checkpoint of the source's.
+
+    `unstarted` are path and name of those in the family that have nothing yet, sorted.
+    """
+    beginning = source.path[:iterations]
+    at = bisect_left(unstarted, (beginning, ""))
+    # All that begin so stand together, and the source is among them once at most.
     return any(
-        member.name != source
-        and member.path[:iterations] == own[:iterations]
-        and len(member.path) >= iterations
-        and unstarted(member.run)
-        for member in family
+        path.startswith(beginning) and name != source.name for path, name in unstarted[at : at + 2]
     )
 
 

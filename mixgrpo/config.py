@@ -387,6 +387,12 @@ def _fits_sampler(config: RunConfig) -> None:
             "objective.step_gradient unit needs the same trained steps in every image; leave "
             "window.fraction and window.count at their defaults, or take plain"
         )
+    if config.objective.step_gradient == "unit" and config.objective.step_weight != "none":
+        raise ValueError(
+            "objective.step_gradient unit scales every step's gradient to norm 1, whatever "
+            f"objective.step_weight {config.objective.step_weight} made of it; take step_weight "
+            "none, or step_gradient plain"
+        )
     guard = config.objective.ratio == "guard" or config.objective.step_weight == "noise"
     if guard and s.density == "released":
         raise ValueError(

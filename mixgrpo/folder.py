@@ -13,6 +13,8 @@ from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.identity import config_hash, differences
 
 RESULT = "result.json"
+ORIGIN = "origin.json"
+"""Says which run its first iterations were copied from, how many, and their seconds."""
 
 
 def claim(config: RunConfig, folder: Path) -> None:
@@ -86,6 +88,7 @@ class Measured:
         self.config = config
         self.metrics = folder / "metrics.jsonl"
         self.evals = folder / "eval.jsonl"
+        self.origin = folder / ORIGIN
 
     def due(self, done: int) -> bool:
         """Whether an evaluation belongs after `done` iterations."""
@@ -109,7 +112,24 @@ class Measured:
         evals = [line for line in jsonlines.whole_lines(self.evals) if line["iteration"] <= done]
         jsonlines.replace(self.metrics, lines)
         jsonlines.replace(self.evals, evals)
+        self._disown(lines)
         return lines, evals
+
+    def _disown(self, lines: list[dict[str, Any]]) -> None:
+        """Of what was copied, only these are left: the run computes the others itself."""
+        try:
+            said = json.loads(self.origin.read_bytes())
+            if said["iterations"] <= len(lines):
+                return
+        except FileNotFoundError:
+            return
+        except (ValueError, LookupError, TypeError):
+            lines = []  # it says nothing
+        if not lines:
+            self.origin.unlink()
+            return
+        seconds = sum(line.get("seconds_total", 0.0) for line in lines)
+        write_json(self.origin, {**said, "iterations": len(lines), "seconds": seconds})
 
 
 def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:

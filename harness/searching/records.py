@@ -137,7 +137,7 @@ def read_files(search: "Search", folder: Path) -> "tuple[pd.DataFrame, dict[str,
 
 def has_results(search: "Search", runs_dir: Path, reports_dir: Path) -> bool:
     """Whether a report could be written."""
-    from harness.searching.study import storage_file
+    from harness.searching.storage import storage_file
 
     kept = reports_dir / search.report_name
     return (kept / FILE).exists() or storage_file(runs_dir / search.name).exists()

@@ -8,9 +8,11 @@ from harness.launcher import LAUNCHER
 from harness.numbers import number
 from harness.plan import evaluations
 from harness.searching.file import Search
-from harness.searching.launcher import in_words, make_sweep, runs_of
+from harness.searching.runs import make_sweep, runs_of
 from harness.searching.space import label
-from harness.searching.study import NoTrialsError, Study, Trial
+from harness.searching.storage import NoTrialsError
+from harness.searching.study import Study, Trial
+from harness.searching.trials import in_words
 from harness.store import look
 from mixgrpo import lease
 from mixgrpo.errors import ConfigError

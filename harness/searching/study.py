@@ -4,26 +4,25 @@ What a trial was given, how it ended and why is all here; what its runs measured
 folders. One launcher at a time writes. A trial that a kill left half asked is asked on.
 """
 
+import functools
 import hashlib
-import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from harness.searching import space
 from harness.searching.file import Search
 from harness.searching.space import Asked
-from mixgrpo.errors import ConfigError, RunError
+from harness.searching.storage import NoTrialsError, open_storage, reached, where
+from mixgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.samplers import TPESampler
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-JOURNAL = "study.journal"
 TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
 _MOST_PER_TRIAL = 10
@@ -39,7 +38,7 @@ class Trial:
     asked: Asked | None
     """None while it waits, or where a kill left it half asked."""
     why: str = ""
-    """Why it was given up or failed; of a running one: why it is being given up."""
+    """Why it was given up or failed; of a running one: why it is being given up (`drop`)."""
     enqueued: bool = False
     free: bool = False
     """Whether nothing ran for it: it cannot be run, is over the budget, or was tried before."""
@@ -57,53 +56,67 @@ class Trial:
         return space.arm_name(self.asked) if self.asked is not None else ""
 
 
-def storage_file(folder: Path) -> Path:
-    """The journal of a search in its folder of runs."""
-    return folder / JOURNAL
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-class NoTrialsError(RunError):
-    """The storage has no search of this name."""
+def _in_storage(method: _Method) -> _Method:
+    """A method of Study that raises RunError where the storage fails."""
+
+    @functools.wraps(method)
+    def wrapped(study: "Study", *args: Any, **kwargs: Any) -> Any:
+        with reached(study._folder, study._url):
+            return method(study, *args, **kwargs)
+
+    return cast(_Method, wrapped)
 
 
 class Study:
     """The trials of one search."""
 
     def __init__(self, search: Search, folder: Path, url: str | None, create: bool = True) -> None:
-        """`url`: an Optuna storage; the journal in `folder` where none is given.
+        """`url`: an Optuna storage; the journal in `folder` where none is given. With `create` the
+        caller holds the search's lease.
 
         ConfigError where the storage holds another search of this name; RunError where it cannot be
-        reached, NoTrialsError where it has none and `create` is false.
+        reached, NoTrialsError where it has none and `create` is false. All methods raise RunError
+        where the storage fails.
         """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.search = search
-        name = search.report_name
-        up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
-        directions = [up if objective == "reward" else down for objective in search.objectives]
-        with _quiet():
-            storage = _open(folder, url, create)
-            if create:
-                self.study: optuna.Study = optuna.create_study(
-                    study_name=name, storage=storage, directions=directions, load_if_exists=True
-                )
-            else:
-                try:
-                    self.study = optuna.load_study(study_name=name, storage=storage)
-                except KeyError:
-                    raise NoTrialsError(f"{name}: has no trials yet") from None
-        known = self.study.user_attrs.get("identity")
-        if known not in (None, search.identity):
-            raise ConfigError(
-                f"{search.file}: the trials of {name} in {where(folder, url)} were made with "
-                "another space, base, objective, measure or other seeds, and cannot be compared; "
-                "give the search another name, or take the change back"
-            )
-        if create and known is None:
-            self.study.set_user_attr("identity", search.identity)
+        self.search, self._folder, self._url = search, folder, url
         self._open: dict[int, optuna.trial.Trial] = {}
+        storage = open_storage(folder, url, create)
+        with reached(folder, url):
+            self.study: optuna.Study = self._load(storage, create)
+            known = self.study.user_attrs.get("identity")
+            if known not in (None, search.identity):
+                raise ConfigError(
+                    f"{search.file}: the trials of {search.report_name} in {where(folder, url)} "
+                    "were made with another space, base, objective, measure or other seeds, and "
+                    "cannot be compared; give the search another name, or take the change back"
+                )
+            if create and known is None:
+                self.study.set_user_attr("identity", search.identity)
 
+    def _load(self, storage: "BaseStorage", create: bool) -> "optuna.Study":
+        import optuna
+
+        name = self.search.report_name
+        up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        if create:
+            return optuna.create_study(
+                study_name=name,
+                storage=storage,
+                directions=[up if one == "reward" else down for one in self.search.objectives],
+                load_if_exists=True,
+            )
+        try:
+            return optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            raise NoTrialsError(f"{name}: has no trials yet") from None
+
+    @_in_storage
     def trials(self) -> list[Trial]:
         """All of them, by number."""
         return [_read(self.search, found) for found in self._frozen()]
@@ -111,6 +124,7 @@ class Study:
     def _frozen(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)
 
+    @_in_storage
     def enqueue(self, again: bool = False) -> None:
         """Put the file's own settings first, once; with `again`, failed ones once more."""
         for asked in self.search.enqueue:
@@ -130,46 +144,53 @@ class Study:
                 attrs = {"again": trial.arm, "enqueued": trial.enqueued}
                 self.study.enqueue_trial(dict(trial.asked or {}), user_attrs=attrs)
 
+    @_in_storage
     def resume(self) -> None:
         """Ask on for the trials that were running when the last launcher ended."""
         for found in self._frozen():
             if found.state.name == "RUNNING":
                 self._suggest(found.number)
 
+    @_in_storage
     def ask(self) -> Trial:
         """The next trial: one that waits, or new settings."""
-        with _quiet():
-            number = len(self._frozen())
-            self.study.sampler = _sampler(self.search, number)
-            trial = self.study.ask()
-            self._open[trial.number] = trial
-            space.suggest(self.search.space, trial)
+        number = len(self._frozen())
+        self.study.sampler = _sampler(self.search, number)
+        trial = self.study.ask()
+        self._open[trial.number] = trial
+        space.suggest(self.search.space, trial)
         return self.trials()[trial.number]
 
     def _suggest(self, number: int) -> None:
         import optuna
 
-        with _quiet():
-            self.study.sampler = _sampler(self.search, number)
-            trial = optuna.trial.Trial(self.study, self._frozen()[number]._trial_id)
-            self._open[number] = trial
-            space.suggest(self.search.space, trial)
+        self.study.sampler = _sampler(self.search, number)
+        trial = optuna.trial.Trial(self.study, self._frozen()[number]._trial_id)
+        self._open[number] = trial
+        space.suggest(self.search.space, trial)
 
+    @_in_storage
     def note(self, trial: Trial, **what: Any) -> None:
         """Keep something about a running trial."""
         for key, value in what.items():
             self._open[trial.number].set_user_attr(key, value)
 
+    def drop(self, trial: Trial, why: str) -> None:
+        """Keep that a running trial is being given up, while its jobs end."""
+        self.note(trial, dropped=why)
+
+    @_in_storage
     def constrain(self, trial: Trial, name: str, excess: float) -> None:
         """How much a trial is over a bound; not above 0 where it keeps it."""
         if name not in self._frozen()[trial.number].constraints:
-            with _quiet():
-                self._open[trial.number].set_constraint(name, excess)
+            self._open[trial.number].set_constraint(name, excess)
 
+    @_in_storage
     def complete(self, trial: Trial, values: list[float]) -> None:
         self._report(trial)
         self.study.tell(trial.number, values)
 
+    @_in_storage
     def prune(self, trial: Trial, why: str, free: bool = False) -> None:
         """Give a trial up. `free`: nothing has run for it."""
         import optuna
@@ -178,6 +199,7 @@ class Study:
         self._report(trial)
         self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
 
+    @_in_storage
     def fail(self, trial: Trial, why: str) -> None:
         import optuna
 
@@ -193,6 +215,7 @@ class Study:
                 if reward is not None and index not in found.intermediate_values:
                     self._open[trial.number].report(reward, index)
 
+    @_in_storage
     def wants_more(self) -> bool:
         """Whether there are settings left to try."""
         trials = self.trials()
@@ -216,7 +239,8 @@ def _read(search: Search, found: "FrozenTrial") -> Trial:
         number=found.number,
         state=states[found.state.name],
         asked=space.read(search.space, found.params),
-        why=str(attrs.get("why", "")),
+        # A kill may have left `why` behind before the trial was told: of a running one it is void.
+        why=str(attrs.get("dropped" if found.state.name == "RUNNING" else "why", "")),
         enqueued=bool(attrs.get("enqueued")),
         free=bool(attrs.get("free")),
         rewards=_by_seed(attrs.get("rewards")),
@@ -239,55 +263,3 @@ def _sampler(search: Search, number: int) -> "TPESampler":
     seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
     # With `group`, settings that are asked for only sometimes are modelled where they are.
     return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-
-
-def where(folder: Path, url: str | None) -> str:
-    """The storage in words, without a password."""
-    if url is None:
-        return str(storage_file(folder))
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
-def _open(folder: Path, url: str | None, create: bool) -> "BaseStorage":
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    if url is None:
-        file = storage_file(folder)
-        if not create and not file.exists():
-            raise NoTrialsError(f"{file}: is not there: the search has not begun")
-        if create:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _cut_last_line(file)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-    try:
-        return optuna.storages.get_storage(url)
-    except Exception as error:  # of SQLAlchemy, a driver, a server
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunError(
-            f"--storage {where(folder, url)}: cannot be opened: {text[0]}; is the server up, the "
-            "database made, and its driver installed?"
-        ) from None
-
-
-def _cut_last_line(file: Path) -> None:
-    """Remove a last line that a full disk or a kill cut short: the next would be glued to it."""
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(file, whole)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's warnings that what is used here is experimental."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="optuna")
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        import optuna
-
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        yield

@@ -5,8 +5,8 @@ finished runs alone, and where these do not have what it needs, it is left out.
 """
 
 import importlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ class View:
     sentences: tuple[str, ...]
     """The answer, in one to three."""
     tables: "tuple[Table, ...]"
-    pictures: "tuple[Picture, ...]"
+    pictures: "tuple[Callable[[], Picture], ...]"
+    """Each draws when called: who wants the sentences alone draws nothing."""
+    name: str = ""
+    """Its key in `VIEWS`; set by `make_views`."""
 
 
 def make_views(
@@ -49,13 +52,22 @@ def make_views(
     probes: "pd.DataFrame | None",
     names: Iterable[str],
 ) -> list[View]:
-    """The default views and the named ones, each once; without those that have no data."""
+    """The named views, each once; without those that have no data."""
     found = []
-    for name in dict.fromkeys((*DEFAULT, *names)):
+    for name in dict.fromkeys(names):
         module, _, function = VIEWS[name].partition(":")
         view: View | None = getattr(importlib.import_module(module), function)(
             analysis, results, probes
         )
         if view is not None:
-            found.append(view)
+            found.append(replace(view, name=name))
+    return found
+
+
+def answers(views: Iterable[View], name: str) -> list[str]:
+    """What the view `name` answers, or that it has nothing to answer from; nothing without a
+    name."""
+    found = [sentence for view in views if view.name == name for sentence in view.sentences]
+    if name and not found:
+        return [f"Cannot conclude: the runs do not have yet what the view {name} is made from."]
     return found

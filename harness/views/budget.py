@@ -5,7 +5,9 @@ same. So every run is read at the largest budget that all of them reached, and t
 there as they are after training.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -160,8 +162,10 @@ def _table(analysis: Analysis, budgets: list[Budget]) -> Table:
         tuple(rows),
         "Arm minus reference on held-out prompts, paired by seed, with the interval that holds for "
         "all arms of a column together with 95 %; better and worse stand where it leaves zero out. "
-        "Between two evaluations of a run its measure is interpolated linearly. Seconds are those "
-        f"of training ({analysis.seconds_in_words}), without evaluation and health.",
+        "Between two evaluations of a run its measure is interpolated linearly, which reads a "
+        "curve that flattens too low there, so that an arm read between its evaluations stands a "
+        "little too low beside one read at an evaluation. Seconds are those of training "
+        f"({analysis.seconds_in_words}), without evaluation and health.",
     )
 
 
@@ -170,13 +174,14 @@ def _cell(comparison: Comparison) -> str:
     return f"{interval(comparison.simultaneous, signed=True)} {verdict}".strip()
 
 
-def _pictures(analysis: Analysis, budgets: list[Budget]) -> tuple[Picture, ...]:
+def _pictures(analysis: Analysis, budgets: list[Budget]) -> tuple[Callable[[], Picture], ...]:
     caption = (
         f"Difference in {analysis.measure} to {analysis.sweep.reference_label} at equal budgets, "
         "paired by seed, with the interval that holds for all arms together. Right of zero: better "
         "than the reference." + some_drawn(analysis)
     )
-    return (picture("budget", "At equal budgets", caption, lambda: _figure(analysis, budgets)),)
+    title = "At equal budgets"
+    return (partial(picture, "budget", title, caption, lambda: _figure(analysis, budgets)),)
 
 
 def _figure(analysis: Analysis, budgets: list[Budget]) -> "Figure":

@@ -2,11 +2,14 @@
 
 The two KL divergences (`mixgrpo.distributions`) are measured where the window has just moved, or
 every `window.interval` iterations where it does not. What the position does to them and what
-training does is told apart by `harness.views.position`.
+training does is told apart by `harness.views.position`, on the logarithm of the KL.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from harness.analysis import Analysis, by_arm
 from harness.drawing import (
@@ -22,11 +25,12 @@ from harness.drawing import (
 )
 from harness.figures import picture
 from harness.numbers import NOTHING, interval
-from harness.stats import Interval, mean_interval
+from harness.stats import LEVEL, Interval, mean_interval
 from harness.tables import Table
 from harness.views import View
 from harness.views.position import training_parts
-from harness.views.words import label, listed, moved
+from harness.views.positive import exponential, geometric, side
+from harness.views.words import label, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,10 +39,12 @@ if TYPE_CHECKING:
     from harness.results import Results
 
 KINDS = {
-    "drift_step_kl": ("KL of a step", "nats per element"),
     "drift_image_kl": ("KL of the images", "nats per feature"),
+    "drift_step_kl": ("KL of a step", "nats per element"),
 }
 DIGITS = 4
+FACTOR = 2
+"""Digits of a ratio."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,11 @@ class _Found:
     first: Interval
     last: Interval
     change: Interval
-    """Last minus first, by seed."""
+    """Last over first, by seed; like the next two a factor, and simultaneous."""
     training: Interval | None
     """The part of it at equal position; None where it cannot be told apart."""
     move: Interval | None
-    """The rest, by move of the window; None for one that stays, or where it is not known."""
+    """The rest, by move of the window; None where it does not slide, or where it is not known."""
 
     @property
     def stays(self) -> bool:
@@ -63,16 +69,24 @@ class _Found:
 
     @property
     def slides(self) -> bool:
-        """Whether it moves on, one way; not so where its places are drawn."""
-        return not self.stays and list(self.positions) == sorted(self.positions)
+        return _slides(self.positions)
+
+
+def _slides(positions: tuple[int, ...]) -> bool:
+    """Whether a window moves on, one way; not so where its places are drawn."""
+    return len(set(positions)) > 1 and list(positions) == sorted(positions)
 
 
 def drift(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
     """None where no run has measured it."""
     lines = _lines(analysis, results)
     kinds = [kind for kind in KINDS if kind in lines and lines[kind].notna().any()]
-    found = {kind: _found(analysis, lines[lines[kind].notna()], kind) for kind in kinds}
-    found = {kind: of_arms for kind, of_arms in found.items() if of_arms}
+    logs = {kind: _logs(analysis, lines[lines[kind] > 0], kind) for kind in kinds}
+    family = sum(_stated(log) for of_arms in logs.values() for log in of_arms)
+    level = 1 - (1 - LEVEL) / max(1, family)
+    found = {
+        kind: [_found(log, level) for log in of_arms] for kind, of_arms in logs.items() if of_arms
+    }
     if not found:
         return None
     caption = (
@@ -85,7 +99,7 @@ def drift(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None")
         title,
         _sentences(analysis, found),
         tuple(_table(analysis, kind, of_arms) for kind, of_arms in found.items()),
-        (picture("drift", title, caption, lambda: _figure(analysis, lines, list(found))),),
+        (partial(picture, "drift", title, caption, lambda: _figure(analysis, lines, list(found))),),
     )
 
 
@@ -104,8 +118,22 @@ def _lines(analysis: Analysis, results: "Results") -> "pd.DataFrame":
     return lines.assign(alike=lines["arm"].astype(str).map(ways))
 
 
-def _found(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Found]:
-    parts = training_parts(lines, kind)
+@dataclass(frozen=True)
+class _Logs:
+    """One arm's KL of one kind by seed; change, training and move on the logarithm."""
+
+    arm: str
+    positions: tuple[int, ...]
+    first: list[float]
+    last: list[float]
+    change: list[float]
+    training: list[float] | None
+    move: list[float] | None
+
+
+def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
+    """Every arm with measurements; `lines`: those of this kind, above zero."""
+    parts = training_parts(lines.assign(log=np.log(lines[kind])), "log")
     run = ["arm", "seed"]
     runs = lines.groupby(run, observed=True)
     # The first line of a run moves by NaN: by nothing.
@@ -121,24 +149,46 @@ def _found(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Found]
             continue
         one = lines_of[arm.name]
         places = one.loc[one["seed"] == one["seed"].iloc[0], "window_start"]
-        change = dict(zip(map(int, own["seed"]), own["last"] - own["first"], strict=True))
-        training = parts.get(arm.name)
-        moves = float(own["moves"].mean())
+        positions = tuple(int(place) for place in places)
+        logs = np.log(own["last"]) - np.log(own["first"])
+        change = dict(zip(map(int, own["seed"]), map(float, logs), strict=True))
+        training, moves = parts.get(arm.name), float(own["moves"].mean())
         rest = None
-        if training is not None and moves:
-            rest = mean_interval([(change[s] - training[s]) / moves for s in change])
+        if training is not None and _slides(positions):
+            rest = [(change[s] - training[s]) / moves for s in change]
         found.append(
-            _Found(
-                arm.name,
-                tuple(int(place) for place in places),
-                mean_interval(list(own["first"])),
-                mean_interval(list(own["last"])),
-                mean_interval(list(change.values())),
-                mean_interval([training[s] for s in change]) if training else None,
-                rest,
+            _Logs(
+                arm=arm.name,
+                positions=positions,
+                first=list(own["first"]),
+                last=list(own["last"]),
+                change=list(change.values()),
+                training=[training[s] for s in change] if training else None,
+                move=rest,
             )
         )
     return found
+
+
+def _stated(log: _Logs) -> int:
+    """How many intervals are given of it: what training did and what a move does, or, where these
+    cannot be told apart, the change."""
+    return 1 if log.training is None else 1 + (log.move is not None)
+
+
+def _found(log: _Logs, level: float) -> _Found:
+    def factor(values: list[float] | None) -> Interval | None:
+        return None if values is None else exponential(mean_interval(values, level))
+
+    return _Found(
+        arm=log.arm,
+        positions=log.positions,
+        first=geometric(log.first),
+        last=geometric(log.last),
+        change=exponential(mean_interval(log.change, level)),
+        training=factor(log.training),
+        move=factor(log.move),
+    )
 
 
 # ---- what is shown ---------------------------------------------------------------------------
@@ -149,29 +199,36 @@ def _sentences(analysis: Analysis, found: dict[str, list[_Found]]) -> tuple[str,
 
 
 def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
-    known = [f for f in found if f.training is not None]
+    known = [(f, f.training) for f in found if f.training is not None]
     name = KINDS[kind][0]
     if not known:
-        changes = listed([f"{label(analysis, f.arm)}: it {moved(f.change, DIGITS)}" for f in found])
+        changes = listed([f"{_times(f.change)} in {label(analysis, f.arm)}" for f in found])
         return (
-            f"{name}, from the first measurement to the last ({changes}): what training did to it "
-            "and what the window's position did cannot be told apart, as no arm was at the same "
-            "positions at another time with enough seeds."
+            f"{name} between SDE and ODE, from the first measurement to the last, became "
+            f"{changes}: what training did to it and what the window's position did cannot be told "
+            "apart, as no arm was at the same positions at another time with enough seeds."
         )
-    parts = [
-        f"in {label(analysis, f.arm)} it {moved(f.training, DIGITS)}"
-        for f in known
-        if f.training is not None
-    ]
-    said = f"{name}, by training alone, at equal position of the window: {listed(parts)}."
-    moves = [
-        f"{interval(f.move, DIGITS, signed=True)} in {label(analysis, f.arm)}"
-        for f in known
-        if f.move is not None and f.slides
-    ]
-    if moves:
-        said += f" A move of the window by itself changes it by {listed(moves)}."
-    return said
+    parts = []
+    for sign, word in ((1, "grew"), (-1, "shrank"), (0, "is not shown to have changed")):
+        arms = [f"{label(analysis, f.arm)} ({_times(t)})" for f, t in known if side(t) == sign]
+        if arms:
+            parts.append(f"{word} in {listed(arms)}")
+    said = (
+        f"Through training, {name} between SDE and ODE, at equal position of the window and if "
+        f"training does the same at every position, {'; '.join(parts)}"
+    )
+    moves = [(f, f.move) for f in found if f.move is not None]
+    shown = [f"{_times(move)} in {label(analysis, f.arm)}" for f, move in moves if side(move)]
+    rest = [f"{_times(move)} in {label(analysis, f.arm)}" for f, move in moves if not side(move)]
+    if shown:
+        said += f"; a move of the window by itself takes it {listed(shown)}"
+    if rest:
+        said += f"; a move of the window is not shown to change it ({listed(rest)})"
+    return f"{said}."
+
+
+def _times(found: Interval) -> str:
+    return f"times {interval(found, FACTOR)}"
 
 
 def _table(analysis: Analysis, kind: str, found: list[_Found]) -> Table:
@@ -184,22 +241,24 @@ def _table(analysis: Analysis, kind: str, found: list[_Found]) -> Table:
                 _places(f),
                 interval(f.first, DIGITS),
                 interval(f.last, DIGITS),
-                interval(f.change, DIGITS, signed=True),
-                interval(f.training, DIGITS, signed=True) if f.training else NOTHING,
-                interval(f.move, DIGITS, signed=True) if f.move and f.slides else NOTHING,
+                interval(f.change, FACTOR),
+                interval(f.training, FACTOR) if f.training else NOTHING,
+                interval(f.move, FACTOR) if f.move else NOTHING,
             )
         )
     return Table(
         f"{name} between SDE and ODE, {unit}",
         (
-            *("arm", "window at step", "first measured", "last measured", "last minus first"),
-            *("by training, at equal position", "by a move"),
+            *("arm", "window at step", "first measured", "last measured", "last over first"),
+            *("by training, at equal position, times", "by a move, times"),
         ),
         tuple(rows),
-        "Mean over seeds [95 % interval]. By training: the change over the run that is left where "
-        "every position has its own value in all arms that sample alike, and each arm changes in "
-        "proportion to the iterations (least squares, intervals by leaving out one seed at a "
-        "time). By a move: what is left of last minus first, for each move of the window. A dash: "
+        "Geometric mean over seeds; first and last with a 95 % interval each, the factors with "
+        "intervals that hold for all arms and both kinds of KL together with 95 %. By training: "
+        "the change over the run that is left where every position has its own value in all arms "
+        "that sample alike, and the logarithm of the KL changes in each arm in proportion to the "
+        "iterations, at every position alike (least squares, intervals by leaving out one seed at "
+        "a time). By a move: what is left of last over first, for each move of the window. A dash: "
         "the arm's position follows from the iteration, and no other arm tells the two apart; or "
         "the window does not slide.",
     )

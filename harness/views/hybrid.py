@@ -1,10 +1,12 @@
 """Held-out rewards by p_mix, the part of the first steps that the trained model takes.
 
-The best p_mix is chosen among several on the same numbers, so every difference comes with an
-interval that holds for all that is said about one reward together.
+What is tested is the paper's choice against the trained model alone, once for each arm. The other
+differences stand beside it as description: which p_mix is highest is seen, not tested.
 """
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness import paper
@@ -20,7 +22,7 @@ from harness.drawing import (
 )
 from harness.figures import picture
 from harness.numbers import NOTHING, interval, number
-from harness.stats import LEVEL, MIN_SEEDS, Interval, mean_interval, paired_differences
+from harness.stats import Comparison, Interval, compare, mean_interval, paired_differences
 from harness.tables import PUBLISHED_NAMES, Table
 from harness.views import View
 from harness.views.words import label, listed
@@ -47,8 +49,10 @@ class Mixed:
     role: str
     """What the arm does with the reward: trained, held out, other."""
     means: dict[float, Interval]
+    choice: Comparison | None
+    """PAPERS minus PURE, in the family of the reward's arms; None where they were not measured."""
     differences: dict[tuple[float, float], Interval]
-    """(p_mix, other): the first minus the other, paired by seed, by the simultaneous interval."""
+    """(p_mix, other) besides: the first minus the other, paired by seed, by its own interval."""
     best: float
     """The p_mix with the highest mean."""
 
@@ -68,7 +72,7 @@ def hybrid(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None"
         title,
         _sentences(analysis, mixed),
         (_means(analysis, mixed), _differences(analysis, mixed), _published()),
-        (picture("hybrid", title, caption, lambda: _figure(analysis, mixed)),),
+        (partial(picture, "hybrid", title, caption, lambda: _figure(analysis, mixed)),),
     )
 
 
@@ -87,51 +91,34 @@ def _mixed(analysis: Analysis, rows: "pd.DataFrame") -> list[Mixed]:
         ):
             values.setdefault(str(arm), {}).setdefault(float(p_mix), {})[int(seed)] = float(mean)
             roles[str(arm)] = str(role)
-        family = sum(
-            _pairs(of_arm, p, other) >= MIN_SEEDS
-            for of_arm in values.values()
-            for p, other in _comparisons(of_arm)
-        )
-        level = 1 - (1 - LEVEL) / max(1, family)
+        choices = _choices(values)
         for arm in (a.name for a in analysis.sweep.arms if a.name in values):
             of_arm = values[arm]
             means = {p: mean_interval(list(of_arm[p].values())) for p in sorted(of_arm)}
             differences = {
                 (p, other): mean_interval(
-                    list(paired_differences(of_arm[p], of_arm[other])[0].values()), level
+                    list(paired_differences(of_arm[p], of_arm[other])[0].values())
                 )
-                for p, other in _comparisons(of_arm)
+                for p, other in _described(of_arm)
             }
             best = max(means, key=lambda p: means[p].mean)
-            found.append(Mixed(arm, reward, roles[arm], means, differences, best))
+            found.append(Mixed(arm, reward, roles[arm], means, choices.get(arm), differences, best))
     return found
 
 
-def _comparisons(values: Values) -> list[tuple[float, float]]:
-    """Every p_mix with 1, and every other one with 0.8, each pair once."""
-    pairs = [(p, PURE) for p in sorted(values) if p != PURE and PURE in values]
-    return (
-        pairs
-        + [(p, PAPERS) for p in sorted(values) if p not in (PAPERS, PURE)][
-            : None if PAPERS in values else 0
-        ]
-    )
+def _choices(values: dict[str, Values]) -> dict[str, Comparison]:
+    """The paper's p_mix against the trained model alone, by arm: a family of one for each arm."""
+    both = [arm for arm, of_arm in values.items() if {PURE, PAPERS} <= of_arm.keys()]
+    pure = {arm: f"{arm} alone" for arm in both}
+    given = {arm: values[arm][PAPERS] for arm in both}
+    given |= {pure[arm]: values[arm][PURE] for arm in both}
+    return compare(given, pure | {name: name for name in pure.values()})
 
 
-def _pairs(values: Values, p: float, other: float) -> int:
-    return len(paired_differences(values[p], values[other])[0])
-
-
-def _difference(mixed: Mixed, p: float, other: float) -> Interval | None:
-    """p minus other, however it was paired; None where one of them was not measured."""
-    if (p, other) in mixed.differences:
-        return mixed.differences[p, other]
-    turned = mixed.differences.get((other, p))
-    if turned is None:
-        return None
-    return Interval(
-        -turned.mean, -turned.high, -turned.low, turned.sd, turned.n, turned.level, turned.dropped
-    )
+def _described(values: Values) -> list[tuple[float, float]]:
+    """What else is shown: the mixed ones with 1 and with 0.8. The base model alone is no choice."""
+    mixed = [p for p in sorted(values) if p not in (0.0, PURE, PAPERS)]
+    return [(p, other) for other in (PURE, PAPERS) if other in values for p in mixed]
 
 
 # ---- what is shown ---------------------------------------------------------------------------
@@ -139,78 +126,58 @@ def _difference(mixed: Mixed, p: float, other: float) -> Interval | None:
 
 def _sentences(analysis: Analysis, mixed: list[Mixed]) -> tuple[str, ...]:
     of_measure = [m for m in mixed if m.reward == analysis.measure]
-    said = [_papers_choice(analysis, of_measure)] if of_measure else []
-    said += [f"{_best(analysis, m)}." for m in of_measure]
-    others = [m for m in mixed if m.reward != analysis.measure]
-    for reward in dict.fromkeys(m.reward for m in others):
-        said.append(_other(analysis, [m for m in others if m.reward == reward]))
+    held_out = [m for m in mixed if m.role == "held out" and m.reward != analysis.measure]
+    said = []
+    if of_measure:
+        said = [_papers_choice(analysis, of_measure), _highest(analysis, of_measure)]
+    if held_out:
+        first = [m for m in held_out if m.reward == held_out[0].reward]
+        said.append(_papers_choice(analysis, first))
     return tuple(said)
 
 
 def _papers_choice(analysis: Analysis, mixed: list[Mixed]) -> str:
-    """Whether the paper's p_mix is told apart from the trained model alone."""
-    found = {m.arm: _difference(m, PAPERS, PURE) for m in mixed}
-    known = {arm: d for arm, d in found.items() if d is not None and d.known}
+    """Whether the paper's p_mix is told apart from the trained model alone, by one reward."""
+    known = [m.choice for m in mixed if m.choice and m.choice.simultaneous.known]
+    reward = mixed[0].reward
     if not known:
         return (
-            f"Whether p_mix = {_percent(PAPERS)} is better than the trained model alone cannot be "
-            f"concluded: no arm has {MIN_SEEDS} seeds of both."
+            f"Whether p_mix = {_percent(PAPERS)} is better in {reward} than the trained model "
+            "alone cannot be concluded: too few seeds of both."
         )
     parts = []
-    for sign, word in ((1, "better"), (-1, "worse")):
+    for verdicts, word in (
+        (("better",), "better in"),
+        (("worse",), "worse in"),
+        (("indistinguishable", "identical", "no variance"), "not told apart from it in"),
+    ):
         arms = [
-            f"{label(analysis, arm)} ({interval(d, signed=True)})"
-            for arm, d in known.items()
-            if d.sign == sign and d.varies
+            f"{label(analysis, c.arm)} ({interval(c.simultaneous, signed=True)})"
+            for c in known
+            if c.verdict in verdicts
         ]
         if arms:
-            parts.append(f"{word} in {listed(arms)}")
-    alike = [
-        f"{label(analysis, arm)} ({interval(d, signed=True)})"
-        for arm, d in known.items()
-        if not (d.sign and d.varies)
-    ]
-    if alike:
-        parts.append(f"not told apart from it in {listed(alike)}")
-    return (
-        f"In {analysis.measure}, p_mix = {_percent(PAPERS)}, the paper's choice, compared with the "
-        f"trained model alone is {'; '.join(parts)}."
-    )
-
-
-def _best(analysis: Analysis, mixed: Mixed) -> str:
-    top = mixed.means[mixed.best]
+            parts.append(f"{word} {listed(arms)}")
     text = (
-        f"{label(analysis, mixed.arm)}: {mixed.reward} is highest at p_mix = "
-        f"{_percent(mixed.best)} ({number(top.mean)})"
+        f"In {reward}, p_mix = {_percent(PAPERS)}, the paper's choice, compared with the trained "
+        f"model alone is {'; '.join(parts)}"
     )
-    apart: list[str] = []
-    alike: list[str] = []
-    for other in (PURE, PAPERS):
-        found = None if other == mixed.best else _difference(mixed, mixed.best, other)
-        if found is not None:
-            told = found.known and found.varies and found.sign != 0
-            (apart if told else alike).append(f"{_percent(other)} ({interval(found, signed=True)})")
-    if apart:
-        text += f", told apart from {listed(apart)}"
-    if alike:
-        text += f", not told apart from {listed(alike)}"
-    return text
+    shown = [c.detectable for c in known if math.isfinite(c.detectable)]
+    if shown:
+        low, high = number(min(shown)), number(max(shown))
+        size = low if low == high else f"{low} to {high}, by the arm,"
+        text += f"; a difference of {size} could have been shown"
+    return f"{text}."
 
 
-def _other(analysis: Analysis, mixed: list[Mixed]) -> str:
-    """One further reward: what the paper's p_mix does to it in each arm."""
-    parts = []
-    for m in mixed:
-        found = _difference(m, PAPERS, PURE)
-        if found is not None and found.known:
-            role = " (trained on it)" if m.role == "trained" else ""
-            parts.append(f"{interval(found, signed=True)} in {label(analysis, m.arm)}{role}")
-    if not parts:
-        return f"{mixed[0].reward}: too few seeds to compare."
+def _highest(analysis: Analysis, mixed: list[Mixed]) -> str:
+    arms = [
+        f"{_percent(m.best)} in {label(analysis, m.arm)} ({number(m.means[m.best].mean)})"
+        for m in mixed
+    ]
     return (
-        f"{mixed[0].reward}, p_mix = {_percent(PAPERS)} minus the trained model alone: "
-        f"{listed(parts)}."
+        f"The mean of {mixed[0].reward} is highest at p_mix = {listed(arms)}, which is seen and "
+        "not tested."
     )
 
 
@@ -247,25 +214,28 @@ def _differences(analysis: Analysis, mixed: list[Mixed]) -> Table:
     by_key = {(m.arm, m.reward): m for m in mixed}
     rows = []
     for arm in dict.fromkeys(m.arm for m in mixed):
-        for other in (PURE, PAPERS):
-            for p in sorted({p for m in mixed if m.arm == arm for p in m.means}):
-                found = [by_key.get((arm, reward)) for reward in rewards]
-                cells = [_difference(m, p, other) if m and p != other else None for m in found]
-                if any(cells) and not (p == PURE and other == PAPERS):
-                    rows.append(
-                        (
-                            label(analysis, arm),
-                            f"{_percent(p)} minus {_percent(other)}",
-                            *(interval(c, signed=True) if c else NOTHING for c in cells),
-                        )
-                    )
+        own = [by_key.get((arm, reward)) for reward in rewards]
+        chosen = [m.choice.simultaneous if m and m.choice else None for m in own]
+        lines = [(f"{_percent(PAPERS)} minus {_percent(PURE)}, tested", chosen)]
+        for p, other in dict.fromkeys(pair for m in own if m for pair in m.differences):
+            name = f"{_percent(p)} minus {_percent(other)}"
+            lines.append((name, [m.differences.get((p, other)) if m else None for m in own]))
+        rows += [
+            (
+                label(analysis, arm),
+                name,
+                *(interval(c, signed=True) if c else NOTHING for c in cells),
+            )
+            for name, cells in lines
+            if any(cells)
+        ]
     return Table(
         "Differences between values of p_mix",
         ("arm", "p_mix", *rewards),
         tuple(rows),
-        "Paired by seed. The intervals of one reward hold together with 95 % (Bonferroni over all "
-        "arms and differences): only where one leaves zero out are two values told apart, also "
-        "where the best was chosen after seeing them.",
+        "Paired by seed. Tested: the intervals of one reward hold for all arms together with 95 %. "
+        "All others are description: each interval holds by itself, and among so many some leave "
+        "zero out by chance.",
     )
 
 

@@ -83,6 +83,8 @@ def interactions(analysis: Analysis) -> dict[str, Comparison]:
     settings = {arm.name: arm.settings for arm in sweep.arms}
     first = sweep.reference
     others = sorted({r for r in sweep.references.values() if r != first})
+    if not others:
+        return {}
     (key,) = {k for r in others for k in settings[r] if settings[r][k] != settings[first].get(k)}
 
     def rest(arm: str) -> list[tuple[str, Any]]:

@@ -1,13 +1,15 @@
 """Tells what the window's position does to a measurement from what training does.
 
-The measurement y of arm a with the window at step l after m iterations is taken as
+The measurement y of arm a with the window at step l after m iterations (its logarithm, where it is
+above zero) is taken as
 
     y = F(l) + d_a m + error
 
 with one free value F(l) for every position, shared by arms that sample alike, and a slope d_a for
-every arm. Least squares over all seeds together; intervals by leaving out one seed at a time
-(jackknife). Where an arm's position follows from the iteration and no other arm was measured at the
-same positions at other times, d_a cannot be known, and is NaN.
+every arm: training is taken to do the same at every position. Least squares over all seeds
+together; intervals by leaving out one seed at a time (jackknife). Where an arm's position follows
+from the iteration and no other arm was measured at the same positions at other times, d_a cannot be
+known, and is NaN.
 """
 
 from typing import TYPE_CHECKING

@@ -2,21 +2,21 @@
 
 Measured on every finished run of the sweep, on its trained weights and on the base model
 (`mixgrpo.solver_error`). The same solvers are measured on all of them, so that a seed's value is
-the mean over its runs. Beside it stands what training itself lost where the sweep has arms that
-thin out the steps before the window and others that do not.
+the mean over its runs. Beside it stands what training itself lost where the sweep compares arms
+that thin out the steps before the window with the same that do not.
 """
 
-import math
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.analysis import Analysis
 from harness.drawing import COLOURS, MARKERS, WIDTH, legend_above
 from harness.figures import picture
 from harness.numbers import NOTHING, interval, number
-from harness.stats import LEVEL, MIN_SEEDS, Interval, mean_interval, paired_differences
-from harness.tables import Table
+from harness.stats import LEVEL, MIN_SEEDS, Comparison, Interval
+from harness.tables import VERDICTS, Table
 from harness.views import View
+from harness.views.positive import geometric, ratio, side
 from harness.views.words import label, listed
 
 if TYPE_CHECKING:
@@ -57,11 +57,12 @@ def solver_error(
         tables.append(_loss_table(analysis, losses))
     return View(
         title,
-        (*_sentences(by_seed), *_loss_sentences(analysis, losses)),
+        (*_answer(analysis, by_seed, losses), *_sentences(by_seed)),
         tuple(tables),
         (
-            picture("solver-error", title, caption, lambda: _figure(by_seed)),
-            picture(
+            partial(picture, "solver-error", title, caption, lambda: _figure(by_seed)),
+            partial(
+                picture,
                 "solver-error-position",
                 "The solver's error by the window's position",
                 places,
@@ -80,15 +81,7 @@ def _by_seed(rows: "pd.DataFrame") -> "pd.DataFrame":
 def _over_seeds(rows: "pd.DataFrame") -> tuple[float, Interval]:
     """Evaluations saved and the error over seeds, each seed by the mean of its rows."""
     means = rows.groupby("seed")[["saved", "error"]].mean()
-    return float(means["saved"].mean()), _geometric(list(means["error"]))
-
-
-def _geometric(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Geometric mean with a Student interval on the logarithm: errors are above 0, and their own
-    size is what they vary by."""
-    found = mean_interval([math.log(v) if v > 0 else math.nan for v in values], level)
-    mean, low, high = (math.exp(x) for x in (found.mean, found.low, found.high))
-    return Interval(mean, low, high, found.sd, found.n, found.level, found.dropped)
+    return float(means["saved"].mean()), geometric(list(means["error"]))
 
 
 def _middle(by_seed: "pd.DataFrame") -> float:
@@ -111,6 +104,56 @@ def _kinds(by_seed: "pd.DataFrame", place: str) -> list[tuple[str, str]]:
 
 
 # ---- what is shown ---------------------------------------------------------------------------
+
+
+def _answer(
+    analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]
+) -> tuple[str, ...]:
+    """Whether the steps before the window may be thinned out and by which order, in one sentence:
+    what the solver does wrong there, and what training lost by it."""
+    share = _middle(by_seed)
+    rows = _pick(by_seed, model="trained", at="image", place="before", ratio=share, window="sde")
+    errors = {str(order): _means(own) for order, own in rows.groupby("order", observed=True)}
+    said = []
+    if errors:
+        simplest, level = min(errors), 1 - (1 - LEVEL) / max(1, len(errors) - 1)
+        parts = []
+        for order, values in errors.items():
+            text = f"{interval(geometric(list(values.values())), DIGITS)} by order {order}"
+            if order != simplest:
+                found = ratio(values, errors[simplest], level)
+                told = "" if side(found) else ", not told apart"
+                text += f" (times {interval(found, 2)} of order {simplest}{told})"
+            parts.append(text)
+        said.append(
+            f"with {_percent(share)} of the steps before the window left, the final latents lie "
+            f"off the ODE's by {listed(parts)}"
+        )
+    known = [c for c in losses if len(c.seeds) >= MIN_SEEDS]
+    if known:
+        parts = [
+            f"{interval(c.simultaneous, signed=True)} in {label(analysis, c.arm)} "
+            f"({VERDICTS[c.verdict]}{_could_have(c)})"
+            for c in known
+        ]
+        said.append(
+            f"trained so, {analysis.measure} differs from that of {analysis.sweep.reference_label} "
+            f"by {listed(parts)}"
+        )
+    elif losses:
+        said.append("what training loses by it cannot be concluded from so few seeds")
+    text = "; ".join(said)
+    return (f"{text[0].upper()}{text[1:]}.",) if text else ()
+
+
+def _could_have(comparison: Comparison) -> str:
+    shown = number(comparison.detectable)
+    return "" if shown == NOTHING else f"; {shown} could have been shown"
+
+
+def _means(own: "pd.DataFrame") -> dict[int, float]:
+    """The mean error by seed."""
+    return {int(str(s)): float(e) for s, e in own.groupby("seed")["error"].mean().items()}
 
 
 def _sentences(by_seed: "pd.DataFrame") -> tuple[str, ...]:
@@ -156,20 +199,11 @@ def _history_sentence(trained: "pd.DataFrame", share: float) -> list[str]:
     orders = sorted({order for order, history in _kinds(own, "after") if history == "restart"})
     parts = []
     for order in orders:
-        means = {
-            history: {
-                int(str(seed)): float(error)
-                for seed, error in _pick(own, order=order, history=history)
-                .groupby("seed")["error"]
-                .mean()
-                .items()
-            }
-            for history in ("keep", "restart")
-        }
+        kept, anew = (
+            _means(_pick(own, order=order, history=history)) for history in ("keep", "restart")
+        )
         level = 1 - (1 - LEVEL) / len(orders)
-        both = sorted(means["keep"].keys() & means["restart"].keys())
-        ratio = _geometric([means["keep"][k] / means["restart"][k] for k in both], level)
-        parts.append(f"{interval(ratio, 2)} by order {order}")
+        parts.append(f"{interval(ratio(kept, anew, level), 2)} by order {order}")
     if not parts:
         return []
     return [
@@ -223,66 +257,46 @@ def _percent(share: float) -> str:
 # ---- beside it: what training lost -----------------------------------------------------------
 
 
-def _losses(analysis: Analysis) -> list[tuple[str, str, Interval, float]]:
-    """(arm that thins out before the window too, the same arm after it only, difference in the
-    measure, evaluations saved): paired by seed, intervals simultaneous."""
+def _losses(analysis: Analysis) -> list[Comparison]:
+    """The sweep's comparisons of arms that take fewer of the steps before the window than their
+    reference, and differ from it in nothing else."""
     configs = {run.arm: run.config for run in reversed(analysis.sweep.runs)}
-    pairs = []
-    for arm, config in configs.items():
-        if config.sampler.head_ratio == 1:
-            continue
-        whole = config.sampler.model_copy(update={"head_ratio": 1.0})
-        for other, given in configs.items():
-            if (
-                given.sampler == whole
-                and given.model_copy(update={"sampler": config.sampler, "seed": config.seed})
-                == config
-            ):
-                pairs.append((arm, other))
-    order = [arm.name for arm in analysis.sweep.arms]
     found = []
-    for arm, other in sorted(pairs, key=lambda pair: order.index(pair[0])):
-        left, right = analysis.by_name(arm), analysis.by_name(other)
-        differences = list(paired_differences(left.after, right.after)[0].values())
-        if differences:
-            level = 1 - (1 - LEVEL) / len(pairs)
-            saved = sum(right.nfe_rollout) / 2 - sum(left.nfe_rollout) / 2
-            found.append((arm, other, mean_interval(differences, level), saved))
+    for comparison in analysis.compared:
+        thin, whole = configs[comparison.arm], configs[comparison.reference]
+        sampler = whole.sampler.model_copy(update={"head_ratio": thin.sampler.head_ratio})
+        if (
+            thin.sampler.head_ratio < whole.sampler.head_ratio
+            and whole.model_copy(update={"sampler": sampler, "seed": thin.seed}) == thin
+        ):
+            found.append(comparison)
     return found
 
 
-def _loss_sentences(
-    analysis: Analysis, losses: list[tuple[str, str, Interval, float]]
-) -> tuple[str, ...]:
-    known = [loss for loss in losses if loss[2].n >= MIN_SEEDS]
-    if not known:
-        return ()
-    parts = []
-    for arm, other, difference, saved in known:
-        told = "" if difference.sign and difference.varies else ", not told apart from 0"
-        parts.append(
-            f"{label(analysis, arm)} against {label(analysis, other)}: "
-            f"{interval(difference, signed=True)}{told} ({number(saved, 1)} evaluations per image "
-            "saved)"
-        )
-    return (f"What training made of it in {analysis.measure}: {'; '.join(parts)}.",)
-
-
-def _loss_table(analysis: Analysis, losses: list[tuple[str, str, Interval, float]]) -> Table:
-    return Table(
-        "What thinning out before the window too did to training",
-        ("arm", "against", f"difference in {analysis.measure}", "NFE saved"),
-        tuple(
+def _loss_table(analysis: Analysis, losses: list[Comparison]) -> Table:
+    rows = []
+    for c in losses:
+        left, right = analysis.by_name(c.arm), analysis.by_name(c.reference)
+        rows.append(
             (
-                label(analysis, arm),
-                label(analysis, other),
-                interval(difference, signed=True),
-                number(saved, 1),
+                label(analysis, c.arm),
+                label(analysis, c.reference),
+                interval(c.simultaneous, signed=True),
+                number(c.detectable),
+                VERDICTS[c.verdict],
+                number(sum(right.nfe_rollout) / 2 - sum(left.nfe_rollout) / 2, 1),
             )
-            for arm, other, difference, saved in losses
+        )
+    return Table(
+        "What thinning out before the window did to training",
+        (
+            *("arm", "against", f"difference in {analysis.measure}", "could have been shown"),
+            *("verdict", "NFE saved"),
         ),
-        "After training, on held-out prompts; paired by seed [intervals that hold together with "
-        "95 %]. NFE saved: per image of a rollout, mean over the run.",
+        tuple(rows),
+        "After training, on held-out prompts; paired by seed [intervals that hold for all "
+        "comparisons of the sweep together with 95 %]. NFE saved: per image of a rollout, mean "
+        "over the run.",
     )
 
 

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.analysis import WARM_UP, Analysis, by_arm, method_seconds
+from harness.analysis import Analysis, by_arm, method_seconds, on_the_clock, steady
 from harness.drawing import (
     GREY,
     arm_label,
@@ -16,10 +17,11 @@ from harness.drawing import (
 )
 from harness.figures import picture
 from harness.numbers import NOTHING, interval, number, seconds
-from harness.stats import Interval, mean_interval, ratio_interval
+from harness.stats import LEVEL, MIN_SEEDS, Interval, mean_interval
 from harness.tables import Table
 from harness.views import View
-from harness.views.words import label
+from harness.views.positive import ratio, side
+from harness.views.words import label, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +35,10 @@ DIGITS = 2
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """One arm's rollouts beside the reference's."""
+    """One arm's rollouts beside those of the arm that it is compared with."""
 
     arm: str
+    reference: str
     ratio: float
     """Of the steps after the window to those of the whole grid (sampler.tail_ratio)."""
     nfe: Interval
@@ -43,16 +46,19 @@ class SpeedUp:
     published: float | None
     """The paper's NFE_old."""
     formula: float
-    """How many times fewer evaluations than all T steps, by `formula`."""
+    """How many times fewer evaluations than the reference, by `formula`."""
     counted: float
-    """T over the arm's mean NFE_old."""
+    """The reference's mean NFE_old over the arm's."""
     computed: float
     """Evaluations that the reference's rollouts made, after sharing, over the arm's; NaN where they
     were not counted apart from the updates'."""
     seconds: float
-    """Of the rollout, per iteration: mean over seeds of each one's median."""
+    """Of a rollout: mean over a run's iterations after warm-up, mean over seeds."""
     measured: Interval | None
-    """The reference's seconds over the arm's, paired by seed; None for the reference."""
+    """The reference's seconds over the arm's, paired by seed, simultaneous over all arms; None for
+    a reference."""
+    accelerated: bool
+    """Whether it leaves out steps after the window that its reference takes."""
 
 
 def formula(config: "RunConfig") -> float:
@@ -62,52 +68,60 @@ def formula(config: "RunConfig") -> float:
 
 
 def speedup(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
-    """None where nothing is accelerated or the reference has no finished run."""
+    """None where nothing is accelerated or no reference has a finished run."""
     found = speed_ups(analysis, results)
-    if not analysis.reference.seeds or all(s.ratio == 1 for s in found):
+    if not any(s.accelerated for s in found):
         return None
     title = "How much faster the rollouts are"
     caption = (
-        f"Seconds of a rollout with {analysis.reference.arm.label} over those of each arm, with "
-        "the 95 % interval of their ratio over seeds, beside what the formula and the evaluations "
-        "that were made let one expect." + some_drawn(analysis)
+        f"Seconds of a rollout with {analysis.sweep.reference_label} over those of each arm, with "
+        "the interval of their ratio over seeds that holds for all arms together, beside what the "
+        "formula and the evaluations that were made let one expect." + some_drawn(analysis)
     )
     return View(
         title,
         _sentences(analysis, found),
         (_table(analysis, found),),
-        (picture("speedup", title, caption, lambda: _figure(analysis, found)),),
+        (partial(picture, "speedup", title, caption, lambda: _figure(analysis, found)),),
     )
 
 
 def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
-    """Every arm with finished runs, in the sweep's order."""
+    """Every arm with finished runs whose reference has some too, in the sweep's order."""
     configs = {run.arm: run.config for run in analysis.sweep.runs}
-    medians = _median_seconds(analysis, results)
+    references = analysis.sweep.references
+    rollouts = _seconds(analysis, results)
     runs = by_arm(analysis.sweep, results.runs[results.runs["state"] == "finished"])
-    reference = analysis.sweep.reference
-    base = _rollout_evaluations(configs[reference], runs[reference])
+    family = sum(
+        len(rollouts[arm].keys() & rollouts[reference].keys()) >= MIN_SEEDS
+        for arm, reference in references.items()
+        if arm != reference
+    )
+    level = 1 - (1 - LEVEL) / max(1, family)
     found = []
     for result in analysis.arms:
-        name = result.arm.name
-        if not result.seeds:
+        name, reference = result.arm.name, references[result.arm.name]
+        if not result.seeds or not analysis.by_name(reference).seeds:
             continue
-        config, own = configs[name], runs[name]
+        config, base, own = configs[name], configs[reference], runs[name]
         nfe = mean_interval([float(v) for v in own["nfe_rollout"]])
         published = result.published.get("nfe_old")
+        computed = _rollout_evaluations(config, own)
         found.append(
             SpeedUp(
                 arm=name,
+                reference=reference,
                 ratio=config.sampler.tail_ratio,
                 nfe=nfe,
                 published=float(published) if published is not None else None,
-                formula=formula(config),
-                counted=config.sampler.steps / nfe.mean,
-                computed=base / _rollout_evaluations(config, own),
-                seconds=mean_interval(list(medians[name].values())).mean,
+                formula=formula(config) / formula(base),
+                counted=float(runs[reference]["nfe_rollout"].mean()) / nfe.mean,
+                computed=_rollout_evaluations(base, runs[reference]) / computed,
+                seconds=mean_interval(list(rollouts[name].values())).mean,
                 measured=None
                 if name == reference
-                else ratio_interval(medians[reference], medians[name]),
+                else ratio(rollouts[reference], rollouts[name], level),
+                accelerated=config.sampler.tail_ratio < base.sampler.tail_ratio,
             )
         )
     return found
@@ -121,21 +135,16 @@ def _rollout_evaluations(config: "RunConfig", runs: "pd.DataFrame") -> float:
     return float(made.mean())
 
 
-def _median_seconds(analysis: Analysis, results: "Results") -> dict[str, dict[int, float]]:
-    """Median seconds of a rollout by arm and seed, after warm-up.
+def _seconds(analysis: Analysis, results: "Results") -> dict[str, dict[int, float]]:
+    """Seconds of a rollout by arm and seed: the sum over a run after warm-up, over its iterations.
 
-    The rollout's part of an iteration by the clock, of the iteration's seconds that count.
+    A sum, as evaluations are: a median would leave out what the few iterations cost whose window
+    stands far from the others'.
     """
-    metrics = results.metrics
-    health = metrics["seconds_health"].fillna(0.0) if "seconds_health" in metrics else 0.0
-    part = metrics["seconds_rollout"] / (metrics["seconds_total"] - health)
-    own = metrics[["arm", "seed", "iteration"]].assign(seconds=part * method_seconds(results))
-    last = own.groupby(["arm", "seed"], observed=True)["iteration"].transform("max")
-    own = own[own["iteration"] >= last.clip(upper=WARM_UP)]
-    medians = own.groupby(["arm", "seed"], observed=True)["seconds"].median()
+    times = steady(on_the_clock(results.metrics, method_seconds(results)))
+    means = times.groupby(["arm", "seed"], observed=True)["seconds_rollout"].mean().reset_index()
     found: dict[str, dict[int, float]] = {arm.name: {} for arm in analysis.sweep.arms}
-    rows = medians.reset_index()
-    for arm, seed, value in zip(rows["arm"], rows["seed"], rows["seconds"], strict=True):
+    for arm, seed, value in zip(means["arm"], means["seed"], means["seconds_rollout"], strict=True):
         found[str(arm)][int(seed)] = float(value)
     return found
 
@@ -144,23 +153,35 @@ def _median_seconds(analysis: Analysis, results: "Results") -> dict[str, dict[in
 
 
 def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
-    known = [s for s in found if s.measured is not None and s.measured.known and s.ratio < 1]
+    known = [
+        (s, s.measured)
+        for s in found
+        if s.accelerated and s.measured is not None and s.measured.known
+    ]
     if not known:
         return ("How much faster the rollouts are cannot be concluded: too few seeds.",)
-    best = max(known, key=lambda s: s.measured.mean if s.measured else 0.0)
-    reference = analysis.reference.arm.label
+    parts = []
+    for sign, word in ((1, "faster"), (-1, "slower"), (0, "not told apart")):
+        these = [
+            f"{label(analysis, s.arm)} (times {interval(measured, DIGITS)}, by the evaluations "
+            f"made {number(s.computed, DIGITS)})"
+            for s, measured in known
+            if side(measured) == sign
+        ]
+        if these:
+            parts.append(f"{word} in {len(these)}: {listed(these)}")
+    arms = f"{len(known)} arms that thin" if len(known) > 1 else "1 arm that thins"
     first = (
-        f"The fastest rollouts are those of {label(analysis, best.arm)}: {_times(best.measured)} "
-        f"times as fast as those of {reference}, where the formula T / (w + (T - w) r) says "
-        f"{number(best.formula, DIGITS)} and the evaluations that were made "
-        f"{number(best.computed, DIGITS)}."
+        f"Of {arms} out the steps after the window, the rollouts compared "
+        f"with {analysis.sweep.reference_label} are {'; '.join(parts)}."
     )
-    above = [s for s in known if s.measured and s.measured.low > s.formula]
-    below = [s for s in known if s.measured and s.measured.high < s.formula]
-    within = len(known) - len(above) - len(below)
+    above = sum(measured.low > s.formula for s, measured in known)
+    below = sum(measured.high < s.formula for s, measured in known)
     second = (
-        f"Of {len(known)} accelerated arms, the measured speed-up is below the formula's in "
-        f"{len(below)}, above it in {len(above)}, and its interval holds it in {within}."
+        f"The measured speed-up is below that of the formula T / (w + (T - w) r) in {below} of "
+        f"{len(known)}, above it in {above}, and its interval holds it in "
+        f"{len(known) - above - below}; the formula is for the part after a window at step 0, and "
+        "knows nothing of steps that a group's images share."
     )
     return first, second
 
@@ -187,18 +208,19 @@ def _table(analysis: Analysis, found: list[SpeedUp]) -> Table:
             )
         )
     return Table(
-        "Speed-up of the rollout",
+        f"Speed-up of the rollout, compared with {analysis.sweep.reference_label}",
         (
             *("arm", "tail ratio r", "NFE_old, mean", "published: NFE_old", "formula"),
-            *("T / NFE_old", "evaluations made", "s / rollout", "measured"),
+            *("by NFE_old", "evaluations made", "s / rollout", "measured"),
         ),
         tuple(rows),
-        "Formula: T / (w + (T - w) r), the paper's, for a window at the start; a window that "
-        "slides leaves fewer steps behind it. T / NFE_old: from the steps of each image. "
-        "Evaluations made: the reference's over the arm's in a rollout, after sharing. Measured: "
-        "the reference's seconds over the arm's, medians of a run, paired by seed, geometric mean "
-        f"[95 % interval]; {analysis.seconds_in_words}, of which a rollout has its part by the "
-        "clock.",
+        "The last ratios are those of the reference over the arm. Formula: T / (w + (T - w) r), "
+        "the paper's, arm over reference; it is for the part after a window at step 0, so that a "
+        "window that slides leaves fewer steps to save, and it knows nothing of steps that a "
+        "group's images share. NFE_old: from the steps of each image. Evaluations made: in a "
+        "rollout, after sharing. Measured: seconds, the sum of a run after warm-up, paired by "
+        "seed, geometric mean [interval that holds for all arms together with 95 %]; "
+        f"{analysis.seconds_in_words}, of which a rollout has its part by the clock.",
     )
 
 
@@ -226,6 +248,6 @@ def _figure(analysis: Analysis, found: list[SpeedUp]) -> "Figure":
             label=name,
         )
     name_rows(axes, [arm_label(analysis, analysis.by_name(s.arm), 36) for s in shown])
-    axes.set_xlabel(f"times as fast as {analysis.reference.arm.label}")
+    axes.set_xlabel(f"times as fast as {analysis.sweep.reference_label}")
     legend_above(figure, axes)
     return figure

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,14 +21,23 @@ from harness.drawing import (
 )
 from harness.figures import picture
 from harness.numbers import NOTHING, interval, number
-from harness.stats import Interval, mean_interval, ratio_interval
+from harness.stats import (
+    LEVEL,
+    MIN_SEEDS,
+    Interval,
+    detectable_difference,
+    mean_interval,
+    ratio_interval,
+)
 from harness.tables import Table
 from harness.views import View
+from harness.views.turn import best_of_others, seed_curves, since
 from harness.views.words import label, listed
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from harness.results import Results
 
@@ -48,20 +58,26 @@ class Stability:
     end: Interval
     growth: Interval
     """Last tenth over first, by seed: geometric mean."""
-    collapsed: tuple[int, ...]
-    """Seeds that ended below where they began, by more than chance."""
+    halved: tuple[int, ...]
+    """Seeds that lost more than half of their best gain; those of `below` are among them."""
+    below: tuple[int, ...]
+    """Seeds that ended below where they began."""
     failed: tuple[int, ...]
     """Seeds whose run failed; one whose numbers are not finite does."""
+    since_best: Interval
+    """End minus the best evaluation of the other seeds' mean, by seed; simultaneous over the arms.
+    Chance did not choose it, as it does choose a seed's own best."""
+    detectable: float
+    """The true loss since then with an 80 % chance of being found; NaN where not known."""
     fall: Interval
     """Largest fall of the measure from the best value until then."""
-    worst: float
 
 
 def stability(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
     """None where no run has finished."""
-    found = judged(analysis, results)
-    if not found:
+    if not any(result.seeds for result in analysis.arms):
         return None
+    found = judged(analysis, results)
     title = "How stable training is"
     caption = (
         "The gradient's norm before it is clipped, over iterations and over the position of the "
@@ -72,26 +88,32 @@ def stability(analysis: Analysis, results: "Results", probes: "pd.DataFrame | No
         title,
         _sentences(analysis, found),
         (_table(analysis, found),),
-        (picture("stability", title, caption, lambda: _figure(analysis, results)),),
+        (partial(picture, "stability", title, caption, lambda: _figure(analysis, results)),),
     )
 
 
 def judged(analysis: Analysis, results: "Results") -> list[Stability]:
-    """Every arm with a finished run, in the sweep's order."""
+    """Every arm with a finished or a failed run, in the sweep's order."""
     norms = by_arm(analysis.sweep, _ends(results.metrics))
     falls = by_arm(analysis.sweep, _falls(results.evals, f"reward_{analysis.measure}_mean"))
+    evals = by_arm(analysis.sweep, results.evals)
+    lost = {
+        result.arm.name: _since_best(seed_curves(evals[result.arm.name], analysis.measure))
+        for result in analysis.arms
+    }
+    family = max(1, sum(len(values) >= MIN_SEEDS for values in lost.values()))
     found = []
     for result in analysis.arms:
         name = result.arm.name
-        own, lost = norms[name], falls[name]
-        if not result.seeds or not len(own):
+        failed = [s for arm, s, state in analysis.unfinished if (arm, state) == (name, "failed")]
+        if not result.seeds and not failed:
             continue
-        begin, end = (_by_seed(own, part) for part in ("begin", "end"))
-        change = result.rewards[analysis.measure]
-        chance = (change.before.high - change.before.low) / 2
-        below = lost["first"] - lost["last"]
+        begin, end = (_by_seed(norms[name], part) for part in ("begin", "end"))
+        own = falls[name]
         # Not the other way round, so that NaN, a measure that is not finite, counts.
-        collapsed = lost.loc[~(below <= (chance if math.isfinite(chance) else 0.0)), "seed"]
+        below = ~(own["last"] >= own["first"])
+        halved = ~(own["best"] - own["last"] <= (own["best"] - own["first"]) / 2)
+        loss = mean_interval(lost[name], 1 - (1 - LEVEL) / family)
         found.append(
             Stability(
                 arm=name,
@@ -99,21 +121,29 @@ def judged(analysis: Analysis, results: "Results") -> list[Stability]:
                 begin=mean_interval(list(begin.values())),
                 end=mean_interval(list(end.values())),
                 growth=ratio_interval(end, begin),
-                collapsed=tuple(int(seed) for seed in collapsed),
-                failed=tuple(
-                    seed for a, seed, state in analysis.unfinished if (a, state) == (name, "failed")
-                ),
-                fall=mean_interval(list(lost["fall"])),
-                worst=float(lost["fall"].max()),
+                halved=tuple(int(seed) for seed in own.loc[halved, "seed"]),
+                below=tuple(int(seed) for seed in own.loc[below, "seed"]),
+                failed=tuple(failed),
+                since_best=loss,
+                detectable=detectable_difference(loss.sd, loss.n, family)
+                if loss.varies
+                else math.nan,
+                fall=mean_interval(list(own["fall"])),
             )
         )
     return found
 
 
+def _since_best(curves: "NDArray[np.float64]") -> list[float]:
+    if len(curves) < MIN_SEEDS:
+        return []
+    return list(since(curves, best_of_others(curves)))
+
+
 def _ends(metrics: "pd.DataFrame") -> "pd.DataFrame":
     """The gradient's median norm in the first and last tenth of every run."""
     if "grad_norm" not in metrics:
-        return metrics.iloc[:0]
+        return metrics.iloc[:0].assign(begin=0.0, end=0.0)
     runs = metrics.groupby(["arm", "seed"], observed=True)
     total = runs["iteration"].transform("max") + 1
     tenth = np.maximum(1, total // TENTH)
@@ -126,7 +156,7 @@ def _ends(metrics: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _falls(evals: "pd.DataFrame", column: str) -> "pd.DataFrame":
-    """First and last value of every run, and its largest fall from the best until then."""
+    """First, best and last value of every run, and its largest fall from the best until then."""
     lines = evals[["arm", "seed", column]]
     run = ["arm", "seed"]
     best = lines.groupby(run, observed=True)[column].cummax()
@@ -135,7 +165,7 @@ def _falls(evals: "pd.DataFrame", column: str) -> "pd.DataFrame":
     # head and tail, as first and last would skip what is not finite.
     first, last = (rows.set_index(run)[column] for rows in (runs.head(1), runs.tail(1)))
     falls = runs["fall"].max().to_frame("fall")
-    return falls.assign(first=first, last=last).reset_index()
+    return falls.assign(first=first, last=last, best=runs[column].max()).reset_index()
 
 
 def _by_seed(own: "pd.DataFrame", column: str) -> dict[int, float]:
@@ -146,60 +176,104 @@ def _by_seed(own: "pd.DataFrame", column: str) -> dict[int, float]:
 
 
 def _sentences(analysis: Analysis, found: list[Stability]) -> tuple[str, ...]:
-    broken = [s for s in found if s.collapsed or s.failed]
-    if not broken:
-        first = f"None of {sum(s.seeds for s in found)} runs collapsed or failed."
-    else:
-        parts = [f"{label(analysis, s.arm)} {_broken(s)}" for s in broken]
-        first = f"Runs that collapsed or failed: {listed(parts)}."
-    worst = max(found, key=lambda s: s.worst)
-    sentences = [
-        first,
-        f"The largest fall of {analysis.measure} from its best was {number(worst.worst)}, in "
-        f"{label(analysis, worst.arm)}.",
-    ]
+    sentences = [_counts(analysis, found)]
+    told = [s for s in found if s.since_best.sign < 0 and s.since_best.varies]
+    rest = [s.detectable for s in found if s not in told and math.isfinite(s.detectable)]
+    parts = []
+    if told:
+        arms = [f"{label(analysis, s.arm)} ({interval(s.since_best, signed=True)})" for s in told]
+        parts.append(
+            f"after the best evaluation of the other seeds it was lost again in {listed(arms)}"
+        )
+    if rest:
+        low, high = number(min(rest)), number(max(rest))
+        size = low if low == high else f"{low} to {high}, by the arm,"
+        where = "in the others" if told else "after the best evaluation of the other seeds"
+        parts.append(
+            f"{where} no loss is shown, where a true one of {size} had an 80 % chance of being "
+            "found"
+        )
+    if parts:
+        sentences.append(f"Of {analysis.measure}, {'; '.join(parts)}.")
     grown = sorted((s for s in found if s.growth.known), key=lambda s: s.growth.mean)
     if grown:
         ends = [grown[0], *grown[1:][-1:]]
-        parts = [f"{interval(s.growth, 2)} times in {label(analysis, s.arm)}" for s in ends]
+        said = [f"{interval(s.growth, 2)} times in {label(analysis, s.arm)}" for s in ends]
         sentences.append(
             "From the first tenth of the iterations to the last, the gradient's norm became "
-            f"{' to '.join(parts)}."
+            f"{' to '.join(said)}."
         )
     return tuple(sentences)
 
 
-def _broken(s: Stability) -> str:
-    said = f"{len(s.collapsed)} of {s.seeds + len(s.failed)}"
-    return said + (f" and {len(s.failed)} failed" if s.failed else "")
+def _counts(analysis: Analysis, found: list[Stability]) -> str:
+    """How many runs lost what they had gained or failed, in one sentence."""
+    runs = sum(s.seeds + len(s.failed) for s in found)
+    broken = [s for s in found if s.halved or s.failed]
+    if not broken:
+        return (
+            f"None of {runs} runs failed, ended below where it began in {analysis.measure}, or "
+            "lost more than half of its best gain."
+        )
+    halved, below, failed = (
+        sum(len(part) for part in parts)
+        for parts in zip(*((s.halved, s.below, s.failed) for s in found), strict=True)
+    )
+    text = (
+        f"Of {runs} runs, {failed} failed and {halved} lost more than half of their best gain in "
+        f"{analysis.measure}, of which {below} ended below where they began: "
+        f"{listed([_broken(analysis, s) for s in broken])}"
+    )
+    short = [label(analysis, s.arm) for s in broken if s.failed and s.seeds]
+    if short:
+        text += f"; of {listed(short)} the surviving seeds alone are compared"
+    return f"{text}."
+
+
+def _broken(analysis: Analysis, s: Stability) -> str:
+    runs, parts = s.seeds + len(s.failed), []
+    if s.failed:
+        parts.append(f"{len(s.failed)} failed")
+    if s.halved:
+        below = f", {len(s.below)} of them below its beginning" if s.below else ""
+        parts.append(f"{len(s.halved)} lost it{below}")
+    return f"{label(analysis, s.arm)} (of {runs}: {'; '.join(parts)})"
 
 
 def _table(analysis: Analysis, found: list[Stability]) -> Table:
     rows = [
         (
             label(analysis, s.arm),
+            str(s.seeds + len(s.failed)),
+            str(len(s.failed)) if s.failed else NOTHING,
+            str(len(s.halved)) if s.halved else NOTHING,
+            str(len(s.below)) if s.below else NOTHING,
+            interval(s.since_best, signed=True),
+            interval(s.fall),
             interval(s.begin, DIGITS),
             interval(s.end, DIGITS),
             interval(s.growth, 2),
-            f"{len(s.collapsed)} of {s.seeds}",
-            str(len(s.failed)) if s.failed else NOTHING,
-            interval(s.fall),
-            number(s.worst),
         )
         for s in found
     ]
     return Table(
-        f"The gradient's norm and the falls of {analysis.measure}",
+        f"What was lost of {analysis.measure}, and the gradient's norm",
         (
-            *("arm", "norm, first tenth", "norm, last tenth", "last / first"),
-            *("collapsed", "failed", "largest fall, mean", "worst seed"),
+            *("arm", "runs", "failed", "lost over half its gain", "ended below its beginning"),
+            *("end minus best of the others", "largest fall, mean"),
+            *("norm, first tenth", "norm, last tenth", "last / first"),
         ),
         tuple(rows),
-        "Norm: before it is clipped, median of the iterations of a run, mean over seeds [95 % "
-        "interval]; last / first by seed, geometric mean. Collapsed: "
-        f"{analysis.measure} on held-out prompts ended below its value before training by more "
-        "than half the width of the arm's interval of that value, or was not finite. Largest "
-        "fall: from the best evaluation until then; chance alone makes it more than zero.",
+        f"Runs: finished and failed ones; of an arm with failures all other columns are of the "
+        "surviving seeds only, which may be the better ones. Lost over half its gain: from its "
+        f"best evaluation of {analysis.measure} on held-out prompts to the end, more than half of "
+        "what it had gained until the best; chance alone makes some runs do so. Ended below its "
+        "beginning: these are among them; so is a run that ended not finite. End minus best of "
+        "the others: from the best evaluation of the mean of the other seeds, smoothed, so that "
+        "its own chance did not choose it, mean over seeds [interval that holds for all arms "
+        "together with 95 %]. Largest fall: from the best evaluation until then; chance alone "
+        "makes it more than zero. Norm: before it is clipped, median of the iterations of a run, "
+        "mean over seeds [95 % interval]; last / first by seed, geometric mean.",
     )
 
 

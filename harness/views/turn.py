@@ -5,7 +5,9 @@ it. Therefore the turning point of a seed is chosen on the mean of the other see
 lost since is measured on the seed that was left out.
 """
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +29,7 @@ from harness.drawing import (
 )
 from harness.figures import picture
 from harness.numbers import interval, number
-from harness.stats import MIN_SEEDS, Interval, detectable_difference, mean_interval
+from harness.stats import LEVEL, MIN_SEEDS, Interval, detectable_difference, mean_interval
 from harness.tables import Table
 from harness.views import View
 from harness.views.words import label, listed
@@ -52,7 +54,10 @@ class Turn:
     turning: tuple[int, ...]
     """For each seed the iteration of the best value of the other seeds' mean."""
     loss: Interval
-    """End minus turning point, on the seed left out: negative where the reward fell."""
+    """End minus turning point, on the seed left out: negative where the reward fell. It holds
+    together with those of all other curves of the page."""
+    detectable: float
+    """The true loss with an 80 % chance of being found; NaN where the seeds do not vary."""
     trained: dict[str, Interval]
     """The same of the rewards that the arm trains on."""
     end: int
@@ -64,7 +69,7 @@ class Turn:
     @property
     def verdict(self) -> str:
         if self.turned:
-            return "turned" if any(self.turning) else "fell from the start"
+            return "turned" if np.median(self.turning) > 0 else "fell from the start"
         return "best at the end" if set(self.turning) == {self.end} else "no turn shown"
 
 
@@ -84,7 +89,7 @@ def turn(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") 
         title,
         _sentences(analysis, found),
         (_table(analysis, found),),
-        (picture("turn", title, caption, lambda: _figure(analysis, results, found)),),
+        (partial(picture, "turn", title, caption, lambda: _figure(analysis, results, found)),),
     )
 
 
@@ -92,18 +97,18 @@ def turns(analysis: Analysis, results: "Results") -> list[Turn]:
     """Every held-out reward of every arm with at least MIN_SEEDS seeds."""
     configs = {run.arm: run.config for run in analysis.sweep.runs}
     evals = by_arm(analysis.sweep, results.evals)
-    found = []
+    given = []
     for arm in analysis.sweep.arms:
         trained = list(configs[arm.name].rewards.train)
         for reward in (r for r in configs[arm.name].rewards.held_out if r not in trained):
-            curves = {r: _curves(evals[arm.name], r) for r in (reward, *trained)}
+            curves = {r: seed_curves(evals[arm.name], r) for r in (reward, *trained)}
             if curves[reward].shape[0] >= MIN_SEEDS and curves[reward].shape[1] > 1:
                 iterations = np.unique(evals[arm.name]["iteration"].to_numpy(int))
-                found.append(_turn(arm.name, reward, iterations, curves))
-    return found
+                given.append((arm.name, reward, iterations, curves))
+    return [_turn(*one, family=len(given)) for one in given]
 
 
-def _curves(evals: "pd.DataFrame", reward: str) -> Array:
+def seed_curves(evals: "pd.DataFrame", reward: str) -> Array:
     """The reward of an arm, [seeds, evaluations]; seeds that lack an evaluation are left out."""
     column = f"reward_{reward}_mean"
     if column not in evals:
@@ -112,26 +117,47 @@ def _curves(evals: "pd.DataFrame", reward: str) -> Array:
     return wide.dropna().to_numpy(float)
 
 
-def _turn(arm: str, reward: str, iterations: NDArray[np.int64], curves: dict[str, Array]) -> Turn:
+def _turn(
+    arm: str,
+    reward: str,
+    iterations: NDArray[np.int64],
+    curves: dict[str, Array],
+    family: int,
+) -> Turn:
     own = curves[reward]
-    seeds = np.arange(len(own))
-    smooth = smoothed(own)
-    # The mean of the other seeds, for each seed.
-    others = (smooth.sum(0) - smooth) / (len(own) - 1)
-    at = others.argmax(1)
+    at = best_of_others(own)
+    loss = mean_interval(list(since(own, at)), 1 - (1 - LEVEL) / family)
     return Turn(
         arm=arm,
         reward=reward,
-        best=tuple(int(m) for m in iterations[smooth.argmax(1)]),
+        best=tuple(int(m) for m in iterations[smoothed(own).argmax(1)]),
         turning=tuple(int(m) for m in iterations[at]),
-        loss=mean_interval(list(own[:, -1] - own[seeds, at])),
+        loss=loss,
+        detectable=detectable_difference(loss.sd, loss.n, family) if loss.varies else math.nan,
         trained={
-            name: mean_interval(list(values[:, -1] - values[seeds, at]))
+            name: mean_interval(list(since(values, at)))
             for name, values in curves.items()
             if name != reward and values.shape == own.shape
         },
         end=int(iterations[-1]),
     )
+
+
+def best_of_others(curves: Array) -> NDArray[np.int64]:
+    """For each seed the index of the best evaluation of the other seeds' mean, smoothed.
+
+    curves: [seeds, evaluations], at least two seeds.
+    """
+    smooth = smoothed(curves)
+    others = (smooth.sum(0) - smooth) / (len(curves) - 1)
+    found: NDArray[np.int64] = others.argmax(1)
+    return found
+
+
+def since(curves: Array, at: NDArray[np.int64]) -> Array:
+    """The last value minus that at index `at`, by seed."""
+    change: Array = curves[:, -1] - curves[np.arange(len(curves)), at]
+    return change
 
 
 def smoothed(curves: Array) -> Array:
@@ -150,29 +176,29 @@ def smoothed(curves: Array) -> Array:
 
 
 def _sentences(analysis: Analysis, found: list[Turn]) -> tuple[str, ...]:
-    sentences = []
+    parts = []
     for verdict in ("turned", "fell from the start"):
         these = [t for t in found if t.verdict == verdict]
         if these:
-            parts = listed([_fell(analysis, t) for t in these])
-            sentences.append(f"{verdict.capitalize()}, of {len(found)} held-out curves: {parts}.")
-    if not sentences:
-        sentences.append(
-            f"No held-out reward turned in {max(t.end for t in found)} iterations, in any arm."
-        )
-    rest = [t for t in found if t.verdict == "no turn shown" and t.loss.varies]
-    if rest:
-        seen = [detectable_difference(t.loss.sd, t.loss.n) for t in rest]
+            said = listed([_fell(analysis, t) for t in these])
+            parts.append(f"{verdict}, of {len(found)} held-out curves: {said}")
+    if not parts:
+        end = max(t.end for t in found)
+        parts.append(f"no held-out reward is shown to have turned in {end} iterations, in any arm")
+    seen = [t.detectable for t in found if not t.turned and math.isfinite(t.detectable)]
+    if seen:
         low, high = number(min(seen)), number(max(seen))
-        sentences.append(
-            f"Where no turn is shown, a true loss of {low if low == high else f'{low} to {high}'} "
-            "had an 80 % chance of being found with this many seeds."
+        where = "in the others " if any(t.turned for t in found) else ""
+        parts.append(
+            f"{where}a true loss of {low if low == high else f'{low} to {high}, by the curve,'} "
+            "had an 80 % chance of being found"
         )
-    return tuple(sentences)
+    text = "; ".join(parts)
+    return (f"{text[0].upper()}{text[1:]}.",)
 
 
 def _fell(analysis: Analysis, t: Turn) -> str:
-    since = f" since iteration {_span(t.turning)}" if any(t.turning) else ""
+    since = f" since iteration {_span(t.turning)}" if t.verdict == "turned" else ""
     gains = "".join(f", {name} {interval(v, signed=True)}" for name, v in t.trained.items())
     return (
         f"{t.reward} in {label(analysis, t.arm)} {interval(t.loss, signed=True)}{since}"
@@ -204,9 +230,11 @@ def _table(analysis: Analysis, found: list[Turn]) -> Table:
         "evaluation is averaged with its two neighbours (1/4, 1/2, 1/4; at the ends 2/3, 1/3). "
         "Turning point: the best iteration of the mean of the other seeds' smoothed curves, so "
         "that the seed's own chance did not choose it; what it lost since is measured on its curve "
-        "as it is. Mean over seeds [95 % interval]; a reward turned where the interval lies below "
-        "zero. The seeds' turning points have most of their seeds in common, and the interval "
-        "takes them as independent.",
+        "as it is. Mean over seeds [interval; those of end minus turning point hold together with "
+        "95 % over all rows, those of the trained rewards each by itself]; a reward turned where "
+        "the interval lies below zero and half of the turning points or more lie after the first "
+        "evaluation. The seeds' turning points have most of their seeds in common, and the "
+        "interval takes them as independent.",
     )
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from harness.analysis import Analysis
 from harness.findings import MOST_NAMED
-from harness.numbers import interval, number
-from harness.stats import Comparison, Interval
+from harness.numbers import interval
+from harness.stats import Comparison
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -48,13 +48,3 @@ def compared(analysis: Analysis, comparisons: Mapping[str, Comparison]) -> str:
 
 def label(analysis: Analysis, arm: str) -> str:
     return analysis.by_name(arm).arm.label
-
-
-def moved(found: Interval, digits: int = 3) -> str:
-    """`rose by 0.1 [...]`, `fell by ...`, or that it is not known to have changed."""
-    if found.sign == 0 or not found.varies:
-        return f"did not change beyond chance ({interval(found, digits, signed=True)})"
-    low, high = sorted((abs(found.low), abs(found.high)))
-    verb = "rose" if found.sign > 0 else "fell"
-    span = f"[{number(low, digits)}, {number(high, digits)}]"
-    return f"{verb} by {number(abs(found.mean), digits)} {span}"

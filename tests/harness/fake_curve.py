@@ -1,7 +1,7 @@
 """Stands in for mixgrpo.train in searches: its reward is a known function of the settings.
 
 The environment variable FAKE_CURVE holds JSON: seconds (per iteration), raise_arm (a part of the
-arm's name: its runs raise).
+arm's name: its runs raise), lose_run (a part of a run's name: it fails by what is around it).
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from mixgrpo.atomic import write_json
 from mixgrpo.config import SCHEMA_VERSION, RunConfig
+from mixgrpo.errors import RunError
 from mixgrpo.identity import config_hash
 from mixgrpo.train import claim
 
@@ -44,6 +45,8 @@ def run(
             return "stopped"
         if "raise_arm" in told and told["raise_arm"] in folder.name:
             raise ValueError("the fake trainer was told to raise")
+        if "lose_run" in told and told["lose_run"] in folder.name:
+            raise RunError("the fake memory is full: lower the batch")
         time.sleep(told.get("seconds", 0.0))
         line = {"iteration": done, "pid": os.getpid(), "seconds_total": 0.5}
         with (folder / "metrics.jsonl").open("a") as stream:
@@ -51,6 +54,7 @@ def run(
         done += 1
         (folder / "checkpoints" / f"{done:06d}").mkdir(exist_ok=True)
     _evaluate(folder, done, end)
+    (folder / "weights").mkdir(exist_ok=True)
     rewards = {"composition": 0.4, "palette": 0.9, "strict": 0.3}
     write_json(
         folder / "result.json",

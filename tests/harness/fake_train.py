@@ -93,6 +93,8 @@ def run(
             _checkpoint(folder, done)
     if not judged:
         _evaluate(config, folder, done, value)
+    if config.output.export:
+        (folder / "weights").mkdir(exist_ok=True)
     rewards = {"composition": 0.5, "palette": 0.9, "strict": 0.3}
     write_json(
         folder / "result.json",

@@ -18,13 +18,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness import figures, overall_page, overall_tables, overall_words, report
-from harness.front import front, points, steps
+from harness import figures, overall_page, overall_tables, overall_words, report, views
+from harness.front import Step, front, points, steps
 from harness.measurements import gather, to_files
-from harness.overall import Overall, ask, put_together
+from harness.overall import Overall, Printed, ask, put_together
 from harness.overall_page import write_overall
 from harness.spec import Sweep
-from harness.stats import detectable_difference
+from harness.stats import detectable_difference, mean_interval
 from harness.studies import Study, read_study
 from harness.tables import Table
 from mixgrpo.errors import ConfigError
@@ -186,9 +186,10 @@ def test_the_published_differences_stand_beside_with_the_papers_own_noise(
     row = row_of(overall_tables.questions_table(overall), "tau")
     # Rows 15 to 30 of the paper's table, minus its 25.
     assert row["published differences"].split("; ")[0] == "ImageReward −0.120 (15 − 25)"
-    assert row["published: beyond the paper's noise"].startswith("ImageReward yes")
-    (said,) = (text for study, text in overall_words.summary(overall) if "paper's" in text)
+    assert row["published: against the paper's noise"].startswith("ImageReward beyond")
+    (said,) = (text for study, text in overall_words.summary(overall) if "the paper" in text)
     assert "0.030 to 0.077" in said
+    assert "1 has a difference beyond the largest" in said
 
 
 def test_the_front_is_that_of_every_pair(studies: list[Study]) -> None:
@@ -215,10 +216,41 @@ def test_arms_of_the_front_are_compared_seed_by_seed(studies: list[Study], repor
     assert step.against.label == "τ = 6"
     own, other = after(reports, "methods")["interval=12"], after(reports, "overhead")["interval=6"]
     differences = own - other
+    # The other arm is chosen by the same rewards: every pair could have been it.
     low, high = stats.t.interval(
-        1 - 0.05 / len(found), 3, differences.mean(), differences.std(ddof=1) / 2
+        1 - 0.05 / math.comb(len(of), 2), 3, differences.mean(), differences.std(ddof=1) / 2
     )
     assert (step.difference.low, step.difference.high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.1, 0.1, 0.1, 0.1], "unknown"),
+        ([0.0, 0.0, 0.0], "unknown"),
+        ([0.1, 0.2], "unknown"),
+        ([], "unknown"),
+        ([0.1, 0.11, 0.12], "higher"),
+        ([-0.1, -0.11, -0.12], "lower"),
+        ([0.1, -0.1, 0.0], "not told apart"),
+    ],
+)
+def test_a_difference_that_no_seed_changes_is_not_told_apart(
+    values: list[float], verdict: str, overall: Overall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = sorted(overall.points, key=lambda p: p.cost["evaluations"].mean)[:2]
+    step = Step(b, a, mean_interval(values))
+    assert step.verdict == verdict
+    for module in (overall_tables, overall_words):
+        monkeypatch.setattr(module, "steps", lambda *_: [step])
+        monkeypatch.setattr(module, "front", lambda *_: [a, b])
+    table = overall_tables.front_table(overall)
+    assert table is not None
+    cell = row_of(table, b.label)["to the best that takes no more evaluations"]
+    assert cell.endswith("told apart") == (verdict != "unknown")
+    said = overall_words.front_sentences(overall)[1]
+    assert ("the seeds tell apart" in said) == (verdict == "higher")
+    assert ("nothing can be concluded" in said) == (verdict == "unknown")
 
 
 def test_a_run_that_two_studies_share_is_one_point_and_costs_once(
@@ -528,3 +560,165 @@ def test_an_effect_that_is_told_apart_goes_before_a_larger_one_that_is_not(
     effect = ask(replace(study, analysis=replace(study.analysis, arms=arms))).effect
     assert effect is not None
     assert effect.arm == "interval=9"
+
+
+def with_copies(sweep: Sweep, reports: Path, shared: dict[tuple[str, int], int]) -> pd.DataFrame:
+    """Marks the first iterations of kept runs as copied from another run; returns the runs."""
+    folder = reports / sweep.report_name
+    runs = pd.read_parquet(folder / "runs.parquet")
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    keys = list(zip(runs["arm"], runs["seed"], strict=True))
+    runs["shared"] = [shared.get(key, 0) for key in keys]
+    runs["shared_seconds"] = [
+        metrics.query("arm == @arm and seed == @seed and iteration < @m")["seconds_total"].sum()
+        for (arm, seed), m in zip(keys, runs["shared"], strict=True)
+    ]
+    runs.to_parquet(folder / "runs.parquet", index=False)
+    return runs
+
+
+def test_what_was_copied_counts_where_it_was_computed(tmp_path: Path) -> None:
+    sweep = make_sweep(intervals=(9, 15), seeds=3, iterations=24, paper=None)
+    write_runs(sweep, tmp_path / "runs")
+    change_costs(sweep, tmp_path / "runs")
+    reports = tmp_path / "reports"
+    keep(sweep, tmp_path / "runs", reports)
+    shared = {("interval=9", 0): 12, ("interval=9", 1): 24}
+    kept = with_copies(sweep, reports, shared).set_index(["arm", "seed"])
+    study = read_study(sweep, reports)
+    lines, evals = (pd.read_parquet(reports / "tau" / f"{n}.parquet") for n in ("metrics", "evals"))
+    rows: list[Any] = list(study.runs.itertuples())
+    for row in rows:
+        m = shared.get((row.arm, row.seed), 0)
+        own = lines.query("arm == @row.arm and seed == @row.seed and iteration >= @m")
+        judged = evals.query("arm == @row.arm and seed == @row.seed")
+        judged = judged[judged["iteration"] > m] if m else judged
+        copied = lines.query("arm == @row.arm and seed == @row.seed and iteration < @m")
+        whole = kept.loc[(row.arm, row.seed), "seconds_total"]
+        assert row.seconds == pytest.approx(whole - copied["seconds_total"].sum())
+        assert row.seconds_core == pytest.approx(own["seconds_cpu"].sum(), abs=1e-6)
+        assert row.seconds_evaluation == pytest.approx(judged["seconds_total"].sum())
+        total = kept.loc[(row.arm, row.seed), "evaluations_computed"]
+        assert row.evaluations == total - copied["evaluations_computed"].sum()
+        assert row.copied == (m == 24)
+    table = overall_tables.costs_table(put_together([study], []))
+    assert table.rows[0][1] == "6 of 6 (1 copied)"
+    assert table.rows[0][2:] == table.rows[1][2:]
+
+
+def test_of_equal_runs_the_one_that_computed_counts(tmp_path: Path) -> None:
+    first = make_sweep(intervals=(9, 15), seeds=3, iterations=24, paper=None)
+    second = replace(first, name="second")
+    reports = tmp_path / "reports"
+    for sweep in (first, second):
+        write_runs(sweep, tmp_path / "runs")
+        keep(sweep, tmp_path / "runs", reports)
+    with_copies(second, reports, dict.fromkeys([(a.name, s) for a in second.arms for s in range(3)],
+                                               24))  # fmt: skip
+    studies = [read_study(sweep, reports) for sweep in (second, first)]
+    copy, original, every = overall_tables.costs_table(put_together(studies, [])).rows
+    assert copy[1] == "6 of 6 (6 copied)"
+    assert copy[2] == "0.00"
+    assert every[1] == "6"
+    assert every[2:] == original[2:]
+
+
+def view(name: str, *sentences: str) -> Any:
+    def make(*_: Any) -> views.View:
+        def draw() -> Any:
+            raise AssertionError("the overall report needs no picture of a view")
+
+        return views.View(name, sentences, (), (draw,))
+
+    return make
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch, reports: Path, sweeps: list[Sweep]) -> Study:
+    """tau, with a question that its arms do not answer."""
+    module = type(sys)("made_up_views")
+    module.drift = view("Drift", "The two drift apart by 0.2.", "From iteration 40 on.")  # type: ignore[attr-defined]
+    module.turn = view("Turn", "It turns at 60.", "More of that.")  # type: ignore[attr-defined]
+    module.stability = lambda *_: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made_up_views", module)
+    for name in ("drift", "turn", "stability"):
+        monkeypatch.setitem(views.VIEWS, name, f"made_up_views:{name}")
+    sweep = replace(sweeps[2], views=("turn", "drift", "stability"), answered_by="drift")
+    return read_study(sweep, reports)
+
+
+def test_a_study_that_a_view_answers_shows_the_view_and_no_arm(
+    answered: Study, studies: list[Study]
+) -> None:
+    question = ask(answered)
+    assert (question.kind, question.effect, question.needed) == ("told", None, None)
+    overall = put_together([answered, studies[3]], [])
+    (said,) = (text for study, text in overall_words.summary(overall) if study is answered)
+    assert said == "The two drift apart by 0.2. From iteration 40 on. It turns at 60."
+    row = row_of(overall_tables.questions_table(overall), "tau")
+    assert row["answer"] == said
+    assert row["largest effect"] == row["could have been shown"] == "–"
+    assert "1 answered by another measurement" in overall_words.headline(overall)
+    # The same study without the key is answered by its arms.
+    assert ask(studies[2]).kind == "differs"
+
+
+def test_a_view_that_has_no_data_leaves_the_question_open(answered: Study, reports: Path) -> None:
+    study = read_study(replace(answered.sweep, answered_by="stability"), reports)
+    question = ask(study)
+    assert (question.kind, question.effect) == ("open", None)
+    assert question.answer.startswith("Cannot conclude: the runs do not have yet")
+
+
+def test_probes_of_other_options_are_those_of_another_configuration(
+    answered: Study, reports: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "reports"
+    shutil.copytree(reports / "tau", kept / "tau")
+    made = json.loads((kept / "tau" / "made.json").read_text())
+    made["probes"] = {"hybrid": {"p_mix": [0.5]}}
+    (kept / "tau" / "made.json").write_text(json.dumps(made))
+    pd.DataFrame({"arm": ["interval=9"]}).to_parquet(kept / "tau" / "probes.parquet")
+    sweep = replace(answered.sweep, probes=made["probes"])
+    assert read_study(sweep, kept).is_answered
+    with pytest.raises(ConfigError, match="measured with other options"):
+        read_study(replace(sweep, probes={"hybrid": {"p_mix": [0.8]}}), kept)
+
+
+def test_studies_with_the_same_reference_runs_are_named(
+    overall: Overall, studies: list[Study]
+) -> None:
+    # All four have τ = 15 of the same configuration and seeds for a reference.
+    (said,) = overall_words.same_references(overall)
+    assert said.startswith("methods, overhead, tau and stride compare with the same runs")
+    assert said in overall_words.notes(overall)
+    other = replace(
+        studies[3],
+        sweep=replace(studies[3].sweep, reference="interval=18"),
+    )
+    (said,) = overall_words.same_references(put_together([*studies[:3], other], []))
+    assert said.startswith("methods, overhead and tau compare")
+    assert overall_words.same_references(put_together([studies[0], other], [])) == []
+    assert "one would be expected" not in " ".join(overall_words.notes(overall))
+
+
+@pytest.mark.parametrize(
+    ("differences", "word"),
+    [
+        ({"a": (0.02,), "b": (-0.029,)}, "within"),
+        ({"a": (0.02,), "b": (-0.05,)}, "of its size"),
+        ({"a": (0.03,)}, "of its size"),
+        ({"a": (0.077,)}, "of its size"),
+        ({"a": (-0.078,)}, "beyond"),
+        ({"a": (0.12, 0.01)}, "of its size"),
+    ],
+)
+def test_published_differences_are_beyond_the_noise_only_above_all_of_it(
+    differences: dict[str, tuple[float, ...]], word: str
+) -> None:
+    assert Printed("ir", None, "base", differences).against_noise == word
+
+
+def test_a_value_that_no_table_here_has_is_marked(overall: Overall) -> None:
+    row = row_of(overall_tables.paper_noise_table(), "w = 6")
+    assert "1.624 (source: another table of the paper)" in row["printed"]

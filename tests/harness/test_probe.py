@@ -19,10 +19,12 @@ import yaml
 from harness import environment, probe
 from harness.analysis import analyse
 from harness.measurements import gather
+from harness.numbers import interval
 from harness.probe import Task, measure_missing, read_probes, tasks
 from harness.report import write_report
 from harness.results import collect
 from harness.spec import Sweep, load_sweep
+from harness.stats import mean_interval
 from harness.views.hybrid import hybrid
 from harness.views.solver_error import solver_error
 from mixgrpo import train
@@ -321,17 +323,31 @@ def test_the_view_of_p_mix_finds_what_is_there_and_nothing_else(known: Path) -> 
     results = collect(sweep, known)
     view = hybrid(analyse(sweep, results), results, read_probes(sweep, known))
     assert view is not None
-    choice, better, alike, *_ = view.sentences
+    choice, highest, held_out = view.sentences
+    assert choice.startswith("In composition, p_mix = 80 %")
     assert "better in τ = 12 (+0.0" in choice
     assert "not told apart from it in τ = 15" in choice
-    assert "τ = 12: composition is highest at p_mix = 80 %" in better
-    assert "told apart from 100 %" in better
-    assert "not told apart from" in alike
+    assert re.search(r"; a difference of 0\.\d+ could have been shown\.$", choice)
+    assert "highest at p_mix = 80 % in τ = 12 (0.6" in highest
+    assert "seen and not tested" in highest
+    assert held_out.startswith("In strict, p_mix = 80 %")
     means, differences, published = view.tables
     assert [row[1] for row in means.rows] == ["0 %", "40 %", "80 %", "100 %"] * 2
     rows = {row[:2]: row[2] for row in differences.rows}
-    assert rows["τ = 12", "80 % minus 100 %"].startswith("+0.0")
-    assert ("τ = 12", "100 % minus 80 %") not in rows
+    # The question's own comparison; the base model alone is no choice and in no difference.
+    assert [name for arm, name in rows if arm == "τ = 12"] == [
+        "80 % minus 100 %, tested",
+        "40 % minus 100 %",
+        "40 % minus 80 %",
+    ]
+    probes = read_probes(sweep, known)
+    assert probes is not None
+    own = probes[(probes["arm"] == "interval=12") & (probes["reward"] == "composition")]
+    wide = own.pivot(index="seed", columns="p_mix", values="mean")
+    tested = mean_interval(list(wide[0.8] - wide[1.0]), 1 - 0.05 / 2)
+    alone = mean_interval(list(wide[0.4] - wide[1.0]))
+    assert rows["τ = 12", "80 % minus 100 %, tested"] == interval(tested, signed=True)
+    assert rows["τ = 12", "40 % minus 100 %"] == interval(alone, signed=True)
     assert published.rows[-1] == ("100 %", "0.369", "0.238", "1.607", "3.378")
 
 
@@ -340,14 +356,56 @@ def test_the_view_of_the_solver_says_the_means_that_were_measured(known: Path) -
     results = collect(sweep, known)
     view = solver_error(analyse(sweep, results), results, read_probes(sweep, known))
     assert view is not None
-    # 0.04 / 0.4 over seeds 0 to 4, each 1 % more.
-    assert "before it, 6 evaluations saved: 0.1020 [" in view.sentences[0].replace("6.0 ", "6 ")
-    assert "0.0340 [" in view.sentences[0]
+    # 0.04 / 0.4 over seeds 0 to 4, each 1 % more; order 3 has a third of it with every seed.
+    answer, ode, *_ = view.sentences
+    assert answer.startswith("With 40 % of the steps before the window left, the final latents lie")
+    assert "off the ODE's by 0.1020 [" in answer
+    assert "0.0340 [" in answer
+    assert "by order 3 (times 0.33 (every seed) of order 1" in answer
+    assert "trained so" not in answer
+    assert "before it, 6 evaluations saved: 0.1020 [" in ode.replace("6.0 ", "6 ")
     kept = next(s for s in view.sentences if "beginning anew" in s)
     # Twice the error, and a little more with every other seed.
     assert re.search(r"multiplies the error by 2\.00 \[\S+, 2\.01\] by order 3", kept)
     assert hybrid(analyse(sweep, results), results, None) is None
     assert solver_error(analyse(sweep, results), results, None) is None
+
+
+def test_what_training_lost_before_the_window_is_the_sweeps_own_comparison(
+    known: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pre.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "pre",
+                "question": "May they be thinned out?",
+                "set": {"iterations": 24, "sampler": {"tail_ratio": 0.4}},
+                "grid": {"sampler.order": [1, 2], "sampler.head_ratio": [1.0, 0.4]},
+                "within": "sampler.order",
+                "reference": {"sampler.head_ratio": 1.0},
+                "views": ["solver-error"],
+                "seeds": 5,
+            }
+        )
+    )
+    sweep = load_sweep(tmp_path / "pre.yaml")
+    thin = [arm.name for arm in sweep.arms if arm.settings["sampler.head_ratio"] == 0.4]
+    write_runs(sweep, tmp_path / "runs", {thin[0]: -0.3}, sd=0.005)
+    results = collect(sweep, tmp_path / "runs")
+    analysis = analyse(sweep, results)
+    view = solver_error(analysis, results, read_probes(known_sweep(), known))
+    assert view is not None
+    answer = view.sentences[0]
+    assert answer.startswith("With 40 % of the steps before the window left")
+    assert "; trained so, composition differs from that of" in answer
+    labels = [analysis.by_name(name).arm.label for name in thin]
+    compared = {c.arm: c for c in analysis.compared}
+    assert [row[0] for row in view.tables[1].rows] == labels
+    for name, row in zip(thin, view.tables[1].rows, strict=True):
+        assert row[2] == interval(compared[name].simultaneous, signed=True)
+        assert row[4] == compared[name].verdict
+        assert f"{row[2]} in {row[0]} ({row[4]}; {row[3]} could have been shown)" in answer
+    assert [row[4] for row in view.tables[1].rows] == ["worse", "indistinguishable"]
 
 
 def test_a_fresh_clone_reads_the_probes_back_and_writes_the_same_report(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import findings, report
+from harness import findings, report, views
 from harness.analysis import _shared_until, analyse
 from harness.report import FullerReport, write_report
 from harness.results import collect
@@ -125,6 +125,26 @@ def test_the_page_is_one_file_and_says_what_was_found(reports):
     ]:
         assert part in said, part
     assert "not finished" not in said
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_where_a_view_answers_its_sentences_come_first(
+    has_data, runs, tmp_path, no_figures, monkeypatch
+):
+    module = type(sys)("made_up_views")
+    made = views.View("Drift", ("They drift apart.", "From 40 on."), (), ())
+    module.drift = lambda *_: made if has_data else None
+    monkeypatch.setitem(sys.modules, "made_up_views", module)
+    monkeypatch.setitem(views.VIEWS, "drift", "made_up_views:drift")
+    monkeypatch.setattr(views, "DEFAULT", ())
+    sweep = replace(make_sweep(), views=("drift",), answered_by="drift")
+    page = write_report(sweep, runs, tmp_path)
+    order = ["They drift apart.", "From 40 on."] if has_data else ["Cannot conclude: the runs do"]
+    order.append("are indistinguishable from")
+    for text in (words(page).replace("\u00a0", " "), words(page.parent / "table.md")):
+        assert sorted(map(text.index, order)) == [text.index(part) for part in order]
+    first = words(page).split('<p class="first">')[1]
+    assert first.startswith(order[0])
 
 
 def test_the_same_runs_give_the_same_bytes_in_any_process(runs, reports, tmp_path):
@@ -376,7 +396,7 @@ def test_answers(tmp_path):
     flat = found(
         tmp_path / "2", effects=dict.fromkeys([f"interval={i}" for i in (9, 12, 15, 18)], -0.11)
     )
-    assert findings.gain(flat).startswith("Training did not gain: every interval")
+    assert findings.gain(flat).startswith("No gain is shown: every interval")
     hacked = findings.other_rewards(better)
     assert "The reward palette (only measured) fell in every arm" in hacked[0]
 

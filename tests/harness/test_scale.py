@@ -1,5 +1,6 @@
 """Hundreds of arms: texts, tables and figures stay readable, and work grows with the runs alone."""
 
+import json
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from harness.analysis import analyse
 from harness.plan import describe
 from harness.report import write_report
 from harness.results import collect
+from harness.sharing import KEPT, Sharing
 from harness.spec import known_folders, load_sweep, same_schedules
+from harness.store import RunState
 
 from .synthetic import make_sweep, write_runs
 
@@ -40,6 +43,35 @@ def test_the_plan_takes_time_in_proportion_to_the_runs(tmp_path: Path, shape: st
     plan(100)  # first calls take longer
     # Sixteen times as many: 16 where it is linear, 256 where it is quadratic.
     assert plan(6400) <= 30 * min(plan(400) for _ in range(3))
+
+
+def test_what_is_kept_for_others_is_looked_through_in_proportion_to_the_runs(
+    tmp_path: Path,
+) -> None:
+    def seconds(count: int) -> float:
+        """Of one look, at half of the runs that keep checkpoints for the other half."""
+        intervals = ", ".join(str(2 + k) for k in range(count))
+        text = f"set: {{iterations: 40}}\ngrid: {{window.interval: [{intervals}]}}\nseeds: 1\n"
+        file = sweep_file(tmp_path, text)
+        sweep, runs_dir = load_sweep(file), tmp_path / f"runs{count}"
+        states = store.look_at_all(sweep, runs_dir)
+        for state in states[: count // 2]:
+            place = state.folder / "checkpoints" / "000012"
+            place.mkdir(parents=True)
+            (state.folder / KEPT).write_text(json.dumps([2, 3, 5, int(place.name)]))
+        states[: count // 2] = [
+            RunState(s.run, s.folder, "running", iteration=20) for s in states[: count // 2]
+        ]
+        sharing = Sharing(sweep, runs_dir)
+        took = []
+        for _ in range(3):
+            begin = time.process_time()
+            sharing.release(states)
+            took.append(time.process_time() - begin)
+        return min(took)
+
+    # Eight times as many: 8 where it is linear, 64 where it is quadratic.
+    assert seconds(1600) <= 20 * seconds(200)
 
 
 def test_the_plan_of_many_arms_lists_some_and_the_reference(tmp_path: Path) -> None:

@@ -75,6 +75,17 @@ def test_without_trials_or_space_nothing_begins(tmp_path: Path) -> None:
         load_search(SEARCHES.parent / "tau.yaml")
 
 
+def test_more_settings_to_try_first_than_trials_are_refused(tmp_path: Path) -> None:
+    own = OWN.partition("[")[2].rpartition("]")[0]
+    both = f"enqueue: [{own}, {own.replace('interval: 5', 'interval: 6')}]\n"
+    with pytest.raises(ConfigError) as raised:
+        load_search(write(tmp_path, FILE.replace("trials: 4", "trials: 1") + both))
+    assert str(raised.value).endswith(
+        "toy.yaml:10: trials: enqueue has 2 settings, trials is 1; raise trials"
+    )
+    assert load_search(write(tmp_path, FILE.replace("trials: 4", "trials: 2") + both)).trials == 2
+
+
 def test_a_setting_that_would_do_nothing_is_not_asked_for(tmp_path: Path) -> None:
     search = load_search(write(tmp_path, FILE))
     params = {"window.interval": 2, "window.strategy": "frozen", "sampler.eta": 0.123456}

@@ -1,5 +1,6 @@
 """What is computed once: real runs of the toy end with the bytes that each would have alone."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from harness import adopt as adoption
+from harness import environment
 from harness.adopt import UnfitError, adopt, origin
 from harness.dispatch import Inline
+from harness.job import make_job
 from harness.launcher import Launcher
 from harness.ledger import ledger
 from harness.plan import foresee
@@ -19,12 +22,11 @@ from harness.progress import Progress
 from harness.results import collect
 from harness.sharing import KEPT, Sharing
 from harness.spec import Sweep, load_sweep, only
-from harness.store import RunState, checkpoints_of, look_at_all
+from harness.store import RunState, checkpoints_of, look_at_all, read_attempts
 from harness.submissions import Scheduler
 from harness.trunk import Trunk
 from mixgrpo import train
 from mixgrpo.atomic import write_json
-from mixgrpo.checkpoint import load_at
 from mixgrpo.config import RunConfig
 from tests.mixgrpo import toy
 from tests.mixgrpo.runs import flip, leftovers, outcome
@@ -108,20 +110,31 @@ def source(tmp_path_factory: pytest.TempPathFactory, toy_site: Path) -> Path:
     run = sweep.runs[0].config
     output = run.output.model_copy(update={"keep": (3,)})
     train.run(run.model_copy(update={"output": output}), place / "constant")
-    write_json(place / "constant" / "env.json", HERE)
+    (place / "constant" / "attempts").mkdir()
+    _attempt(place / "constant", 1, 0, HERE)
     return place / "constant"
 
 
 HERE = {
-    "commit": "abc",
-    "dirty": False,
+    "code": "abc",
     "python": "3.11.0",
     "versions": {"torch": "2"},
     "system": "Linux",
     "cpu": "EPYC",
     "threads": 1,
     "device": "cpu",
+    "processes": 1,
+    "sharded": False,
 }
+
+
+def _attempt(folder: Path, number: int, began_at: int, made_on: dict[str, Any] | None) -> None:
+    record = {"number": number, "pid": 1, "started": 1.0, "began_at": began_at, "made_on": made_on}
+    write_json(folder / "attempts" / f"{number}.json", record)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def stride(folder: Path) -> RunConfig:
@@ -327,22 +340,52 @@ def _lose_evaluation(folder: Path) -> None:
     (folder / "eval.jsonl").write_text("")
 
 
-def _older_attempt(folder: Path) -> None:
-    (folder / "attempts").mkdir()
-    record = {"number": 1, "pid": 1, "started": 1.0, "commit": "before", "dirty": False}
-    (folder / "attempts" / "1.json").write_text(json.dumps(record))
+def _moved_between(folder: Path) -> None:
+    _attempt(folder, 1, 0, HERE | {"cpu": "Xeon"})
+    _attempt(folder, 2, 2, HERE)
+
+
+def _no_record(folder: Path) -> None:
+    shutil.rmtree(folder / "attempts")
+
+
+def _old_record(folder: Path) -> None:
+    _attempt(folder, 1, 0, None)
+
+
+def _only_the_rest(folder: Path) -> None:
+    _attempt(folder, 1, 1, HERE)
+
+
+def _two_processes(folder: Path) -> None:
+    place = folder / "checkpoints" / "000003" / "manifest.json"
+    said = json.loads(place.read_text())
+    said["made_on"]["processes"] = 2
+    place.write_text(json.dumps(said))
+
+
+def _other_settings(folder: Path) -> None:
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("drift: true", "drift: false"))
 
 
 @pytest.mark.parametrize(
-    ("damage", "environment", "why"),
+    ("damage", "made_on", "why"),
     [
         (_flip, {}, "weights.safetensors is not what was written"),
         (_cut, {}, "000003"),
         (_lose, {}, "000003"),
         (_lose_evaluation, {}, "eval.jsonl lacks lines"),
-        (_older_attempt, {}, "an attempt at it had another commit"),
-        (None, {"commit": "def"}, "another commit"),
-        (None, {"dirty": True}, "another dirty"),
+        (_moved_between, {}, "another cpu"),
+        (_no_record, {}, "does not say on what"),
+        (_old_record, {}, "does not say on what"),
+        (_only_the_rest, {}, "does not say on what"),
+        (_two_processes, {}, "another number of processes"),
+        (_other_settings, {}, "is another run before it has done 3 iterations"),
+        (None, {"processes": 2}, "another number of processes"),
+        (None, {"sharded": True}, "another sharded"),
+        (None, {"code": "def"}, "another code"),
+        (None, {"cpu": "Xeon"}, "another cpu"),
         (None, {"threads": 2}, "another threads"),
         (None, {"device": "cuda"}, "another device"),
         (None, {"versions": {"torch": "3"}}, "another versions"),
@@ -350,7 +393,7 @@ def _older_attempt(folder: Path) -> None:
 )
 def test_what_is_not_the_same_is_refused(
     damage: Callable[[Path], None] | None,
-    environment: dict[str, Any],
+    made_on: dict[str, Any],
     why: str,
     tmp_path: Path,
     source: Path,
@@ -362,9 +405,183 @@ def test_what_is_not_the_same_is_refused(
         damage(theirs)
     (tmp_path / "run").mkdir()
     with pytest.raises(UnfitError, match=why):
-        adopt(tmp_path / "run", config, theirs, 3, HERE | environment)
+        adopt(tmp_path / "run", config, theirs, 3, HERE | made_on)
     assert checkpoints_of(tmp_path / "run") == []
     assert origin(tmp_path / "run") is None
+
+
+def test_a_part_that_another_machine_made_later_does_not_count(
+    tmp_path: Path, source: Path
+) -> None:
+    config = stride(tmp_path)
+    theirs = tmp_path / "theirs"
+    shutil.copytree(source, theirs)
+    _attempt(theirs, 2, 3, HERE | {"cpu": "Xeon"})
+    (tmp_path / "run").mkdir()
+    adopt(tmp_path / "run", config, theirs, 3, HERE)
+    assert checkpoints_of(tmp_path / "run") == [3]
+
+
+def test_uncommitted_code_is_told_apart_by_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("harness", "mixgrpo"):
+        (tmp_path / name).mkdir()
+    place = tmp_path / "mixgrpo" / "update.py"
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "harness" / "environment.py"))
+    digest = environment.code.__wrapped__
+    found = []
+    for text in ("a", "b", "a"):
+        place.write_text(text)
+        found.append(digest())
+    assert found[0] == found[2] != found[1]
+    (tmp_path / "harness" / "status.py").write_text("changes no result")
+    assert digest() == found[2]
+    place.rename(tmp_path / "mixgrpo" / "other.py")
+    assert digest() != found[2]
+
+
+def test_what_a_copied_run_was_made_on_is_known_to_those_that_start_from_it(
+    tmp_path: Path, source: Path
+) -> None:
+    sweep = write_sweep(tmp_path, {"constant": {}, "long": {"iterations": 14}})
+    short, long = (run.config for run in sweep.runs)
+    for name in ("copy", "run", "other"):
+        (tmp_path / name).mkdir()
+    adoption.adopt_finished(tmp_path / "copy", short, source)
+    adopt(tmp_path / "run", long, tmp_path / "copy", 12, HERE)
+    assert checkpoints_of(tmp_path / "run") == [12]
+    with pytest.raises(UnfitError, match="another cpu"):
+        adopt(tmp_path / "other", long, tmp_path / "run", 12, HERE | {"cpu": "Xeon"})
+
+
+# ---- What is left of a copy
+
+
+def test_an_attempt_that_was_killed_after_the_copy_did_not_compute_it(
+    tmp_path: Path, source: Path
+) -> None:
+    config = stride(tmp_path)
+    folder = tmp_path / "run"
+    (folder / "attempts").mkdir(parents=True)
+    adopt(folder, config, source, 3, HERE)
+    _attempt(folder, 1, 0, HERE)  # as its job leaves it that was killed before it noted it
+    assert make_job(folder, config).run(lambda: True) == "stopped"
+    assert [(a.reason, a.began_at) for a in read_attempts(folder)] == [
+        ("killed", 3),
+        ("stopped", 3),
+    ]
+
+
+def test_a_run_whose_copy_is_lost_computes_all_and_says_so(
+    tmp_path: Path, source: Path, alone: dict[str, dict[str, Any]]
+) -> None:
+    config = stride(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    adopt(folder, config, source, 3, HERE)
+    place = folder / "checkpoints" / "000003"
+    (place / "manifest.json").unlink()  # not the file that the source has too
+    with pytest.warns(UserWarning, match="corrupt checkpoint"):
+        train.run(config, folder)
+    assert origin(folder) is None
+    assert same(folder) == alone["stride"]
+
+
+def test_a_copy_of_which_a_part_is_lost_says_how_much_is_left(tmp_path: Path, source: Path) -> None:
+    config = write_sweep(tmp_path, {"constant": {"output.keep": [3]}}).runs[0].config
+    folder = tmp_path / "run"
+    folder.mkdir()
+    adoption.adopt_finished(folder, config, source)
+    assert checkpoints_of(folder) == [3, 12]
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "000012")
+    train.run(config, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    seconds = sum(json.loads(line)["seconds_total"] for line in lines[:3])
+    copied = origin(folder)
+    assert copied is not None
+    assert (copied["iterations"], copied["seconds"]) == (3, pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("asked", "lost", "why"),
+    [
+        ({"output.samples": 3}, None, "output.samples"),
+        ({"output.keep": [3, 4]}, None, "no checkpoint 4"),
+        ({}, "weights", "output.export"),
+        ({"output.export": False}, "weights", None),
+        ({"health.drift": False}, None, "health"),
+    ],
+)
+def test_a_copy_has_all_that_is_asked_for(
+    asked: dict[str, Any], lost: str | None, why: str | None, tmp_path: Path, source: Path
+) -> None:
+    run = write_sweep(tmp_path, {"constant": asked}).runs[0]
+    theirs, folder = tmp_path / "theirs", tmp_path / "run"
+    shutil.copytree(source, theirs)
+    folder.mkdir()
+    if lost is not None:
+        shutil.rmtree(theirs / lost)
+    assert adoption.fits_whole(theirs, run.config, run.hash) == (why is None)
+    if why is None:
+        adoption.adopt_finished(folder, run.config, theirs)
+        assert (folder / "result.json").exists()
+        return
+    with pytest.raises(UnfitError, match=why):
+        adoption.adopt_finished(folder, run.config, theirs)
+    assert list(folder.iterdir()) == []
+
+
+def _finished_twice(tmp_path: Path, source: Path) -> tuple[Sharing, list[RunState]]:
+    """Two runs of one sweep that are finished under another name."""
+    runs = tmp_path / "runs"
+    sweep = write_sweep(tmp_path, {name: ARMS[name] for name in ("constant", "same")})
+    for run in sweep.runs:
+        folder = runs / "first" / f"base-{run.hash}"
+        shutil.copytree(source, folder)
+        result = json.loads((folder / "result.json").read_text())
+        write_json(folder / "result.json", result | {"hash": run.hash})
+    return Sharing(sweep, runs), look_at_all(sweep, runs)
+
+
+def test_a_source_that_vanishes_while_it_is_copied_costs_that_copy_alone(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharing, states = _finished_twice(tmp_path, source)
+    said: list[str] = []
+
+    def gone(place: Path, target: Path) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", str(place))
+
+    monkeypatch.setattr(adoption, "_link", gone)  # after its lines were copied
+    sharing.copy_finished(states, said.append)
+    assert [text.split(":")[:2] for text in said] == [
+        ["constant-seed0", " not copied"],
+        ["same-seed0", " not copied"],
+    ]
+    assert all(origin(state.folder) is None for state in states)
+    monkeypatch.undo()
+
+    def full(place: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left", str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        sharing.copy_finished(states, said.append)
+    monkeypatch.undo()
+    assert train.run(states[0].run.config, states[0].folder) == "finished"
+
+
+def test_between_two_copies_a_wish_to_stop_is_heard(tmp_path: Path, source: Path) -> None:
+    sharing, states = _finished_twice(tmp_path, source)
+    said: list[str] = []
+    sharing.copy_finished(states, said.append, lambda: bool(said))
+    assert len(said) == 1
+    assert [s.state for s in look_at_all(sharing.whole, sharing.runs_dir)] == [
+        "finished",
+        "waiting",
+    ]
 
 
 def test_a_damaged_source_costs_a_run_from_nothing_and_no_more(
@@ -393,10 +610,18 @@ def test_checkpoints_are_links_where_the_disk_has_them(tmp_path: Path, source: P
     adopt(run, config, source, 3, HERE)
     for file in (source / "checkpoints" / "000003").iterdir():
         assert file.samefile(run / "checkpoints" / "000003" / file.name)
-    before = load_at(source / "checkpoints", 3)
+    before = files_of(source)
     train.run(config, run)  # goes on, and leaves the other one's alone
-    after = load_at(source / "checkpoints", 3)
-    assert before.tensors.keys() == after.tensors.keys()
+    assert files_of(source) == before
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    own = write_sweep(tmp_path, {"constant": {}}, "own").runs[0].config
+    adoption.adopt_finished(whole, own, source)
+    for name in ("result.json", "checkpoints/000012"):
+        gone = whole / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    train.run(own, whole)  # all is made again, the exported weights too
+    assert files_of(source) == before
 
 
 # ---- Part of a sweep

@@ -258,6 +258,20 @@ def test_within_groups_every_arm_has_a_reference_of_its_own_group(tmp_path: Path
     assert sweep.reference_label == "τ = 25 and the same w"
 
 
+def test_within_groups_a_named_arm_is_the_reference_of_each(tmp_path: Path) -> None:
+    text = (
+        "arms: {plain: {}, wide: {window.size: 6, label: w = 6}}\nseeds: 3\n"
+        "grid: {window.interval: [15, 25]}\nwithin: window.interval\nreference: wide\n"
+    )
+    sweep = load_sweep(sweep_file(tmp_path, text))
+    assert set(sweep.references.items()) == {
+        (f"{arm},interval={tau}", f"wide,interval={tau}")
+        for arm in ("plain", "wide")
+        for tau in (15, 25)
+    }
+    assert sweep.reference_label == "w = 6 and the same τ"
+
+
 def test_same_schedules_are_found(tmp_path: Path) -> None:
     text = """\
 arms:
@@ -411,12 +425,6 @@ ERRORS = {
     "reference is no arm": (
         GRID + "reference: interval=26\n",
         "sweep.yaml:6: reference: no such arm: interval=26; did you mean interval=25?",
-    ),
-    "a name for each of several references": (
-        "grid: {window.size: [2, 4], window.interval: [15, 25]}\nseeds: 3\n"
-        "within: window.size\nreference: size=2,interval=15\n",
-        "sweep.yaml:7: reference: with within: window.size there is a reference for each of its "
-        "values; give settings, such as {window.size: 4}",
     ),
     "within what no arm sets": (
         GRID + "within: window.size\n",

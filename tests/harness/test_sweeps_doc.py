@@ -12,6 +12,7 @@ import pytest
 from harness import sweep
 from harness.spec import load_sweep, profile_names
 from harness.sweepfile import SweepFile
+from mixgrpo.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
@@ -65,3 +66,17 @@ def test_the_example_is_what_the_page_says_of_it(example: Path) -> None:
         found = load_sweep(example, name)
         assert found.paper_rows["frozen"] == "MixGRPO-Flash*"
         assert [a.label for a in found.arms][1:3] == ["mixgrpo-flash", "frozen window"]
+
+
+def test_a_view_that_answers_is_one_of_the_files(example: Path) -> None:
+    assert load_sweep(example).answered_by == "speedup"
+    text = example.read_text()
+    example.write_text(text.replace("answered_by: speedup", "answered_by: hybrit"))
+    with pytest.raises(ConfigError, match=r"answered_by: hybrit is not one of .* mean hybrid\?"):
+        load_sweep(example)
+    for wrong in ("answered_by: drift", "answered_by: budget"):
+        example.write_text(text.replace("answered_by: speedup", wrong))
+        with pytest.raises(ConfigError, match="is not one of the file's views"):
+            load_sweep(example)
+    example.write_text(re.sub("answered_by:.*", "", text))
+    assert load_sweep(example).answered_by == ""

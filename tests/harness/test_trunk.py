@@ -14,10 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.adopt import origin
+from harness.dispatch import Local
+from harness.launcher import Launcher
 from harness.plan import Saved, describe, foresee
-from harness.sharing import KEPT, will_come
+from harness.progress import Progress
+from harness.sharing import KEPT, Sharing, will_come
 from harness.spec import Run, load_sweep
 from harness.store import RunState, checkpoints_of, look_at_all
+from harness.submissions import Scheduler
 from harness.trunk import Trunk, families, superfluous, trunks
 from mixgrpo.common import common_iterations
 from mixgrpo.config import RunConfig
@@ -63,6 +67,11 @@ def waiting(runs: list[Run]) -> dict[str, RunState]:
     return {r.folder_name: RunState(r, Path("none") / r.folder_name, "waiting") for r in runs}
 
 
+def nothing(state: RunState) -> set[int]:
+    """What a run under way that was told nothing will have in the end."""
+    return {state.total}
+
+
 @given(WINDOWS)
 def test_every_iteration_is_computed_once_and_no_run_waits_in_a_circle(
     windows: list[tuple[int, int, str, int]],
@@ -70,7 +79,7 @@ def test_every_iteration_is_computed_once_and_no_run_waits_in_a_circle(
     runs = make_runs(windows)
     found: dict[str, Trunk] = {}
     for family in families(runs):
-        found |= trunks(family, waiting(runs), will_come)
+        found |= trunks(family, waiting(runs), will_come, nothing)
     # Brute force: a run's iteration is new unless a run before it in the order had it.
     for number, run in enumerate(runs):
         most = max((common_iterations(run.config, r.config) for r in runs[:number]), default=0)
@@ -97,20 +106,87 @@ def test_a_source_that_does_not_come_is_replaced(tmp_path: Path) -> None:
     states = waiting(runs)
     first, second, third = states
     (family,) = families(runs)
-    assert {n: t.source for n, t in trunks(family, states, will_come).items()} == {
+    assert {n: t.source for n, t in trunks(family, states, will_come, nothing).items()} == {
         second: first,
         third: first,
     }
     states[first] = RunState(runs[0], tmp_path / first, "failed")
-    assert {n: t.source for n, t in trunks(family, states, will_come).items()} == {third: second}
+    assert {n: t.source for n, t in trunks(family, states, will_come, nothing).items()} == {
+        third: second
+    }
     # Past the point and without its checkpoint, it is as good as none.
     states[first] = RunState(runs[0], tmp_path / first, "running", iteration=6)
-    assert {n: t.source for n, t in trunks(family, states, will_come).items()} == {third: second}
+    assert {n: t.source for n, t in trunks(family, states, will_come, nothing).items()} == {
+        third: second
+    }
     (tmp_path / first / "checkpoints" / "000005").mkdir(parents=True)
-    found = trunks(family, states, will_come)
+    found = trunks(family, states, will_come, nothing)
     assert {(t.source, t.iterations, t.ready) for t in found.values()} == {(first, 5, True)}
     states[first] = RunState(runs[0], tmp_path / first, "finished", iteration=30)
-    assert trunks(family, states, will_come) == found
+    assert trunks(family, states, will_come, nothing) == found
+
+
+def test_what_runs_is_waited_for_only_where_it_was_told_to_leave_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    runs = make_runs([(8, 1, "constant", 30), (8, 2, "constant", 30), (8, 1, "constant", 40)])
+    states = waiting(runs)
+    first, second, longer = states
+    (family,) = families(runs)
+    states[first] = RunState(runs[0], tmp_path / first, "running", iteration=2)
+
+    def found(promise: set[int], queued: bool = False) -> dict[str, tuple[int, bool]]:
+        made = trunks(family, states, will_come, lambda s: {*promise, s.total}, queued)
+        assert {t.source for n, t in made.items() if n == second} <= {first}
+        return {n: (t.iterations, t.ready) for n, t in made.items()}
+
+    # The last checkpoint stays without being asked for.
+    assert found(set()) == {longer: (30, False)}
+    assert found({8}) == {second: (8, False), longer: (30, False)}
+    assert found({5, 9}) == {second: (5, False), longer: (30, False)}
+    assert found({1}) == {longer: (30, False)}  # it is past that
+    # One that it makes for itself is there now and may be gone when a queue lets others begin.
+    (tmp_path / first / "checkpoints" / "000004").mkdir(parents=True)
+    assert found(set()) == {second: (4, True), longer: (30, False)}
+    assert found(set(), queued=True) == {longer: (30, False)}
+    assert found({4}, queued=True) == {second: (4, True), longer: (30, False)}
+    # What goes on no more loses nothing.
+    states[first] = RunState(runs[0], tmp_path / first, "failed", iteration=5)
+    assert found(set(), queued=True)[second] == (4, True)
+
+
+def test_a_source_that_starts_again_keeps_what_it_had_promised(tmp_path: Path) -> None:
+    file = tmp_path / "toy.yaml"
+    file.write_text(FAMILY.replace("seeds: 2", "seeds: 1"))
+    sweep = load_sweep(file)
+    first, second, *_ = sweep.runs
+    sharing = Sharing(sweep, tmp_path)
+    folder = sharing.folder / first.folder_name
+    (folder / "checkpoints" / "000005").mkdir(parents=True)
+    (folder / KEPT).write_text("[3]")
+    alone = [RunState(first, folder, "stopped", iteration=5)]  # as with --only
+    found = sharing.plan(alone, will_come)
+    assert sharing.start(first, folder, found).run.config.output.keep == (3,)
+    asked = {second.folder_name: Trunk(first.folder_name, 6, ready=False)}
+    assert sharing.start(first, folder, asked).run.config.output.keep == (3, 6)
+    assert json.loads((folder / KEPT).read_text()) == [3, 6]
+
+
+def test_what_a_queued_run_will_start_from_is_kept_by_a_source_that_goes_on(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "toy.yaml"
+    file.write_text(FAMILY.replace("seeds: 2", "seeds: 1"))
+    sweep = load_sweep(file)
+    first, second, *_ = sweep.runs
+    for queued, kept in ((False, ()), (True, (3,))):
+        sharing = Sharing(sweep, tmp_path, queued)
+        folder = sharing.folder / first.folder_name
+        folder.mkdir(parents=True, exist_ok=True)
+        ready = {second.folder_name: Trunk(first.folder_name, 3, ready=True)}
+        start = sharing.start(second, sharing.folder / second.folder_name, ready)
+        assert (start.trunk, start.trunk_iterations) == (folder, 3)
+        assert sharing.start(first, folder, {}).run.config.output.keep == kept
 
 
 def test_what_was_kept_for_others_goes_and_nothing_else() -> None:
@@ -183,6 +259,39 @@ def test_a_sweep_with_trunks_ends_with_everything_computed_once(lab: Lab, execut
     assert (code, "started" in output) == (0, False)
 
 
+def test_a_later_seed_begins_in_time_for_its_others(tmp_path: Path) -> None:
+    file = tmp_path / "toy.yaml"
+    file.write_text(
+        FAMILY.replace("window.interval: [3, 6, 12, 13]", "window.stride: [1, 2, 3, 4]").replace(
+            "set: {", "set: {window.interval: 5, "
+        )
+    )
+    sweep = load_sweep(file)
+    states = look_at_all(sweep, tmp_path)
+    first = next(s for s in states if (s.run.arm, s.run.seed) == ("stride=1", 0))
+    (first.folder / "checkpoints" / "000005").mkdir(parents=True)
+    states[states.index(first)] = RunState(first.run, first.folder, "finished", iteration=12)
+    wanted = [s for s in states if s.state == "waiting"]
+
+    def order(slots: int, left: list[RunState]) -> list[str]:
+        launcher = Launcher(
+            sweep,
+            tmp_path,
+            Progress("composition", False),
+            lambda _: Local(slots),
+            Scheduler(tmp_path / "toy"),
+            sharing=Sharing(sweep, tmp_path),
+        )
+        return [s.run.name for s in launcher._without_waiting(left, states, set())]
+
+    others = [f"stride={k}-seed0" for k in (2, 3, 4)]
+    assert order(2, wanted) == [*others, "stride=1-seed1"]
+    assert order(3, wanted) == [*others, "stride=1-seed1"]
+    assert order(4, wanted) == ["stride=1-seed1", *others]
+    last = [s for s in wanted if s.run.seed == 1 or s.run.arm == "stride=4"]
+    assert order(2, last) == ["stride=1-seed1", "stride=4-seed0"]
+
+
 def test_runs_wait_for_no_source_that_fails(lab: Lab) -> None:
     lab.write(ONE_SEED)
     broken = {"interval=3-seed0": {"raise_at": 1}, "interval=6-seed0": {"raise_at": 5}}
@@ -215,6 +324,23 @@ def test_a_launcher_that_is_killed_leaves_all_to_the_next_one(lab: Lab) -> None:
         assert lab.iterations(state.run.name) == list(range(12))
         assert state.attempts[-1].began_at >= STARTS[state.run.arm]
         assert not (state.folder / KEPT).exists()
+
+
+def test_an_arm_that_is_added_while_its_source_runs_does_not_wait_in_vain(lab: Lab) -> None:
+    slow = {"*": {"seconds": 0.25}}
+    text = ONE_SEED.replace("checkpoint_every: 5", "checkpoint_every: 50")
+    lab.write(text.replace("[3, 6, 12, 13]", "[6]"))
+    launcher = lab.launch("--jobs", "2", fake=slow)
+    lab.wait_for(lambda s: s["interval=6-seed0"].iteration >= 1)
+    launcher.kill()  # its job lives on
+    launcher.wait()
+    lab.write(text.replace("[3, 6, 12, 13]", "[6, 12]"))
+    assert lab.states()["interval=6-seed0"].iteration < 6
+    code, output = lab.finish("--jobs", "2", fake=slow)
+    assert code == 0, output
+    theirs, new = (lab.states()[f"interval={tau}-seed0"].attempts for tau in (6, 12))
+    assert [a.began_at for a in new] == [0]
+    assert new[0].started < (theirs[0].ended or 0.0)
 
 
 def test_without_sharing_and_with_only_nothing_waits(lab: Lab) -> None:

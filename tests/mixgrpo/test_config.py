@@ -294,6 +294,11 @@ BAD: list[tuple[str, str, list[str]]] = [
         [":2", "rewards.options", "hpps", "did you mean hps"],
     ),
     ("an option that is a mapping", "rewards: {options: {hps: {a: {b: 1}}}}", ["rewards.options"]),
+    (
+        "a weight that the scaling of the steps would cancel",
+        "objective: {step_gradient: unit, step_weight: inverse-dt}",
+        [":1:", "step_gradient unit", "step_weight inverse-dt", "none", "plain"],
+    ),
     ("duplicate key", "seed: 1\niterations: 2\nseed: 3", [":3:", "seed", "given twice"]),
     (
         "duplicate key inside",

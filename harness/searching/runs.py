@@ -1,0 +1,113 @@
+"""The runs of a search's trials, and what they have measured so far, read from their folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.arms import Arm
+from harness.searching.file import Search
+from harness.searching.space import arm_name
+from harness.searching.study import Trial
+from harness.spec import Run, Sweep
+from harness.store import RunState
+from mixgrpo.identity import config_hashes
+from mixgrpo.jsonlines import read_lines
+
+
+def make_sweep(search: Search, arms: tuple[Arm, ...] = (), runs: tuple[Run, ...] = ()) -> Sweep:
+    """A search's runs so far, as everything that starts and follows runs knows them."""
+    return Sweep(
+        name=search.name,
+        question=search.question,
+        file=search.file,
+        profile=search.profile,
+        arms=arms,
+        seeds=search.seeds,
+        runs=runs,
+        reference=arms[0].name if arms else "",
+        measure=search.measure,
+        paper=None,
+        paper_rows={},
+        notes=search.notes,
+        overrides=search.overrides,
+        variant=search.variant,
+    )
+
+
+def runs_of(search: Search, trial: Trial) -> tuple[Run, ...]:
+    """The runs of a trial, one for each seed. ConfigError where its settings cannot be run."""
+    assert trial.asked is not None
+    config = search.config(trial.asked)
+    arm = arm_name(trial.asked)
+    hashes = config_hashes(config, search.seeds)
+    return tuple(
+        Run(arm, seed, config.model_copy(update={"seed": seed}), identity)
+        for seed, identity in zip(search.seeds, hashes, strict=True)
+    )
+
+
+class Curves:
+    """Reward by iteration, by seed and arm: of all runs that were ever looked at."""
+
+    def __init__(self, search: Search, runs_dir: Path) -> None:
+        self._folder = runs_dir / search.name
+        self._column = f"reward_{search.measure}_mean"
+        self._found: dict[str, dict[int, dict[int, float]]] = {}
+        self._whole: set[str] = set()
+        """Folder names of the runs whose curves cannot grow."""
+
+    def of(self, run: Run) -> dict[int, float]:
+        """Of one run, as it was read last."""
+        return self._found.get(run.arm, {}).get(run.seed, {})
+
+    def others(self, run: Run, arms: set[str]) -> list[dict[int, float]]:
+        """Of the same seed in the other `arms`."""
+        return [
+            curves[run.seed]
+            for arm, curves in self._found.items()
+            if arm != run.arm and arm in arms and run.seed in curves
+        ]
+
+    def update(self, states: list[RunState]) -> None:
+        """Read what has grown."""
+        for state in states:
+            if state.run.folder_name in self._whole or state.state not in ("running", "finished"):
+                continue
+            self.read(state.run)
+            if state.state == "finished":
+                self._whole.add(state.run.folder_name)
+
+    def read(self, run: Run) -> None:
+        file = self._folder / run.folder_name / "eval.jsonl"
+        if not file.exists():
+            return
+        lines = [one for one in read_lines(file) if self._column in one]
+        if lines:
+            curve = {int(one["iteration"]): float(one[self._column]) for one in lines}
+            self._found.setdefault(run.arm, {})[run.seed] = curve
+
+
+def run_seconds(folder: Path) -> float:
+    """Seconds of a run's training so far: of one core where it has them, else by the clock.
+
+    What is measured beside the training (health) is not in them.
+    """
+    total = 0.0
+    file = folder / "metrics.jsonl"
+    lines: list[dict[str, Any]] = read_lines(file) if file.exists() else []
+    core = bool(lines) and all("seconds_cpu" in line for line in lines) and on_one_core(folder)
+    for line in lines:
+        if core:
+            total += float(line["seconds_cpu"])
+        else:
+            total += float(line["seconds_total"]) - float(line.get("seconds_health", 0.0))
+    return total
+
+
+def on_one_core(folder: Path) -> bool:
+    """Whether a run was computed by one thread of a processor."""
+    try:
+        env = json.loads((folder / "env.json").read_text())
+        return bool(env["device"] == "cpu" and env["threads"] == 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,194 @@
+"""The sentences of a report: each arm by its own numbers, its own rewards and its own reference."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harness import findings, tables
+from harness.analysis import Analysis, analyse
+from harness.results import Results, collect
+from harness.spec import Sweep
+from harness.stats import mean_interval
+from mixgrpo.config import RunConfig
+
+from .synthetic import make_sweep, write_runs
+
+Given = tuple[Sweep, Results]
+Change = Mapping[str, tuple[float, float]]
+"""Mean and spread over seeds of a reward's change, by reward."""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    folder = tmp_path_factory.mktemp("runs")
+    sweep = make_sweep(seeds=5, iterations=12)
+    write_runs(sweep, folder, sd=0.01)
+    return sweep, collect(sweep, folder)
+
+
+def train_on(sweep: Sweep, rewards: Mapping[str, tuple[str, ...]]) -> Sweep:
+    """The sweep with arms that train on these rewards and measure the other ones."""
+    names = ("composition", "palette", "strict")
+
+    def config(arm: str, old: RunConfig) -> RunConfig:
+        train = rewards.get(arm, ("composition",))
+        held_out = tuple(name for name in names if name not in train)
+        changed = {"train": dict.fromkeys(train, 1.0), "held_out": held_out}
+        return old.model_copy(update={"rewards": old.rewards.model_copy(update=changed)})
+
+    runs = tuple(replace(run, config=config(run.arm, run.config)) for run in sweep.runs)
+    return replace(sweep, runs=runs)
+
+
+def change(results: Results, changes: Mapping[str, Change]) -> Results:
+    """The results with these changes through training instead."""
+    runs = results.runs.copy()
+    spread = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    for arm, of_arm in changes.items():
+        own = runs["arm"] == arm
+        for reward, (mean, width) in of_arm.items():
+            after = runs.loc[own, f"before_{reward}"] + mean + width * spread
+            runs.loc[own, f"after_{reward}"] = after
+    return Results(runs, results.metrics, results.evals, results.env)
+
+
+UP, DOWN, FLAT = (0.1, 0.01), (-0.1, 0.01), (0.0, 0.05)
+
+
+@pytest.fixture
+def mixed(given: Given) -> Analysis:
+    """Of palette: one arm is hacked, one falls while nothing rises, one trains on it, one rises."""
+    sweep, results = given
+    sweep = train_on(sweep, {"interval=12": ("composition", "palette")})
+    changes = {
+        "interval=9": {"composition": UP, "palette": DOWN, "strict": FLAT},
+        "interval=12": {"composition": UP, "palette": (-0.2, 0.01), "strict": FLAT},
+        "interval=15": {"composition": UP, "palette": (0.3, 0.01), "strict": FLAT},
+        "interval=18": {"composition": FLAT, "palette": (-0.4, 0.01), "strict": FLAT},
+    }
+    return analyse(sweep, change(results, changes))
+
+
+def test_rewards_that_fell_and_rose_are_quoted_of_their_own_arms(mixed: Analysis) -> None:
+    palette, strict = findings.other_rewards(mixed)
+    fell, rose = palette.split("; it rose in ")
+    rose = rose.split(" It fell while")[0]
+    assert " fell in 3 of 4 arms: " in fell
+    for label, name, number in (("τ = 9", "interval=9", "−0.100"), ("τ = 18", "", "−0.400")):
+        assert re.search(rf"{label} from \S+ to \S+ change {number} \[", fell), (label, fell)
+        if name:
+            before = mixed.by_name(name).rewards["palette"].before.mean
+            assert f"{label} from {before:.3f} to" in fell
+    assert "τ = 15" not in fell
+    assert rose.startswith("1 of 4 arms: τ = 15 from")
+    assert "change +0.300" in rose
+    assert "is shown to change in no arm (τ = 15 from" in strict
+
+
+def test_reward_hacking_is_said_of_the_arms_that_do_it_alone(mixed: Analysis) -> None:
+    palette, strict = findings.other_rewards(mixed)
+    said = palette.split(" It fell while")[1]
+    # τ = 12 trains on the palette, nothing rose in τ = 18 that it trains on, in τ = 15 both rose.
+    assert "that it trains on in τ = 9 (composition):" in said
+    assert re.findall(r"τ = \d+", said) == ["τ = 9"]
+    assert "reward hacking" in said
+    assert "hacking" not in strict
+
+
+def test_a_measure_that_nobody_trains_on_can_be_hacked_too(given: Given) -> None:
+    sweep, results = given
+    analysis = analyse(
+        replace(sweep, measure="strict"),
+        change(results, {"interval=9": {"composition": UP, "strict": DOWN}}),
+    )
+    assert analysis.role("strict") == "only measured"
+    said = " ".join(findings.other_rewards(analysis))
+    assert "The reward strict answers the question. It fell while" in said
+    assert "trained on as well" not in said
+    assert "In these arms the reward is only measured." in tables.tables(analysis)[0].note
+
+
+def test_what_is_trained_on_is_said_arm_by_arm(mixed: Analysis) -> None:
+    assert mixed.role("composition") == "trained on"
+    assert mixed.role("palette") == "trained on in τ = 12, only measured elsewhere"
+    assert mixed.by_name("interval=9").trained == ("composition",)
+    assert "(trained on in τ = 12, only measured elsewhere)" in findings.other_rewards(mixed)[0]
+    (other,) = (t for t in tables.tables(mixed) if t.title.startswith("The other rewards"))
+    assert "palette: trained on in τ = 12, only measured elsewhere; strict: only" in other.note
+
+
+def test_a_gain_counts_only_where_it_holds_for_all_arms_together(given: Given) -> None:
+    sweep, results = given
+    # 95 % of one arm: half-width 2.776 sd / √5; of four together 4.315.
+    sd = 0.1 * np.std([-1, -0.5, 0, 0.5, 1], ddof=1) / np.sqrt(5)
+    changes = {arm.name: {"composition": UP} for arm in sweep.arms}
+    changes["interval=9"] = {"composition": (3.5 * sd, 0.1)}
+    analysis = analyse(sweep, change(results, changes))
+    own = analysis.by_name("interval=9").rewards["composition"]
+    assert own.change.low > 0 > own.simultaneous.low
+    assert own.simultaneous.level == pytest.approx(1 - 0.05 / 4)
+    said = findings.gain(analysis)
+    assert said.startswith("Training gained in τ = 12, τ = 15 and τ = 18; a gain is not shown in")
+    assert "a gain is not shown in τ = 9 (" in said
+
+
+def test_times_that_are_stated_hold_for_all_arms_together(given: Given) -> None:
+    sweep, results = given
+    analysis = analyse(sweep, results)
+    for result in analysis.arms:
+        if result.time_ratio is None or result.time_ratio_simultaneous is None:
+            assert analysis.is_reference(result.arm.name)
+            continue
+        logs = result.time_ratio_simultaneous.level
+        assert logs == pytest.approx(1 - 0.05 / 3)
+        assert result.time_ratio_simultaneous.low < result.time_ratio.low
+    wide = mean_interval([1.0, 1.1, 1.2])
+    over_one = replace(wide, low=0.9, high=1.3)
+    alone = replace(wide, low=1.05, high=1.15)
+    arms = tuple(
+        replace(r, time_ratio=alone, time_ratio_simultaneous=over_one) for r in analysis.arms
+    )
+    assert findings.cost(replace(analysis, arms=arms)) == ""
+
+
+def without(results: Results, gone: Callable[[str, int], bool], state: str) -> Results:
+    runs = results.runs.copy()
+    lost = np.array([gone(a, s) for a, s in zip(runs["arm"], runs["seed"], strict=True)])
+    runs.loc[lost, "state"] = state
+    kept = {(a, s) for a, s in zip(runs["arm"][~lost], runs["seed"][~lost], strict=True)}
+    metrics = results.metrics
+    here = [(a, s) in kept for a, s in zip(metrics["arm"], metrics["seed"], strict=True)]
+    return Results(runs, metrics[here], results.evals, results.env)
+
+
+def test_each_comparison_is_judged_by_its_own_reference(given: Given) -> None:
+    sweep, results = given
+    within = {
+        **dict.fromkeys(("interval=9", "interval=12"), "interval=9"),
+        **dict.fromkeys(("interval=15", "interval=18"), "interval=15"),
+    }
+    grouped = replace(sweep, within=within, within_label="its own", reference="interval=9")
+    few = without(results, lambda arm, seed: arm == "interval=9" and seed > 1, "waiting")
+    said = findings.answer(analyse(grouped, few))
+    assert not said.startswith("Cannot conclude")
+    assert "τ = 18 is indistinguishable from its own" in said
+    assert "about τ = 12 nothing can be concluded" in said
+    none = without(few, lambda arm, seed: arm == "interval=15" and seed > 1, "waiting")
+    said = findings.answer(analyse(grouped, none))
+    assert said.startswith("Cannot conclude: no reference has 3 finished seeds")
+
+
+def test_failed_runs_are_said_to_be_left_out_once(given: Given) -> None:
+    sweep, results = given
+    failed = without(results, lambda arm, seed: arm in ("interval=9", "interval=12") and seed == 0,
+                     "failed")  # fmt: skip
+    said = [s for s in findings.missing(analyse(sweep, failed)) if "survived" in s]
+    assert said == [
+        "Of τ = 9 and τ = 12 some runs failed: every number here is of the seeds that survived, "
+        "and says nothing about those that did not."
+    ]
+    waiting = without(results, lambda arm, seed: arm == "interval=9" and seed == 0, "waiting")
+    assert "survived" not in " ".join(findings.missing(analyse(sweep, waiting)))
