@@ -146,6 +146,7 @@ class Subject:
 def _timing(clock: Clock) -> Timing:
     seconds = clock.seconds()
     total = seconds.pop("seconds_total")
+    del seconds["seconds_cpu"]  # of all phases together
     return Timing(total, {k.removeprefix("seconds_"): v for k, v in seconds.items()})
 
 

@@ -94,10 +94,6 @@ ELSEWHERE = {
         "tests/slurm/chaos.py",
         '"harness.sweep", SWEEP, "--executor", executor',
     ),
-    "python -m harness.sweep sweeps/tau.yaml --executor slurm --snapshot": (
-        "tests/slurm/test_dispatch.py",
-        "snapshot.take(",
-    ),
     OPTIONS_ONLY: ("tests/harness/test_sweeps_doc.py", '"harness.sweep", str(example), "--plan"'),
     ".venv/bin/python -m mixgrpo.train examples/own/run.yaml --out runs/own": (
         "tests/test_docs.py",
@@ -132,6 +128,10 @@ ELSEWHERE = {
         'HERE / "fake_search.py"',
     ),
     "python -m harness.probe FILE [--jobs K] [--only ARM]": (
+        "tests/harness/test_probe.py",
+        '"harness.probe", "toy.yaml", "--jobs", "2"',
+    ),
+    "python -m harness.probe FILE": (
         "tests/harness/test_probe.py",
         '"harness.probe", "toy.yaml", "--jobs", "2"',
     ),
@@ -181,7 +181,6 @@ CANNOT = {
     "--include merges.txt": _WEIGHTS,
     "hf download trl-lib/ddpo-aesthetic-predictor aesthetic-model.pth": _WEIGHTS,
     "hf download openai/clip-vit-large-patch14": _WEIGHTS,
-    "python -m harness.sweep sweeps/tau.yaml --profile flux --executor slurm": _GPUS,
     "python -m harness.sweep sweeps/tau.yaml --profile flux --executor slurm --snapshot": _GPUS,
     "python -m harness.sweep sweeps/tau.yaml --profile flux --executor slurm --only interval=25 "
     "--set iterations=2": _GPUS,
