@@ -15,6 +15,11 @@ from harness.spec import Sweep
 from .synthetic import make_sweep, write_runs
 
 
+@pytest.fixture(autouse=True)
+def _small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "DPI", 30)
+
+
 @pytest.fixture
 def sweep() -> Sweep:
     return make_sweep(intervals=(9, 15), seeds=3, iterations=24)
