@@ -323,6 +323,9 @@ def test_the_committed_measurements_say_what_is_known_of_them() -> None:
             "none of the": idle.min(),
             "of the last 10 iterations had no": lines.loc[few, "iteration"].min(),
         }
+        drift = lines.dropna(subset="drift_image_kl")
+        far = drift["drift_image_kl"] > max(4 * drift["drift_image_kl"].iloc[0], 0.5)
+        expected["moved away from those of the ODE"] = drift.loc[far, "iteration"].min()
         expected = {part: first for part, first in expected.items() if first == first}
         assert len(found) == len(expected)
         for part, first in expected.items():
