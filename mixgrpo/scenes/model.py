@@ -45,11 +45,14 @@ class ModelConfig:
 
 
 SIZES_OF = {
-    "small": ModelConfig(heads=1),
+    "small": ModelConfig(head_dim=28, rope_dims=(8, 10, 10), single_blocks=1),
     "base": ModelConfig(),
     "large": ModelConfig(heads=3),
 }
-"""Sizes of the base models that ship with the package: of 32, 64 and 96 dimensions."""
+"""Sizes of the base models that ship with the package: of 56, 64 and 96 dimensions.
+
+None has fewer than the 48 values of a patch: the noise in what does not fit could not be predicted.
+"""
 
 TINY = ModelConfig(
     heads=1, head_dim=16, rope_dims=(4, 6, 6), double_blocks=1, single_blocks=1, text_layers=1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from harness.adopt import origin
 from harness.launcher import LAUNCHER
 from harness.spec import Sweep
 from harness.store import Attempt, read_attempts, read_result
@@ -25,6 +27,9 @@ from .processes import start_time
 SWEEP = Path(__file__).with_name("chaos.yaml")
 _TIMED = ("seconds", "time_ratio", "s / iteration", "time ratio")
 """How the columns of a report's tables begin that hold timings."""
+_TIMED_LINE = re.compile(r"^(Time|One core's time) per iteration")
+_AT_SECONDS = re.compile(r"(^|; )at [0-9.,]+ s\b.*$")
+"""What a report says of the arms at equal seconds, in a sentence or over a column."""
 
 
 def balance(
@@ -88,14 +93,18 @@ def ledger_balances(sweep: Sweep, place: Path, spent: dict[str, Any], most: floa
     """What the status says of the cost of a finished sweep: all that was kept was useful, and no
     more was spent than there was, `most` seconds of slots.
 
-    Evaluations before the first iteration stay whoever made them, and may count as wasted.
+    What a run took over from another one cost it nothing. Evaluations before the first iteration
+    that it did itself stay whoever made them, and may count as wasted.
     """
     kept = first = 0.0
     for run in sweep.runs:
+        folder = place / run.folder_name
+        copied = (origin(folder) or {"iterations": 0})["iterations"]
         for name in ("metrics.jsonl", "eval.jsonl"):
-            lines = list(_lines(place / run.folder_name / name))
-            kept += sum(line["seconds_total"] for line in lines)
-            first += lines[0]["seconds_total"] if name == "eval.jsonl" else 0.0
+            own = [line for line in _lines(folder / name) if line["iteration"] >= copied]
+            kept += sum(line["seconds_total"] for line in own)
+            if name == "eval.jsonl":
+                first += sum(line["seconds_total"] for line in own if line["iteration"] == copied)
     useful, wasted = spent["seconds_useful"], sum(spent["seconds_wasted"].values())
     if not kept - first - 1 <= useful <= kept + 1:
         yield f"{useful:.1f} s are said to be useful, {kept:.1f} s were kept"
@@ -127,17 +136,19 @@ def untimed_csv(file: Path) -> str:
 def untimed_markdown(file: Path) -> str:
     """The tables of a Markdown file without the columns of timings, and its other lines.
 
-    The sentence about time is left out, and so are empty lines.
+    What is said of time is left out, and so are empty lines.
     """
     kept, keep = [], list[int]()
     for line in file.read_text().splitlines():
         if not line.startswith("|"):
             keep = []
-            if line and not line.startswith("Time per iteration"):
-                kept.append(line)
+            if line and not _TIMED_LINE.search(line):
+                kept.append(_AT_SECONDS.sub("", line))
             continue
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        keep = keep or [i for i, cell in enumerate(cells) if not cell.startswith(_TIMED)]
+        # At equal seconds stands last in its table, and what follows belongs to it.
+        last = next((i for i, c in enumerate(cells) if _AT_SECONDS.match(c)), len(cells))
+        keep = keep or [i for i, cell in enumerate(cells[:last]) if not cell.startswith(_TIMED)]
         kept.append("|".join(cells[i] for i in keep))
     return "\n".join(kept)
 
