@@ -4,14 +4,13 @@ Everything is made from the measurements kept with the studies' reports. The sam
 the same bytes; where nothing has changed since they were written, nothing is read.
 """
 
-import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import unchanged
+from harness import page, unchanged
 from harness.cache import FOLDER, stamp
 from harness.spec import Sweep
 from harness.studies import has_measurements, is_study, read_study
@@ -151,32 +150,16 @@ def _parts(overall: "Overall") -> dict[str, list[str]]:
 
 def to_html(overall: "Overall", pictures: "list[Picture]") -> str:
     """The page: one file, pictures inside, autoescaped; links to the studies beside it."""
-    import jinja2
-
     from harness import overall_tables
     from harness import overall_words as words
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("harness"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["tight"] = _tight
-    return environment.get_template("overall.html").render(
+    return page.render(
+        "overall.html",
         title=TITLE,
         headline=words.headline(overall),
         summary=words.summary(overall),
         front=words.front_sentences(overall),
-        pictures={
-            picture.name: {
-                "title": picture.title,
-                "caption": picture.caption,
-                "source": f"data:image/png;base64,{base64.b64encode(picture.png).decode()}",
-            }
-            for picture in pictures
-        },
+        pictures={picture.name: picture for picture in pictures},
         questions=overall_tables.questions_table(overall),
         front_table=overall_tables.front_table(overall),
         noise=overall_tables.paper_noise_table(),
@@ -184,11 +167,6 @@ def to_html(overall: "Overall", pictures: "list[Picture]") -> str:
         studies=[question.study for question in overall.questions],
         lists=_parts(overall),
     )
-
-
-def _tight(text: str) -> str:
-    """No line break inside `τ = 15` and `95 %`."""
-    return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
 
 
 def to_markdown(overall: "Overall", pictures: "list[Picture]") -> str:

@@ -8,16 +8,14 @@ earlier report kept. The same measurements give the same bytes, and where nothin
 they were written, nothing is done. Nothing is trained here.
 """
 
-import base64
 import contextlib
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import cli, unchanged
+from harness import cli, page, unchanged
 from harness.measurements import FRAMES, Measurements, gather, kept_finished, to_files
 from harness.progress import duration
 from harness.spec import Arm, Sweep, load_sweep
@@ -50,7 +48,7 @@ def write_report(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> Path:
 
 def _write(sweep: Sweep, runs_dir: Path, folder: Path) -> tuple[Path, bool]:
     """The page, and whether it was made from the measurements kept with the report."""
-    made_of = unchanged.digest(sweep, runs_dir, _shown(sweep.file))
+    made_of = unchanged.digest(sweep, runs_dir, page.shown(sweep.file))
     if unchanged.is_unchanged(sweep, runs_dir, folder, made_of):
         return folder / PAGE, False
     measurements = gather(sweep, runs_dir, folder)
@@ -130,24 +128,13 @@ def _page(
 ) -> str:
     """The page: one file, pictures inside, autoescaped. `drawn`: the views' pictures by view;
     `told`: the answer, where a view gives it."""
-    import jinja2
-
     from harness import findings
     from harness.tables import tables
 
     sweep = analysis.sweep
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("harness"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["tight"] = _tight
-    environment.filters["source"] = _source
-    arguments = f"{_shown(sweep.file)}{f' --profile {sweep.profile}' if sweep.profile else ''}"
-    arguments += "".join(f" --set {shlex.quote(text)}" for text in sweep.overrides)
-    return environment.get_template("report.html").render(
+    arguments = page.arguments(sweep.file, sweep.profile, sweep.overrides)
+    return page.render(
+        "report.html",
         name=sweep.name,
         profile=sweep.profile,
         question=sweep.question,
@@ -170,16 +157,6 @@ def _page(
     )
 
 
-def _source(picture: "Picture") -> str:
-    """The picture itself, where a page would have an address."""
-    return f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
-
-
-def _tight(text: str) -> str:
-    """No line break inside `τ = 15` and `95 %`."""
-    return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
-
-
 def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, str]]:
     sweep, runs = analysis.sweep, measurements.results.runs
     finished = runs[runs["state"] == "finished"]
@@ -188,7 +165,7 @@ def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, s
         seconds -= float(finished["shared_seconds"].sum())
     time = f"{seconds / 3600:.2f} hours" if seconds >= 360 else duration(seconds)
     made: list[tuple[str, Any]] = [
-        ("Sweep file", _shown(sweep.file)),
+        ("Sweep file", page.shown(sweep.file)),
         ("Profile", sweep.profile),
         ("Settings on top", ", ".join(sweep.overrides)),
         ("Model", _distinct(run.config.model.name for run in sweep.runs)),
@@ -224,13 +201,6 @@ def _arm(arm: Arm) -> str:
 
 def _distinct(values: Any) -> str:
     return ", ".join(str(value) for value in sorted(set(values)))
-
-
-def _shown(file: Path) -> str:
-    """A sweep file as a reader can use it: relative to here, never a path of this machine."""
-    with contextlib.suppress(ValueError):
-        return file.resolve().relative_to(Path.cwd().resolve()).as_posix()
-    return file.name
 
 
 def _has_results(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness import cli
+from harness import cli, cli_launch
 from harness.dispatch import Executor, ExecutorName, Inline, Local
 from harness.job import TRAIN
 from harness.launcher import Retry, own, owner
@@ -22,7 +22,7 @@ from harness.snapshot import take
 from harness.store import RunState
 from harness.submissions import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import RunError
 
 if TYPE_CHECKING:
     from harness.searching.study import Study
@@ -36,13 +36,8 @@ SearchArgument = Annotated[Path, typer.Argument(help="Search file (YAML).")]
 def main(
     file: SearchArgument,
     profile: cli.ProfileOption = None,
-    executor: Annotated[
-        ExecutorName, typer.Option(help="Where jobs run: this process, local processes, or Slurm.")
-    ] = "local",
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Local runs at once; by default one per GPU, else one per core."),
-    ] = None,
+    executor: cli_launch.ExecutorOption = "local",
+    jobs: cli_launch.JobsOption = None,
     runs: cli.RunsOption = Path("runs"),
     reports: cli.ReportsOption = Path("reports"),
     storage: Annotated[
@@ -53,17 +48,9 @@ def main(
         ),
     ] = None,
     set_: cli.SetOption = None,
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option("--slurm", help="What jobs ask of Slurm, partition=gpu.", metavar="KEY=VALUE"),
-    ] = None,
-    snapshot: Annotated[
-        bool, typer.Option("--snapshot", help="Run from a copy of the tracked files as they are.")
-    ] = False,
-    retry: Annotated[
-        Retry,
-        typer.Option(help="What runs again: nothing, infrastructure failures, exceptions too."),
-    ] = "lost",
+    slurm: cli_launch.SlurmOption = None,
+    snapshot: cli_launch.SnapshotOption = False,
+    retry: cli_launch.RetryOption = "lost",
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be tried; start nothing.")
     ] = False,
@@ -82,12 +69,7 @@ def main(
 ) -> int:
     """Search for the best settings, with Optuna, over the ranges of a file."""
     search = load_search(file, profile, set_ or [])
-    if executor != "local" and jobs is not None and (executor, jobs) != ("inline", 1):
-        raise ConfigError(f"--jobs: is for local runs, not for {executor}; leave it out")
-    if slurm and executor != "slurm":
-        raise ConfigError("--slurm: only --executor slurm asks Slurm for anything; add it")
-    if snapshot and executor == "inline":
-        raise ConfigError("--snapshot: an inline run has this process's code; leave it out")
+    cli_launch.check_executor(executor, jobs, slurm, snapshot)
     if plan:
         from harness.searching.status import describe
 

@@ -152,7 +152,7 @@ def _run(arm: str, config: RunConfig, seed: int, identity: str) -> Run:
 
 
 def _variant(chosen: Chosen, overrides: tuple[str, ...]) -> str:
-    usual = choose_profile(chosen.document, chosen.file, None)
+    usual = choose_profile(chosen.document, chosen.file.profiles, None)
     variant = f"-{chosen.profile}" if chosen.profile != usual else ""
     if overrides:
         variant += f"-set-{hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()[:6]}"

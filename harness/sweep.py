@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from harness import cli
+from harness import cli, cli_launch
 from harness.dispatch import Executor, ExecutorName, Inline, Local
 from harness.job import TRAIN
 from harness.launcher import (
@@ -62,23 +62,13 @@ class _Asked:
 def main(
     file: cli.FileArgument,
     profile: cli.ProfileOption = None,
-    executor: Annotated[
-        ExecutorName, typer.Option(help="Where jobs run: this process, local processes, or Slurm.")
-    ] = "local",
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Local runs at once; by default one per GPU, else one per core."),
-    ] = None,
+    executor: cli_launch.ExecutorOption = "local",
+    jobs: cli_launch.JobsOption = None,
     runs: cli.RunsOption = Path("runs"),
     reports: cli.ReportsOption = Path("reports"),
     set_: cli.SetOption = None,
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option("--slurm", help="What jobs ask of Slurm, partition=gpu.", metavar="KEY=VALUE"),
-    ] = None,
-    snapshot: Annotated[
-        bool, typer.Option("--snapshot", help="Run from a copy of the tracked files as they are.")
-    ] = False,
+    slurm: cli_launch.SlurmOption = None,
+    snapshot: cli_launch.SnapshotOption = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would run; start nothing.")
     ] = False,
@@ -88,10 +78,7 @@ def main(
     only_: Annotated[
         list[str] | None, typer.Option("--only", metavar="ARM", help="Only this arm; repeatable.")
     ] = None,
-    retry: Annotated[
-        Retry,
-        typer.Option(help="What runs again: nothing, infrastructure failures, exceptions too."),
-    ] = "lost",
+    retry: cli_launch.RetryOption = "lost",
     prune_: Annotated[
         bool,
         typer.Option(
@@ -153,17 +140,7 @@ def _asked(
     share: bool,
 ) -> _Asked:
     """The options that go together. ConfigError for those that do not."""
-    if executor != "local" and jobs is not None and (executor, jobs) != ("inline", 1):
-        mend = (
-            "the inline executor runs one job at a time; leave it out"
-            if executor == "inline"
-            else "Slurm decides how many run; --slurm at_once=K bounds an array"
-        )
-        raise ConfigError(f"--jobs: {mend}")
-    if slurm and executor != "slurm":
-        raise ConfigError("--slurm: only --executor slurm asks Slurm for anything; add it")
-    if snapshot and executor == "inline":
-        raise ConfigError("--snapshot: an inline run has this process's code; leave it out")
+    cli_launch.check_executor(executor, jobs, slurm, snapshot)
     wishes = resources(sweep, slurm) if executor == "slurm" else {}
     return _Asked(executor, jobs, wishes, snapshot, retry, share)
 

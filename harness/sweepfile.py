@@ -104,8 +104,8 @@ def _is_run_configuration(document: Document) -> bool:
 
 def _explain(document: Document, error: ValidationError) -> str:
     # A union reports each of its members: the error deepest in the file is the one that was meant.
-    first = max(error.errors(), key=lambda e: len(_file_key(document, e["loc"])))
-    key = _file_key(document, first["loc"])
+    first = max(error.errors(), key=lambda e: len(file_key(document, e["loc"])))
+    key = file_key(document, first["loc"])
     dotted, kind, given = ".".join(map(str, key)), first["type"], first["input"]
     place = document.place(key)
     if kind == "extra_forbidden":
@@ -135,7 +135,7 @@ def _explain(document: Document, error: ValidationError) -> str:
     return f"{place}: {dotted}: {first['msg']}, not {given!r}"
 
 
-def _file_key(document: Document, location: tuple[str | int, ...]) -> Key:
+def file_key(document: Document, location: tuple[str | int, ...]) -> Key:
     """The part of pydantic's location that is in the file (unions add names of their own)."""
     key: Key = ()
     for part in location:
@@ -150,13 +150,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f" (known: {', '.join(names)})"
 
 
-def choose_profile(document: Document, file: SweepFile, profile: str | None) -> str:
+def choose_profile(document: Document, known: Mapping[str, Any], profile: str | None) -> str:
+    """The profile that is asked for, or the usual one. ConfigError for one that is not `known`."""
     if profile is None:
-        if not file.profiles:
-            return ""
-        return DEFAULT_PROFILE if DEFAULT_PROFILE in file.profiles else next(iter(file.profiles))
-    if profile not in file.profiles:
-        known = file.profiles
+        return DEFAULT_PROFILE if DEFAULT_PROFILE in known else next(iter(known), "")
+    if profile not in known:
         hint = did_you_mean(profile, known) if known else "; the file has no profiles"
         raise ConfigError(f"{document.place(('profiles',))}: no such profile: {profile}{hint}")
     return profile
@@ -175,7 +173,7 @@ class Chosen:
 
     def __init__(self, path: Path, profile: str | None) -> None:
         self.document, self.file = read_file(path)
-        self.profile = choose_profile(self.document, self.file, profile)
+        self.profile = choose_profile(self.document, self.file.profiles, profile)
         self.parts: list[tuple[Part, Key]] = [(self.file, ())]
         if self.profile:
             key = ("profiles", self.profile)

@@ -17,11 +17,10 @@ from harness.searching.schema import (
     Objective,
     Part,
     Prune,
-    SearchFile,
     read_search_file,
 )
 from harness.searching.space import Asked, Range, Settings
-from harness.sweepfile import DEFAULT_PROFILE, did_you_mean
+from harness.sweepfile import choose_profile, did_you_mean
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import (
     Document,
@@ -98,7 +97,7 @@ class Search:
 def load_search(path: Path, profile: str | None = None, overrides: Sequence[str] = ()) -> Search:
     """The search that a file describes. ConfigError names place, key and mend."""
     document, file = read_search_file(path)
-    chosen = _choose(document, file, profile)
+    chosen = choose_profile(document, file.profiles, profile)
     parts: list[tuple[Part, Key]] = [(file, ())]
     if chosen:
         parts.append((file.profiles[chosen], ("profiles", chosen)))
@@ -132,7 +131,7 @@ def load_search(path: Path, profile: str | None = None, overrides: Sequence[str]
     enqueue = tuple(
         read_enqueued(document, one, (*enqueue_key, i), space) for i, one in enumerate(asked)
     )
-    usual = _choose(document, file, None)
+    usual = choose_profile(document, file.profiles, None)
     variant = f"-{chosen}" if chosen != usual else ""
     if overrides:
         variant += f"-set-{hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()[:6]}"
@@ -179,17 +178,6 @@ def load_search(path: Path, profile: str | None = None, overrides: Sequence[str]
 def reason(error: ConfigError) -> str:
     """What is wrong with a configuration, without the place, which a trial does not have."""
     return str(error).removeprefix("search: ").removeprefix("configuration: ")
-
-
-def _choose(document: Document, file: SearchFile, profile: str | None) -> str:
-    if profile is None:
-        if not file.profiles:
-            return ""
-        return DEFAULT_PROFILE if DEFAULT_PROFILE in file.profiles else next(iter(file.profiles))
-    if profile not in file.profiles:
-        hint = did_you_mean(profile, file.profiles) if file.profiles else "; the file has none"
-        raise ConfigError(f"{document.place(('profiles',))}: no such profile: {profile}{hint}")
-    return profile
 
 
 def _base_layers(document: Document, base: str, key: Key) -> Layers:

@@ -1,11 +1,11 @@
 """The page of the report of a search, one HTML file with everything in it."""
 
-import base64
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import page as shared
 from harness.searching import confirm
-from harness.searching.words import Told, answer, more, shown
+from harness.searching.words import Told, answer, more
 from harness.tables import Table
 
 if TYPE_CHECKING:
@@ -13,36 +13,17 @@ if TYPE_CHECKING:
 
 
 def page(told: Told, pictures: "list[Picture]", found: list[Table]) -> str:
-    import jinja2
-
     search = told.search
-    env = jinja2.Environment(
-        loader=jinja2.PackageLoader("harness"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters["tight"] = lambda text: text.replace(" = ", "\u00a0=\u00a0").replace(
-        " %", "\u00a0%"
-    )
-    arguments = shown(search.file) + (f" --profile {search.profile}" if search.profile else "")
-    arguments += "".join(f" --set '{text}'" for text in search.overrides)
-    return env.get_template("search.html").render(
+    arguments = shared.arguments(search.file, search.profile, search.overrides)
+    return shared.render(
+        "search.html",
         name=search.report_name,
         profile=search.profile,
         question=search.question,
         answer=answer(told),
         more=[text.replace("`", "") for text in more(told)],
         notes=search.notes,
-        pictures=[
-            {
-                "title": one.title,
-                "caption": one.caption,
-                "source": f"data:image/png;base64,{base64.b64encode(one.png).decode()}",
-            }
-            for one in pictures
-        ],
+        pictures=pictures,
         tables=found,
         made=_made(told),
         command_search=f"python -m harness.search {arguments}",
@@ -61,7 +42,7 @@ def _made(told: Told) -> list[tuple[str, str]]:
         goal += f", {search.objectives[1]} down"
     budget = search.budget.model_dump(exclude_none=True) if search.budget else {}
     made = [
-        ("Search file", shown(search.file)),
+        ("Search file", shared.shown(search.file)),
         ("Profile", search.profile),
         ("Settings on top", ", ".join(search.overrides)),
         ("Ranges", ranges),

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictInt, ValidationError, model_validator
 
 from harness.searching.space import Settings
-from harness.sweepfile import Scalar, Seeds, did_you_mean
+from harness.sweepfile import Scalar, Seeds, did_you_mean, file_key
 from mixgrpo.config import Name, RunConfig, Section
-from mixgrpo.configfile import Document, Key, as_tuples, read_yaml
+from mixgrpo.configfile import Document, as_tuples, read_yaml
 from mixgrpo.errors import ConfigError
 
 Objective = Literal["reward", "seconds", "evaluations"]
@@ -141,8 +141,8 @@ _PARTS: dict[str, type[Section]] = {"budget": Budget, "prune": Prune, "confirm":
 
 def _explain(document: Document, error: ValidationError) -> str:
     # A union reports each of its members: the error deepest in the file is the one that was meant.
-    first = max(error.errors(), key=lambda e: len(_file_key(document, e["loc"])))
-    key = _file_key(document, first["loc"])
+    first = max(error.errors(), key=lambda e: len(file_key(document, e["loc"])))
+    key = file_key(document, first["loc"])
     dotted, kind, given = ".".join(map(str, key)), first["type"], first["input"]
     place = document.place(key)
     if kind == "extra_forbidden":
@@ -166,12 +166,3 @@ def _explain(document: Document, error: ValidationError) -> str:
     if kind == "tuple_type":
         return f"{place}: {dotted}: expected a list, such as [1, 2], not {given!r}"
     return f"{place}: {dotted}: {message}, not {given!r}"
-
-
-def _file_key(document: Document, location: tuple[str | int, ...]) -> Key:
-    """The part of pydantic's location that is in the file (unions add names of their own)."""
-    key: Key = ()
-    for part in location:
-        if (*key, part) in document.lines:
-            key = (*key, part)
-    return key

@@ -1,13 +1,12 @@
 """What the report of a search says: its answer in sentences, its tables, and both as Markdown."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.numbers import NOTHING, number
+from harness.page import shown
 from harness.progress import duration
 from harness.searching import confirm, records
 from harness.searching.file import Search
@@ -165,10 +164,3 @@ def markdown(told: Told, found: list[Table]) -> str:
     for table in found:
         parts += [f"## {table.title}", markdown_table(table), table.note]
     return "\n\n".join(parts) + "\n"
-
-
-def shown(file: Path) -> str:
-    """A file as a reader can use it: relative to here, never a path of this machine."""
-    with contextlib.suppress(ValueError):
-        return file.resolve().relative_to(Path.cwd().resolve()).as_posix()
-    return file.name

@@ -535,7 +535,7 @@ def test_when_the_storage_breaks_the_runs_stop_with_a_checkpoint(
         return whole(study)
 
     monkeypatch.setenv("PYTHONPATH", str(HERE))
-    monkeypatch.setenv("FAKE_CURVE", json.dumps({"seconds": 0.5}))
+    monkeypatch.setenv("FAKE_CURVE", json.dumps({"seconds": 1.5}))
     monkeypatch.setattr(Study, "wants_more", breaks)
     lab.file.write_text(FILE.replace("parallel: 2", "parallel: 9").replace("seeds: 2", "seeds: 1"))
     with pytest.raises(RunError, match=r"^--storage sqlite:///.*the same command continues$"):
