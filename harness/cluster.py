@@ -277,6 +277,11 @@ def _reason(text: str) -> str:
 
 
 def _refusal(reason: str) -> str:
+    if "configuration source" in reason:
+        return (
+            "sbatch does not know its cluster: Slurm is not set up on this machine; run this on a "
+            "login node, or with --executor local"
+        )
     return (
         f"sbatch refuses: {reason}; mend `slurm:` in the sweep file or "
         "~/.config/mixgrpo/slurm.yaml (--plan shows the whole text)"

@@ -26,14 +26,16 @@ def questions_table(overall: Overall) -> Table:
     return Table(
         "All questions",
         (
-            *("study", "question", "answer", "largest effect", "seeds"),
+            *("study", "question", "answer", "largest effect", "at equal cost", "seeds"),
             *("could have been shown", "seeds that would resolve it"),
             *("published differences", "published: against the paper's noise"),
         ),
         tuple(_question_row(question) for question in overall.questions),
         "Largest effect: of the arms that are told apart from the reference, or, where none is, of "
         "all; arm minus reference [interval that holds for all comparisons of the study together "
-        "with 95 %]; none where a measurement other than the arms' reward answers. Published: "
+        "with 95 %]; none where a measurement other than the arms' reward answers. Answer and "
+        "effect stand at equal iterations. At equal cost: where every run has made as many "
+        "evaluations of the network, or has trained as many seconds. Published: "
         "another model and task, one run per row; the same pair of arms, then the row that differs "
         "most from the reference's; two numbers where the paper prints a setting with different "
         "scores. One setting differs from itself between the paper's tables by "
@@ -61,6 +63,7 @@ def _question_row(question: Question) -> tuple[str, ...]:
         NOTHING
         if effect is None
         else f"{interval(effect.simultaneous, signed=True)} ({question.effect_label})",
+        question.study.at_equal_cost or NOTHING,
         seeds_done if counts == [asked] else f"{seeds_done} of {asked}",
         NOTHING if effect is None else number(effect.detectable),
         needed,

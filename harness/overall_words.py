@@ -22,7 +22,7 @@ def summary(overall: Overall) -> list[tuple[Study | None, str]]:
         assert question.effect is not None
         size = interval(question.effect.simultaneous, signed=True)
         line = f"{question.answer} Largest effect: {size} ({question.effect_label})."
-        said.append((question.study, line))
+        said.append((question.study, f"{line} {question.study.at_equal_cost}".strip()))
     said += [(question.study, question.answer) for question in by_kind["told"]]
     if by_kind["alike"]:
         names = [q.study.sweep.name for q in by_kind["alike"]]

@@ -18,11 +18,12 @@ from harness.launcher import Retry, own, owner
 from harness.progress import Progress
 from harness.resources import Slurm, layered
 from harness.searching.file import Search, load_search
+from harness.searching.storage import check_url
 from harness.snapshot import take
 from harness.store import RunState
 from harness.submissions import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
-from mixgrpo.errors import RunError
+from mixgrpo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from harness.searching.study import Study
@@ -70,6 +71,9 @@ def main(
     """Search for the best settings, with Optuna, over the ranges of a file."""
     search = load_search(file, profile, set_ or [])
     cli_launch.check_executor(executor, jobs, slurm, snapshot)
+    check_url(storage)
+    if sum((plan, status, report)) > 1:
+        raise ConfigError("--plan, --status and --report: give one of them")
     if plan:
         from harness.searching.status import describe
 

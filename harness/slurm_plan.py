@@ -47,7 +47,7 @@ def describe_arrays(
                 total += seconds / 3600 * array.asked.gpus_per_run
     if arrays:
         lines.append(_hours(total, unknown, arrays))
-        lines += _longer_than_the_limit(arrays, by_name, paces)
+        lines += _too_long(arrays, by_name, paces)
     # Arrays that differ only in their length: one is enough to be read.
     different = {array.asked.model_dump_json(): array for array in reversed(arrays)}
     for number, array in enumerate(reversed(list(different.values())), 1):
@@ -95,17 +95,26 @@ def _hours(total: float, unknown: int, arrays: list[Array]) -> str:
     return f"{text} and without {unknown} run(s) whose pace is unknown" if unknown else text
 
 
-def _longer_than_the_limit(
+def _too_long(
     arrays: list[Array], states: dict[str, RunState], paces: dict[str, float]
 ) -> list[str]:
+    """Arms whose runs outlast their time limit, or whose iterations the warning before it."""
     found = {}
     for array in arrays:
+        limit, warning = 60 * array.asked.time, array.asked.signal_s
         for start in (start for pack in array.packs for start in pack):
+            arm = start.run.arm
             seconds = _seconds_left(states[start.name], paces)
-            if seconds is not None and seconds > 60 * array.asked.time:
-                found[start.run.arm] = (
-                    f"{start.run.arm}: a run takes about {duration(seconds)}, longer than the "
-                    f"limit of {duration(60 * array.asked.time)}: it is stopped with a checkpoint "
-                    "and queued again"
+            if seconds is None or seconds <= limit:
+                continue
+            found[arm] = (
+                f"{arm}: a run takes about {duration(seconds)}, longer than the limit of "
+                f"{duration(limit)}: it is stopped with a checkpoint and queued again"
+            )
+            if paces[arm] > warning:
+                found[arm] = (
+                    f"{arm}: an iteration takes about {duration(paces[arm])}, and a run is told "
+                    f"{duration(warning)} before its time limit, too late for a checkpoint; ask "
+                    f"for signal_s={2 * round(paces[arm])}"
                 )
     return list(found.values())

@@ -14,6 +14,7 @@ from harness.results import Results
 from harness.spec import Sweep
 from harness.stats import MIN_SEEDS
 from harness.views import answers, make_views
+from harness.views.budget import at_equal_cost
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 KEYS = ("arm", "seed", "iteration")
 WANTED = {
     "metrics": lambda c: c in (*KEYS, "evaluations_computed") or c.startswith("seconds_"),
-    "evals": lambda c: c in (*KEYS, "seconds_total"),
+    "evals": lambda c: c in (*KEYS, "seconds_total") or c.startswith("reward_"),
 }
 """Columns of the large tables that questions, cost and times need; further views need all."""
 
@@ -44,6 +45,8 @@ class Study:
     """Whether there is what these are made from."""
     said: tuple[str, ...]
     """What the study's other views say, one sentence each."""
+    at_equal_cost: str
+    """How the arms compare at equal evaluations and seconds; empty where that is not known."""
 
     @property
     def folder(self) -> str:
@@ -80,6 +83,7 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
         answers=tuple(answers(views, sweep.answered_by)),
         is_answered=len(others) < len(views),
         said=tuple(view.sentences[0] for view in others if view.sentences),
+        at_equal_cost=at_equal_cost(analysis, results),
     )
 
 

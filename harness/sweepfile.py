@@ -88,6 +88,10 @@ def read_file(path: Path) -> tuple[Document, SweepFile]:
             f"{path}: is a run configuration, not a sweep file; name it as `base:` in a sweep "
             f"file, or train it with python -m mixgrpo.train {path} --out DIR"
         )
+    if _is_search(document):
+        raise ConfigError(
+            f"{path}: is a search file; run it with python -m harness.search (--status, --report)"
+        )
     try:
         return document, SweepFile.model_validate(as_tuples(document.data))
     except ValidationError as error:
@@ -100,6 +104,13 @@ def _is_run_configuration(document: Document) -> bool:
     if keys & (SweepFile.model_fields.keys() - {"base"}):
         return False
     return bool(keys & {"base", *RunConfig.model_fields})
+
+
+def _is_search(document: Document) -> bool:
+    """Whether a file has the ranges of a search."""
+    profiles = document.data.get("profiles")
+    parts = [document.data, *(profiles.values() if isinstance(profiles, dict) else [])]
+    return any(isinstance(part, dict) and "space" in part for part in parts)
 
 
 def _explain(document: Document, error: ValidationError) -> str:

@@ -100,8 +100,9 @@ def _quality(analysis: Analysis) -> Table:
         f"The reward {analysis.measure} on held-out prompts",
         ("arm", "seeds", "before", "after", "gain"),
         tuple(rows),
-        "Mean over seeds [95 % Student interval, each of one arm alone]. The gain is paired by "
-        f"seed. In these arms the reward is {analysis.role(analysis.measure)}.",
+        "Mean over seeds [95 % Student interval, each of one arm alone; the sentences above have "
+        "those that hold for all arms together, which are wider]. The gain is paired by seed. In "
+        f"these arms the reward is {analysis.role(analysis.measure)}.",
     )
 
 
@@ -126,8 +127,8 @@ def _comparison(analysis: Analysis) -> Table:
         ),
         "Arm minus reference after training, paired by seed. The intervals hold for all "
         "comparisons together with 95 % and decide the verdict. Could have been shown: the "
-        "smallest true difference with an 80 % chance of a verdict. A dash: nothing could be "
-        "tested.",
+        "smallest true difference with an 80 % chance of a verdict; one that is smaller can be "
+        "shown too, with less chance. A dash: nothing could be tested.",
     )
 
 

@@ -41,7 +41,7 @@ def run(command: Callable[..., Any]) -> None:
         # Usage errors of click, which typer may carry inside itself: known by what they can do.
         if not hasattr(error, "format_message"):
             raise
-        fail(error.format_message(), 2)
+        fail(error.format_message().replace("Value error, ", ""), 2)
     sys.exit(code or 0)
 
 

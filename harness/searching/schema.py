@@ -163,6 +163,10 @@ def _explain(document: Document, error: ValidationError) -> str:
         return f"{place}: {dotted}: {message}"
     if kind in ("dict_type", "model_type"):
         return f"{place}: {dotted}: expected keys with values, not {given!r}"
+    if kind == "too_short":
+        return f"{place}: {dotted}: is empty; give at least one value"
+    if kind == "literal_error":
+        return f"{place}: {dotted}: {given!r} is none of {first['ctx']['expected']}"
     if kind == "tuple_type":
         return f"{place}: {dotted}: expected a list, such as [1, 2], not {given!r}"
     return f"{place}: {dotted}: {message}, not {given!r}"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixgrpo.errors import RunError
+from mixgrpo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 _DRIVERS = ("sqlalchemy", "redis", "grpc", "sqlite3", "psycopg", "psycopg2", "pymysql", "MySQLdb")
 """Packages whose errors are of a storage."""
+
+
+_SCHEME = re.compile(r"[\w.+-]+")
 
 
 class NoTrialsError(RunError):
@@ -35,11 +38,21 @@ def where(folder: Path, url: str | None) -> str:
     if url is None:
         return str(storage_file(folder))
     scheme, separator, rest = url.partition("://")
-    if not separator or not re.fullmatch(r"[\w.+-]+", scheme):
+    if not separator or not _SCHEME.fullmatch(scheme):
         return "(not a URL)"
     place, _, query = rest.partition("?")
     # An @ that late ends a password with a question mark in it, or is part of one.
     return f"{scheme}://{'...' if '@' in query else place.rpartition('@')[2]}"
+
+
+def check_url(url: str | None) -> None:
+    """ConfigError for what is no URL; it is not repeated, for it may hold a password."""
+    scheme, separator, _ = (url or "sqlite://").partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        raise ConfigError(
+            "--storage: is not a URL; write it such as sqlite:///trials.db or "
+            "postgresql+psycopg://user@host/database"
+        )
 
 
 def open_storage(folder: Path, url: str | None, create: bool) -> "BaseStorage":

@@ -63,20 +63,35 @@ class Budget:
 
 def budget(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
     """None where there is nothing to compare or nothing was evaluated."""
-    spent = at_evaluations(results)
-    if not analysis.compared or not len(spent):
-        return None
-    kinds = ["iteration", "seconds"] if _alike(spent) else ["iteration", "evaluations", "seconds"]
-    found = [_at_equal(analysis, spent, kind) for kind in kinds]
-    budgets = [b for b in found if any(c.simultaneous.n for c in b.comparisons.values())]
+    budgets = _budgets(analysis, results)
     if not budgets:
         return None
     return View(
         "At equal budgets",
-        _sentences(analysis, budgets, alike="evaluations" not in kinds),
+        _sentences(analysis, budgets),
         (_table(analysis, budgets),),
         _pictures(analysis, budgets),
     )
+
+
+def at_equal_cost(analysis: Analysis, results: "Results") -> str:
+    """How the arms compare at equal evaluations and equal seconds, in a sentence; empty where that
+    is not known."""
+    kinds: dict[str, list[str]] = {}
+    for b in _budgets(analysis, results):
+        if b.kind != "iteration":
+            kinds.setdefault(compared(analysis, b.comparisons), []).append(b.kind)
+    text = "; ".join(f"at equal {' and '.join(kind)} {said}" for said, kind in kinds.items())
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _budgets(analysis: Analysis, results: "Results") -> list[Budget]:
+    spent = at_evaluations(results)
+    if not analysis.compared or not len(spent):
+        return []
+    kinds = ["iteration", "seconds"] if _alike(spent) else ["iteration", "evaluations", "seconds"]
+    found = [_at_equal(analysis, spent, kind) for kind in kinds]
+    return [b for b in found if any(c.simultaneous.n for c in b.comparisons.values())]
 
 
 def _alike(spent: "pd.DataFrame") -> bool:
@@ -128,10 +143,10 @@ def interpolated(
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _sentences(analysis: Analysis, budgets: list[Budget], alike: bool) -> tuple[str, ...]:
+def _sentences(analysis: Analysis, budgets: list[Budget]) -> tuple[str, ...]:
     said = [f"at {b.words(analysis)} {compared(analysis, b.comparisons)}" for b in budgets]
     first = f"Read at the largest budget that every run reached: {'; '.join(said)}."
-    if not alike:
+    if any(b.kind == "evaluations" for b in budgets):
         return (first,)
     return (
         first,

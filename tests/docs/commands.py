@@ -84,6 +84,7 @@ OPTIONS_ONLY = "python -m harness.sweep sweeps/flash.yaml [options]"
 ELSEWHERE = {
     "make test": (".ci/run", "make test"),
     "make docs": ("tests/docs/test_site.py", '"mkdocs", "build", "--strict"'),
+    "python3 -m venv .venv": ("Makefile", "$(PYTHON) -m venv $(VENV)"),
     "pip install -e .": (
         "Makefile",
         "pip install --quiet --disable-pip-version-check --editable .",
@@ -161,14 +162,16 @@ CANNOT = {
     ".venv/bin/pip install -e examples/own": (
         "changes the environment of the tests; tests/test_docs.py writes the metadata it would"
     ),
-    "pip install 'mixgrpo[ocr]'": "installs a released package; the extra itself is in [test]",
+    "pip install -e '.[ocr]'": "the extra is part of [test]",
+    "pip install -e '.[search]'": "the extra is part of [test]",
+    ". .venv/bin/activate": "changes the shell that it is typed into",
+    "python3 -m venv .venv && . .venv/bin/activate": "changes the shell that it is typed into",
     "vllm serve CodeGoat24/UnifiedReward-qwen-7b": "needs a GPU, vLLM and the weights",
     "python -m mixgrpo.embed PROMPTS": "needs the real text encoders of FLUX",
     "python -m mixgrpo.embed prompts.txt --set model.name=sd3": (
         "needs the real text encoders of SD3.5"
     ),
     "hf auth login": "asks for a person's token",
-    "hf download black-forest-labs/FLUX.1-dev": _WEIGHTS,
     "hf download black-forest-labs/FLUX.1-dev --exclude flux1-dev.safetensors "
     "--exclude ae.safetensors": _WEIGHTS,
     "hf download stabilityai/stable-diffusion-3.5-medium": _WEIGHTS,
@@ -183,7 +186,7 @@ CANNOT = {
     "hf download openai/clip-vit-large-patch14": _WEIGHTS,
     "python -m harness.sweep sweeps/tau.yaml --profile flux --executor slurm --snapshot": _GPUS,
     "python -m harness.sweep sweeps/tau.yaml --profile flux --executor slurm --only interval=25 "
-    "--set iterations=2": _GPUS,
+    "--set iterations=2 --set evaluation.prompts=8 --slurm time=60": _GPUS,
 }
 """By command: the reason why no test runs it."""
 

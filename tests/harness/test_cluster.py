@@ -104,6 +104,16 @@ def test_what_is_refused_for_good_is_one_error(error: str, desk: Desk) -> None:
     assert submissions.read(desk.place) == []
 
 
+def test_an_sbatch_without_a_cluster_says_where_to_go(desk: Desk) -> None:
+    desk.fake.fail(
+        "sbatch",
+        "sbatch: error: fetch_config: DNS SRV lookup failed\n"
+        "sbatch: fatal: Could not establish a configuration source",
+    )
+    with pytest.raises(ConfigError, match=r"not set up on this machine; run this on a login node"):
+        desk.cluster.start(desk.starts)
+
+
 def test_the_text_has_the_last_word_over_the_environment(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

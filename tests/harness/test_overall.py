@@ -169,15 +169,36 @@ def test_nothing_is_called_better_whose_interval_includes_zero(overall: Overall)
     for study, sentence in overall_words.summary(overall):
         if study is None:
             continue
+        at_equal_iterations, _, _ = sentence.partition(" At equal ")
         for comparison in study.analysis.compared:
             label = study.analysis.by_name(comparison.arm).arm.label
-            told = re.search(rf"{label}\b[^;]*\b(better|worse) than", sentence) is not None
+            words = rf"{label}\b[^;]*\b(better|worse) than"
+            told = re.search(words, at_equal_iterations) is not None
             claimed += told
             assert told == (comparison.simultaneous.sign != 0), (sentence, label)
     assert claimed
     alike = [text for study, text in overall_words.summary(overall) if study is None]
     assert "No difference is shown in" in alike[0]
     assert "stride" in alike[0]
+
+
+def test_an_answer_says_what_is_left_of_it_at_equal_cost(overall: Overall, reports: Path) -> None:
+    said = {study.sweep.name: text for study, text in overall_words.summary(overall) if study}
+    metrics = pd.read_parquet(reports / "tau" / "metrics.parquet")
+    evals = pd.read_parquet(reports / "tau" / "evals.parquet")
+    curves = {}
+    for (arm, seed), lines in metrics.groupby(["arm", "seed"], observed=True):
+        own = evals[(evals["arm"] == arm) & (evals["seed"] == seed)]
+        spent = np.concatenate([[0.0], lines["seconds_cpu"].cumsum()])[own["iteration"]]
+        curves[arm, seed] = (spent, own["reward_composition_mean"])
+    least = min(spent[-1] for spent, _ in curves.values())
+    at = {run: np.interp(least, spent, reward) for run, (spent, reward) in curves.items()}
+    difference = np.mean([at["interval=9", s] - at["interval=15", s] for s in range(4)])
+    _, _, of_cost = said["tau"].partition(" At equal ")
+    assert f"seconds τ = 9 (−{abs(difference):.3f} [" in of_cost
+    assert "worse than τ = 15" in of_cost
+    row = row_of(overall_tables.questions_table(overall), "tau")
+    assert row["at equal cost"] == f"At equal {of_cost}"
 
 
 def test_the_published_differences_stand_beside_with_the_papers_own_noise(

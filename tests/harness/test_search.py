@@ -652,6 +652,18 @@ def test_a_storage_is_named_without_its_password(url: str, words: str) -> None:
     assert where(Path("runs"), url) == words
 
 
+@pytest.mark.parametrize("url", ["trials.db", "postgresql:me:SECRET@host/base", "://host"])
+def test_what_is_no_url_is_refused_without_repeating_it(lab: SearchLab, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--storage: is not a URL; write it such as sqlite"):
+        lab.here(storage=url)
+    assert not lab.folder.exists()
+
+
+def test_one_thing_is_asked_at_a_time(lab: SearchLab) -> None:
+    with pytest.raises(ConfigError, match="give one of them"):
+        lab.here(plan=True, status=True)
+
+
 @pytest.mark.skipif(
     shutil.which("optuna-dashboard") is None
     and not (Path(sys.executable).parent / "optuna-dashboard").exists(),

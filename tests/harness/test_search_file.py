@@ -9,6 +9,7 @@ import pytest
 
 from harness.searching.file import load_search
 from harness.searching.space import arm_name, read
+from harness.spec import load_sweep
 from mixgrpo.errors import ConfigError
 
 SEARCHES = Path(__file__).parents[2] / "sweeps" / "search"
@@ -51,6 +52,8 @@ def write(tmp_path: Path, text: str) -> Path:
         ("trials: 4", "trials: 4\nconfirm: {first_seed: 1}", 11, "seed 1 is one of the search's"),
         ("trials: 4", "trials: 4\nmeasure: compositon", 11, r"did you mean composition\?"),
         ("trials: 4", "trials: 4\nobjectives: [seconds]", 11, "reward and one cost"),
+        ("trials: 4", "trials: 4\nobjectives: [cost]", 11, "'cost' is none of 'reward', 'seconds'"),
+        ("[constant, frozen]", "{choices: []}", 6, "is empty; give at least one value"),
         ("trials: 4", "trials: 4\nbudget: {seconds: 3.0}", 11, "take objectives: .reward."),
         (OWN, OWN.replace("interval: 5", "interval: 50"), 11, "50 is not in its range, 1 to 9"),
         (OWN, OWN.replace("0.7, sampler.tail_ratio: 1.0", "0.7"), 11, "tail_ratio is missing"),
@@ -73,6 +76,8 @@ def test_without_trials_or_space_nothing_begins(tmp_path: Path) -> None:
         load_search(write(tmp_path, FILE.replace("trials: 4\n", "")))
     with pytest.raises(ConfigError, match="is a sweep file"):
         load_search(SEARCHES.parent / "tau.yaml")
+    with pytest.raises(ConfigError, match="is a search file; run it with"):
+        load_sweep(SEARCHES / "window.yaml")
 
 
 def test_more_settings_to_try_first_than_trials_are_refused(tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ def test_a_run_longer_than_the_limit_is_told(desk: Desk) -> None:
     assert "longer than" not in desk.plan(Slurm(time=260))
 
 
+def test_an_iteration_longer_than_the_warning_before_the_limit_is_told(desk: Desk) -> None:
+    desk.finish("interval=1-seed0", 150.0)
+    text = desk.plan(Slurm(time=240))
+    assert (
+        "interval=1: an iteration takes about 2 min 30 s, and a run is told 2 min 00 s before its "
+        "time limit, too late for a checkpoint; ask for signal_s=300"
+    ) in text
+    assert "too late" not in desk.plan(Slurm(time=240, signal_s=300))
+
+
 def test_only_what_is_missing_is_submitted(desk: Desk, fake: FakeSlurm) -> None:
     desk.finish("interval=1-seed0", 1.0)
     queued = desk.folder("interval=3-seed1")
