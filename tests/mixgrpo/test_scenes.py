@@ -1,6 +1,7 @@
 """The embedded task: its prompts, pictures, scores and base model."""
 
 import hashlib
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluate import evaluation_noise
+from mixgrpo.evaluate import evaluate, evaluation_noise
 from mixgrpo.models.scenes import ScenesPolicy
+from mixgrpo.rewards import load_reward
+from mixgrpo.scenes import SIZES, weights_file
 from mixgrpo.scenes import clarity as clarity_module
 from mixgrpo.scenes import prompts as scenes
 from mixgrpo.scenes.clarity import CORRUPTIONS, clarity, corrupt
@@ -300,6 +303,22 @@ class TestCheckpoints:
             ScenesPolicy.load(str(text))
         with pytest.raises(ConfigError, match=r"other.safetensors: not a checkpoint of the scenes"):
             ScenesPolicy.load(str(other))
+
+
+def test_the_sizes_differ_in_size_and_in_what_they_can() -> None:
+    means = []
+    prompts = scenes.held_out_prompts()[::4]
+    for size in SIZES:
+        own = ScenesPolicy.load(size)
+        said = json.loads(weights_file(size).with_suffix(".json").read_text())
+        count = sum(p.numel() for p in own.model.transformer.parameters())
+        assert count == said["parameters"]["transformer"]
+        noise = evaluation_noise(0, prompts, 2, own.latent_shape)
+        scores = evaluate(own, own.velocity, [load_reward("composition")], prompts, noise, 25, 1.0)
+        means.append(float(scores.scores["composition"].mean()))
+        recorded = said["scores"]["held_out"]["shift_1"]["composition"]
+        assert means[-1] == pytest.approx(recorded, abs=0.12)
+    assert means == sorted(means)
 
 
 def test_the_shipped_base_is_half_right(policy: ScenesPolicy) -> None:
