@@ -59,7 +59,9 @@ def answer(analysis: Analysis) -> str:
         if found:
             parts.append(_told_apart(analysis, found, word))
     if alike:
-        arms = _list([_label(analysis, c) for c in alike])
+        everyone = len(alike) == len(analysis.compared) > MOST_QUOTED
+        names = [_label(analysis, c) for c in alike]
+        arms = f"all {len(alike)} other arms" if everyone else _list(names)
         parts.append(f"{arms} {_is(alike)} indistinguishable from {analysis.sweep.reference_label}")
     if same:
         arms = _list([_label(analysis, c) for c in same])
@@ -150,7 +152,9 @@ def gain(analysis: Analysis) -> str:
         return f"Training gained {where}: the interval of the gain lies above zero ({start})."
     if rose:
         unclear = [r for r in known if r not in rose and r not in fell]
-        text = f"Training gained in {_list([r.arm.label for r in rose])}"
+        many = len(rose) > MOST_QUOTED
+        where = _of(len(rose), len(known)) if many else _list([r.arm.label for r in rose])
+        text = f"Training gained in {where}"
         if unclear:
             text += f"; a gain is not shown in {_list([r.arm.label for r in unclear])}"
         return f"{text} ({start}).{dropped}"
@@ -212,8 +216,9 @@ def _hacking(analysis: Analysis, reward: str) -> str:
     if not found:
         return ""
     trains = "it trains" if len(found) == 1 else "they train"
+    where = _of(len(found), len(analysis.arms)) if len(found) > MOST_QUOTED else _list(found)
     return (
-        f" It fell while a reward rose that {trains} on in {_list(found)}: what the trained reward "
+        f" It fell while a reward rose that {trains} on in {where}: what the trained reward "
         "does not see got worse. That is what reward hacking looks like."
     )
 

@@ -90,17 +90,21 @@ def _conditions(study: "Study") -> Any:
 
 
 def distinct(studies: "Sequence[Study]") -> "list[Study]":
-    """Those that compare anything that no earlier one does: two may share their runs."""
-    seen: set[tuple[frozenset[str], frozenset[str]]] = set()
-    found = []
+    """Those that compare anything that no larger one does, and of equal ones the first: studies may
+    share their runs."""
+    pairs = []
     for study in studies:
-        hashes = hashes_by_arm(study)
-        references = study.sweep.references
-        pairs = {(own, hashes[references[a]]) for a, own in hashes.items() if references[a] != a}
-        if not pairs <= seen:
-            found.append(study)
-        seen |= pairs
-    return found
+        hashes, references = hashes_by_arm(study), study.sweep.references
+        pairs.append(
+            {(own, hashes[references[a]]) for a, own in hashes.items() if references[a] != a}
+        )
+    seen: set[tuple[frozenset[str], frozenset[str]]] = set()
+    found = set()
+    for index in sorted(range(len(studies)), key=lambda i: -len(pairs[i])):
+        if not pairs[index] <= seen:
+            found.add(index)
+        seen |= pairs[index]
+    return [study for index, study in enumerate(studies) if index in found]
 
 
 def hashes_by_arm(study: "Study") -> dict[str, frozenset[str]]:

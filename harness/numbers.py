@@ -18,7 +18,13 @@ def number(value: float, digits: int = 3, signed: bool = False) -> str:
 
 
 def interval(found: Interval, digits: int = 3, signed: bool = False) -> str:
-    """`mean [low, high]`, or the mean and why it has no interval that says anything."""
+    """`mean [low, high]`, or the mean and why it has no interval that says anything.
+
+    With more digits where an end that is not zero would be written as if it were.
+    """
+    if found.known and found.varies and found.sign:
+        while 0 in (round(found.low, digits), round(found.high, digits)):
+            digits += 1
     mean = number(found.mean, digits, signed)
     if not found.known:
         return f"{mean} (n = {found.n})" if found.n else NOTHING

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from harness.drawing import COLOURS, GREY, MOST_ARMS, WIDTH, name_rows, thousands
 from harness.front import Point, front
@@ -100,7 +101,11 @@ def pareto(points: Sequence[Point]) -> Figure:
             )
         axes.set_xlabel(LABELS[cost])
         axes.set_ylabel("held-out reward")
-    panels[1].xaxis.set_major_formatter(thousands)
+    for axes, form in zip(panels, ("{x:g}", thousands), strict=True):
+        axes.set_xscale("log")  # the methods' costs are a factor apart, their variants' are not
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter(form)
+        axes.xaxis.set_minor_formatter(NullFormatter())
     _key(figure, points, studies)
     return figure
 
@@ -145,6 +150,7 @@ def sensitivity(studies: Sequence[Study]) -> Figure:
         axes.get_yticklabels()[head].set_fontweight("bold")
         axes.axhline(head - 0.5, color="#BBBBBB", linewidth=0.7)
     axes.set_xlabel("difference in held-out reward after training")
+    axes.xaxis.set_major_locator(MaxNLocator(7))
     return figure
 
 

@@ -80,7 +80,8 @@ def at_equal_cost(analysis: Analysis, results: "Results") -> str:
     kinds: dict[str, list[str]] = {}
     for b in _budgets(analysis, results):
         if b.kind != "iteration":
-            kinds.setdefault(compared(analysis, b.comparisons), []).append(b.kind)
+            said = compared(analysis, b.comparisons, with_sizes=False)
+            kinds.setdefault(said, []).append(b.kind)
     text = "; ".join(f"at equal {' and '.join(kind)} {said}" for said, kind in kinds.items())
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 

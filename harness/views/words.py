@@ -15,18 +15,19 @@ def listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def compared(analysis: Analysis, comparisons: Mapping[str, Comparison]) -> str:
+def compared(
+    analysis: Analysis, comparisons: Mapping[str, Comparison], with_sizes: bool = True
+) -> str:
     """Which arms are better or worse than the reference, and that the others are not told apart."""
     reference, parts = analysis.sweep.reference_label, []
     for verdict in ("better", "worse"):
         found = [c for c in comparisons.values() if c.verdict == verdict]
         if found:
-            arms = listed(
-                [
-                    f"{label(analysis, c.arm)} ({interval(c.simultaneous, signed=True)})"
-                    for c in found
-                ]
-            )
+            sizes = [
+                f" ({interval(c.simultaneous, signed=True)})" if with_sizes else "" for c in found
+            ]
+            names = [label(analysis, c.arm) for c in found]
+            arms = listed([f"{name}{size}" for name, size in zip(names, sizes, strict=True)])
             parts.append(f"{arms} {'is' if len(found) == 1 else 'are'} {verdict}")
     alike = sum(c.verdict in ("indistinguishable", "identical") for c in comparisons.values())
     unknown = (

@@ -143,3 +143,17 @@ def test_the_papers_own_spread_is_as_told() -> None:
     ]
     small = sum(found <= other["ir"] - one["ir"] for found in differences)
     assert small >= len(differences) / 3
+
+
+# ---- README.md
+
+
+def test_the_readme_says_of_the_studies_what_their_report_says() -> None:
+    def answers(file: Path) -> list[str]:
+        text = re.sub(r"\n +", " ", file.read_text(encoding="utf-8"))
+        return [line.replace("](reports/", "](") for line in text.splitlines() if line[:2] == "* "]
+
+    known = answers(ROOT / "reports" / "README.md")
+    _, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What it found")
+    quoted = [line for line in answers(ROOT / "README.md") if line in known]
+    assert len(quoted) == rest.partition("\n## ")[0].count("\n* ") >= 4

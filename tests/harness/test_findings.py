@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harness import findings, tables
 from harness.analysis import Analysis, analyse
+from harness.numbers import interval
 from harness.results import Results, collect
 from harness.spec import Sweep
 from harness.stats import mean_interval
@@ -192,3 +194,18 @@ def test_failed_runs_are_said_to_be_left_out_once(given: Given) -> None:
     ]
     waiting = without(results, lambda arm, seed: arm == "interval=9" and seed == 0, "waiting")
     assert "survived" not in " ".join(findings.missing(analyse(sweep, waiting)))
+
+
+def test_an_end_that_is_not_zero_is_not_written_as_zero() -> None:
+    told = replace(mean_interval([-0.05, -0.03, -0.01]), mean=-0.0258, low=-0.0512, high=-0.0004)
+    assert interval(told, signed=True) == "−0.0258 [−0.0512, −0.0004]"
+    assert interval(replace(told, high=0.0004), signed=True) == "−0.026 [−0.051, 0.000]"
+
+
+def test_many_arms_alike_are_counted_not_listed(tmp_path: Path) -> None:
+    sweep = make_sweep(intervals=(6, 7, 8, 9, 10, 11, 12, 15), seeds=3, iterations=12)
+    write_runs(sweep, tmp_path, sd=0.01)
+    analysis = analyse(sweep, collect(sweep, tmp_path))
+    assert {c.verdict for c in analysis.compared} == {"indistinguishable"}
+    said = findings.answer(analysis)
+    assert "all 7 other arms are indistinguishable from τ = 15" in said
