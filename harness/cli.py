@@ -8,13 +8,11 @@ import typer
 FileArgument = Annotated[Path, typer.Argument(help="Sweep file (YAML).")]
 ProfileOption = Annotated[
     str | None,
-    typer.Option(
-        help="Profile of the sweep file; `laptop` where the file has one.", metavar="NAME"
-    ),
+    typer.Option(help="Profile of the file; `laptop` where it has one.", metavar="NAME"),
 ]
 RunsOption = Annotated[Path, typer.Option(help="Folder of all run folders.", metavar="DIR")]
 ReportsOption = Annotated[Path, typer.Option(help="Folder of all reports.", metavar="DIR")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting on top of every arm's.", metavar="KEY=VALUE"),
+    typer.Option("--set", help="A setting on top of all that the file has.", metavar="KEY=VALUE"),
 ]

@@ -15,7 +15,8 @@ MOST_NAMED = 20
 """A sentence names so many arms or runs, and says how many more there are."""
 
 MOST_QUOTED = 6
-"""A sentence quotes the numbers of so many arms, and names the others."""
+"""A sentence quotes the numbers of so many arms and names the others; where names say little, it
+counts them instead."""
 
 MOST_IN_A_LINE = 4
 """As many names a line of a table has room for."""
@@ -152,9 +153,7 @@ def gain(analysis: Analysis) -> str:
         return f"Training gained {where}: the interval of the gain lies above zero ({start})."
     if rose:
         unclear = [r for r in known if r not in rose and r not in fell]
-        many = len(rose) > MOST_QUOTED
-        where = _of(len(rose), len(known)) if many else _list([r.arm.label for r in rose])
-        text = f"Training gained in {where}"
+        text = f"Training gained in {_named_or_counted([r.arm.label for r in rose], len(known))}"
         if unclear:
             text += f"; a gain is not shown in {_list([r.arm.label for r in unclear])}"
         return f"{text} ({start}).{dropped}"
@@ -216,7 +215,7 @@ def _hacking(analysis: Analysis, reward: str) -> str:
     if not found:
         return ""
     trains = "it trains" if len(found) == 1 else "they train"
-    where = _of(len(found), len(analysis.arms)) if len(found) > MOST_QUOTED else _list(found)
+    where = _named_or_counted(found, len(analysis.arms))
     return (
         f" It fell while a reward rose that {trains} on in {where}: what the trained reward "
         "does not see got worse. That is what reward hacking looks like."
@@ -391,6 +390,10 @@ def _seeds(result: ArmResult) -> str:
 
 def _of(count: int, total: int) -> str:
     return "every arm" if count == total else f"{count} of {total} arms"
+
+
+def _named_or_counted(names: Sequence[str], total: int) -> str:
+    return _of(len(names), total) if len(names) > MOST_QUOTED else _list(names)
 
 
 def _is(found: Sequence[object]) -> str:

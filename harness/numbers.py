@@ -5,6 +5,7 @@ import math
 from harness.stats import Interval
 
 NOTHING = "–"
+MOST_DIGITS = 6
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:
@@ -20,10 +21,10 @@ def number(value: float, digits: int = 3, signed: bool = False) -> str:
 def interval(found: Interval, digits: int = 3, signed: bool = False) -> str:
     """`mean [low, high]`, or the mean and why it has no interval that says anything.
 
-    With more digits where an end that is not zero would be written as if it were.
+    With up to `MOST_DIGITS` where an end that is not zero would be written as if it were.
     """
-    if found.known and found.varies and found.sign:
-        while 0 in (round(found.low, digits), round(found.high, digits)):
+    if found.varies and found.sign:
+        while digits < MOST_DIGITS and 0 in (round(found.low, digits), round(found.high, digits)):
             digits += 1
     mean = number(found.mean, digits, signed)
     if not found.known:

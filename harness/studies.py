@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 KEYS = ("arm", "seed", "iteration")
 WANTED = {
     "metrics": lambda c: c in (*KEYS, "evaluations_computed") or c.startswith("seconds_"),
-    "evals": lambda c: c in (*KEYS, "seconds_total") or c.startswith("reward_"),
+    "evals": lambda c: (
+        c in (*KEYS, "seconds_total") or (c.startswith("reward_") and c.endswith("_mean"))
+    ),
 }
 """Columns of the large tables that questions, cost and times need; further views need all."""
 

@@ -88,7 +88,7 @@ def read_file(path: Path) -> tuple[Document, SweepFile]:
             f"{path}: is a run configuration, not a sweep file; name it as `base:` in a sweep "
             f"file, or train it with python -m mixgrpo.train {path} --out DIR"
         )
-    if _is_search(document):
+    if "space" in keys_of_parts(document):
         raise ConfigError(
             f"{path}: is a search file; run it with python -m harness.search (--status, --report)"
         )
@@ -106,11 +106,11 @@ def _is_run_configuration(document: Document) -> bool:
     return bool(keys & {"base", *RunConfig.model_fields})
 
 
-def _is_search(document: Document) -> bool:
-    """Whether a file has the ranges of a search."""
+def keys_of_parts(document: Document) -> set[object]:
+    """The keys that a file has, or that one of its profiles has."""
     profiles = document.data.get("profiles")
     parts = [document.data, *(profiles.values() if isinstance(profiles, dict) else [])]
-    return any(isinstance(part, dict) and "space" in part for part in parts)
+    return {key for part in parts if isinstance(part, dict) for key in part}
 
 
 def _explain(document: Document, error: ValidationError) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictInt, ValidationError, model_validator
 
 from harness.searching.space import Settings
-from harness.sweepfile import Scalar, Seeds, did_you_mean, file_key
+from harness.sweepfile import Scalar, Seeds, did_you_mean, file_key, keys_of_parts
 from mixgrpo.config import Name, RunConfig, Section
 from mixgrpo.configfile import Document, as_tuples, read_yaml
 from mixgrpo.errors import ConfigError
@@ -125,9 +125,7 @@ def read_search_file(path: Path) -> tuple[Document, SearchFile]:
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name the search file")
     document = read_yaml(path)
-    profiles = document.data.get("profiles")
-    parts = [document.data, *(profiles.values() if isinstance(profiles, dict) else [])]
-    keys = {key for part in parts if isinstance(part, dict) for key in part}
+    keys = keys_of_parts(document)
     if "space" not in keys and keys & {"grid", "arms"}:
         raise ConfigError(f"{path}: is a sweep file; run it with python -m harness.sweep")
     try:

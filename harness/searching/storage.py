@@ -21,9 +21,6 @@ _DRIVERS = ("sqlalchemy", "redis", "grpc", "sqlite3", "psycopg", "psycopg2", "py
 """Packages whose errors are of a storage."""
 
 
-_SCHEME = re.compile(r"[\w.+-]+")
-
-
 class NoTrialsError(RunError):
     """The storage has no search of this name."""
 
@@ -37,18 +34,21 @@ def where(folder: Path, url: str | None) -> str:
     """The storage in words, without a password."""
     if url is None:
         return str(storage_file(folder))
-    scheme, separator, rest = url.partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme):
+    if not _is_url(url):
         return "(not a URL)"
+    scheme, _, rest = url.partition("://")
     place, _, query = rest.partition("?")
     # An @ that late ends a password with a question mark in it, or is part of one.
     return f"{scheme}://{'...' if '@' in query else place.rpartition('@')[2]}"
 
 
+def _is_url(text: str) -> bool:
+    return re.match(r"[\w.+-]+://", text) is not None
+
+
 def check_url(url: str | None) -> None:
     """ConfigError for what is no URL; it is not repeated, for it may hold a password."""
-    scheme, separator, _ = (url or "sqlite://").partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme):
+    if url is not None and not _is_url(url):
         raise ConfigError(
             "--storage: is not a URL; write it such as sqlite:///trials.db or "
             "postgresql+psycopg://user@host/database"

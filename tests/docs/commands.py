@@ -90,6 +90,8 @@ ELSEWHERE = {
         "pip install --quiet --disable-pip-version-check --editable .",
     ),
     ".venv/bin/pip install -e '.[trackers]'": ("pyproject.toml", '"mixgrpo[trackers,ocr'),
+    "pip install -e '.[ocr]'": ("pyproject.toml", '"mixgrpo[trackers,ocr,search'),
+    "pip install -e '.[search]'": ("pyproject.toml", '"mixgrpo[trackers,ocr,search'),
     "python -m harness.sweep sweeps/smoke.yaml": ("tests/test_end_to_end.py", "smoke.yaml"),
     "python -m harness.sweep sweeps/smoke.yaml --executor slurm --slurm gpus=0 --slurm time=10": (
         "tests/slurm/chaos.py",
@@ -162,8 +164,6 @@ CANNOT = {
     ".venv/bin/pip install -e examples/own": (
         "changes the environment of the tests; tests/test_docs.py writes the metadata it would"
     ),
-    "pip install -e '.[ocr]'": "the extra is part of [test]",
-    "pip install -e '.[search]'": "the extra is part of [test]",
     ". .venv/bin/activate": "changes the shell that it is typed into",
     "python3 -m venv .venv && . .venv/bin/activate": "changes the shell that it is typed into",
     "vllm serve CodeGoat24/UnifiedReward-qwen-7b": "needs a GPU, vLLM and the weights",

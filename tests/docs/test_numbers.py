@@ -157,3 +157,13 @@ def test_the_readme_says_of_the_studies_what_their_report_says() -> None:
     _, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What it found")
     quoted = [line for line in answers(ROOT / "README.md") if line in known]
     assert len(quoted) == rest.partition("\n## ")[0].count("\n* ") >= 4
+
+
+def test_the_readme_says_of_the_first_command_what_its_report_says() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    overall = (ROOT / "reports" / "README.md").read_text(encoding="utf-8")
+    (answer,) = re.findall(r"\[tau\]\(tau/table.md\) \| [^|]+ \| ([^|]+)\. \|", overall)
+    assert f"{answer} (8 seeds)" in text
+    (row,) = re.findall(r"^\| tau \| 32 of 32.*", overall, re.MULTILINE)
+    _, _, _, training, _, evaluation, *_ = (cell.strip() for cell in row.split("|"))
+    assert f"trains for {training} hours and evaluates for {evaluation}, summed" in text
