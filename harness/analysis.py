@@ -130,6 +130,8 @@ class Analysis:
     """Groups of arms that are configured differently and compute the same."""
     core_time: bool
     """Whether seconds are those of one core (`core_time`), not of the clock on the wall."""
+    timed_elsewhere: tuple[str, ...]
+    """Arms with whole runs that another study has trained, at another time."""
 
     @property
     def seconds_in_words(self) -> str:
@@ -242,7 +244,15 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         shared_until=_shared_until(sweep),
         same_schedule=tuple(same_schedules(sweep)),
         core_time=of_one_core,
+        timed_elsewhere=_timed_elsewhere(sweep, finished),
     )
+
+
+def _timed_elsewhere(sweep: "Sweep", runs: "pd.DataFrame") -> tuple[str, ...]:
+    if "shared" not in runs:
+        return ()
+    whole = set(runs.loc[runs["shared"] >= runs["iterations"], "arm"])
+    return tuple(arm.name for arm in sweep.arms if arm.name in whole)
 
 
 def _reward_names(sweep: "Sweep") -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -174,7 +174,19 @@ def cost(analysis: Analysis) -> str:
         return ""
     kind = "One core's time" if analysis.core_time else "Time"
     reference = analysis.sweep.reference_label
-    return f"{kind} per iteration, as a multiple of {reference}'s: {_list(found)}."
+    text = f"{kind} per iteration, as a multiple of {reference}'s: {_list(found)}."
+    return " ".join(filter(None, (text, timed_elsewhere(analysis))))
+
+
+def timed_elsewhere(analysis: Analysis) -> str:
+    """Which arms were timed while other arms were not running; empty where none was."""
+    found = [analysis.by_name(name).arm.label for name in analysis.timed_elsewhere]
+    if not found:
+        return ""
+    return (
+        f"Runs of {_list(found)} were trained by another study, at another time: what else the "
+        "machine did then is in these differences, and the intervals do not know of it."
+    )
 
 
 def other_rewards(analysis: Analysis) -> list[str]:

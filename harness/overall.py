@@ -74,9 +74,9 @@ class Question:
     def answer(self) -> str:
         """In one line: what answers beside the arms' comparison, or else what the study's own views
         say and which arms differ."""
-        said = self.study.said
+        said = self.study.brief
         if self.study.answers:
-            return " ".join(dict.fromkeys((*self.study.answers, *said)))
+            return " ".join(said)
         arms = findings.one_line(self.study.analysis)
         return " ".join((*said, arms) if self.study.analysis.compared or not said else said)
 
@@ -108,7 +108,7 @@ def ask(study: Study) -> Question:
     told = [c for c in compared if c.verdict in ("better", "worse")]
     alike = [c for c in compared if c.verdict in ("indistinguishable", "identical")]
     kind = "differs" if told else "alike" if alike else "open"
-    if not compared and study.said:
+    if not compared and study.brief:
         kind = "told"
     candidates = told or [c for c in compared if c.simultaneous.known and c.simultaneous.varies]
     effect = max(candidates, key=lambda c: abs(c.simultaneous.mean), default=None)

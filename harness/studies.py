@@ -46,7 +46,9 @@ class Study:
     is_answered: bool
     """Whether there is what these are made from."""
     said: tuple[str, ...]
-    """What the study's other views say, one sentence each."""
+    """What the study's other views say, the first sentence of each."""
+    brief: tuple[str, ...]
+    """What all of them say, in one line each."""
     at_equal_cost: str
     """How the arms compare at equal evaluations and seconds; empty where that is not known."""
 
@@ -77,14 +79,17 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
     analysis = analyse(sweep, results)
     views = make_views(analysis, results, probes, sweep.views)
     others = [view for view in views if view.name != sweep.answered_by]
+    told = tuple(answers(views, sweep.answered_by))
+    answering = [view.in_one_line for view in views if view.name == sweep.answered_by]
     return Study(
         sweep=sweep,
         analysis=analysis,
         machines=tuple(results.env),
         runs=_cost_of_runs(results),
-        answers=tuple(answers(views, sweep.answered_by)),
-        is_answered=len(others) < len(views),
-        said=tuple(view.sentences[0] for view in others if view.sentences),
+        answers=told,
+        is_answered=bool(answering),
+        said=tuple(view.sentences[0] for view in others),
+        brief=(*(answering or told), *(view.in_one_line for view in others)),
         at_equal_cost=at_equal_cost(analysis, results),
     )
 

@@ -38,12 +38,18 @@ DEFAULT = ("budget",)
 class View:
     title: str
     sentences: tuple[str, ...]
-    """The answer, in one to three."""
+    """The answer, in one or more."""
     tables: "tuple[Table, ...]"
     pictures: "tuple[Callable[[], Picture], ...]"
     """Each draws when called: who wants the sentences alone draws nothing."""
+    brief: str = ""
+    """The answer for a reader of ten seconds, where the first sentence says more than that."""
     name: str = ""
     """Its key in `VIEWS`; set by `make_views`."""
+
+    @property
+    def in_one_line(self) -> str:
+        return self.brief or self.sentences[0]
 
 
 def make_views(

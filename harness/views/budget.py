@@ -24,6 +24,7 @@ from harness.drawing import (
     thousands,
 )
 from harness.figures import Picture, picture
+from harness.findings import timed_elsewhere
 from harness.numbers import NOTHING, interval, seconds
 from harness.spent import at_evaluations
 from harness.stats import Comparison, compare
@@ -181,7 +182,8 @@ def _table(analysis: Analysis, budgets: list[Budget]) -> Table:
         "Between two evaluations of a run its measure is interpolated linearly, which reads a "
         "curve that flattens too low there, so that an arm read between its evaluations stands a "
         "little too low beside one read at an evaluation. Seconds are those of training "
-        f"({analysis.seconds_in_words}), without evaluation and health.",
+        f"({analysis.seconds_in_words}), without evaluation and health. "
+        f"{timed_elsewhere(analysis)}".rstrip(),
     )
 
 

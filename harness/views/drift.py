@@ -100,6 +100,7 @@ def drift(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None")
         _sentences(analysis, found),
         tuple(_table(analysis, kind, of_arms) for kind, of_arms in found.items()),
         (partial(picture, "drift", title, caption, lambda: _figure(analysis, lines, list(found))),),
+        brief=_brief(analysis, found),
     )
 
 
@@ -225,6 +226,26 @@ def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
     if rest:
         said += f"; a move of the window is not shown to change it ({listed(rest)})"
     return f"{said}."
+
+
+def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
+    """Empty where training and the window's position are not told apart."""
+    parts = []
+    for kind, of_arms in found.items():
+        known = [(f, f.training) for f in of_arms if f.training is not None]
+        if not known:
+            return ""
+        changes = [
+            f"{word} in {listed(arms)}"
+            for sign, word in ((1, "grew"), (-1, "shrank"))
+            if (arms := [label(analysis, f.arm) for f, t in known if side(t) == sign])
+        ]
+        text = " and ".join(changes) or "is not shown to have changed in any arm"
+        moves = [f.move for f in of_arms if f.move is not None and side(f.move)]
+        if moves:
+            text += f", while a move of the window takes it {listed([_times(m) for m in moves])}"
+        parts.append(f"{KINDS[kind][0]} {text}")
+    return f"Through training, {'; '.join(parts)}."
 
 
 def _times(found: Interval) -> str:

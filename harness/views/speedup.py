@@ -83,6 +83,7 @@ def speedup(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None
         _sentences(analysis, found),
         (_table(analysis, found),),
         (partial(picture, "speedup", title, caption, lambda: _figure(analysis, found)),),
+        brief=_brief(found),
     )
 
 
@@ -152,12 +153,30 @@ def _seconds(analysis: Analysis, results: "Results") -> dict[str, dict[int, floa
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
-    known = [
+def _brief(found: list[SpeedUp]) -> str:
+    """Empty where nothing is known."""
+    known = _known(found)
+    if not known:
+        return ""
+    low, high = (pick(measured.mean for _, measured in known) for pick in (min, max))
+    faster = sum(side(measured) > 0 for _, measured in known)
+    return (
+        f"Rollouts that thin out the steps after the window are told to be faster in {faster} of "
+        f"{len(known)} arms, by their means {number(low, DIGITS)} to {number(high, DIGITS)} times "
+        "as fast."
+    )
+
+
+def _known(found: list[SpeedUp]) -> list[tuple[SpeedUp, Interval]]:
+    return [
         (s, s.measured)
         for s in found
         if s.accelerated and s.measured is not None and s.measured.known
     ]
+
+
+def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
+    known = _known(found)
     if not known:
         return ("How much faster the rollouts are cannot be concluded: too few seeds.",)
     parts = []

@@ -90,6 +90,7 @@ def turn(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") 
         _sentences(analysis, found),
         (_table(analysis, found),),
         (partial(picture, "turn", title, caption, lambda: _figure(analysis, results, found)),),
+        brief=_brief(analysis, found),
     )
 
 
@@ -195,6 +196,20 @@ def _sentences(analysis: Analysis, found: list[Turn]) -> tuple[str, ...]:
         )
     text = "; ".join(parts)
     return (f"{text[0].upper()}{text[1:]}.",)
+
+
+def _brief(analysis: Analysis, found: list[Turn]) -> str:
+    """Empty where nothing turned."""
+    parts = []
+    for verdict in ("turned", "fell from the start"):
+        of_reward: dict[str, list[str]] = {}
+        for t in found:
+            if t.verdict == verdict:
+                since = f" (since iteration {_span(t.turning)})" if verdict == "turned" else ""
+                of_reward.setdefault(t.reward, []).append(f"{label(analysis, t.arm)}{since}")
+        parts += [f"{reward} {verdict} in {listed(arms)}" for reward, arms in of_reward.items()]
+    rest = "; no other held-out reward is shown to have turned" if len(parts) else ""
+    return f"{'; '.join(parts)}{rest}." if parts else ""
 
 
 def _fell(analysis: Analysis, t: Turn) -> str:

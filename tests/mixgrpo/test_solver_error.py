@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixgrpo import train
+from mixgrpo import solver_error, train
 from mixgrpo.config import SamplerConfig
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.plan import make_plan
@@ -205,6 +205,38 @@ def test_a_finished_run_is_measured_with_its_weights_and_with_the_base_models(ru
     smallest = min(row["error"] for row in rows if row["place"] != "reference")
     assert reference < smallest / 20
     assert rows == measure(run, 4, options)
+
+
+def test_the_base_model_is_measured_once_for_runs_that_differ_in_what_they_leave_out(
+    run: Path, tmp_path: Path, toy_site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = options_of("solver-error", {"prompts": 2, "orders": [1, 3]})
+    arms: dict[str, dict[str, Any]] = {
+        "thin": {"tail_ratio": 0.5, "order": 3, "history": "restart"},
+        "whole": {},
+        "louder": {"eta": 1.3},
+    }
+    for name, changed in arms.items():
+        config = toy.config(
+            iterations=1,
+            sampler={"steps": 12, **changed},
+            window={"start": 4},
+            evaluation={"every": 1},
+        )
+        assert train.run(config, tmp_path / name) == "finished"
+    monkeypatch.setattr(solver_error, "_OF_BASE", {})
+    alone = {}
+    for name in arms:
+        solver_error._OF_BASE.clear()
+        alone[name] = measure(tmp_path / name, 1, options)
+    solver_error._OF_BASE.clear()
+    models: list[str] = []
+    measured = solver_error._rows
+    monkeypatch.setattr(
+        solver_error, "_rows", lambda model, *rest: models.append(model) or measured(model, *rest)
+    )
+    assert {name: measure(tmp_path / name, 1, options) for name in arms} == alone
+    assert models == ["base", "trained", "trained", "base", "trained"]
 
 
 def test_a_run_without_a_solver_and_one_without_its_checkpoint_say_so(
