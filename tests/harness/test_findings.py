@@ -156,6 +156,25 @@ def test_times_that_are_stated_hold_for_all_arms_together(given: Given) -> None:
     assert findings.cost(replace(analysis, arms=arms)) == ""
 
 
+def test_arms_that_another_study_timed_are_named_beside_the_times(given: Given) -> None:
+    sweep, results = given
+    slower = results.metrics.copy()
+    mine = slower["arm"] == "interval=12"
+    slower.loc[mine, [c for c in slower if c.startswith("seconds_")]] *= 2
+    runs = results.runs.assign(shared=0, shared_seconds=0.0)
+    whole = (runs["arm"] == "interval=12") & (runs["seed"] > 1)
+    runs.loc[whole, "shared"] = runs["iterations"]
+    # A part of a run is no time of another study: the rest was measured here.
+    runs.loc[runs["arm"] == "interval=9", "shared"] = 1
+    copied = analyse(sweep, Results(runs, slower, results.evals, results.env))
+    assert copied.timed_elsewhere == ("interval=12",)
+    said = findings.cost(copied)
+    assert " for τ = 12. Runs of τ = 12 were trained by another study, at another time:" in said
+    alone = findings.cost(analyse(sweep, Results(results.runs, slower, results.evals, results.env)))
+    assert said.startswith(alone)
+    assert "another study" not in alone
+
+
 def without(results: Results, gone: Callable[[str, int], bool], state: str) -> Results:
     runs = results.runs.copy()
     lost = np.array([gone(a, s) for a, s in zip(runs["arm"], runs["seed"], strict=True)])

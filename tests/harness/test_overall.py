@@ -660,12 +660,12 @@ def test_of_equal_runs_the_one_that_computed_counts(tmp_path: Path) -> None:
     assert every[2:] == original[2:]
 
 
-def view(name: str, *sentences: str) -> Any:
+def view(name: str, *sentences: str, brief: str = "") -> Any:
     def make(*_: Any) -> views.View:
         def draw() -> Any:
             raise AssertionError("the overall report needs no picture of a view")
 
-        return views.View(name, sentences, (), (draw,))
+        return views.View(name, sentences, (), (draw,), brief)
 
     return make
 
@@ -674,7 +674,8 @@ def view(name: str, *sentences: str) -> Any:
 def answered(monkeypatch: pytest.MonkeyPatch, reports: Path, sweeps: list[Sweep]) -> Study:
     """tau, with a question that its arms do not answer."""
     module = type(sys)("made_up_views")
-    module.drift = view("Drift", "The two drift apart by 0.2.", "From iteration 40 on.")  # type: ignore[attr-defined]
+    told = ("The two drift apart by 0.2, times 1.1.", "From iteration 40 on.")
+    module.drift = view("Drift", *told, brief="The two drift apart.")  # type: ignore[attr-defined]
     module.turn = view("Turn", "It turns at 60.", "More of that.")  # type: ignore[attr-defined]
     module.stability = lambda *_: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "made_up_views", module)
@@ -691,7 +692,8 @@ def test_a_study_that_a_view_answers_shows_the_view_and_no_arm(
     assert (question.kind, question.effect, question.needed) == ("told", None, None)
     overall = put_together([answered, studies[3]], [])
     (said,) = (text for study, text in overall_words.summary(overall) if study is answered)
-    assert said == "The two drift apart by 0.2. From iteration 40 on. It turns at 60."
+    assert said == "The two drift apart. It turns at 60."
+    assert answered.answers == ("The two drift apart by 0.2, times 1.1.", "From iteration 40 on.")
     row = row_of(overall_tables.questions_table(overall), "tau")
     assert row["answer"] == said
     assert row["largest effect"] == row["could have been shown"] == "–"

@@ -303,6 +303,13 @@ def test_the_drift_of_training_and_that_of_a_move_stand_apart() -> None:
     assert "grew in slides (times 2.0" in steps
     assert "if training does the same at every position" in steps
     assert "a move of the window by itself takes it times 0.74 [" in steps
+    assert re.fullmatch(
+        r"Through training, KL of the images is not shown to have changed in any arm, while a "
+        r"move of the window takes it times 0\.7\d \[0\.7\d, 0\.\d+\]; KL of a step grew in "
+        r"slides, stays and drawn, while a move of the window takes it times 0\.74 "
+        r"\[0\.7\d, 0\.7\d\]\.",
+        view.brief,
+    )
     rows = {
         row[0]: dict(zip(view.tables[1].columns, row, strict=True)) for row in view.tables[1].rows
     }
@@ -338,8 +345,11 @@ def test_a_sliding_window_alone_does_not_say_what_training_did() -> None:
     sweep = sweep_of({"slides": {}, "other": {"window": {"size": 2}}})
     rewards = {"composition": flat, "strict": flat}
     results = results_of(sweep, rewards, drift_step_kl=drifting(0.003))
-    said, rows = shown(drift(analyse(sweep, results), results, None))
+    view = drift(analyse(sweep, results), results, None)
+    said, rows = shown(view)
+    assert view is not None
     assert "cannot be told apart" in said
+    assert view.in_one_line == said
     assert rows["slides"]["by training, at equal position, times"] == "–"
     # exp(0.003 * 35) / 8
     assert rows["slides"]["last over first"].startswith("0.14 [")
@@ -381,7 +391,14 @@ def test_a_planted_turn_is_found_where_it_is() -> None:
     assert all(50 <= m <= 70 for m in found.turning)
     assert found.loss.low < -0.08 < found.loss.high
     assert found.trained["composition"].low < 0.12 < found.trained["composition"].high
-    said, _ = shown(turn(analyse(sweep, results), results, None))
+    view = turn(analyse(sweep, results), results, None)
+    said, _ = shown(view)
+    assert view is not None
+    assert re.fullmatch(
+        r"strict turned in a \(since iteration [567]0( \(.*\))?\); no other held-out reward is "
+        r"shown to have turned\.",
+        view.brief,
+    )
     assert "Turned, of 1 held-out curves: strict in a −0.0" in said
     assert "(meanwhile composition +0.1" in said
 
@@ -559,7 +576,14 @@ def test_every_arm_is_as_fast_as_its_own_reference_says() -> None:
             assert s.measured.low < 1 / tail < s.measured.high
             assert s.measured.level == pytest.approx(1 - 0.05 / 4)
     assert [n for n, s in found.items() if s.measured is None] == ["constant 1.0", "frozen 1.0"]
-    said, _ = shown(speedup(analysis, results, None))
+    view = speedup(analysis, results, None)
+    said, _ = shown(view)
+    assert view is not None
+    assert re.fullmatch(
+        r"Rollouts that thin out the steps after the window are told to be faster in 4 of 4 arms, "
+        r"by their means 1\.[67]\d to 2\.[45]\d times as fast\.",
+        view.brief,
+    )
     assert "Of 4 arms that thin out" in said
     assert "faster in 4: constant 0.6 (times 1.6" in said
 
