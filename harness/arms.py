@@ -183,7 +183,8 @@ def _name_in_file(arm: Arm) -> str:
 def _grid_arm(key: str, name: str, value: Any) -> Arm:
     text = value_text(value)
     safe = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)
-    return Arm(f"{name}={safe}", f"{SYMBOLS.get(key, name)} = {text}", {key: value})
+    label = SYMBOLS.get(key, name.replace("_", " "))
+    return Arm(f"{name}={safe}", f"{label} = {text}", {key: value})
 
 
 def symbol(key: str) -> str:

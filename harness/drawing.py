@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from harness.analysis import Analysis, ArmResult
 from harness.stats import mean_interval
@@ -131,6 +131,14 @@ def _width(labels: list[str], columns: int) -> int:
 def whole_numbers(axes: "Axes") -> None:
     """No half iterations on the axis of a short run."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+
+
+def log_heights(axes: "Axes") -> None:
+    """A logarithmic axis upwards, with its numbers written out at 1, 2 and 5."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def thousands(value: float, _: float = 0.0) -> str:

@@ -74,9 +74,9 @@ class Question:
     def answer(self) -> str:
         """In one line: what answers beside the arms' comparison, or else what the study's own views
         say and which arms differ."""
-        said = self.study.brief
-        if self.study.answers:
-            return " ".join(said)
+        said = self.study.said
+        if self.study.answer:
+            return " ".join((self.study.answer, *said))
         arms = findings.one_line(self.study.analysis)
         return " ".join((*said, arms) if self.study.analysis.compared or not said else said)
 
@@ -101,14 +101,14 @@ def put_together(studies: Sequence[Study], absent: Sequence[tuple[Sweep, str]]) 
 
 def ask(study: Study) -> Question:
     """A study's question with the effect that answers it."""
-    if study.answers:
+    if study.answer:
         kind: Kind = "told" if study.is_answered else "open"
         return Question(study, kind, None, None, _printed(study, None))
     compared = study.analysis.compared
     told = [c for c in compared if c.verdict in ("better", "worse")]
     alike = [c for c in compared if c.verdict in ("indistinguishable", "identical")]
     kind = "differs" if told else "alike" if alike else "open"
-    if not compared and study.brief:
+    if not compared and study.said:
         kind = "told"
     candidates = told or [c for c in compared if c.simultaneous.known and c.simultaneous.varies]
     effect = max(candidates, key=lambda c: abs(c.simultaneous.mean), default=None)

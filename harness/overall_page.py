@@ -224,7 +224,7 @@ def _study_line(study: "Study") -> str:
         f"[numbers]({folder}/table.csv), measurements [of runs]({folder}/runs.parquet), "
         f"[iterations]({folder}/metrics.parquet) and [evaluations]({folder}/evals.parquet)."
     ]
-    lines += [f"  {said}" for said in (*study.answers, *study.said)]
+    lines += [f"  {said}" for said in filter(None, (study.answer, *study.said))]
     lines += [f"  Machine: {machine}." for machine in study.machines]
     return "\n".join(lines)
 

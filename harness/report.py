@@ -66,7 +66,7 @@ def _files(sweep: Sweep, measurements: Measurements, folder: Path) -> dict[str, 
     from harness import tables
     from harness.analysis import analyse
     from harness.figures import draw
-    from harness.views import DEFAULT, answers, make_views
+    from harness.views import DEFAULT, answer, make_views
     from harness.views import files as view_files
 
     _check_replaces_less(sweep, measurements, folder)
@@ -75,7 +75,7 @@ def _files(sweep: Sweep, measurements: Measurements, folder: Path) -> dict[str, 
     views = make_views(analysis, measurements.results, measurements.probes, names)
     pictures = draw(analysis, measurements.results, measurements.samples)
     files = {} if measurements.committed else to_files(sweep, measurements)
-    told = answers(views, sweep.answered_by)
+    told = answer(views, sweep.answered_by)
     files |= {
         "table.md": (tables.to_markdown(analysis, told) + view_files.markdown(views)).encode(),
         "table.csv": tables.to_csv(analysis).encode(),
@@ -123,7 +123,7 @@ def _page(
     pictures: "list[Picture]",
     views: "list[View]",
     drawn: "dict[str, list[Picture]]",
-    told: list[str],
+    told: str,
     measurements: Measurements,
 ) -> str:
     """The page: one file, pictures inside, autoescaped. `drawn`: the views' pictures by view;
@@ -140,7 +140,7 @@ def _page(
         question=sweep.question,
         # The file's remark is about the file's settings.
         notes="" if sweep.overrides else sweep.notes,
-        answers=[*told, findings.answer(analysis)],
+        answers=[text for text in (told, findings.answer(analysis)) if text],
         resolution=findings.resolution(analysis),
         gain=findings.gain(analysis),
         cost=findings.cost(analysis),

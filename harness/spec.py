@@ -78,7 +78,7 @@ class Sweep:
     views: tuple[str, ...] = ()
     """What the page shows beside the usual (`harness.views`)."""
     answered_by: str = ""
-    """The one of these views whose sentences answer the question; empty where the comparison of
+    """The one of these views that answers the question; empty where the comparison of
     the arms does."""
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What is measured on every finished run besides its training (`mixgrpo.probes`): options by

@@ -13,7 +13,7 @@ from harness.measurements import FRAMES, MADE, read_kept
 from harness.results import Results
 from harness.spec import Sweep
 from harness.stats import MIN_SEEDS
-from harness.views import answers, make_views
+from harness.views import answer, make_views
 from harness.views.budget import at_equal_cost
 
 if TYPE_CHECKING:
@@ -41,14 +41,13 @@ class Study:
     of one core (NaN where not known), seconds_evaluation, evaluations of the network:
     what the run computed itself, without its first `shared` iterations, which are a copy of another
     run's; all of them where it is `copied` as a whole."""
-    answers: tuple[str, ...]
-    """What answers the question where the comparison of the arms does not (`Sweep.answered_by`)."""
+    answer: str
+    """What answers the question where the comparison of the arms does not (`Sweep.answered_by`);
+    empty where that does."""
     is_answered: bool
     """Whether there is what these are made from."""
     said: tuple[str, ...]
-    """What the study's other views say, the first sentence of each."""
-    brief: tuple[str, ...]
-    """What all of them say, in one line each."""
+    """What the study's other views say, in one line each."""
     at_equal_cost: str
     """How the arms compare at equal evaluations and seconds; empty where that is not known."""
 
@@ -79,17 +78,14 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
     analysis = analyse(sweep, results)
     views = make_views(analysis, results, probes, sweep.views)
     others = [view for view in views if view.name != sweep.answered_by]
-    told = tuple(answers(views, sweep.answered_by))
-    answering = [view.in_one_line for view in views if view.name == sweep.answered_by]
     return Study(
         sweep=sweep,
         analysis=analysis,
         machines=tuple(results.env),
         runs=_cost_of_runs(results),
-        answers=told,
-        is_answered=bool(answering),
-        said=tuple(view.sentences[0] for view in others),
-        brief=(*(answering or told), *(view.in_one_line for view in others)),
+        answer=answer(views, sweep.answered_by),
+        is_answered=len(others) < len(views),
+        said=tuple(view.in_one_line for view in others),
         at_equal_cost=at_equal_cost(analysis, results),
     )
 

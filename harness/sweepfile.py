@@ -72,7 +72,7 @@ class SweepFile(Part):
     """What the page shows beside the usual: `drift`, `turn`, `speedup`, `stability`,
     `interaction`, `hybrid`, `solver-error`."""
     answered_by: Name | None = None
-    """The view, one of `views`, whose sentences answer the question, where that is not which arm
+    """The view, one of `views`, that answers the question, where that is not which arm
     scores best."""
     profiles: dict[Name, Profile] = Field(default={}, min_length=1)
     """Variants of the sweep by name. Without `--profile` the one called laptop is taken, or else

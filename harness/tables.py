@@ -6,7 +6,6 @@ page. The same measurements give the same bytes.
 
 import math
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -282,10 +281,10 @@ def to_csv(analysis: Analysis) -> str:
     return str(frame(analysis).to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
-def to_markdown(analysis: Analysis, answers: Sequence[str] = ()) -> str:
-    """`answers`: what is said before the comparison of the arms, where another measurement answers
-    the question."""
-    said = [*answers, findings.answer(analysis), findings.gain(analysis), findings.cost(analysis)]
+def to_markdown(analysis: Analysis, told: str = "") -> str:
+    """`told`: what is said before the comparison of the arms, where another measurement answers the
+    question."""
+    said = [told, findings.answer(analysis), findings.gain(analysis), findings.cost(analysis)]
     parts = [f"# {_plain(analysis.sweep.question)}", *map(_plain, said)]
     for table in tables(analysis):
         parts += [f"## {_plain(table.title)}", markdown_table(table), table.note]

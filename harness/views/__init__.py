@@ -70,10 +70,14 @@ def make_views(
     return found
 
 
-def answers(views: Iterable[View], name: str) -> list[str]:
-    """What the view `name` answers, or that it has nothing to answer from; nothing without a
-    name."""
-    found = [sentence for view in views if view.name == name for sentence in view.sentences]
-    if name and not found:
-        return [f"Cannot conclude: the runs do not have yet what the view {name} is made from."]
-    return found
+def answer(views: Iterable[View], name: str) -> str:
+    """What the view `name` answers in one line, or that it has nothing to answer from; empty
+    without a name."""
+    for view in views:
+        if name and view.name == name:
+            return view.in_one_line
+    return (
+        f"Cannot conclude: the runs do not have yet what the view {name} is made from."
+        if name
+        else ""
+    )

@@ -17,6 +17,7 @@ from harness.drawing import (
     arm_label,
     arm_marks,
     legend_above,
+    log_heights,
     plot_curve,
     seed_curve,
     shown_arms,
@@ -295,7 +296,6 @@ def _places(found: _Found) -> str:
 
 def _figure(analysis: Analysis, lines: "pd.DataFrame", kinds: list[str]) -> "Figure":
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     marks, shown = arm_marks(analysis), shown_arms(analysis)
     figure = Figure(figsize=(WIDTH, 6.0 + 0.12 * len(shown)), layout="constrained")
@@ -316,10 +316,7 @@ def _figure(analysis: Analysis, lines: "pd.DataFrame", kinds: list[str]) -> "Fig
             lowest = min([lowest, *(found.mean for _, found in (*curve, *by_place))])
         for axes, x in ((over_iterations, "iterations"), (over_places, "window's first step")):
             if lowest > 0:
-                axes.set_yscale("log")
-                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                axes.yaxis.set_minor_formatter(NullFormatter())
+                log_heights(axes)
             axes.set_xlabel(x)
             axes.margins(x=0.03)
             whole_numbers(axes)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.analysis import Analysis
-from harness.drawing import COLOURS, MARKERS, WIDTH, legend_above
+from harness.drawing import COLOURS, MARKERS, WIDTH, legend_above, log_heights
 from harness.figures import picture
 from harness.numbers import NOTHING, interval, number
 from harness.stats import LEVEL, MIN_SEEDS, Comparison, Interval
@@ -69,6 +69,7 @@ def solver_error(
                 lambda: _positions(by_seed),
             ),
         ),
+        brief=_brief(analysis, by_seed, losses),
     )
 
 
@@ -112,16 +113,14 @@ def _answer(
     """Whether the steps before the window may be thinned out and by which order, in one sentence:
     what the solver does wrong there, and what training lost by it."""
     share = _middle(by_seed)
-    rows = _pick(by_seed, model="trained", at="image", place="before", ratio=share, window="sde")
-    errors = {str(order): _means(own) for order, own in rows.groupby("order", observed=True)}
+    errors, ratios = _errors_before(by_seed, share)
     said = []
     if errors:
-        simplest, level = min(errors), 1 - (1 - LEVEL) / max(1, len(errors) - 1)
         parts = []
-        for order, values in errors.items():
-            text = f"{interval(geometric(list(values.values())), DIGITS)} by order {order}"
-            if order != simplest:
-                found = ratio(values, errors[simplest], level)
+        for order, error in errors.items():
+            text = f"{interval(error, DIGITS)} by order {order}"
+            if order in ratios:
+                found, simplest = ratios[order], min(errors)
                 told = "" if side(found) else ", not told apart"
                 text += f" (times {interval(found, 2)} of order {simplest}{told})"
             parts.append(text)
@@ -144,6 +143,43 @@ def _answer(
         said.append("what training loses by it cannot be concluded from so few seeds")
     text = "; ".join(said)
     return (f"{text[0].upper()}{text[1:]}.",) if text else ()
+
+
+def _brief(analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]) -> str:
+    """Empty where nothing was measured before the window."""
+    share = _middle(by_seed)
+    errors, ratios = _errors_before(by_seed, share)
+    if not errors:
+        return ""
+    simplest = min(errors)
+    text = (
+        f"With {_percent(share)} of the steps before the window left, the final latents lie off "
+        f"the ODE's by {interval(errors[simplest], DIGITS)} by order {simplest}"
+    )
+    if ratios:
+        parts = [f"{interval(found, 2)} of that by order {o}" for o, found in ratios.items()]
+        text += f", times {listed(parts)}"
+    told = [c for c in losses if c.verdict in ("better", "worse")]
+    if told:
+        parts = [f"{c.verdict} in {label(analysis, c.arm)}" for c in told]
+        text += f"; trained so, {analysis.measure} is {listed(parts)}"
+    elif any(len(c.seeds) >= MIN_SEEDS for c in losses):
+        reference = analysis.sweep.reference_label
+        text += f"; trained so, no arm is told apart from {reference} in {analysis.measure}"
+    trained = _pick(by_seed, model="trained", at="image")
+    return " ".join((f"{text}.", *_history_sentence(trained, share)))
+
+
+def _errors_before(
+    by_seed: "pd.DataFrame", share: float
+) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """By order: the error of the trained model's images where `share` of the steps before the
+    window are left, and its ratio to that of the lowest order."""
+    rows = _pick(by_seed, model="trained", at="image", place="before", ratio=share, window="sde")
+    means = {str(order): _means(own) for order, own in rows.groupby("order", observed=True)}
+    level = 1 - (1 - LEVEL) / max(1, len(means) - 1)
+    ratios = {o: ratio(v, means[min(means)], level) for o, v in means.items() if o != min(means)}
+    return {o: geometric(list(v.values())) for o, v in means.items()}, ratios
 
 
 def _could_have(comparison: Comparison) -> str:
@@ -317,7 +353,7 @@ def _figure(by_seed: "pd.DataFrame") -> "Figure":
                 ]
                 _curve(axes, points, _orders(by_seed), order, history)
             axes.set_title(f"{place} the window; its steps {taken}")
-            axes.set_yscale("log")
+            log_heights(axes)
             if row == 1:
                 axes.set_xlabel("evaluations saved per image")
             if column == 0:
@@ -375,7 +411,7 @@ def _positions(by_seed: "pd.DataFrame") -> "Figure":
             _curve(axes, points, _orders(by_seed), order, history)
         axes.set_title(f"{place} the window")
         axes.set_xlabel("window's first step")
-        axes.set_yscale("log")
+        log_heights(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("relative distance")
     legend_above(figure, panels[1])

@@ -13,6 +13,7 @@ from harness.drawing import (
     arm_label,
     arm_marks,
     legend_above,
+    log_heights,
     plot_curve,
     seed_curve,
     shown_arms,
@@ -279,7 +280,6 @@ def _table(analysis: Analysis, found: list[Stability]) -> Table:
 
 def _figure(analysis: Analysis, results: "Results") -> "Figure":
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     marks, shown = arm_marks(analysis), shown_arms(analysis)
     figure = Figure(figsize=(WIDTH, 3.6 + 0.12 * len(shown)), layout="constrained")
@@ -297,10 +297,7 @@ def _figure(analysis: Analysis, results: "Results") -> "Figure":
             curve = medians.reset_index().rename(columns={"x": "iteration"})
             plot_curve(axes, seed_curve(curve, "iteration", "grad_norm"), mark, name)
     for axes, name in ((over_iterations, "iterations"), (over_places, "window's first step")):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        log_heights(axes)
         axes.set_xlabel(name)
         axes.margins(x=0.03)
         whole_numbers(axes)

@@ -363,6 +363,12 @@ def test_the_view_of_the_solver_says_the_means_that_were_measured(known: Path) -
     assert "0.0340 [" in answer
     assert "by order 3 (times 0.33 (every seed) of order 1" in answer
     assert "trained so" not in answer
+    assert re.fullmatch(
+        r"With 40 % of the steps before the window left, the final latents lie off the ODE's by "
+        r"0\.1020 \[.*?\] by order 1, times 0\.33 \(every seed\) of that by order 3\. After random "
+        r"steps, going on .* multiplies the error by 2\.00 \[\S+, 2\.01\] by order 3 .*",
+        view.brief,
+    )
     assert "before it, 6 evaluations saved: 0.1020 [" in ode.replace("6.0 ", "6 ")
     kept = next(s for s in view.sentences if "beginning anew" in s)
     # Twice the error, and a little more with every other seed.
@@ -399,6 +405,7 @@ def test_what_training_lost_before_the_window_is_the_sweeps_own_comparison(
     assert answer.startswith("With 40 % of the steps before the window left")
     assert "; trained so, composition differs from that of" in answer
     labels = [analysis.by_name(name).arm.label for name in thin]
+    assert f"; trained so, composition is worse in {labels[0]}. " in view.brief
     compared = {c.arm: c for c in analysis.compared}
     assert [row[0] for row in view.tables[1].rows] == labels
     for name, row in zip(thin, view.tables[1].rows, strict=True):

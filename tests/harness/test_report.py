@@ -128,19 +128,21 @@ def test_the_page_is_one_file_and_says_what_was_found(reports):
 
 
 @pytest.mark.parametrize("has_data", [True, False])
-def test_where_a_view_answers_its_sentences_come_first(
+def test_where_a_view_answers_its_answer_comes_first(
     has_data, runs, tmp_path, no_figures, monkeypatch
 ):
     module = type(sys)("made_up_views")
-    made = views.View("Drift", ("They drift apart.", "From 40 on."), (), ())
+    told = ("They drift apart by 0.2.", "From 40 on.")
+    made = views.View("Drift", told, (), (), brief="They drift apart.")
     module.drift = lambda *_: made if has_data else None
     monkeypatch.setitem(sys.modules, "made_up_views", module)
     monkeypatch.setitem(views.VIEWS, "drift", "made_up_views:drift")
     monkeypatch.setattr(views, "DEFAULT", ())
     sweep = replace(make_sweep(), views=("drift",), answered_by="drift")
     page = write_report(sweep, runs, tmp_path)
-    order = ["They drift apart.", "From 40 on."] if has_data else ["Cannot conclude: the runs do"]
+    order = ["They drift apart." if has_data else "Cannot conclude: the runs do"]
     order.append("are indistinguishable from")
+    order += told if has_data else ()
     for text in (words(page).replace("\u00a0", " "), words(page.parent / "table.md")):
         assert sorted(map(text.index, order)) == [text.index(part) for part in order]
     first = words(page).split('<p class="first">')[1]
