@@ -23,6 +23,7 @@ from harness.stats import (
     paired_interval,
     ratio_interval,
 )
+from harness.words import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,6 +122,9 @@ class Analysis:
     held_out: tuple[str, ...]
     """Those that are measured and no arm trains on."""
     arms: tuple[ArmResult, ...]
+    other_comparisons: Mapping[str, Mapping[str, Comparison]]
+    """By reward beside the measure, and by arm that is no reference: the comparison after training,
+    each reward a family of its own."""
     unfinished: tuple[tuple[str, int, str], ...]
     """(arm, seed, state) of every run that is not finished."""
     shared_until: dict[str, int]
@@ -130,8 +134,8 @@ class Analysis:
     """Groups of arms that are configured differently and compute the same."""
     core_time: bool
     """Whether seconds are those of one core (`core_time`), not of the clock on the wall."""
-    timed_elsewhere: tuple[str, ...]
-    """Arms with whole runs that another study has trained, at another time."""
+    trained_by: "Makers"
+    """The study that trained each finished run; empty where no run is a copy."""
 
     @property
     def seconds_in_words(self) -> str:
@@ -145,6 +149,11 @@ class Analysis:
         """Whether an arm is what others are compared with."""
         return name == self.sweep.within.get(name, self.sweep.reference)
 
+    def timed_together(self, arm: str, seed: int) -> bool:
+        """Whether one study trained a run and that of its reference, so that their seconds compare:
+        at another time a machine had other company, and may take another time for the same."""
+        return _by_one_study(self.trained_by, arm, self.sweep.references[arm], seed)
+
     def by_name(self, name: str) -> ArmResult:
         return self._by_name[name]
 
@@ -155,7 +164,7 @@ class Analysis:
             return "only measured"
         if len(training) == len(self.arms):
             return "trained on"
-        return f"trained on in {_in_words(training)}, only measured elsewhere"
+        return f"trained on in {listed(training)}, only measured elsewhere"
 
     @cached_property
     def _by_name(self) -> dict[str, ArmResult]:
@@ -195,7 +204,8 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         reward: _changes(measured["before"][reward], measured["after"][reward])
         for reward in (*trained, *held_out)
     }
-    time_ratios = _time_ratios(medians, references)
+    makers = _makers(finished)
+    time_ratios = _time_ratios(medians, references, makers)
     trained_by = {run.arm: tuple(run.config.rewards.train) for run in sweep.runs}
     for arm in sweep.arms:
         own, times = runs_of[arm.name], times_of[arm.name]
@@ -236,6 +246,11 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         trained=trained,
         held_out=held_out,
         arms=tuple(arms),
+        other_comparisons={
+            reward: compare(measured["after"][reward], references)
+            for reward in (*trained, *held_out)
+            if reward != sweep.measure
+        },
         unfinished=tuple(
             (str(arm), int(seed), str(state))
             for arm, seed, state in zip(runs["arm"], runs["seed"], runs["state"], strict=True)
@@ -244,15 +259,23 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         shared_until=_shared_until(sweep),
         same_schedule=tuple(same_schedules(sweep)),
         core_time=of_one_core,
-        timed_elsewhere=_timed_elsewhere(sweep, finished),
+        trained_by=makers,
     )
 
 
-def _timed_elsewhere(sweep: "Sweep", runs: "pd.DataFrame") -> tuple[str, ...]:
-    if "shared" not in runs:
-        return ()
-    whole = set(runs.loc[runs["shared"] >= runs["iterations"], "arm"])
-    return tuple(arm.name for arm in sweep.arms if arm.name in whole)
+Makers = Mapping[tuple[str, int], str]
+"""By arm and seed the name of a study."""
+
+
+def _makers(finished: "pd.DataFrame") -> Makers:
+    if "trained_by" not in finished:
+        return {}
+    runs = zip(*(finished[c] for c in ("arm", "seed", "trained_by")), strict=True)
+    return {(str(arm), int(seed)): str(study) for arm, seed, study in runs}
+
+
+def _by_one_study(makers: Makers, arm: str, other: str, seed: int) -> bool:
+    return makers.get((arm, seed)) == makers.get((other, seed))
 
 
 def _reward_names(sweep: "Sweep") -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -260,10 +283,6 @@ def _reward_names(sweep: "Sweep") -> tuple[tuple[str, ...], tuple[str, ...]]:
     trained = _unique(name for run in sweep.runs for name in run.config.rewards.train)
     measured = _unique(name for run in sweep.runs for name in run.config.rewards.held_out)
     return trained, tuple(name for name in measured if name not in trained)
-
-
-def _in_words(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
@@ -306,10 +325,18 @@ def _changes(
 
 
 def _time_ratios(
-    medians: Mapping[str, dict[int, float]], references: Mapping[str, str]
+    medians: Mapping[str, dict[int, float]], references: Mapping[str, str], makers: Makers
 ) -> dict[str, tuple[Interval, Interval]]:
-    """By arm that is no reference: the ratio with its own interval and with that of all arms."""
-    pairs = {arm: (medians[arm], medians[own]) for arm, own in references.items() if arm != own}
+    """By arm that is no reference: the ratio with its own interval and with that of all arms, over
+    the seeds of which one study has trained both runs."""
+    pairs = {
+        arm: (
+            {s: v for s, v in medians[arm].items() if _by_one_study(makers, arm, own, s)},
+            medians[own],
+        )
+        for arm, own in references.items()
+        if arm != own
+    }
     level = _level(len(own.keys() & base.keys()) >= MIN_SEEDS for own, base in pairs.values())
     return {
         arm: (ratio_interval(own, base), ratio_interval(own, base, level))

@@ -30,6 +30,9 @@ SYMBOLS = {
 }
 """How figures name a field; the others go by the last part of their key."""
 
+JOINT = " · "
+"""Between the parts of a label, so that a sentence can list labels with commas."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -59,7 +62,7 @@ def make_arms(chosen: Chosen) -> list[Arm]:
     product = [
         Arm(
             ",".join(filter(None, (a.name, p.name))),
-            ", ".join(filter(None, (a.label, p.label))),
+            JOINT.join(filter(None, (a.label, p.label))),
             {**a.settings, **p.settings},
             a.base,
         )
@@ -152,7 +155,7 @@ def _grid_points(chosen: Chosen, grid: Given) -> list[Arm]:
     return [
         Arm(
             ",".join(p.name for p in point),
-            ", ".join(p.label for p in point),
+            JOINT.join(p.label for p in point),
             {k: v for p in point for k, v in p.settings.items()},
         )
         for point in itertools.product(*axes)

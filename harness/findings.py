@@ -5,14 +5,13 @@ rests on `Comparison.verdict`, every claim about a change on an interval that le
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from harness.analysis import Analysis, ArmResult
 from harness.numbers import interval, number, p_value
 from harness.stats import MIN_SEEDS, Comparison, Interval, seeds_needed
-
-MOST_NAMED = 20
-"""A sentence names so many arms or runs, and says how many more there are."""
+from harness.words import listed
 
 MOST_QUOTED = 6
 """A sentence quotes the numbers of so many arms and names the others; where names say little, it
@@ -36,7 +35,7 @@ def answer(analysis: Analysis) -> str:
         )
         return f"Cannot conclude: {who}, and fewer than {MIN_SEEDS} say nothing about chance."
     better, worse, alike, same, unknown = (
-        [c for c in analysis.compared if c.verdict in kinds]
+        largest_first(c for c in analysis.compared if c.verdict in kinds)
         for kinds in (
             ("better",),
             ("worse",),
@@ -62,15 +61,15 @@ def answer(analysis: Analysis) -> str:
     if alike:
         everyone = len(alike) == len(analysis.compared) > MOST_QUOTED
         names = [_label(analysis, c) for c in alike]
-        arms = f"all {len(alike)} other arms" if everyone else _list(names)
+        arms = f"all {len(alike)} other arms" if everyone else listed(names)
         parts.append(f"{arms} {_is(alike)} indistinguishable from {analysis.sweep.reference_label}")
     if same:
-        arms = _list([_label(analysis, c) for c in same])
+        arms = listed([_label(analysis, c) for c in same])
         parts.append(
             f"{arms} scored exactly as {analysis.sweep.reference_label} did with every seed"
         )
     if unknown:
-        arms = _list([_label(analysis, c) for c in unknown])
+        arms = listed([_label(analysis, c) for c in unknown])
         parts.append(f"about {arms} nothing can be concluded")
     return f"In {analysis.measure} on held-out prompts, {'; '.join(parts)} ({_pairs(analysis)})."
 
@@ -85,7 +84,8 @@ def one_line(analysis: Analysis) -> str:
         ("indistinguishable", "indistinguishable from"),
         ("identical", "with every seed the same as"),
     ):
-        found = [_label(analysis, c) for c in analysis.compared if c.verdict == verdict]
+        these = largest_first(c for c in analysis.compared if c.verdict == verdict)
+        found = [_label(analysis, c) for c in these]
         if found:
             everyone = len(found) == len(analysis.compared) > MOST_IN_A_LINE
             arms = f"all {len(found)} others" if everyone else _few(found)
@@ -97,6 +97,14 @@ def one_line(analysis: Analysis) -> str:
         parts.append(f"about {unknown} nothing can be concluded")
     line = "; ".join(parts)
     return f"{line[0].upper() if line.startswith('all ') else line[0]}{line[1:]}."
+
+
+def largest_first(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """What is told apart by the size of its effect; what is not keeps its order."""
+    return sorted(
+        comparisons,
+        key=lambda c: -abs(c.simultaneous.mean) if c.verdict in ("better", "worse") else 0.0,
+    )
 
 
 def resolution(analysis: Analysis) -> str:
@@ -155,7 +163,7 @@ def gain(analysis: Analysis) -> str:
         unclear = [r for r in known if r not in rose and r not in fell]
         text = f"Training gained in {_named_or_counted([r.arm.label for r in rose], len(known))}"
         if unclear:
-            text += f"; a gain is not shown in {_list([r.arm.label for r in unclear])}"
+            text += f"; a gain is not shown in {listed([r.arm.label for r in unclear])}"
         return f"{text} ({start}).{dropped}"
     if fell:
         return f"No gain is shown ({start}).{dropped}"
@@ -163,29 +171,45 @@ def gain(analysis: Analysis) -> str:
 
 
 def cost(analysis: Analysis) -> str:
-    """Which arms take another time per iteration than the reference; empty where none does."""
+    """Which arms take another time per iteration than the reference, and of which that is not
+    known; empty where there are neither."""
     ratios = [(r.arm.label, r.time_ratio_simultaneous) for r in analysis.arms]
     found = [
         f"{interval(ratio)} for {label}"
         for label, ratio in ratios
         if ratio is not None and ratio.known and not ratio.low <= 1 <= ratio.high
     ]
-    if not found:
-        return ""
-    kind = "One core's time" if analysis.core_time else "Time"
-    reference = analysis.sweep.reference_label
-    text = f"{kind} per iteration, as a multiple of {reference}'s: {_list(found)}."
-    return " ".join(filter(None, (text, timed_elsewhere(analysis))))
+    text = ""
+    if found:
+        kind = "One core's time" if analysis.core_time else "Time"
+        reference = analysis.sweep.reference_label
+        text = f"{kind} per iteration, as a multiple of {reference}'s: {listed(found)}."
+    return " ".join(filter(None, (text, not_timed_together(analysis))))
 
 
-def timed_elsewhere(analysis: Analysis) -> str:
-    """Which arms were timed while other arms were not running; empty where none was."""
-    found = [analysis.by_name(name).arm.label for name in analysis.timed_elsewhere]
-    if not found:
+def not_timed_together(analysis: Analysis) -> str:
+    """Whose seconds are not compared with the reference's; empty where all are."""
+    parts = []
+    for result in analysis.arms:
+        name = result.arm.name
+        if analysis.is_reference(name):
+            continue
+        both = [
+            s for s in result.seeds if s in analysis.by_name(analysis.sweep.references[name]).seeds
+        ]
+        apart = sum(not analysis.timed_together(name, seed) for seed in both)
+        if apart:
+            parts.append(
+                result.arm.label
+                if apart == len(both)
+                else f"{result.arm.label} (in {apart} of {len(both)} seeds)"
+            )
+    if not parts:
         return ""
     return (
-        f"Runs of {_list(found)} were trained by another study, at another time: what else the "
-        "machine did then is in these differences, and the intervals do not know of it."
+        f"No seconds are compared with {analysis.sweep.reference_label} of {listed(parts)}: "
+        "another study trained one of the two, at another time, when the same work may have taken "
+        "longer or shorter."
     )
 
 
@@ -217,13 +241,33 @@ def other_rewards(analysis: Analysis) -> list[str]:
     return sentences
 
 
+def others_compared(analysis: Analysis) -> str:
+    """In which rewards beside the measure arms are told apart from the reference; empty where in
+    none."""
+    parts = []
+    for reward in analysis.others:
+        comparisons = analysis.other_comparisons[reward].values()
+        for word in ("better", "worse"):
+            found = largest_first(c for c in comparisons if c.verdict == word)
+            if found:
+                arms = [f"{_label(analysis, c)} (by {_size(c)})" for c in found]
+                names = listed(arms, MOST_QUOTED)
+                parts.append(f"in {reward} {names} {_is(found)} {word}")
+    if not parts:
+        return ""
+    return (
+        f"Of the other rewards, compared with {analysis.sweep.reference_label} likewise, "
+        f"{'; '.join(parts)}."
+    )
+
+
 def _hacking(analysis: Analysis, reward: str) -> str:
     """The arms in which a reward fell that they do not train on, while one rose that they do."""
     found = []
     for result in analysis.arms:
         rose = [name for name in result.trained if _direction(result, name) == 1]
         if reward not in result.trained and rose and _direction(result, reward) == -1:
-            found.append(f"{result.arm.label} ({_list(rose)})")
+            found.append(f"{result.arm.label} ({listed(rose)})")
     if not found:
         return ""
     trains = "it trains" if len(found) == 1 else "they train"
@@ -249,7 +293,7 @@ def _quoted(found: Sequence[ArmResult], reward: str) -> str:
             f"change {interval(change.simultaneous, signed=True)}"
         )
     rest = [r.arm.label for r in found[MOST_QUOTED:]]
-    return "; ".join(parts) + (f"; and {_list(rest)}" if rest else "")
+    return "; ".join(parts) + (f"; and {listed(rest)}" if rest else "")
 
 
 def missing(analysis: Analysis) -> list[str]:
@@ -264,10 +308,10 @@ def missing(analysis: Analysis) -> list[str]:
         labels = {r.arm.name: r.arm.label for r in analysis.arms}
         for arm, seed, state in analysis.unfinished:
             by_state.setdefault(state, []).append(f"{labels[arm]} seed {seed}")
-        sentences += [f"{state}: {_list(runs)}." for state, runs in by_state.items()]
+        sentences += [f"{state}: {listed(runs)}." for state, runs in by_state.items()]
         failed = {arm for arm, _, state in analysis.unfinished if state == "failed"}
         if failed:
-            arms = _list([r.arm.label for r in analysis.arms if r.arm.name in failed])
+            arms = listed([r.arm.label for r in analysis.arms if r.arm.name in failed])
             sentences.append(
                 f"Of {arms} some runs failed: every number here is of the seeds that survived, and "
                 "says nothing about those that did not."
@@ -321,7 +365,7 @@ def statistics_notes(analysis: Analysis) -> list[str]:
         notes.insert(2, _tests_note(tested))
         only_holm = [c for c in tested if c.verdict == "indistinguishable" and c.p_holm < 0.05]
         if only_holm:
-            arms = _list([f"{_label(analysis, c)} (p = {p_value(c.p_holm)})" for c in only_holm])
+            arms = listed([f"{_label(analysis, c)} (p = {p_value(c.p_holm)})" for c in only_holm])
             notes.insert(
                 3,
                 f"Close call: Holm's test by itself would tell {arms} from the reference. The "
@@ -340,11 +384,11 @@ def statistics_notes(analysis: Analysis) -> list[str]:
     if parts:
         notes.append(
             "Arms with the same seed are bit-identical until their windows first differ. They part "
-            f"from {analysis.sweep.reference_label}: {_list(parts)}."
+            f"from {analysis.sweep.reference_label}: {listed(parts)}."
         )
     for group in analysis.same_schedule:
         notes.append(
-            f"{_list([analysis.by_name(name).arm.label for name in group])} are the same schedule "
+            f"{listed([analysis.by_name(name).arm.label for name in group])} are the same schedule "
             "over the whole run: their configurations differ, what they compute does not."
         )
     return notes
@@ -380,14 +424,14 @@ def _told_apart(analysis: Analysis, found: Sequence[Comparison], word: str) -> s
     reference = analysis.sweep.reference_label
     if len(found) == 1:
         return f"{_label(analysis, found[0])} is {word} than {reference} by {_size(found[0])}"
-    arms = _list([f"{_label(analysis, c)} (by {_size(c)})" for c in found])
+    arms = listed([f"{_label(analysis, c)} (by {_size(c)})" for c in found])
     return f"{arms} are {word} than {reference}"
 
 
 def _size(comparison: Comparison) -> str:
     found = comparison.simultaneous
     low, high = sorted((abs(found.low), abs(found.high)))
-    return f"{number(abs(found.mean))} [{number(low)}, {number(high)}]"
+    return interval(replace(found, mean=abs(found.mean), low=low, high=high))
 
 
 def _pairs(analysis: Analysis) -> str:
@@ -405,7 +449,7 @@ def _of(count: int, total: int) -> str:
 
 
 def _named_or_counted(names: Sequence[str], total: int) -> str:
-    return _of(len(names), total) if len(names) > MOST_QUOTED else _list(names)
+    return _of(len(names), total) if len(names) > MOST_QUOTED else listed(names)
 
 
 def _is(found: Sequence[object]) -> str:
@@ -413,13 +457,4 @@ def _is(found: Sequence[object]) -> str:
 
 
 def _few(parts: Sequence[str]) -> str:
-    if len(parts) > MOST_IN_A_LINE:
-        left = len(parts) - MOST_IN_A_LINE + 1
-        return f"{', '.join(parts[: MOST_IN_A_LINE - 1])} and {left} more"
-    return _list(parts)
-
-
-def _list(parts: Sequence[str]) -> str:
-    if len(parts) > MOST_NAMED:
-        return f"{', '.join(parts[:MOST_NAMED])} and {len(parts) - MOST_NAMED} more"
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return listed(parts, MOST_IN_A_LINE - 1) if len(parts) > MOST_IN_A_LINE else listed(parts)

@@ -63,7 +63,7 @@ def _question_row(question: Question) -> tuple[str, ...]:
         NOTHING
         if effect is None
         else f"{interval(effect.simultaneous, signed=True)} ({question.effect_label})",
-        question.study.at_equal_cost or NOTHING,
+        question.study.at_equal_cost.said or NOTHING,
         seeds_done if counts == [asked] else f"{seeds_done} of {asked}",
         NOTHING if effect is None else number(effect.detectable),
         needed,

@@ -2,14 +2,18 @@
 minutes must know to check it."""
 
 import math
-from collections.abc import Sequence
 
 from harness import paper
 from harness.analysis import ONE_CORE
 from harness.front import COSTS, front, hashes_by_arm, steps
 from harness.numbers import interval
 from harness.overall import Kind, Overall, Question
+from harness.stats import Comparison
 from harness.studies import Study
+from harness.words import listed
+
+WORDS = {"better": "better", "worse": "worse", "indistinguishable": "not told apart"}
+"""Verdicts as a sentence over several studies has them."""
 
 
 def summary(overall: Overall) -> list[tuple[Study | None, str]]:
@@ -22,18 +26,32 @@ def summary(overall: Overall) -> list[tuple[Study | None, str]]:
         assert question.effect is not None
         size = interval(question.effect.simultaneous, signed=True)
         line = f"{question.answer} Largest effect: {size} ({question.effect_label})."
-        said.append((question.study, f"{line} {question.study.at_equal_cost}".strip()))
+        said.append((question.study, f"{line} {question.study.at_equal_cost.said}".strip()))
     said += [(question.study, question.answer) for question in by_kind["told"]]
     if by_kind["alike"]:
         names = [q.study.sweep.name for q in by_kind["alike"]]
         text = (
-            f"No difference is shown in {_list(names)}. That is not the same as none: the table "
-            "says which would have been seen, and how many seeds the one observed would take."
+            f"No difference is shown at equal iterations in {listed(names)}. That is not the same "
+            "as none: the table says which would have been seen, and how many seeds the one "
+            "observed would take."
         )
         said.append((None, text))
+        said += [
+            (question.study, question.study.at_equal_cost.said)
+            for question in by_kind["alike"]
+            if question.study.at_equal_cost.differs
+        ]
+        said += [
+            (question.study, question.study.of_other_rewards)
+            for question in by_kind["alike"]
+            if question.study.of_other_rewards
+        ]
     if by_kind["open"]:
         names = [q.study.sweep.name for q in by_kind["open"]]
-        said.append((None, f"Nothing can be concluded yet in {_list(names)}."))
+        said.append((None, f"Nothing can be concluded yet in {listed(names)}."))
+    pairs = same_pairs(overall)
+    if pairs:
+        said.append((None, f"Judged differently by several studies: {' '.join(pairs)}"))
     return [*said, *((None, text) for text in _of_the_paper(overall))]
 
 
@@ -72,7 +90,7 @@ def headline(overall: Overall) -> str:
         return "No study has results yet."
     if kinds.count("alike") == asked:
         parts = ["no arm is told apart from its reference"]
-    return f"{asked} question{'' if asked == 1 else 's'}: {_list(parts)}."
+    return f"{asked} question{'' if asked == 1 else 's'}: {listed(parts)}."
 
 
 def front_sentences(overall: Overall) -> list[str]:
@@ -82,7 +100,7 @@ def front_sentences(overall: Overall) -> list[str]:
         arms = front(overall.points, cost)
         if len(arms) < 2 and len(overall.points) < 2:
             continue
-        names = _list([p.label for p in arms])
+        names = listed([p.label for p in arms])
         of_steps = {step.point.label: step for step in steps(overall.points, cost)}
         apart = [
             f"{p.label} from {of_steps[p.label].against.label}"
@@ -93,14 +111,14 @@ def front_sentences(overall: Overall) -> list[str]:
         unknown = [p.label for p in arms[1:] if of_steps[p.label].verdict == "unknown"]
         sentence = f"Reward against {cost} per run: by their means {names} form the front."
         if apart:
-            sentence += f" Along it the seeds tell apart {_list(apart)}."
+            sentence += f" Along it the seeds tell apart {listed(apart)}."
         if unclear:
             sentence += (
-                f" {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} not told apart from the "
-                "best that costs no more, and may be on the front by chance."
+                f" {listed(unclear)} {'is' if len(unclear) == 1 else 'are'} not told apart from "
+                "the best that costs no more, and may be on the front by chance."
             )
         if unknown:
-            sentence += f" About {_list(unknown)} nothing can be concluded."
+            sentence += f" About {listed(unknown)} nothing can be concluded."
         found.append(sentence)
     return found
 
@@ -123,15 +141,42 @@ def incomplete(overall: Overall) -> list[str]:
 def same_schedules(overall: Overall) -> list[str]:
     """Arms that are configured differently and compute the same."""
     return [
-        f"{question.study.sweep.name}: {_list([_label(question.study, arm) for arm in group])} "
+        f"{question.study.sweep.name}: {listed([_label(question.study, arm) for arm in group])} "
         "are the same schedule over the whole run. Their scores are one measurement, not two."
         for question in overall.questions
         for group in question.study.analysis.same_schedule
     ] + [
-        f"{point.label} ({point.study}) is the same as {_list(point.same_as)} in another study."
+        f"{point.label} ({point.study}) is the same as {listed(point.same_as)} in another study."
         for point in overall.points
         if point.same_as
     ]
+
+
+def same_pairs(overall: Overall) -> list[str]:
+    """Two settings that several studies compare and judge differently, by the runs' hashes: the
+    study with most seeds first."""
+    found: dict[tuple[str, str], list[tuple[Study, Comparison]]] = {}
+    for study in (question.study for question in overall.questions):
+        runs = zip(*(study.runs[c] for c in ("arm", "seed", "hash")), strict=True)
+        hashes = {(str(arm), int(seed)): str(own) for arm, seed, own in runs}
+        for c in study.analysis.compared:
+            if c.verdict in WORDS:
+                first = c.seeds[0]
+                pair = (hashes[c.arm, first], hashes[c.reference, first])
+                found.setdefault(pair, []).append((study, c))
+    said = []
+    for judged in found.values():
+        if len({c.verdict for _, c in judged}) > 1:
+            judged.sort(key=lambda one: -len(one[1].seeds))
+            parts = [
+                f"{WORDS[c.verdict]} in {study.sweep.name} "
+                f"({interval(c.simultaneous, signed=True)}, {len(c.seeds)} seeds)"
+                for study, c in judged
+            ]
+            study, c = judged[0]
+            pair = f"{_label(study, c.arm)} and {_label(study, c.reference)}"
+            said.append(f"{pair}: {', '.join(parts)}.")
+    return said
 
 
 def same_references(overall: Overall) -> list[str]:
@@ -152,7 +197,7 @@ def same_references(overall: Overall) -> list[str]:
             names = [*others, *names]
         groups.append((own, names))
     return [
-        f"{_list(names)} compare with the same runs of the reference, all or some of them. What "
+        f"{listed(names)} compare with the same runs of the reference, all or some of them. What "
         "chance did to these runs is in the differences of all these studies, which are not "
         "independent of each other."
         for _, names in groups
@@ -168,16 +213,17 @@ def notes(overall: Overall) -> list[str]:
         "An effect is the mean over seeds of arm minus reference after training, on held-out "
         "prompts, paired by seed. Its interval holds for all comparisons of the study together "
         "with 95 %. Only where it leaves zero out is an arm called better or worse.",
-        "Between the studies nothing is corrected: each by itself has a chance of 5 % at most to "
-        "show a difference where there is none, and the more studies there are, the likelier it is "
-        "that one of them does.",
+        "Between the studies nothing is corrected, nor between what one study says at equal "
+        "iterations, at equal evaluations and at equal seconds: each of these by itself has a "
+        "chance of 5 % at most to show a difference where there is none, and the more there are, "
+        "the likelier it is that one of them does.",
         *same_references(overall),
         "Could have been shown: the true difference that had an 80 % chance of a verdict with "
         "these seeds. Seeds that would resolve it: how many give the difference that was seen an "
         "80 % chance. The largest difference seen is larger than the true one more often than not, "
         "so that more may be needed.",
         "Published numbers are of FLUX.1-dev with one run per row. What holds for "
-        f"{_list([_model(name) for name in models]) if models else 'the embedded task'} need not "
+        f"{listed([_model(name) for name in models]) if models else 'the embedded task'} need not "
         "hold there: neither confirms or contradicts the other.",
     ]
     core = {study.analysis.core_time for study in studies}
@@ -200,7 +246,3 @@ def _model(name: str) -> str:
 
 def _label(study: Study, arm: str) -> str:
     return study.analysis.by_name(arm).arm.label
-
-
-def _list(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -144,6 +144,7 @@ def _page(
         resolution=findings.resolution(analysis),
         gain=findings.gain(analysis),
         cost=findings.cost(analysis),
+        others_compared=findings.others_compared(analysis),
         others=findings.other_rewards(analysis),
         missing=findings.missing(analysis),
         pictures=pictures,

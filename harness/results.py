@@ -24,7 +24,8 @@ class Results:
     """One row per run: arm, seed, hash, state; of finished ones before_<reward>, after_<reward>,
     seconds_total, evaluations_computed, backward_computed, nfe_rollout, nfe_train, iterations.
     Where any run was copied, in part or as a whole: `shared` iterations and their `shared_seconds`,
-    which another run has taken."""
+    which another run has taken, and `trained_by`, the study that trained the run or, of one that is
+    a whole copy, that which trained the original."""
     metrics: "pd.DataFrame"
     """metrics.jsonl of all of them, with arm (a category) and seed; arm by arm, then by seed."""
     evals: "pd.DataFrame"
@@ -47,6 +48,7 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
     finished: list[Run] = []
     machines: dict[str, None] = {}
     copied: dict[tuple[str, int], dict[str, Any] | None] = {}
+    makers: dict[tuple[str, int], str] = {}
     for run in sweep.runs:
         row: dict[str, Any] = {"arm": run.arm, "seed": run.seed, "hash": run.hash}
         # Only what is not finished needs the long look.
@@ -56,6 +58,9 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
         else:
             row |= {"state": "finished", **_flat_result(result)}
             copied[(run.arm, run.seed)] = origin(place / run.folder_name)
+            makers[(run.arm, run.seed)] = _trained_by(
+                place / run.folder_name, runs_dir, run.config.iterations
+            )
             finished.append(run)
             machines[_machine(place / run.folder_name)] = None
         rows.append(row)
@@ -64,6 +69,7 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
             from_another = copied.get((row["arm"], row["seed"])) or {}
             row["shared"] = from_another.get("iterations", 0)
             row["shared_seconds"] = from_another.get("seconds", 0.0)
+            row["trained_by"] = makers.get((row["arm"], row["seed"]), place.name)
     machines.pop("", None)
     arms = {arm.name: index for index, arm in enumerate(sweep.arms)}
     finished.sort(key=lambda run: (arms[run.arm], run.seed))
@@ -93,6 +99,15 @@ def _frame(
     frame.insert(0, "arm", pd.Series(names))
     frame.insert(1, "seed", np.repeat([run.seed for run in runs], counts))
     return frame
+
+
+def _trained_by(folder: Path, runs_dir: Path, iterations: int) -> str:
+    """The name of the study that trained a run, which may be the copy of a copy."""
+    seen = set()
+    while folder not in seen and (copied := origin(folder)) and copied["iterations"] >= iterations:
+        seen.add(folder)
+        folder = runs_dir / str(copied["run"])
+    return folder.parent.name
 
 
 def _flat_result(result: dict[str, Any]) -> dict[str, Any]:

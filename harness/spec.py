@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.arms import JOINT, base_place, make_arms, place_of, symbol, value_text, ways_to_name
 from harness.arms import Arm as Arm
-from harness.arms import base_place, make_arms, place_of, symbol, value_text, ways_to_name
 from harness.paper import TABLES
 from harness.sweepfile import Chosen, Given, choose_profile, did_you_mean, read_file
 from harness.views import DEFAULT, VIEWS
@@ -301,8 +301,8 @@ def _within_label(chosen: Chosen) -> str:
         wanted = arm.get("label", given.value)
     else:
         settings = chosen.flat(given.value, given.key)
-        wanted = ", ".join(f"{symbol(name)} = {value_text(v)}" for name, v in settings.items())
-    return f"{wanted} and the same {symbol(key)}"
+        wanted = JOINT.join(f"{symbol(name)} = {value_text(v)}" for name, v in settings.items())
+    return f"{wanted}{JOINT}same {symbol(key)}"
 
 
 def _reference(chosen: Chosen, arms: list[Arm]) -> str:

@@ -6,7 +6,8 @@ the reference everything is paired by seed, because arms with the same seed shar
 **What decides a verdict**: the simultaneous t interval of the paired difference, whose error is
 divided by the number of comparisons (Bonferroni). An arm is called better or worse only where that
 interval excludes zero, so a figure and a verdict can never disagree, and the chance of any false
-verdict in one report is at most 5 %. Beside it stand the Holm-adjusted p of the same t test, which
+verdict among the arms of one report is at most 5 %; gains, other rewards, times and other budgets
+have 5 % each of their own. Beside it stand the Holm-adjusted p of the same t test, which
 is never larger than what the interval implies, and the exact sign-flip test, which assumes nothing
 but symmetry. With n seeds the sign-flip p cannot be below 2 / 2^n (0.0625 for five), so for few
 seeds it cannot decide anything by itself.

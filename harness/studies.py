@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.analysis import Analysis, analyse, core_time
+from harness.findings import others_compared
 from harness.measurements import FRAMES, MADE, read_kept
 from harness.results import Results
 from harness.spec import Sweep
 from harness.stats import MIN_SEEDS
 from harness.views import answer, make_views
-from harness.views.budget import at_equal_cost
+from harness.views.budget import EqualCost, at_equal_cost
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +49,10 @@ class Study:
     """Whether there is what these are made from."""
     said: tuple[str, ...]
     """What the study's other views say, in one line each."""
-    at_equal_cost: str
-    """How the arms compare at equal evaluations and seconds; empty where that is not known."""
+    at_equal_cost: EqualCost
+    of_other_rewards: str
+    """Where arms train on different rewards: in which of the others they are told apart from the
+    reference. Empty elsewhere, and where in none."""
 
     @property
     def folder(self) -> str:
@@ -87,6 +90,9 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
         is_answered=len(others) < len(views),
         said=tuple(view.in_one_line for view in others),
         at_equal_cost=at_equal_cost(analysis, results),
+        of_other_rewards=others_compared(analysis)
+        if len({arm.trained for arm in analysis.arms}) > 1
+        else "",
     )
 
 

@@ -71,6 +71,8 @@ def tables(analysis: Analysis) -> list[Table]:
         found.append(_comparison(analysis))
     if analysis.others:
         found.append(_other_rewards(analysis))
+    if analysis.others and analysis.compared:
+        found.append(_other_comparisons(analysis))
     found.append(_cost(analysis))
     if any(result.published for result in analysis.arms):
         found.append(_published(analysis))
@@ -150,6 +152,25 @@ def _other_rewards(analysis: Analysis) -> Table:
         f"{_roles(analysis)} Changes have the 95 % Student interval of one arm alone. Where a "
         "reward falls that an arm does not train on, while one rises that it does, that is reward "
         "hacking.",
+    )
+
+
+def _other_comparisons(analysis: Analysis) -> Table:
+    rows = []
+    for comparison in analysis.compared:
+        cells = []
+        for reward in analysis.others:
+            found = analysis.other_comparisons[reward][comparison.arm]
+            verdict = found.verdict if found.verdict in ("better", "worse") else ""
+            cells.append(f"{interval(found.simultaneous, signed=True)} {verdict}".strip())
+        rows.append((_name(analysis, analysis.by_name(comparison.arm)), *cells))
+    return Table(
+        f"Compared with {analysis.sweep.reference_label}: the other rewards on held-out prompts",
+        ("arm", *analysis.others),
+        tuple(rows),
+        "Arm minus reference after training, paired by seed. The intervals of one reward hold for "
+        "all arms together with 95 %, those of different rewards each by itself; better and worse "
+        "stand where zero is left out.",
     )
 
 
@@ -284,10 +305,20 @@ def to_csv(analysis: Analysis) -> str:
 def to_markdown(analysis: Analysis, told: str = "") -> str:
     """`told`: what is said before the comparison of the arms, where another measurement answers the
     question."""
-    said = [told, findings.answer(analysis), findings.gain(analysis), findings.cost(analysis)]
-    parts = [f"# {_plain(analysis.sweep.question)}", *map(_plain, said)]
+    sweep = analysis.sweep
+    said = [
+        *(told, findings.answer(analysis), findings.resolution(analysis), findings.gain(analysis)),
+        findings.others_compared(analysis),
+        *(said for said in findings.other_rewards(analysis) if "reward hacking" in said),
+        *(findings.cost(analysis), *findings.missing(analysis)),
+        # The file's remark is about the file's settings.
+        "" if sweep.overrides else sweep.notes,
+    ]
+    parts = [f"# {_plain(sweep.question)}", *map(_plain, said)]
     for table in tables(analysis):
         parts += [f"## {_plain(table.title)}", markdown_table(table), table.note]
+    notes = findings.statistics_notes(analysis)
+    parts += ["## How to read the numbers", "\n".join(f"* {_plain(note)}" for note in notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

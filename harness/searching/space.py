@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.arms import symbol, value_text
+from harness.arms import JOINT, symbol, value_text
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -177,4 +177,4 @@ def label(space: Sequence[Range], asked: Asked, beside: Asked | None = None) -> 
         for one in space
         if one.key in asked and (beside is None or beside.get(one.key) != asked[one.key])
     ]
-    return ", ".join(shown)
+    return JOINT.join(shown)

@@ -43,13 +43,13 @@ class View:
     pictures: "tuple[Callable[[], Picture], ...]"
     """Each draws when called: who wants the sentences alone draws nothing."""
     brief: str = ""
-    """The answer for a reader of ten seconds, where the first sentence says more than that."""
+    """The answer for a reader of ten seconds, where the sentences say more than that."""
     name: str = ""
     """Its key in `VIEWS`; set by `make_views`."""
 
     @property
     def in_one_line(self) -> str:
-        return self.brief or self.sentences[0]
+        return self.brief or " ".join(self.sentences)
 
 
 def make_views(

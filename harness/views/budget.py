@@ -24,7 +24,7 @@ from harness.drawing import (
     thousands,
 )
 from harness.figures import Picture, picture
-from harness.findings import timed_elsewhere
+from harness.findings import not_timed_together
 from harness.numbers import NOTHING, interval, seconds
 from harness.spent import at_evaluations
 from harness.stats import Comparison, compare
@@ -75,16 +75,28 @@ def budget(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None"
     )
 
 
-def at_equal_cost(analysis: Analysis, results: "Results") -> str:
-    """How the arms compare at equal evaluations and equal seconds, in a sentence; empty where that
-    is not known."""
+@dataclass(frozen=True)
+class EqualCost:
+    """How the arms compare at equal evaluations and equal seconds."""
+
+    said: str
+    """In a sentence; empty where nothing is known."""
+    differs: bool
+    """Whether any arm is told apart from the reference there."""
+
+
+def at_equal_cost(analysis: Analysis, results: "Results") -> EqualCost:
     kinds: dict[str, list[str]] = {}
-    for b in _budgets(analysis, results):
-        if b.kind != "iteration":
-            said = compared(analysis, b.comparisons, with_sizes=False)
-            kinds.setdefault(said, []).append(b.kind)
+    budgets = [b for b in _budgets(analysis, results) if b.kind != "iteration"]
+    for b in budgets:
+        said = compared(analysis, b.comparisons, with_sizes=False)
+        kinds.setdefault(said, []).append(b.kind)
     text = "; ".join(f"at equal {' and '.join(kind)} {said}" for said, kind in kinds.items())
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    verdicts = [c.verdict for b in budgets for c in b.comparisons.values()]
+    return EqualCost(
+        f"{text[:1].upper()}{text[1:]}." if text else "",
+        "better" in verdicts or "worse" in verdicts,
+    )
 
 
 def _budgets(analysis: Analysis, results: "Results") -> list[Budget]:
@@ -108,7 +120,8 @@ def _at_equal(analysis: Analysis, spent: "pd.DataFrame", kind: str) -> Budget:
     read = interpolated(spent, kind, amount, [measure, "iteration"])
     values: dict[str, dict[int, float]] = {arm.name: {} for arm in analysis.sweep.arms}
     for arm, seed, value in zip(read["arm"], read["seed"], read[measure], strict=True):
-        values[str(arm)][int(seed)] = float(value)
+        if kind != "seconds" or analysis.timed_together(str(arm), int(seed)):
+            values[str(arm)][int(seed)] = float(value)
     done = read.groupby("arm", observed=True)["iteration"].mean()
     return Budget(
         kind,
@@ -183,7 +196,7 @@ def _table(analysis: Analysis, budgets: list[Budget]) -> Table:
         "curve that flattens too low there, so that an arm read between its evaluations stands a "
         "little too low beside one read at an evaluation. Seconds are those of training "
         f"({analysis.seconds_in_words}), without evaluation and health. "
-        f"{timed_elsewhere(analysis)}".rstrip(),
+        f"{not_timed_together(analysis)}".rstrip(),
     )
 
 

@@ -25,13 +25,14 @@ from harness.drawing import (
     whole_numbers,
 )
 from harness.figures import picture
-from harness.numbers import NOTHING, interval
+from harness.numbers import NOTHING, interval, number
 from harness.stats import LEVEL, Interval, mean_interval
 from harness.tables import Table
 from harness.views import View
 from harness.views.position import training_parts
 from harness.views.positive import exponential, geometric, side
-from harness.views.words import label, listed
+from harness.views.words import label
+from harness.words import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ KINDS = {
     "drift_step_kl": ("KL of a step", "nats per element"),
 }
 DIGITS = 4
-FACTOR = 2
+FACTOR = 3
 """Digits of a ratio."""
 
 
@@ -58,9 +59,10 @@ class _Found:
     first: Interval
     last: Interval
     change: Interval
-    """Last over first, by seed; like the next two a factor, and simultaneous."""
+    """Last over first, by seed; simultaneous where it is all that is known."""
     training: Interval | None
-    """The part of it at equal position; None where it cannot be told apart."""
+    """The part of it at equal position, a factor, simultaneous; None where it cannot be told
+    apart."""
     move: Interval | None
     """The rest, by move of the window; None where it does not slide, or where it is not known."""
 
@@ -187,7 +189,7 @@ def _found(log: _Logs, level: float) -> _Found:
         positions=log.positions,
         first=geometric(log.first),
         last=geometric(log.last),
-        change=exponential(mean_interval(log.change, level)),
+        change=exponential(mean_interval(log.change, level if log.training is None else LEVEL)),
         training=factor(log.training),
         move=factor(log.move),
     )
@@ -230,23 +232,34 @@ def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
 
 
 def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
-    """Empty where training and the window's position are not told apart."""
+    """Empty where nowhere training and the window's position are told apart."""
     parts = []
     for kind, of_arms in found.items():
         known = [(f, f.training) for f in of_arms if f.training is not None]
         if not known:
-            return ""
+            parts.append(f"{KINDS[kind][0]}: not known")
+            continue
         changes = [
             f"{word} in {listed(arms)}"
             for sign, word in ((1, "grew"), (-1, "shrank"))
             if (arms := [label(analysis, f.arm) for f, t in known if side(t) == sign])
         ]
+        low, high = (pick(t.mean for _, t in known) for pick in (min, max))
+        least, most = min(t.low for _, t in known), max(t.high for _, t in known)
         text = " and ".join(changes) or "is not shown to have changed in any arm"
-        moves = [f.move for f in of_arms if f.move is not None and side(f.move)]
-        if moves:
-            text += f", while a move of the window takes it {listed([_times(m) for m in moves])}"
-        parts.append(f"{KINDS[kind][0]} {text}")
-    return f"Through training, {'; '.join(parts)}."
+        moves = [(f, f.move) for f in of_arms if f.move is not None and side(f.move)]
+        moved = listed([f"{interval(m, 2)} in {label(analysis, f.arm)}" for f, m in moves] or [""])
+        parts.append(
+            f"{KINDS[kind][0]} {text} (times {number(low, 2)} to {number(high, 2)}, intervals from "
+            f"{number(least, 2)} to {number(most, 2)})"
+            + (f", and a move of the window by itself takes it times {moved}" if moved else "")
+        )
+    if not any(f.training for of_arms in found.values() for f in of_arms):
+        return ""
+    return (
+        "What training did to the distance between SDE and ODE, at equal position of the window: "
+        f"{'; '.join(parts)}."
+    )
 
 
 def _times(found: Interval) -> str:
@@ -275,14 +288,15 @@ def _table(analysis: Analysis, kind: str, found: list[_Found]) -> Table:
             *("by training, at equal position, times", "by a move, times"),
         ),
         tuple(rows),
-        "Geometric mean over seeds; first and last with a 95 % interval each, the factors with "
-        "intervals that hold for all arms and both kinds of KL together with 95 %. By training: "
-        "the change over the run that is left where every position has its own value in all arms "
-        "that sample alike, and the logarithm of the KL changes in each arm in proportion to the "
-        "iterations, at every position alike (least squares, intervals by leaving out one seed at "
-        "a time). By a move: what is left of last over first, for each move of the window. A dash: "
-        "the arm's position follows from the iteration, and no other arm tells the two apart; or "
-        "the window does not slide.",
+        "Geometric mean over seeds; first, last and last over first with a 95 % interval each. By "
+        "training and by a move: factors with intervals that hold for all arms and both kinds of "
+        "KL together with 95 %, as does last over first where the others are not known. By "
+        "training: the change over the run that is left where every position has its own value in "
+        "all arms that sample alike, and the logarithm of the KL changes in each arm in "
+        "proportion to the iterations, at every position alike (least squares, intervals by "
+        "leaving out one seed at a time). By a move: what is left of last over first, for each "
+        "move of the window. A dash: the arm's position follows from the iteration, and no other "
+        "arm tells the two apart; or the window does not slide.",
     )
 
 

@@ -25,7 +25,8 @@ from harness.numbers import NOTHING, interval, number
 from harness.stats import Comparison, Interval, compare, mean_interval, paired_differences
 from harness.tables import PUBLISHED_NAMES, Table
 from harness.views import View
-from harness.views.words import label, listed
+from harness.views.words import label
+from harness.words import listed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,8 @@ from harness.numbers import interval, number, p_value
 from harness.stats import Comparison, compare, paired_differences
 from harness.tables import VERDICTS, Table
 from harness.views import View
-from harness.views.words import label, listed
+from harness.views.words import label
+from harness.words import listed
 
 if TYPE_CHECKING:
     import pandas as pd

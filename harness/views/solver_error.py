@@ -6,6 +6,7 @@ the mean over its runs. Beside it stands what training itself lost where the swe
 that thin out the steps before the window with the same that do not.
 """
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ from harness.stats import LEVEL, MIN_SEEDS, Comparison, Interval
 from harness.tables import VERDICTS, Table
 from harness.views import View
 from harness.views.positive import geometric, ratio, side
-from harness.views.words import label, listed
+from harness.views.words import label
+from harness.words import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +128,7 @@ def _answer(
             parts.append(text)
         said.append(
             f"with {_percent(share)} of the steps before the window left, the final latents lie "
-            f"off the ODE's by {listed(parts)}"
+            f"off those to which the ODE leads there by {listed(parts)}"
         )
     known = [c for c in losses if len(c.seeds) >= MIN_SEEDS]
     if known:
@@ -148,26 +150,41 @@ def _answer(
 def _brief(analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]) -> str:
     """Empty where nothing was measured before the window."""
     share = _middle(by_seed)
-    errors, ratios = _errors_before(by_seed, share)
-    if not errors:
+    before = _pick(by_seed, model="trained", at="image", place="before", window="sde")
+    whole = _means(_pick(before, order="1", ratio=1.0))
+    thin = {order: _means(_pick(before, order=order, ratio=share)) for order in _orders(by_seed)}
+    thin = {order: values for order, values in thin.items() if values}
+    if not thin or not whole:
         return ""
-    simplest = min(errors)
+    level = 1 - (1 - LEVEL) / len(thin)
+    parts = [
+        f"{interval(ratio(values, whole, level), 2)} by order {order}"
+        for order, values in thin.items()
+    ]
     text = (
-        f"With {_percent(share)} of the steps before the window left, the final latents lie off "
-        f"the ODE's by {interval(errors[simplest], DIGITS)} by order {simplest}"
+        f"With {_percent(share)} of the steps before the window left, the final latents' error is "
+        f"that of all steps by Euler times {listed(parts)}"
     )
-    if ratios:
-        parts = [f"{interval(found, 2)} of that by order {o}" for o, found in ratios.items()]
-        text += f", times {listed(parts)}"
     told = [c for c in losses if c.verdict in ("better", "worse")]
+    shown = [c.detectable for c in losses if math.isfinite(c.detectable)]
     if told:
-        parts = [f"{c.verdict} in {label(analysis, c.arm)}" for c in told]
-        text += f"; trained so, {analysis.measure} is {listed(parts)}"
-    elif any(len(c.seeds) >= MIN_SEEDS for c in losses):
-        reference = analysis.sweep.reference_label
-        text += f"; trained so, no arm is told apart from {reference} in {analysis.measure}"
-    trained = _pick(by_seed, model="trained", at="image")
-    return " ".join((f"{text}.", *_history_sentence(trained, share)))
+        words = [f"{c.verdict} in {label(analysis, c.arm)}" for c in told]
+        text += f"; trained so, {analysis.measure} is {listed(words)}"
+    elif shown:
+        text += (
+            f"; trained so, no loss of {analysis.measure} is shown, where one of "
+            f"{number(min(shown))} to {number(max(shown))} could have been"
+        )
+    saved = [
+        1 - analysis.by_name(c.arm).evaluations / analysis.by_name(c.reference).evaluations
+        for c in losses
+    ]
+    if saved:
+        text += (
+            f"; {100 * max(saved):.1f} % of a run's evaluations are saved at most, counted after "
+            "sharing"
+        )
+    return f"{text}."
 
 
 def _errors_before(
@@ -243,8 +260,10 @@ def _history_sentence(trained: "pd.DataFrame", share: float) -> list[str]:
     if not parts:
         return []
     return [
-        "After random steps, going on from their predictions instead of beginning anew multiplies "
-        f"the error by {listed(parts)} (paired by seed, simultaneous intervals)."
+        f"After a window of random steps, with {_percent(share)} of the steps left, a solver that "
+        "goes on from the window's predictions (sampler.history: keep) has the error of one that "
+        f"begins anew times {listed(parts)} (paired by seed; these intervals hold together). "
+        "Whether training is the better for it is another question."
     ]
 
 

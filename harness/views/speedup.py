@@ -16,12 +16,14 @@ from harness.drawing import (
     some_drawn,
 )
 from harness.figures import picture
+from harness.findings import not_timed_together
 from harness.numbers import NOTHING, interval, number, seconds
 from harness.stats import LEVEL, MIN_SEEDS, Interval, mean_interval
 from harness.tables import Table
 from harness.views import View
 from harness.views.positive import ratio, side
-from harness.views.words import label, listed
+from harness.views.words import label
+from harness.words import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,9 +94,13 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
     configs = {run.arm: run.config for run in analysis.sweep.runs}
     references = analysis.sweep.references
     rollouts = _seconds(analysis, results)
+    together = {
+        arm: {seed: v for seed, v in of_arm.items() if analysis.timed_together(arm, seed)}
+        for arm, of_arm in rollouts.items()
+    }
     runs = by_arm(analysis.sweep, results.runs[results.runs["state"] == "finished"])
     family = sum(
-        len(rollouts[arm].keys() & rollouts[reference].keys()) >= MIN_SEEDS
+        len(together[arm].keys() & rollouts[reference].keys()) >= MIN_SEEDS
         for arm, reference in references.items()
         if arm != reference
     )
@@ -121,7 +127,7 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
                 seconds=mean_interval(list(rollouts[name].values())).mean,
                 measured=None
                 if name == reference
-                else ratio(rollouts[reference], rollouts[name], level),
+                else ratio(rollouts[reference], together[name], level),
                 accelerated=config.sampler.tail_ratio < base.sampler.tail_ratio,
             )
         )
@@ -159,11 +165,13 @@ def _brief(found: list[SpeedUp]) -> str:
     if not known:
         return ""
     low, high = (pick(measured.mean for _, measured in known) for pick in (min, max))
+    fewest, most = (pick(s.computed for s, _ in known) for pick in (min, max))
     faster = sum(side(measured) > 0 for _, measured in known)
     return (
-        f"Rollouts that thin out the steps after the window are told to be faster in {faster} of "
-        f"{len(known)} arms, by their means {number(low, DIGITS)} to {number(high, DIGITS)} times "
-        "as fast."
+        "Rollouts that thin out the steps after the window are shown to be faster in "
+        f"{faster} of {len(known)} arms, by their means {number(low, DIGITS)} to "
+        f"{number(high, DIGITS)} times as fast, with {number(fewest, DIGITS)} to "
+        f"{number(most, DIGITS)} times fewer evaluations."
     )
 
 
@@ -202,7 +210,18 @@ def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
         f"{len(known) - above - below}; the formula is for the part after a window at step 0, and "
         "knows nothing of steps that a group's images share."
     )
-    return first, second
+    counted = [
+        f"{label(analysis, s.arm)} ({number(s.computed, DIGITS)})"
+        for s, measured in known
+        if not measured.low <= s.computed <= measured.high
+    ]
+    third = (
+        f"It leaves out the ratio of the evaluations made in {listed(counted)}: an evaluation does "
+        "not cost the same there."
+        if counted
+        else "It holds the ratio of the evaluations made in all of them."
+    )
+    return tuple(filter(None, (first, second, third, not_timed_together(analysis))))
 
 
 def _times(found: Interval | None) -> str:

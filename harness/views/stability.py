@@ -33,7 +33,8 @@ from harness.stats import (
 from harness.tables import Table
 from harness.views import View
 from harness.views.turn import best_of_others, seed_curves, since
-from harness.views.words import label, listed
+from harness.views.words import label
+from harness.words import listed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,7 +32,8 @@ from harness.numbers import interval, number
 from harness.stats import LEVEL, MIN_SEEDS, Interval, detectable_difference, mean_interval
 from harness.tables import Table
 from harness.views import View
-from harness.views.words import label, listed
+from harness.views.words import label
+from harness.words import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,15 +202,17 @@ def _sentences(analysis: Analysis, found: list[Turn]) -> tuple[str, ...]:
 def _brief(analysis: Analysis, found: list[Turn]) -> str:
     """Empty where nothing turned."""
     parts = []
-    for verdict in ("turned", "fell from the start"):
-        of_reward: dict[str, list[str]] = {}
-        for t in found:
-            if t.verdict == verdict:
-                since = f" (since iteration {_span(t.turning)})" if verdict == "turned" else ""
-                of_reward.setdefault(t.reward, []).append(f"{label(analysis, t.arm)}{since}")
-        parts += [f"{reward} {verdict} in {listed(arms)}" for reward, arms in of_reward.items()]
-    rest = "; no other held-out reward is shown to have turned" if len(parts) else ""
-    return f"{'; '.join(parts)}{rest}." if parts else ""
+    for verdict, words in (("turned", "turned"), ("fell from the start", "fell from the start on")):
+        these = [t for t in found if t.verdict == verdict]
+        if these:
+            said = listed([_in_brief(analysis, t) for t in these])
+            parts.append(f"{len(these)} of {len(found)} held-out curves {words}: {said}")
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _in_brief(analysis: Analysis, t: Turn) -> str:
+    since = f" since iteration {np.median(t.turning):g}" if t.verdict == "turned" else ""
+    return f"{t.reward} in {label(analysis, t.arm)} ({interval(t.loss, signed=True)}{since})"
 
 
 def _fell(analysis: Analysis, t: Turn) -> str:

@@ -1,18 +1,12 @@
 """Phrases that several views share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from harness.analysis import Analysis
-from harness.findings import MOST_NAMED
+from harness.findings import largest_first
 from harness.numbers import interval
 from harness.stats import Comparison
-
-
-def listed(parts: Sequence[str]) -> str:
-    """`a, b and c`; the first MOST_NAMED of many, and how many more there are."""
-    if len(parts) > MOST_NAMED:
-        return f"{', '.join(parts[:MOST_NAMED])} and {len(parts) - MOST_NAMED} more"
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+from harness.words import listed
 
 
 def compared(
@@ -21,7 +15,7 @@ def compared(
     """Which arms are better or worse than the reference, and that the others are not told apart."""
     reference, parts = analysis.sweep.reference_label, []
     for verdict in ("better", "worse"):
-        found = [c for c in comparisons.values() if c.verdict == verdict]
+        found = largest_first(c for c in comparisons.values() if c.verdict == verdict)
         if found:
             sizes = [
                 f" ({interval(c.simultaneous, signed=True)})" if with_sizes else "" for c in found

@@ -122,6 +122,28 @@ def test_what_is_trained_on_is_said_arm_by_arm(mixed: Analysis) -> None:
     assert "palette: trained on in τ = 12, only measured elsewhere; strict: only" in other.note
 
 
+def test_other_rewards_are_compared_between_the_arms(given: Given) -> None:
+    sweep, results = given
+    arms = {arm.name: {"strict": UP} for arm in sweep.arms}
+    changed = change(results, arms | {"interval=9": {"strict": (-0.1, 0.02)}})
+    analysis = analyse(sweep, changed)
+    found = analysis.other_comparisons["strict"]
+    runs = changed.runs.pivot(index="seed", columns="arm", values="after_strict")
+    differences = runs["interval=9"] - runs["interval=15"]
+    # Three arms share the error; each reward has its own.
+    assert found["interval=9"].simultaneous == mean_interval(list(differences), 1 - 0.05 / 3)
+    assert [c.verdict for c in found.values()].count("worse") == 1
+    said = findings.others_compared(analysis)
+    assert "; " not in said
+    assert "compared with τ = 15 likewise, in strict τ = 9 (by 0." in said
+    assert said.endswith("is worse.")
+    (table,) = (t for t in tables.tables(analysis) if "the other rewards" in t.title)
+    cells = {row[0]: row[table.columns.index("strict")] for row in table.rows}
+    assert cells["τ = 9"].endswith("] worse")
+    assert not cells["τ = 12"].endswith(("better", "worse"))
+    assert findings.others_compared(analyse(sweep, change(results, arms))) == ""
+
+
 def test_a_gain_counts_only_where_it_holds_for_all_arms_together(given: Given) -> None:
     sweep, results = given
     # 95 % of one arm: half-width 2.776 sd / √5; of four together 4.315.
@@ -161,18 +183,30 @@ def test_arms_that_another_study_timed_are_named_beside_the_times(given: Given) 
     slower = results.metrics.copy()
     mine = slower["arm"] == "interval=12"
     slower.loc[mine, [c for c in slower if c.startswith("seconds_")]] *= 2
-    runs = results.runs.assign(shared=0, shared_seconds=0.0)
-    whole = (runs["arm"] == "interval=12") & (runs["seed"] > 1)
-    runs.loc[whole, "shared"] = runs["iterations"]
-    # A part of a run is no time of another study: the rest was measured here.
-    runs.loc[runs["arm"] == "interval=9", "shared"] = 1
-    copied = analyse(sweep, Results(runs, slower, results.evals, results.env))
-    assert copied.timed_elsewhere == ("interval=12",)
-    said = findings.cost(copied)
-    assert " for τ = 12. Runs of τ = 12 were trained by another study, at another time:" in said
-    alone = findings.cost(analyse(sweep, Results(results.runs, slower, results.evals, results.env)))
-    assert said.startswith(alone)
-    assert "another study" not in alone
+
+    def trained(copied: Callable[[str, int], bool]) -> Analysis:
+        runs = results.runs
+        keys = zip(runs["arm"], runs["seed"], strict=True)
+        runs = runs.assign(trained_by=["methods" if copied(a, s) else "tau" for a, s in keys])
+        return analyse(sweep, Results(runs, slower, results.evals, results.env))
+
+    alone = trained(lambda arm, seed: False)
+    assert " for τ = 12." in findings.cost(alone)
+    assert "another study" not in findings.cost(alone)
+    most = trained(lambda arm, seed: arm == "interval=12" and seed > 1)
+    ratio = most.by_name("interval=12").time_ratio
+    assert ratio is not None
+    assert (ratio.n, ratio.known) == (2, False)
+    said = findings.cost(most)
+    assert said.startswith("No seconds are compared with τ = 15 of τ = 12 (in 3 of 5 seeds): ")
+    # One seed less is compared, and the level is that of all arms again.
+    one = trained(lambda arm, seed: arm == "interval=12" and seed == 0)
+    assert one.by_name("interval=12").time_ratio_simultaneous.n == 4  # type: ignore[union-attr]
+    assert " for τ = 12. No seconds are compared" in findings.cost(one)
+    # Where the reference is a copy, no arm's seconds compare but those of the same study.
+    base = trained(lambda arm, seed: arm in ("interval=15", "interval=12"))
+    assert base.by_name("interval=12").time_ratio == alone.by_name("interval=12").time_ratio
+    assert "of τ = 9 and τ = 18: another study" in findings.cost(base)
 
 
 def without(results: Results, gone: Callable[[str, int], bool], state: str) -> Results:

@@ -21,6 +21,7 @@ from scipy import stats
 from harness import figures, overall_page, overall_tables, overall_words, report, views
 from harness.front import Step, distinct, front, points, steps
 from harness.measurements import gather, to_files
+from harness.numbers import interval
 from harness.overall import Overall, Printed, ask, put_together
 from harness.overall_page import write_overall
 from harness.spec import Sweep
@@ -178,7 +179,7 @@ def test_nothing_is_called_better_whose_interval_includes_zero(overall: Overall)
             assert told == (comparison.simultaneous.sign != 0), (sentence, label)
     assert claimed
     alike = [text for study, text in overall_words.summary(overall) if study is None]
-    assert "No difference is shown in" in alike[0]
+    assert "No difference is shown at equal iterations in" in alike[0]
     assert "stride" in alike[0]
 
 
@@ -568,6 +569,31 @@ def test_arms_of_the_same_schedule_are_named(studies: list[Study]) -> None:
     assert said.startswith("tau: τ = 9 and τ = 12 are the same schedule")
 
 
+def test_two_settings_that_several_studies_judge_differently_are_named(
+    studies: list[Study],
+) -> None:
+    # The runs of one interval have the same hash in methods, tau and stride.
+    methods, _, tau, stride = studies
+    said = overall_words.same_pairs(put_together(studies, []))
+    nine = next(text for text in said if text.startswith("τ = 9 and τ = 15: "))
+    for word, study in (("worse", tau), ("worse", methods), ("not told apart", stride)):
+        found = study.analysis.by_name("interval=9").comparison
+        assert found is not None
+        size = interval(found.simultaneous, signed=True)
+        assert f"{word} in {study.sweep.name} ({size}, {len(found.seeds)} seeds)" in nine
+    assert overall_words.same_pairs(put_together([stride], [])) == []
+    assert any(nine in text for _, text in overall_words.summary(put_together(studies, [])))
+    # Fewer seeds stand behind more.
+    short = replace(stride.analysis.by_name("interval=9").comparison, seeds=(0, 1, 2))  # type: ignore[type-var]
+    arms = tuple(
+        replace(r, comparison=short) if r.arm.name == "interval=9" else r
+        for r in stride.analysis.arms
+    )
+    fewer = replace(stride, analysis=replace(stride.analysis, arms=arms))
+    (text, *_) = overall_words.same_pairs(put_together([fewer, tau], []))
+    assert text.index("worse in tau") < text.index("not told apart in stride")
+
+
 def test_every_row_has_every_column(overall: Overall) -> None:
     tables: list[Table | None] = [
         overall_tables.questions_table(overall),
@@ -692,7 +718,7 @@ def test_a_study_that_a_view_answers_shows_the_view_and_no_arm(
     assert (question.kind, question.effect, question.needed) == ("told", None, None)
     overall = put_together([answered, studies[3]], [])
     (said,) = (text for study, text in overall_words.summary(overall) if study is answered)
-    assert said == "The two drift apart. It turns at 60."
+    assert said == "The two drift apart. It turns at 60. More of that."
     row = row_of(overall_tables.questions_table(overall), "tau")
     assert row["answer"] == said
     assert row["largest effect"] == row["could have been shown"] == "–"

@@ -28,6 +28,7 @@ from harness.trunk import Trunk
 from mixgrpo import train
 from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
+from mixgrpo.folder import ORIGIN
 from tests.mixgrpo import toy
 from tests.mixgrpo.runs import flip, leftovers, outcome
 
@@ -216,6 +217,14 @@ def test_a_run_that_is_finished_in_another_sweep_is_copied(
     assert books.total.seconds == ledger([states["other"]], runs / "toy").total.seconds
     rows = collect(sweep, runs).runs.set_index("arm")
     assert rows.loc["constant", "shared"] == 12
+    assert dict(rows["trained_by"]) == {"constant": "first", "other": "toy"}
+    # The copy of a copy was trained where the first one was; a run that began as one was not.
+    for iterations, study in ((12, "zeroth"), (3, "first")):
+        copied = {"run": "zeroth/base", "iterations": iterations, "seconds": 1.0}
+        (theirs["base"].folder / ORIGIN).write_text(json.dumps(copied))
+        rows = collect(sweep, runs).runs.set_index("arm")
+        assert rows.loc["constant", "trained_by"] == study
+    (theirs["base"].folder / ORIGIN).unlink()
     # Another measurement beside the training is another content of its lines.
     SETTINGS["health"] = {"drift": False}
     try:

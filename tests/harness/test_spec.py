@@ -69,7 +69,7 @@ def test_a_grid_of_two_keys_is_their_product(tmp_path: Path) -> None:
         "interval=25,size=2",
         "interval=25,size=4",
     ]
-    assert sweep.arms[1].label == "τ = 15, w = 4"
+    assert sweep.arms[1].label == "τ = 15 · w = 4"
     assert sweep.seeds == (7,)
 
 
@@ -255,7 +255,7 @@ def test_within_groups_every_arm_has_a_reference_of_its_own_group(tmp_path: Path
         "size=4,interval=15": "size=4,interval=25",
         "size=4,interval=25": "size=4,interval=25",
     }
-    assert sweep.reference_label == "τ = 25 and the same w"
+    assert sweep.reference_label == "τ = 25 · same w"
 
 
 def test_within_groups_a_named_arm_is_the_reference_of_each(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_within_groups_a_named_arm_is_the_reference_of_each(tmp_path: Path) -> N
         for arm in ("plain", "wide")
         for tau in (15, 25)
     }
-    assert sweep.reference_label == "w = 6 and the same τ"
+    assert sweep.reference_label == "w = 6 · same τ"
 
 
 def test_same_schedules_are_found(tmp_path: Path) -> None:
