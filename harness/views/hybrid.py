@@ -74,6 +74,7 @@ def hybrid(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None"
         _sentences(analysis, mixed),
         (_means(analysis, mixed), _differences(analysis, mixed), _published()),
         (partial(picture, "hybrid", title, caption, lambda: _figure(analysis, mixed)),),
+        brief=_brief(mixed),
     )
 
 
@@ -135,6 +136,32 @@ def _sentences(analysis: Analysis, mixed: list[Mixed]) -> tuple[str, ...]:
         first = [m for m in held_out if m.reward == held_out[0].reward]
         said.append(_papers_choice(analysis, first))
     return tuple(said)
+
+
+def _brief(mixed: list[Mixed]) -> str:
+    """The paper's p_mix against the trained model alone by reward; empty where nothing is known."""
+    parts = []
+    for reward in dict.fromkeys(m.reward for m in mixed):
+        known = [
+            m.choice
+            for m in mixed
+            if m.reward == reward and m.choice and m.choice.simultaneous.known
+        ]
+        told = []
+        for word in ("better", "worse"):
+            means = [c.simultaneous.mean for c in known if c.verdict == word]
+            if means:
+                low, high = (number(f(means), signed=True) for f in (min, max))
+                size = low if low == high else f"{low} to {high}"
+                told.append(f"{word} in {len(means)} of {len(known)} arms (means {size})")
+        if known:
+            parts.append(f"{reward} {' and '.join(told) or 'not told apart in any arm'}")
+    if not parts:
+        return ""
+    return (
+        f"With p_mix = {_percent(PAPERS)}, the paper's choice, instead of the trained model alone: "
+        f"{', '.join(parts)}."
+    )
 
 
 def _papers_choice(analysis: Analysis, mixed: list[Mixed]) -> str:

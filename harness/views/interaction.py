@@ -42,11 +42,11 @@ def interaction(
         which = [
             f"{label(analysis, c.arm)} ({interval(c.simultaneous, signed=True)})" for c in told
         ]
-        answer = f"The effect differs from that beside {first} in {listed(which)}."
+        answer = f"The effect differs from the one in the group of {first} in {listed(which)}."
     elif tested:
         answer = (
-            f"No effect is told apart from the same one beside {first}; a difference between "
-            f"effects of {number(max(c.detectable for c in tested))} could have been shown."
+            f"No effect is told apart from the same one in the group of {first}; a difference "
+            f"between effects of {number(max(c.detectable for c in tested))} could have been shown."
         )
     else:
         answer = "Whether effects differ cannot be concluded: too few seeds."

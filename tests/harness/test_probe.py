@@ -333,6 +333,11 @@ def test_the_view_of_p_mix_finds_what_is_there_and_nothing_else(known: Path) -> 
     assert "highest at p_mix = 80 % in τ = 12 (0.6" in highest
     assert "seen and not tested" in highest
     assert held_out.startswith("In strict, p_mix = 80 %")
+    assert re.fullmatch(
+        r"With p_mix = 80 %, the paper's choice, instead of the trained model alone: composition "
+        r"better in 1 of 2 arms \(means \+0\.0\d\d\), strict .*\.",
+        view.brief,
+    )
     means, differences, published = view.tables
     assert [row[1] for row in means.rows] == ["0 %", "40 %", "80 %", "100 %"] * 2
     rows = {row[:2]: row[2] for row in differences.rows}

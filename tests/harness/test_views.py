@@ -805,7 +805,9 @@ def test_effects_are_compared_with_the_first_groups_effects() -> None:
     assert (found["b2"].verdict, found["b3"].verdict) == ("indistinguishable", "better")
     view = interaction(analysis, results_of(sweep, {"composition": reward, "strict": flat}), None)
     assert view is not None
-    assert view.sentences[0].startswith("The effect differs from that beside a1 in b3 (+0.")
+    assert view.sentences[0].startswith(
+        "The effect differs from the one in the group of a1 in b3 (+0."
+    )
 
 
 def test_without_groups_no_effects_are_compared() -> None:
