@@ -209,7 +209,7 @@ def not_timed_together(analysis: Analysis) -> str:
     return (
         f"No seconds are compared with {analysis.sweep.reference_label} of {listed(parts)}: "
         "another study trained one of the two, at another time, when the same work may have taken "
-        "longer or shorter."
+        "longer or shorter (--no-share times all runs of a sweep together)."
     )
 
 
