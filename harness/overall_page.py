@@ -120,8 +120,8 @@ def draw(overall: "Overall") -> "list[Picture]":
             "Held-out reward after training, with its 95 % interval, against what one run takes. "
             "The dashed line is the front of the means: full marks lie on it, and no arm that "
             "costs no more has a higher mean. Arms whose intervals overlap are not told apart by "
-            "this picture; the table compares them seed by seed. Evaluations are counted; seconds of "
-            "runs that were trained at different times may differ for the same work."
+            "this picture; the table compares them seed by seed. Evaluations are counted; seconds "
+            "of runs that were trained at different times may differ for the same work."
         )
         title = "Reward against cost"
         drawn.append(picture("pareto", title, caption, lambda: plots.pareto(overall.points)))
