@@ -612,7 +612,7 @@ def test_the_plan_and_the_status_write_nothing(
     said = capsys.readouterr().out
     assert "6 trials of up to 2 seeds, at most 12 runs, 2 trials at once" in said
     assert "window.interval: 1 to 9" in said
-    assert "τ = 5, w = 4: " in said
+    assert "τ = 5 · w = 4: " in said
     assert lab.here(status=True) == 0
     assert "no trial yet" in capsys.readouterr().out
     assert not (lab.root / "runs").exists()
@@ -620,7 +620,7 @@ def test_the_plan_and_the_status_write_nothing(
     capsys.readouterr()
     before = {p: p.stat().st_mtime_ns for p in lab.folder.rglob("*") if p.is_file()}
     assert lab.here(status=True) == 0
-    assert "trial 1 (τ = 7, w = 2): composition 0.601, 1,200 evaluations, 3.0 s" in (
+    assert "trial 1 (τ = 7 · w = 2): composition 0.601, 1,200 evaluations, 3.0 s" in (
         capsys.readouterr().out
     )
     assert {p: p.stat().st_mtime_ns for p in lab.folder.rglob("*") if p.is_file()} == before

@@ -212,7 +212,7 @@ def test_the_base_model_is_measured_once_for_runs_that_differ_in_what_they_leave
 ) -> None:
     options: Any = options_of("solver-error", {"prompts": 2, "orders": [1, 3]})
     arms: dict[str, dict[str, Any]] = {
-        "thin": {"tail_ratio": 0.5, "order": 3, "history": "restart"},
+        "thin": {"tail_ratio": 0.5, "head_ratio": 0.5, "order": 3, "history": "restart"},
         "whole": {},
         "louder": {"eta": 1.3},
     }
