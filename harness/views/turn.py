@@ -212,14 +212,14 @@ def _brief(analysis: Analysis, found: list[Turn]) -> str:
 
 def _in_brief(analysis: Analysis, t: Turn) -> str:
     since = f" since iteration {np.median(t.turning):g}" if t.verdict == "turned" else ""
-    return f"{t.reward} in {label(analysis, t.arm)} ({interval(t.loss, signed=True)}{since})"
+    return f"{t.reward} with {label(analysis, t.arm)} ({interval(t.loss, signed=True)}{since})"
 
 
 def _fell(analysis: Analysis, t: Turn) -> str:
     since = f" since iteration {_span(t.turning)}" if t.verdict == "turned" else ""
     gains = "".join(f", {name} {interval(v, signed=True)}" for name, v in t.trained.items())
     return (
-        f"{t.reward} in {label(analysis, t.arm)} {interval(t.loss, signed=True)}{since}"
+        f"{t.reward} with {label(analysis, t.arm)} {interval(t.loss, signed=True)}{since}"
         f"{f' (meanwhile{gains[1:]})' if gains else ''}"
     )
 

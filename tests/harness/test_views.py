@@ -397,10 +397,10 @@ def test_a_planted_turn_is_found_where_it_is() -> None:
     said, _ = shown(view)
     assert view is not None
     assert re.fullmatch(
-        r"1 of 1 held-out curves turned: strict in a \(−0\.0\d+ \[.*\] since iteration [567]0\)\.",
+        r"1 of 1 held-out curves turned: strict with a \(−0\.0\d+ \[.*\] since iteration [567]0\)\.",
         view.brief,
     )
-    assert "Turned, of 1 held-out curves: strict in a −0.0" in said
+    assert "Turned, of 1 held-out curves: strict with a −0.0" in said
     assert "(meanwhile composition +0.1" in said
 
 
@@ -481,7 +481,7 @@ def test_what_an_arm_trains_on_is_not_held_out_there() -> None:
     ]
     view = turn(analyse(sweep, results), results, None)
     assert view is not None
-    assert re.match(r"1 of 3 held-out curves turned: strict in a \([^)]*\)\.$", view.brief)
+    assert re.match(r"1 of 3 held-out curves turned: strict with a \([^)]*\)\.$", view.brief)
     assert set(found[2].trained) == {"composition", "strict"}
 
 
