@@ -86,11 +86,13 @@ def stability(analysis: Analysis, results: "Results", probes: "pd.DataFrame | No
         "window: median of a run's iterations there, mean over seeds, and its 95 % interval as a "
         "band." + some_drawn(analysis)
     )
+    said = _sentences(analysis, found)
     return View(
         title,
-        _sentences(analysis, found),
+        said,
         (_table(analysis, found),),
         (partial(picture, "stability", title, caption, lambda: _figure(analysis, results)),),
+        brief=" ".join(dict.fromkeys((said[0], said[-1]))),
     )
 
 
