@@ -397,7 +397,8 @@ def test_a_planted_turn_is_found_where_it_is() -> None:
     said, _ = shown(view)
     assert view is not None
     assert re.fullmatch(
-        r"1 of 1 held-out curves turned: strict with a \(−0\.0\d+ \[.*\] since iteration [567]0\)\.",
+        r"1 of 1 held-out curves turned: strict with a "
+        r"\(−0\.0\d+ \[.*\] since iteration [567]0\)\.",
         view.brief,
     )
     assert "Turned, of 1 held-out curves: strict with a −0.0" in said
