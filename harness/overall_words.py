@@ -174,8 +174,8 @@ def same_pairs(overall: Overall) -> list[str]:
                 for study, c in judged
             ]
             study, c = judged[0]
-            pair = f"{_label(study, c.arm)} and {_label(study, c.reference)}"
-            said.append(f"{pair}: {', '.join(parts)}.")
+            names = f"{_label(study, c.arm)} and {_label(study, c.reference)}"
+            said.append(f"{names}: {', '.join(parts)}.")
     return said
 
 
