@@ -159,6 +159,14 @@ def test_the_readme_says_of_the_studies_what_their_report_says() -> None:
     assert len(quoted) == rest.partition("\n## ")[0].count("\n* ") >= 4
 
 
+def test_the_readme_says_of_the_search_what_its_report_says() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    _, answer, _, cost, *_ = (
+        (ROOT / "reports" / "window-search" / "table.md").read_text(encoding="utf-8").split("\n\n")
+    )
+    assert f"{answer} {cost}" in text
+
+
 def test_the_readme_says_of_the_first_command_what_its_report_says() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     overall = (ROOT / "reports" / "README.md").read_text(encoding="utf-8")
