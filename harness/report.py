@@ -262,6 +262,10 @@ def main(
         from harness.search import report_all
 
         reported += len(report_all(runs, reports, print))
+        for file in sorted(reports.glob("*/confirm.yaml")):  # what the searches have confirmed
+            sweep = load_sweep(file)
+            if _has_results(sweep, runs, reports):
+                print(_write(sweep, runs, reports / sweep.report_name)[0])
     if every and not reported and not failed:
         raise ConfigError("--all: no sweep has results; run `python -m harness.sweep FILE` first")
     if every and not profile and not set_:  # what the studies' own reports show

@@ -27,7 +27,9 @@ def test_the_measurements_alone_give_every_committed_report(tmp_path: Path) -> N
     done = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert _files(made) == _files(committed)
-    for name in _files(committed):
+    # The sweep that confirms a search lies in the reports' folder, and names its own place.
+    of_place = {n for n in _files(committed) if n.endswith(("confirm.yaml", "-confirm/index.html"))}
+    for name in _files(committed) - of_place:
         one, other = committed / name, made / name
         if one.suffix == ".png":  # a later matplotlib may draw a line otherwise
             with Image.open(one) as a, Image.open(other) as b:
