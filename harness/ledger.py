@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import submissions
+from harness.adopt import origin
 from harness.slurm import CAUSES
 from harness.store import Attempt, RunState, last_seen, last_touch, newest_checkpoint, read_file
 from mixgrpo import jsonlines
@@ -62,16 +63,19 @@ def ledger(states: Iterable[RunState], sweep_folder: Path) -> Ledger:
 
 
 def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
-    in_one_go = len(state.attempts) == 1 and not state.attempts[0].began_at
+    first = state.attempts[0]
+    in_one_go = len(state.attempts) == 1 and first.reason == "finished" and not first.began_at
     if state.state == "finished" and in_one_go:
         _enter_finished(made, state)
         return
+    # What came from another run is no attempt's work: one that was killed before it had a
+    # checkpoint has nothing of what a later one, or a launcher, took over.
+    copied = (origin(state.folder) or {"iterations": 0})["iterations"]
     # A line for each iteration, in order, from the first on.
     metrics = read_file(f"{state.folder}/metrics.jsonl") or b""
     iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
     evaluations = _evaluations(state.folder)
-    # A run that began with another one's iterations has that one's first evaluation too.
-    first_judged = state.attempts[0].began_at > 0
+    first_judged = copied > 0
     for attempt, following in zip(state.attempts, (*state.attempts[1:], None), strict=True):
         # A run that was queued again is not: what its last attempt lost is lost.
         under_way = following is None and state.state == "running" and attempt.ended is None
@@ -84,7 +88,8 @@ def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
             kept = attempt.began_at
         else:
             kept = newest_checkpoint(state.folder)
-        useful = sum(s for m, s in iterations.items() if attempt.began_at <= m < kept)
+        began_at = max(attempt.began_at, copied)
+        useful = sum(s for m, s in iterations.items() if began_at <= m < kept)
         if under_way and last_touch(state.folder, attempt) is None:
             end = time.time()
         else:
@@ -92,7 +97,7 @@ def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
         seconds = max(0.0, end - attempt.started)
         # An evaluation stands after so many iterations. The one before them all belongs to the
         # first attempt that had the time for it.
-        useful += sum(s for m, s in evaluations.items() if attempt.began_at < m <= kept)
+        useful += sum(s for m, s in evaluations.items() if began_at < m <= kept)
         if not first_judged and seconds >= (before := evaluations.get(0, 0.0)):
             first_judged = True
             useful += before

@@ -17,6 +17,7 @@ from harness.status import as_text
 from harness.store import RunState, look, read_attempts
 from harness.submissions import Place
 from mixgrpo import lease
+from mixgrpo.config import SCHEMA_VERSION
 
 from .lab import Lab
 
@@ -45,8 +46,17 @@ class Books:
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
         os.utime(file, (at, at))
 
+    def copied(self, iterations: int) -> None:
+        """The first iterations are another run's."""
+        said = {"run": "toy/other", "iterations": iterations, "seconds": 10.0 * iterations}
+        (self.folder / "origin.json").write_text(json.dumps(said))
+
     def checkpoint(self, iterations: int) -> None:
         (self.folder / "checkpoints" / f"{iterations:06d}").mkdir(parents=True)
+
+    def finished(self) -> None:
+        result = {"schema": SCHEMA_VERSION, "hash": self.run.hash, "iterations": 6}
+        (self.folder / "result.json").write_text(json.dumps(result | {"seconds_per_iteration": 10}))
 
     def leased(self, pid: int, touched: float) -> Path:
         """The lease as a process that was killed leaves it."""
@@ -130,6 +140,31 @@ def test_the_ledger_counts_what_a_kill_lost_and_gpus(books: Books) -> None:
     assert made.useful.gpu_seconds == 8 * 62.0
     assert books.wasted() == {"node-failure": 24.0, "exception": 9.0}
     assert "cost: 0.21 GPU hours, 0.14 useful" in as_text(books.lab.observe())
+
+
+def test_what_was_copied_after_a_kill_is_not_the_killed_attempts_work(books: Books) -> None:
+    """It had no checkpoint when it was killed; the next one began with another run's iterations."""
+    books.measured(6, at=2045.0)
+    evals = [{"iteration": m, "seconds_total": 1.0} for m in (0, 4, 6)]
+    (books.folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
+    books.attempt(1, 1000.0, ended=1035.0, reason="killed")
+    books.attempt(2, 2000.0, ended=2050.0, reason="exception", began_at=4)
+    books.checkpoint(6)
+    assert books.made().useful.seconds == 35.0 + 21.0
+    books.copied(4)
+    # Two iterations of the second and its evaluation after them.
+    assert books.made().useful.seconds == 21.0
+    assert books.wasted() == {"killed": 35.0, "exception": 29.0}
+
+
+def test_a_run_that_was_copied_whole_after_a_kill_has_cost_what_the_kill_lost(books: Books) -> None:
+    books.measured(6, at=2045.0)
+    books.attempt(1, 1000.0, ended=1035.0, reason="killed")
+    books.copied(6)
+    books.finished()
+    assert books.state().state == "finished"
+    assert books.made().useful.seconds == 0.0
+    assert books.wasted() == {"killed": 35.0}
 
 
 def test_an_attempt_that_was_killed_while_it_loaded_has_cost_its_time(books: Books) -> None:
