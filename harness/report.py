@@ -140,11 +140,7 @@ def _page(
         question=sweep.question,
         # The file's remark is about the file's settings.
         notes="" if sweep.overrides else sweep.notes,
-        answers=[text for text in (told, findings.answer(analysis)) if text],
-        resolution=findings.resolution(analysis),
-        gain=findings.gain(analysis),
-        cost=findings.cost(analysis),
-        others_compared=findings.others_compared(analysis),
+        in_short=findings.in_short(analysis, told),
         others=findings.other_rewards(analysis),
         missing=findings.missing(analysis),
         pictures=pictures,
@@ -218,10 +214,37 @@ def _sweep_files() -> list[Path]:
     return files
 
 
+def _write_or_skip(
+    sweep: Sweep, runs: Path, reports: Path, failed: list[ConfigError | RunError]
+) -> bool:
+    """Whether there is a report now; why not, where something is wrong, is added to `failed`."""
+    if not _has_results(sweep, runs, reports):
+        print(f"{sweep.file}: no results yet")
+        return False
+    folder = reports / sweep.report_name
+    try:
+        _say(sweep, *_write(sweep, runs, folder))
+    except FullerReport as error:
+        print(error)  # what is kept is the report
+        print(folder / PAGE)
+    except (ConfigError, RunError) as error:
+        if failed:  # the first one ends the command
+            print(f"error: {error}", file=sys.stderr)
+        failed.append(error)
+        return False
+    return True
+
+
+def _say(sweep: Sweep, page_: Path, committed: bool) -> None:
+    if committed:
+        print(f"{sweep.file}: no run folders; using the measurements kept in {page_.parent}")
+    print(page_)
+
+
 def main(
     file: Annotated[Path | None, typer.Argument(help="Sweep file (YAML).")] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Every sweeps/*.yaml that has results.")
+        bool, typer.Option("--all", help="Every sweep and search of sweeps/ that has results.")
     ] = False,
     profile: cli.ProfileOption = None,
     runs: cli.RunsOption = Path("runs"),
@@ -233,42 +256,23 @@ def main(
         raise ConfigError("give either a sweep file or --all")
     files = [file] if file is not None else _sweep_files()
     sweeps = [load_sweep(path, profile, set_ or []) for path in files]
-    reported = 0
+    if not every:
+        _say(sweeps[0], *_write(sweeps[0], runs, reports / sweeps[0].report_name))
+        return
     failed: list[ConfigError | RunError] = []
-    for sweep in sweeps:
-        if every and not _has_results(sweep, runs, reports):
-            print(f"{sweep.file}: no results yet")
-            continue
-        folder = reports / sweep.report_name
-        try:
-            page, committed = _write(sweep, runs, folder)
-        except FullerReport as error:
-            if not every:
-                raise
-            print(error)  # what is kept is the report
-            page, committed = folder / PAGE, False
-        except (ConfigError, RunError) as error:
-            if not every:
-                raise
-            if failed:  # the first one ends the command
-                print(f"error: {error}", file=sys.stderr)
-            failed.append(error)
-            continue
-        if committed:
-            print(f"{sweep.file}: no run folders; using the measurements kept in {folder}")
-        print(page)
-        reported += 1
-    if every:
-        from harness.search import report_all
+    reported = sum(_write_or_skip(sweep, runs, reports, failed) for sweep in sweeps)
+    from harness.search import report_all
+    from harness.searching import confirm
 
-        reported += len(report_all(runs, reports, print))
-        for file in sorted(reports.glob("*/confirm.yaml")):  # what the searches have confirmed
-            sweep = load_sweep(file)
-            if _has_results(sweep, runs, reports):
-                print(_write(sweep, runs, reports / sweep.report_name)[0])
-    if every and not reported and not failed:
+    searched = report_all(runs, reports, print)
+    reported += len(searched)
+    for searched_page in searched:  # and what its fresh seeds have confirmed
+        file_ = searched_page.parent / confirm.FILE
+        if file_.exists():
+            _write_or_skip(load_sweep(file_), runs, reports, failed)
+    if not reported and not failed:
         raise ConfigError("--all: no sweep has results; run `python -m harness.sweep FILE` first")
-    if every and not profile and not set_:  # what the studies' own reports show
+    if not profile and not set_:  # what the studies' own reports show
         from harness.overall_page import write_overall
 
         print(write_overall(sweeps, runs, reports))
