@@ -20,6 +20,8 @@ counts them instead."""
 MOST_IN_A_LINE = 4
 """As many names a line of a table has room for."""
 
+_IS_HACKING = "That is what reward hacking looks like."
+
 
 def answer(analysis: Analysis) -> str:
     """The answer to the sweep's question in one sentence."""
@@ -241,6 +243,16 @@ def other_rewards(analysis: Analysis) -> list[str]:
     return sentences
 
 
+def in_short(analysis: Analysis, told: str = "") -> list[str]:
+    """What a report begins with. `told`: what another measurement answers, before the arms."""
+    said = (
+        *(told, answer(analysis), resolution(analysis), gain(analysis), others_compared(analysis)),
+        *(sentence for sentence in other_rewards(analysis) if _IS_HACKING in sentence),
+        cost(analysis),
+    )
+    return [sentence for sentence in said if sentence]
+
+
 def others_compared(analysis: Analysis) -> str:
     """In which rewards beside the measure arms are told apart from the reference; empty where in
     none."""
@@ -274,7 +286,7 @@ def _hacking(analysis: Analysis, reward: str) -> str:
     where = _named_or_counted(found, len(analysis.arms))
     return (
         f" It fell while a reward rose that {trains} on in {where}: what the trained reward "
-        "does not see got worse. That is what reward hacking looks like."
+        f"does not see got worse. {_IS_HACKING}"
     )
 
 

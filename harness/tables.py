@@ -307,10 +307,7 @@ def to_markdown(analysis: Analysis, told: str = "") -> str:
     question."""
     sweep = analysis.sweep
     said = [
-        *(told, findings.answer(analysis), findings.resolution(analysis), findings.gain(analysis)),
-        findings.others_compared(analysis),
-        *(said for said in findings.other_rewards(analysis) if "reward hacking" in said),
-        *(findings.cost(analysis), *findings.missing(analysis)),
+        *(*findings.in_short(analysis, told), *findings.missing(analysis)),
         # The file's remark is about the file's settings.
         "" if sweep.overrides else sweep.notes,
     ]
