@@ -255,6 +255,24 @@ def test_an_end_that_is_not_zero_is_not_written_as_zero() -> None:
     assert interval(replace(told, high=0.0004), signed=True) == "−0.026 [−0.051, 0.000]"
 
 
+def test_an_arm_is_said_to_be_worse_by_an_interval_that_leaves_zero_out(given: Given) -> None:
+    analysis = analyse(*given)
+
+    def told(low: float, high: float) -> str:
+        arms = []
+        for result in analysis.arms:
+            if result.arm.name == "interval=9":
+                assert result.comparison is not None
+                size = replace(result.comparison.simultaneous, mean=-0.0258, low=low, high=high)
+                comparison = replace(result.comparison, simultaneous=size, verdict="worse")
+                result = replace(result, comparison=comparison)
+            arms.append(result)
+        return findings.answer(replace(analysis, arms=tuple(arms)))
+
+    assert "τ = 9 is worse than τ = 15 by 0.0258 [0.0004, 0.0512]" in told(-0.0512, -0.0004)
+    assert "τ = 9 is worse than τ = 15 by 0.026 [0.014, 0.051]" in told(-0.0512, -0.0142)
+
+
 def test_many_arms_alike_are_counted_not_listed(tmp_path: Path) -> None:
     sweep = make_sweep(intervals=(6, 7, 8, 9, 10, 11, 12, 15), seeds=3, iterations=12)
     write_runs(sweep, tmp_path, sd=0.01)

@@ -28,6 +28,7 @@ from harness.spec import Sweep
 from harness.stats import detectable_difference, mean_interval
 from harness.studies import Study, read_study
 from harness.tables import Table
+from harness.views.budget import EqualCost
 from mixgrpo.errors import ConfigError
 
 from .synthetic import make_sweep, write_runs
@@ -204,6 +205,27 @@ def test_an_answer_says_what_is_left_of_it_at_equal_cost(overall: Overall, repor
     assert of_cost.endswith("seconds τ = 9 is worse than τ = 15, 2 of 3 not told apart from it.")
     row = row_of(overall_tables.questions_table(overall), "tau")
     assert row["at equal cost"] == f"At equal {of_cost}"
+
+
+def test_a_study_without_a_difference_says_what_equal_cost_or_other_rewards_show(
+    studies: list[Study],
+) -> None:
+    """Equal cost only where it tells arms apart; a study that does has it in its own line."""
+    stride = next(study for study in studies if study.sweep.name == "stride")
+    assert ask(stride).kind == "alike"
+
+    def said(study: Study) -> list[str]:
+        return [text for which, text in overall_words.summary(put_together([study], [])) if which]
+
+    cheaper, other = "At equal seconds τ = 9 is better.", "In palette τ = 9 is better."
+    assert said(replace(stride, at_equal_cost=EqualCost(cheaper, True))) == [cheaper]
+    assert said(replace(stride, at_equal_cost=EqualCost(cheaper, False))) == []
+    assert said(replace(stride, at_equal_cost=EqualCost("", False), of_other_rewards=other)) == [
+        other
+    ]
+    tau = next(study for study in studies if study.sweep.name == "tau")
+    (line,) = said(replace(tau, at_equal_cost=EqualCost(cheaper, False), of_other_rewards=other))
+    assert line.endswith(f" {cheaper}")
 
 
 def test_the_published_differences_stand_beside_with_the_papers_own_noise(
