@@ -135,7 +135,7 @@ class Analysis:
     core_time: bool
     """Whether seconds are those of one core (`core_time`), not of the clock on the wall."""
     trained_by: "Makers"
-    """The study that trained each finished run; empty where no run is a copy."""
+    """By arm and seed the study that trained a finished run; empty where no run is a copy."""
 
     @property
     def seconds_in_words(self) -> str:
@@ -206,7 +206,7 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
     }
     makers = _makers(finished)
     time_ratios = _time_ratios(medians, references, makers)
-    trained_by = {run.arm: tuple(run.config.rewards.train) for run in sweep.runs}
+    trained_rewards = {run.arm: tuple(run.config.rewards.train) for run in sweep.runs}
     for arm in sweep.arms:
         own, times = runs_of[arm.name], times_of[arm.name]
         published_row = _published_row(sweep, arm.name)
@@ -218,7 +218,7 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
                 seeds=tuple(sorted(int(seed) for seed in own["seed"])),
                 after=measured["after"][sweep.measure][arm.name],
                 rewards={reward: found[arm.name] for reward, found in changes.items()},
-                trained=trained_by[arm.name],
+                trained=trained_rewards[arm.name],
                 comparison=None if is_reference else comparisons[arm.name],
                 nfe_rollout=_range(own, "nfe_rollout"),
                 nfe_train=_range(own, "nfe_train"),

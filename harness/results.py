@@ -48,7 +48,6 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
     finished: list[Run] = []
     machines: dict[str, None] = {}
     copied: dict[tuple[str, int], dict[str, Any] | None] = {}
-    makers: dict[tuple[str, int], str] = {}
     for run in sweep.runs:
         row: dict[str, Any] = {"arm": run.arm, "seed": run.seed, "hash": run.hash}
         # Only what is not finished needs the long look.
@@ -58,18 +57,17 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
         else:
             row |= {"state": "finished", **_flat_result(result)}
             copied[(run.arm, run.seed)] = origin(place / run.folder_name)
-            makers[(run.arm, run.seed)] = _trained_by(
-                place / run.folder_name, runs_dir, run.config.iterations
-            )
             finished.append(run)
             machines[_machine(place / run.folder_name)] = None
         rows.append(row)
     if any(copied.values()):
-        for row in rows:
+        for row, run in zip(rows, sweep.runs, strict=True):
             from_another = copied.get((row["arm"], row["seed"])) or {}
             row["shared"] = from_another.get("iterations", 0)
             row["shared_seconds"] = from_another.get("seconds", 0.0)
-            row["trained_by"] = makers.get((row["arm"], row["seed"]), place.name)
+            row["trained_by"] = _trained_by(
+                place / run.folder_name, runs_dir, run.config.iterations
+            )
     machines.pop("", None)
     arms = {arm.name: index for index, arm in enumerate(sweep.arms)}
     finished.sort(key=lambda run: (arms[run.arm], run.seed))

@@ -46,7 +46,7 @@ class Study:
     """What answers the question where the comparison of the arms does not (`Sweep.answered_by`);
     empty where that does."""
     is_answered: bool
-    """Whether there is what these are made from."""
+    """Whether there is what this is made from."""
     said: tuple[str, ...]
     """What the study's other views say, in one line each."""
     at_equal_cost: EqualCost

@@ -362,21 +362,25 @@ def _same_base(
 
 @dataclass(frozen=True)
 class _Images:
-    """What is measured of every model."""
+    """What every model is measured on."""
 
     policy: Policy
     sampler: SamplerConfig
     size: int
     starts: Sequence[int]
+    """The window's size and its first steps."""
     measured: Sequence[Solver]
     prompts: list[str]
     noise: Tensor
+    """[prompts, ...]"""
     window_noise: Tensor
+    """[prompts, size, ...]"""
 
 
 def _rows(
     model: str, velocity: Velocity, images: _Images, batch: int, fine: int
 ) -> list[dict[str, Any]]:
+    """See `measure`; `batch` images at a time."""
     found: dict[tuple[Any, ...], list[Tensor]] = {}
     sampler = images.sampler
     for rows in slices(len(images.prompts), batch):

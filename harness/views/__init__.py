@@ -73,11 +73,8 @@ def make_views(
 def answer(views: Iterable[View], name: str) -> str:
     """What the view `name` answers in one line, or that it has nothing to answer from; empty
     without a name."""
-    for view in views:
-        if name and view.name == name:
-            return view.in_one_line
-    return (
-        f"Cannot conclude: the runs do not have yet what the view {name} is made from."
-        if name
-        else ""
-    )
+    if not name:
+        return ""
+    said = [view.in_one_line for view in views if view.name == name]
+    nothing = f"Cannot conclude: the runs do not have yet what the view {name} is made from."
+    return said[0] if said else nothing

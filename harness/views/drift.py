@@ -247,13 +247,18 @@ def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
         low, high = (pick(t.mean for _, t in known) for pick in (min, max))
         least, most = min(t.low for _, t in known), max(t.high for _, t in known)
         text = " and ".join(changes) or "is not shown to have changed in any arm"
-        moves = [(f, f.move) for f in of_arms if f.move is not None and side(f.move)]
-        moved = listed([f"{interval(m, 2)} in {label(analysis, f.arm)}" for f, m in moves] or [""])
-        parts.append(
-            f"{KINDS[kind][0]} {text} (times {number(low, 2)} to {number(high, 2)}, intervals from "
-            f"{number(least, 2)} to {number(most, 2)})"
-            + (f", and a move of the window by itself takes it times {moved}" if moved else "")
+        text += (
+            f" (times {number(low, 2)} to {number(high, 2)}, intervals from {number(least, 2)} to "
+            f"{number(most, 2)})"
         )
+        moves = [
+            f"{interval(f.move, 2)} in {label(analysis, f.arm)}"
+            for f in of_arms
+            if f.move is not None and side(f.move)
+        ]
+        if moves:
+            text += f", and a move of the window by itself takes it times {listed(moves)}"
+        parts.append(f"{KINDS[kind][0]} {text}")
     if not any(f.training for of_arms in found.values() for f in of_arms):
         return ""
     return (

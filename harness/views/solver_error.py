@@ -115,14 +115,15 @@ def _answer(
     """Whether the steps before the window may be thinned out and by which order, in one sentence:
     what the solver does wrong there, and what training lost by it."""
     share = _middle(by_seed)
-    errors, ratios = _errors_before(by_seed, share)
+    errors = _errors_before(by_seed, share)
     said = []
     if errors:
+        simplest, level = min(errors), 1 - (1 - LEVEL) / max(1, len(errors) - 1)
         parts = []
-        for order, error in errors.items():
-            text = f"{interval(error, DIGITS)} by order {order}"
-            if order in ratios:
-                found, simplest = ratios[order], min(errors)
+        for order, values in errors.items():
+            text = f"{interval(geometric(list(values.values())), DIGITS)} by order {order}"
+            if order != simplest:
+                found = ratio(values, errors[simplest], level)
                 told = "" if side(found) else ", not told apart"
                 text += f" (times {interval(found, 2)} of order {simplest}{told})"
             parts.append(text)
@@ -150,10 +151,7 @@ def _answer(
 def _brief(analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]) -> str:
     """Empty where nothing was measured before the window."""
     share = _middle(by_seed)
-    before = _pick(by_seed, model="trained", at="image", place="before", window="sde")
-    whole = _means(_pick(before, order="1", ratio=1.0))
-    thin = {order: _means(_pick(before, order=order, ratio=share)) for order in _orders(by_seed)}
-    thin = {order: values for order, values in thin.items() if values}
+    thin, whole = _errors_before(by_seed, share), _errors_before(by_seed, 1.0).get("1")
     if not thin or not whole:
         return ""
     level = 1 - (1 - LEVEL) / len(thin)
@@ -187,16 +185,11 @@ def _brief(analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]
     return f"{text}."
 
 
-def _errors_before(
-    by_seed: "pd.DataFrame", share: float
-) -> tuple[dict[str, Interval], dict[str, Interval]]:
-    """By order: the error of the trained model's images where `share` of the steps before the
-    window are left, and its ratio to that of the lowest order."""
+def _errors_before(by_seed: "pd.DataFrame", share: float) -> dict[str, dict[int, float]]:
+    """By order and seed: the error of the trained model's images, with a random window, where
+    `share` of the steps before it are left."""
     rows = _pick(by_seed, model="trained", at="image", place="before", ratio=share, window="sde")
-    means = {str(order): _means(own) for order, own in rows.groupby("order", observed=True)}
-    level = 1 - (1 - LEVEL) / max(1, len(means) - 1)
-    ratios = {o: ratio(v, means[min(means)], level) for o, v in means.items() if o != min(means)}
-    return {o: geometric(list(v.values())) for o, v in means.items()}, ratios
+    return {str(order): _means(own) for order, own in rows.groupby("order", observed=True)}
 
 
 def _could_have(comparison: Comparison) -> str:

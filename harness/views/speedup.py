@@ -216,10 +216,10 @@ def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
         if not measured.low <= s.computed <= measured.high
     ]
     third = (
-        f"It leaves out the ratio of the evaluations made in {listed(counted)}: an evaluation does "
-        "not cost the same there."
+        f"The interval leaves out the ratio of the evaluations made in {listed(counted)}: there an "
+        "evaluation took another time."
         if counted
-        else "It holds the ratio of the evaluations made in all of them."
+        else "The interval holds the ratio of the evaluations made in all of them."
     )
     return tuple(filter(None, (first, second, third, not_timed_together(analysis))))
 
