@@ -76,12 +76,15 @@ def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
     iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
     evaluations = _evaluations(state.folder)
     first_judged = copied > 0
-    for attempt, following in zip(state.attempts, (*state.attempts[1:], None), strict=True):
+    for number, attempt in enumerate(state.attempts, start=1):
+        later = state.attempts[number:]
+        following = later[0] if later else None
         # A run that was queued again is not: what its last attempt lost is lost.
         under_way = following is None and state.state == "running" and attempt.ended is None
         told = None if under_way else accounting.about(state.folder.name, attempt)
-        if following is not None:
-            kept = following.began_at
+        if later:
+            # Not the next one's alone: after a damaged checkpoint a run may begin further back.
+            kept = min(a.began_at for a in later)
         elif state.state == "finished" or (under_way and _has_measured(state.folder, attempt)):
             kept = state.total + 1
         elif under_way:

@@ -157,6 +157,19 @@ def test_what_was_copied_after_a_kill_is_not_the_killed_attempts_work(books: Boo
     assert books.wasted() == {"killed": 35.0, "exception": 29.0}
 
 
+def test_what_was_made_again_after_a_damaged_checkpoint_counts_once(books: Books) -> None:
+    """The second attempt found the checkpoint of 4 iterations damaged, and the third went on from
+    that of 1."""
+    books.measured(6, at=4055.0)
+    books.attempt(1, 1000.0, ended=1045.0, reason="killed")
+    books.attempt(2, 2000.0, ended=2005.0, reason="killed", began_at=4)
+    books.attempt(3, 3000.0, ended=3025.0, reason="killed", began_at=1)
+    books.attempt(4, 4000.0, ended=4055.0, reason="exception", began_at=2)
+    books.checkpoint(6)
+    assert books.made().useful.seconds == 60.0
+    assert books.wasted() == {"killed": 35.0 + 5.0 + 15.0, "exception": 15.0}
+
+
 def test_a_run_that_was_copied_whole_after_a_kill_has_cost_what_the_kill_lost(books: Books) -> None:
     books.measured(6, at=2045.0)
     books.attempt(1, 1000.0, ended=1035.0, reason="killed")

@@ -16,8 +16,9 @@ from typing import Any
 
 from harness.adopt import origin
 from harness.launcher import LAUNCHER
+from harness.ledger import ledger
 from harness.spec import Sweep
-from harness.store import Attempt, read_attempts, read_result
+from harness.store import Attempt, look, read_attempts, read_result
 from mixgrpo import lease
 from mixgrpo.train import OWNER
 
@@ -98,13 +99,18 @@ def ledger_balances(sweep: Sweep, place: Path, spent: dict[str, Any], most: floa
     """
     kept = first = 0.0
     for run in sweep.runs:
-        folder = place / run.folder_name
+        folder, of_run = place / run.folder_name, 0.0
         copied = (origin(folder) or {"iterations": 0})["iterations"]
         for name in ("metrics.jsonl", "eval.jsonl"):
             own = [line for line in _lines(folder / name) if line["iteration"] >= copied]
-            kept += sum(line["seconds_total"] for line in own)
+            of_run += sum(line["seconds_total"] for line in own)
             if name == "eval.jsonl":
                 first += sum(line["seconds_total"] for line in own if line["iteration"] == copied)
+        # Run by run, as what one has too much would hide in what another has too little.
+        said = ledger([look(sweep, run, place.parent)], place).useful.seconds
+        if said > of_run + 0.1:
+            yield f"{run.folder_name}: {said:.1f} s are said to be useful, {of_run:.1f} s were kept"
+        kept += of_run
     useful, wasted = spent["seconds_useful"], sum(spent["seconds_wasted"].values())
     if not kept - first - 1 <= useful <= kept + 1:
         yield f"{useful:.1f} s are said to be useful, {kept:.1f} s were kept"
