@@ -77,7 +77,8 @@ def arm_label(analysis: Analysis, result: ArmResult, width: int = 28) -> str:
     """What a figure calls an arm, in lines of `width` characters."""
     reference = result.arm.name == analysis.sweep.reference
     text = f"{result.arm.label} (reference)" if reference else result.arm.label
-    return textwrap.fill(text, width)
+    # A value stays in the line of its name.
+    return textwrap.fill(text.replace(" = ", "\xa0=\xa0"), width).replace("\xa0", " ")
 
 
 def rows_figure(count: int, per_row: float = 0.5, rest: float = 1.0) -> Figure:

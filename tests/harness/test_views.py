@@ -15,6 +15,7 @@ from scipy import stats
 
 from harness import figures
 from harness.analysis import analyse
+from harness.drawing import arm_label
 from harness.report import write_report
 from harness.results import Results
 from harness.spec import Arm, Run, Sweep, load_sweep
@@ -882,3 +883,17 @@ def test_one_group_alone_has_no_other_to_differ_from() -> None:
     sweep = sweep_of(arms, within=dict.fromkeys(arms, "a1"), within_label="the first")
     results = results_of(sweep, {"composition": flat, "strict": flat})
     assert interaction(analyse(sweep, results), results, None) is None
+
+
+# ---- names in the figures --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [10, 16, 20, 28])
+def test_a_name_is_broken_between_settings_not_inside_one(width: int) -> None:
+    name = "w = 1 · τ = 8 · s = 3 · η = 1.41 · order = 3"
+    sweep = sweep_of({"a": {}, name: {}})
+    analysis = analyse(sweep, results_of(sweep, {"composition": flat, "strict": flat}))
+    text = arm_label(analysis, analysis.by_name(name), width)
+    assert text.replace("\n", " ") == name
+    assert all(line.count("=") == len(re.findall(r"\S = \S", line)) for line in text.split("\n"))
+    assert max(map(len, text.split("\n"))) <= width
