@@ -118,13 +118,25 @@ def fits_whole(source: Path, config: RunConfig, identity: str) -> bool:
 
 
 def origin(folder: Path) -> dict[str, Any] | None:
-    """What was copied into a run's folder: `run`, `iterations` and their `seconds`. None if
-    nothing was."""
+    """What was copied into a run's folder: `run`, `iterations`, their `seconds`, and the study that
+    they were `trained_by`. None if nothing was."""
     try:
         found = json.loads((folder / ORIGIN).read_bytes())
         return {**found, "iterations": int(found["iterations"]), "seconds": float(found["seconds"])}
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def trained_by(folder: Path, iterations: int) -> str:
+    """The study that trained a run's first iterations, the last of them at least.
+
+    Noted with every copy: what lies in the original's folder by now may be another attempt, which
+    took another time.
+    """
+    copied = origin(folder)
+    if copied is None or copied["iterations"] < iterations:
+        return folder.parent.name
+    return str(copied.get("trained_by", copied["run"]))
 
 
 def _makers(folder: Path) -> list[tuple[int, MadeOn]]:
@@ -198,6 +210,7 @@ def _copy_lines(
             "run": f"{source.parent.name}/{source.name}",
             "iterations": iterations,
             "seconds": seconds,
+            "trained_by": trained_by(source, iterations),
             "made_on": makers,
         },
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import environment
-from harness.adopt import origin
+from harness.adopt import origin, trained_by
 from harness.spec import Sweep
 from harness.store import look, read_result, sweep_folder
 
@@ -65,9 +65,7 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
             from_another = copied.get((row["arm"], row["seed"])) or {}
             row["shared"] = from_another.get("iterations", 0)
             row["shared_seconds"] = from_another.get("seconds", 0.0)
-            row["trained_by"] = _trained_by(
-                place / run.folder_name, runs_dir, run.config.iterations
-            )
+            row["trained_by"] = trained_by(place / run.folder_name, run.config.iterations)
     machines.pop("", None)
     arms = {arm.name: index for index, arm in enumerate(sweep.arms)}
     finished.sort(key=lambda run: (arms[run.arm], run.seed))
@@ -97,15 +95,6 @@ def _frame(
     frame.insert(0, "arm", pd.Series(names))
     frame.insert(1, "seed", np.repeat([run.seed for run in runs], counts))
     return frame
-
-
-def _trained_by(folder: Path, runs_dir: Path, iterations: int) -> str:
-    """The name of the study that trained a run, which may be the copy of a copy."""
-    seen = set()
-    while folder not in seen and (copied := origin(folder)) and copied["iterations"] >= iterations:
-        seen.add(folder)
-        folder = runs_dir / str(copied["run"])
-    return folder.parent.name
 
 
 def _flat_result(result: dict[str, Any]) -> dict[str, Any]:
