@@ -130,13 +130,14 @@ def origin(folder: Path) -> dict[str, Any] | None:
 def trained_by(folder: Path, iterations: int) -> str:
     """The study that trained a run's first iterations, the last of them at least.
 
-    Noted with every copy: what lies in the original's folder by now may be another attempt, which
-    took another time.
+    Noted with every copy: by now the original may itself be of another study. A note that lacks it,
+    as an earlier version's, names the study that was copied from.
     """
     copied = origin(folder)
     if copied is None or copied["iterations"] < iterations:
         return folder.parent.name
-    return str(copied.get("trained_by", copied["run"]))
+    from_ = str(copied.get("run", "")).partition("/")[0]
+    return str(copied.get("trained_by") or from_ or folder.parent.name)
 
 
 def _makers(folder: Path) -> list[tuple[int, MadeOn]]:

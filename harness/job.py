@@ -334,9 +334,8 @@ class _Record:
         self.environment = environment.describe(job.threads, job.gpu)
         processes = int(os.environ.get("SLURM_NTASKS", "1")) if job.ranks else 1
         self.made_on = environment.decisive(self.environment, processes, job.sharded)
+        close_killed(folder)
         attempts = read_attempts(folder)
-        if attempts and attempts[-1].ended is None:
-            self._close(attempts[-1])
         number = attempts[-1].number + 1 if attempts else 1
         place = where or here()
         self.attempt = Attempt(
@@ -358,14 +357,6 @@ class _Record:
             log=f"log/{number}.log" if where else None,
         )
         self._write(self.attempt)
-
-    def _close(self, killed: Attempt) -> None:
-        """Write the end of an attempt that could not, and what it had taken over by then."""
-        taken = origin(self.folder)
-        done = taken["iterations"] if taken else 0
-        began_at = max(killed.began_at, done if done <= newest_checkpoint(self.folder) else 0)
-        ended = last_seen(self.folder, killed)
-        self._write(replace(killed, ended=ended, reason="killed", began_at=began_at))
 
     def warned(
         self,
@@ -399,8 +390,27 @@ class _Record:
             _tell(f"{self.folder}: cannot record that it ended: {full}")
 
     def _write(self, attempt: Attempt) -> None:
-        (self.folder / "attempts").mkdir(exist_ok=True)
-        write_json(self.folder / "attempts" / f"{attempt.number}.json", asdict(attempt))
+        _write_attempt(self.folder, attempt)
+
+
+def close_killed(folder: Path) -> None:
+    """Write the end of a run's last attempt, if it could not, and what it had taken over by then.
+
+    To be called by the run's owner, before anything in the folder changes.
+    """
+    attempts = read_attempts(folder)
+    if not attempts or attempts[-1].ended is not None:
+        return
+    killed, taken = attempts[-1], origin(folder)
+    done = taken["iterations"] if taken else 0
+    began_at = max(killed.began_at, done if done <= newest_checkpoint(folder) else 0)
+    ended = last_seen(folder, killed)
+    _write_attempt(folder, replace(killed, ended=ended, reason="killed", began_at=began_at))
+
+
+def _write_attempt(folder: Path, attempt: Attempt) -> None:
+    (folder / "attempts").mkdir(exist_ok=True)
+    write_json(folder / "attempts" / f"{attempt.number}.json", asdict(attempt))
 
 
 def _reason(error: Exception) -> Reason:

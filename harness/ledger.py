@@ -75,7 +75,7 @@ def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
     metrics = read_file(f"{state.folder}/metrics.jsonl") or b""
     iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
     evaluations = _evaluations(state.folder)
-    first_judged = copied > 0
+    first_judged = copied > 0 or first.began_at > 0
     for number, attempt in enumerate(state.attempts, start=1):
         later = state.attempts[number:]
         following = later[0] if later else None

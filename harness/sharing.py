@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.adopt import CHECKPOINTS, UnfitError, adopt_finished, fits_whole
 from harness.dispatch import Start
+from harness.job import close_killed
 from harness.spec import Run, Sweep
 from harness.store import LIVE, RunState, checkpoints_of, look, sweep_folder
 from harness.trunk import Family, Trunk, families, may_start, needed, points, superfluous, trunks
@@ -188,6 +189,7 @@ class Sharing:
             if owner is None:
                 continue
             try:
+                close_killed(state.folder)  # the copy's files are no sign of its life
                 adopt_finished(state.folder, state.run.config, source)
                 say(f"{state.run.name}: copied from {source}, the same run and finished")
             except (UnfitError, OSError) as why:

@@ -14,7 +14,8 @@ from mixgrpo.identity import config_hash, differences
 
 RESULT = "result.json"
 ORIGIN = "origin.json"
-"""Says which run its first iterations were copied from, how many, and their seconds."""
+"""Says which run its first iterations were copied from, how many, their seconds, and who made
+them."""
 
 
 def claim(config: RunConfig, folder: Path) -> None:

@@ -56,7 +56,7 @@ class Books:
 
     def finished(self) -> None:
         result = {"schema": SCHEMA_VERSION, "hash": self.run.hash, "iterations": 6}
-        (self.folder / "result.json").write_text(json.dumps(result | {"seconds_per_iteration": 10}))
+        (self.folder / "result.json").write_text(json.dumps(result | {"seconds_total": 60.0}))
 
     def leased(self, pid: int, touched: float) -> Path:
         """The lease as a process that was killed leaves it."""
@@ -168,6 +168,16 @@ def test_what_was_made_again_after_a_damaged_checkpoint_counts_once(books: Books
     books.checkpoint(6)
     assert books.made().useful.seconds == 60.0
     assert books.wasted() == {"killed": 35.0 + 5.0 + 15.0, "exception": 15.0}
+
+
+def test_an_attempt_whose_forerunners_record_was_removed_has_not_judged_the_base_model(
+    books: Books,
+) -> None:
+    books.measured(10, at=2095.0)
+    (books.folder / "eval.jsonl").write_text(json.dumps({"iteration": 0, "seconds_total": 30.0}))
+    books.attempt(2, 2000.0, ended=2100.0, reason="exception", began_at=4)
+    books.checkpoint(10)
+    assert books.made().useful.seconds == 60.0
 
 
 def test_a_run_that_was_copied_whole_after_a_kill_has_cost_what_the_kill_lost(books: Books) -> None:

@@ -226,6 +226,9 @@ def test_a_run_that_is_finished_in_another_sweep_is_copied(
     # One that only began as another run was trained by its own study.
     write_json(state.folder / ORIGIN, {**origin(state.folder), "iterations": 3})  # type: ignore[dict-item]
     assert (trained_by(state.folder, 3), trained_by(state.folder, 12)) == ("first", "toy")
+    # As an earlier version noted it.
+    write_json(state.folder / ORIGIN, {"run": "zeroth/base", "iterations": 12, "seconds": 1.0})
+    assert trained_by(state.folder, 12) == "zeroth"
     # Another measurement beside the training is another content of its lines.
     SETTINGS["health"] = {"drift": False}
     try:
@@ -235,6 +238,21 @@ def test_a_run_that_is_finished_in_another_sweep_is_copied(
     assert other.runs[0].hash == state.run.hash
     states, said = launch(other, runs)
     assert len(states["constant"].attempts) == 1
+
+
+def test_a_copy_is_no_sign_of_life_of_the_attempt_that_was_killed_before(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    launch(write_sweep(tmp_path, {"base": {}}, "first"), runs)
+    sweep = write_sweep(tmp_path, {"constant": {}})
+    folder = runs / "toy" / sweep.runs[0].folder_name
+    # kill -9 leaves a record without an end.
+    (folder / "attempts").mkdir(parents=True)
+    write_json(folder / "attempts" / "1.json", {"number": 1, "pid": 2**22 + 1, "started": 1000.0})
+    states, said = launch(sweep, runs)
+    assert any("copied from" in text for text in said)
+    (attempt,) = states["constant"].attempts
+    assert (attempt.ended, attempt.reason) == (1000.0, "killed")
+    assert ledger(states.values(), runs / "toy").total.seconds == 0
 
 
 def test_a_damaged_finished_run_is_not_copied(tmp_path: Path) -> None:
