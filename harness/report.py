@@ -10,6 +10,7 @@ they were written, nothing is done. Nothing is trained here.
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from harness.views import View
 
 SWEEPS = Path("sweeps")
+SEARCHES = SWEEPS / "search"
 PAGE = "index.html"
 
 
@@ -214,10 +216,19 @@ def _sweep_files() -> list[Path]:
     return files
 
 
-def _write_or_skip(
-    sweep: Sweep, runs: Path, reports: Path, failed: list[ConfigError | RunError]
-) -> bool:
-    """Whether there is a report now; why not, where something is wrong, is added to `failed`."""
+@contextlib.contextmanager
+def _noting(failed: list[ConfigError | RunError]) -> Iterator[None]:
+    """What goes wrong is added to `failed` and ends nothing."""
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        if failed:  # the first one ends the command
+            print(f"error: {error}", file=sys.stderr)
+        failed.append(error)
+
+
+def _write_or_skip(sweep: Sweep, runs: Path, reports: Path) -> bool:
+    """Whether there is a report now."""
     if not _has_results(sweep, runs, reports):
         print(f"{sweep.file}: no results yet")
         return False
@@ -227,11 +238,20 @@ def _write_or_skip(
     except FullerReport as error:
         print(error)  # what is kept is the report
         print(folder / PAGE)
-    except (ConfigError, RunError) as error:
-        if failed:  # the first one ends the command
-            print(f"error: {error}", file=sys.stderr)
-        failed.append(error)
+    return True
+
+
+def _write_or_skip_search(file: Path, runs: Path, reports: Path) -> bool:
+    """Likewise of a search."""
+    from harness.searching.file import load_search
+    from harness.searching.records import has_results
+    from harness.searching.report import write_report as write_search
+
+    search = load_search(file)
+    if not has_results(search, runs, reports):
+        print(f"{file}: no results yet")
         return False
+    print(write_search(search, runs, reports, None))
     return True
 
 
@@ -259,17 +279,19 @@ def main(
     if not every:
         _say(sweeps[0], *_write(sweeps[0], runs, reports / sweeps[0].report_name))
         return
-    failed: list[ConfigError | RunError] = []
-    reported = sum(_write_or_skip(sweep, runs, reports, failed) for sweep in sweeps)
-    from harness.search import report_all
     from harness.searching import confirm
 
-    searched = report_all(runs, reports, print)
-    reported += len(searched)
-    for searched_page in searched:  # and what its fresh seeds have confirmed
-        file_ = searched_page.parent / confirm.FILE
-        if file_.exists():
-            _write_or_skip(load_sweep(file_), runs, reports, failed)
+    failed: list[ConfigError | RunError] = []
+    reported = 0
+    for sweep in sweeps:
+        with _noting(failed):
+            reported += _write_or_skip(sweep, runs, reports)
+    for path in sorted(SEARCHES.glob("*.yaml")):
+        with _noting(failed):
+            reported += _write_or_skip_search(path, runs, reports)
+    for path in sorted(reports.glob(f"*/{confirm.FILE}")):  # what fresh seeds say of the searches
+        with _noting(failed):
+            reported += _write_or_skip(load_sweep(path), runs, reports)
     if not reported and not failed:
         raise ConfigError("--all: no sweep has results; run `python -m harness.sweep FILE` first")
     if not profile and not set_:  # what the studies' own reports show

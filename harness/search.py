@@ -28,7 +28,6 @@ from mixgrpo.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from harness.searching.study import Study
 
-SEARCHES = Path("sweeps/search")
 INTERRUPTED = 130
 
 SearchArgument = Annotated[Path, typer.Argument(help="Search file (YAML).")]
@@ -132,23 +131,6 @@ def write_report(search: Search, runs: Path, reports: Path, storage: str | None)
     from harness.searching.report import write_report as write
 
     return write(search, runs, reports, storage)
-
-
-def report_all(
-    runs: Path, reports: Path, say: Callable[[str], None], searches: Path = SEARCHES
-) -> list[Path]:
-    """Write the reports of all searches in `searches` that have results. Their pages."""
-    from harness.searching.records import has_results
-
-    pages = []
-    for file in sorted(searches.glob("*.yaml")):
-        search = load_search(file)
-        if has_results(search, runs, reports):
-            pages.append(write_report(search, runs, reports, None))
-            say(str(pages[-1]))
-        else:
-            say(f"{file}: no results yet")
-    return pages
 
 
 def _wishes(search: Search, overrides: list[str]) -> Slurm:

@@ -571,16 +571,26 @@ def test_all_reports_what_it_can_and_ends_with_what_it_could_not(
         written.append(sweep.name)
         return folder / "index.html", True
 
-    monkeypatch.setattr(report, "_sweep_files", lambda: [Path(n) for n in sweeps])
+    files = [Path(name) for name in sweeps]
+    monkeypatch.setattr(report, "_sweep_files", lambda: files)
     monkeypatch.setattr(report, "load_sweep", lambda path, *_: sweeps[path.name])
     monkeypatch.setattr(report, "_write", write)
+    # Neither does a search that cannot be read, nor what confirms one, end the others.
+    (tmp_path / "searches").mkdir()
+    (tmp_path / "searches" / "odd.yaml").write_text("nonsense: 1\n")
+    monkeypatch.setattr(report, "SEARCHES", tmp_path / "searches")
+    (tmp_path / "reports" / "found").mkdir()
+    (tmp_path / "reports" / "found" / "confirm.yaml").touch()
+    sweeps["confirm.yaml"] = sweeps["good"]
     with pytest.raises(ConfigError, match="another configuration"):
         report.main(every=True, runs=tmp_path / "runs", reports=tmp_path / "reports")
-    assert written == ["good"]
+    assert written == ["good", "good"]
     text = (tmp_path / "reports" / "index.html").read_text()
     assert 'href="good/index.html"' in text
     assert "broken: no results yet of the file as it is now" in text
-    assert str(tmp_path / "reports" / "index.html") in capsys.readouterr().out
+    out, errors = capsys.readouterr()
+    assert str(tmp_path / "reports" / "index.html") in out
+    assert re.search(r"^error: .*odd\.yaml", errors, re.MULTILINE)
 
 
 def test_arms_of_the_same_schedule_are_named(studies: list[Study]) -> None:
