@@ -136,8 +136,8 @@ def trained_by(folder: Path, iterations: int) -> str:
     copied = origin(folder)
     if copied is None or copied["iterations"] < iterations:
         return folder.parent.name
-    from_ = str(copied.get("run", "")).partition("/")[0]
-    return str(copied.get("trained_by") or from_ or folder.parent.name)
+    study = str(copied.get("run", "")).partition("/")[0]
+    return str(copied.get("trained_by") or study or folder.parent.name)
 
 
 def _makers(folder: Path) -> list[tuple[int, MadeOn]]:

@@ -170,7 +170,8 @@ def rising(slopes: Mapping[str, float]) -> Curve:
     return lambda arm, seed, at: 0.4 + slopes[arm] * at + 1e-4 * seed * at * (arm == "cheap")
 
 
-def test_at_equal_evaluations_the_cheap_arm_has_done_more_iterations() -> None:
+def dear_and_cheap() -> tuple[Sweep, Results]:
+    """Two arms that learn alike, iteration by iteration, of which one costs half as much."""
     sweep = sweep_of({"dear": {}, "cheap": {}})
     cost = {"dear": 200.0, "cheap": 100.0}
     results = results_of(
@@ -179,6 +180,11 @@ def test_at_equal_evaluations_the_cheap_arm_has_done_more_iterations() -> None:
         evaluations_computed=lambda run, m, at: cost[run.arm],
         seconds_total=lambda run, m, at: cost[run.arm] / 50,
     )
+    return sweep, results
+
+
+def test_at_equal_evaluations_the_cheap_arm_has_done_more_iterations() -> None:
+    sweep, results = dear_and_cheap()
     view = budget(analyse(sweep, results), results, None)
     said, rows = shown(view)
     # 40 iterations of the cheap arm are 4000 evaluations, or 20 iterations of the dear one.
@@ -207,14 +213,7 @@ def test_seconds_of_runs_that_two_studies_trained_are_not_read_together(
     copies: int, pairs: int
 ) -> None:
     """Evaluations are; where fewer than 3 pairs are left nothing is known of their seconds."""
-    sweep = sweep_of({"dear": {}, "cheap": {}})
-    cost = {"dear": 200.0, "cheap": 100.0}
-    results = results_of(
-        sweep,
-        {"composition": rising({"dear": 0.01, "cheap": 0.01}), "strict": flat},
-        evaluations_computed=lambda run, m, at: cost[run.arm],
-        seconds_total=lambda run, m, at: cost[run.arm] / 50,
-    )
+    sweep, results = dear_and_cheap()
     results = trained_by(results, lambda arm, seed: arm == "cheap" and seed >= SEEDS - copies)
     analysis = analyse(sweep, results)
     _, rows = shown(budget(analysis, results, None))
