@@ -23,7 +23,7 @@ def run(command: Callable[..., Any]) -> None:
     except ConfigError as error:
         if os.environ.get("RANK", "0") != "0":  # all ranks read the same
             sys.exit(error.exit_code)
-        fail(str(error), error.exit_code)
+        _fail_all([str(one) for one in error.errors], error.exit_code)
     except RunError as error:
         fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -47,5 +47,16 @@ def run(command: Callable[..., Any]) -> None:
 
 def fail(message: str, code: int) -> None:
     """Print `error: ...` and end the process with `code`."""
-    print(f"error: {message}", file=sys.stderr)
+    _fail_all([message], code)
+
+
+_MOST_ERRORS = 20
+
+
+def _fail_all(messages: list[str], code: int) -> None:
+    """Print a line `error: ...` for each, or for the first of very many, and end the process."""
+    for message in messages[:_MOST_ERRORS]:
+        print(f"error: {message}", file=sys.stderr)
+    if len(messages) > _MOST_ERRORS:
+        print(f"error: and {len(messages) - _MOST_ERRORS} more errors", file=sys.stderr)
     sys.exit(code)
