@@ -23,12 +23,13 @@ import typer
 from torch import Tensor
 
 from mixgrpo import cli
-from mixgrpo.atomic import write_text
+from mixgrpo.atomic import is_stream, write_text
 from mixgrpo.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
 from mixgrpo.distributions import diversity
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
 from mixgrpo.models import Policy, prepare
+from mixgrpo.places import check_file, check_outside
 from mixgrpo.randomness import normal
 from mixgrpo.rewards import Reward, check_prompts, load_rewards
 from mixgrpo.rollout import Velocity, slices
@@ -307,8 +308,7 @@ def main(
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if out is not None:
         check_outside(out, run)
-        if out.is_dir() or not out.parent.is_dir():
-            raise ConfigError(f"--out {out}: cannot be written as a file; name one in a folder")
+        check_file("--out", out)
     loaded = load_run(run, checkpoint)
     config = loaded.config
     names = dict.fromkeys([*config.rewards.train, *config.rewards.held_out, *(reward or [])])
@@ -365,13 +365,8 @@ def main(
         print(text)
     else:
         write_text(out, text + "\n")
-        print(out)
-
-
-def check_outside(place: Path, run: Path) -> None:
-    """ConfigError where `place` lies in the folder of `run`, which is only read."""
-    if place.resolve().is_relative_to(run.resolve()):
-        raise ConfigError(f"{place}: lies in the run's folder, which is only read; name another")
+        if not is_stream(out):  # which may be the standard output
+            print(out)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ import typer
 from torch import Tensor
 
 from mixgrpo import cli
-from mixgrpo.atomic import write_bytes, write_json
+from mixgrpo.atomic import is_stream, write_bytes, write_json
 from mixgrpo.checkpoint import checkpoints
 from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError, RepeatableError
-from mixgrpo.evaluate import check_outside, choose, evaluation_noise
+from mixgrpo.evaluate import choose, evaluation_noise
 from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
 from mixgrpo.models import prepare
+from mixgrpo.places import check_file, check_folder, check_outside
 from mixgrpo.prompts import read_prompts
 from mixgrpo.rollout import slices
 
@@ -76,12 +77,10 @@ def check_prompts(loaded: "Loaded", prompts: Sequence[str]) -> None:
 
 def check_places(out: Path, sheet: Path, run: Path) -> None:
     """ConfigError where the images or their sheet cannot be written, or not there."""
-    for option, place, folder in (("--out", out, out), ("--sheet", sheet, sheet.parent)):
-        check_outside(place, run)
-        if any(p.exists() and not p.is_dir() for p in (folder, *folder.parents)):
-            raise ConfigError(f"{option} {place}: {folder} cannot be a folder; name another")
-    if sheet.is_dir():
-        raise ConfigError(f"--sheet {sheet}: is a folder; name a file in it")
+    check_outside(out, run)
+    check_folder("--out", out)
+    check_outside(sheet, run)
+    check_file("--sheet", sheet, makes_folder=True)
 
 
 class _Listing:
@@ -239,7 +238,8 @@ def main(
                 columns.append(Column(group, label, pixels[:, index]))
         print(f"{group}: done", file=sys.stderr)
     write_bytes(sheet, contact_sheet(_title(run, sampling), wanted, columns))
-    print(sheet)
+    if not is_stream(sheet):  # which may be the standard output
+        print(sheet)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ parts are those of the pipeline that the run started from. As `model.checkpoint`
 another run starts from.
 """
 
+import os
 import shutil
 import sys
 import warnings
@@ -20,9 +21,9 @@ from mixgrpo.atomic import flush
 from mixgrpo.config import DIFFUSION
 from mixgrpo.contents import INDEX
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluate import check_outside
 from mixgrpo.export import save_transformer
 from mixgrpo.models import hub_name
+from mixgrpo.places import check_folder, check_outside
 
 if TYPE_CHECKING:
     from mixgrpo.policy import Loaded
@@ -80,8 +81,9 @@ def main(
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     check_outside(out, run)
-    if out.exists():
+    if os.path.lexists(out):
         raise ConfigError(f"--out {out}: is there already; name a new folder")
+    check_folder("--out", out)
     loaded = load_run(run, checkpoint, device="cpu", precision="fp32")
     if loaded.config.model.name not in DIFFUSION:
         raise ConfigError(

@@ -27,6 +27,7 @@ from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.folder import Measured, claim, is_finished, write_result
+from mixgrpo.places import check_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -324,8 +325,7 @@ def _in_words(made_on: dict[str, Any]) -> str:
 
 def check_place(out: Path) -> None:
     """ConfigError where `out` is no place for a run: a file, or a folder of other things."""
-    if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
-        raise ConfigError(f"--out {out}: is not a folder and cannot become one; name another")
+    check_folder("--out", out)
     if out.exists() and not (out / "config.yaml").exists():
         others = sorted(p.name for p in out.iterdir() if p.name != OWNER)
         if others:

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from scipy import ndimage
 from torch import Tensor, nn
 
 from mixgrpo import cli
+from mixgrpo.atomic import write_bytes, write_json
+from mixgrpo.places import check_weights_file
 from mixgrpo.scenes import CLARITY_WEIGHTS
 from mixgrpo.scenes.machine import machine
 from mixgrpo.scenes.prompts import all_prompts, parse
@@ -184,12 +186,13 @@ def main(
     iterations: Annotated[int, typer.Option(min=1, help="How long to train.")] = 2500,
 ) -> None:
     """Train the scorer and write it with a JSON file that describes it."""
+    check_weights_file("--out", out)
     torch.set_num_threads(1)
     begin = time.perf_counter()
     net = train(seed, iterations)
     seconds = round(time.perf_counter() - begin)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(net.state_dict(), out)
+    write_bytes(out, save(net.state_dict()))
     described = {
         "command": f"python -m mixgrpo.scenes.clarity --seed {seed} --iterations {iterations}",
         "seed": seed,
@@ -199,7 +202,7 @@ def main(
         "parameters": sum(p.numel() for p in net.parameters()),
         "held_out": held_out_quality(net, seed),
     }
-    out.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
+    write_json(out.with_suffix(".json"), described)
     print(json.dumps(described, indent=2))
 
 

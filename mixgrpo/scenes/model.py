@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from mixgrpo.atomic import write_bytes
 from mixgrpo.errors import ConfigError
 from mixgrpo.scenes.prompts import all_prompts
 from mixgrpo.scenes.render import SIZE
@@ -163,7 +164,8 @@ def save_model(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> Non
     """Weights and sizes as one safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().float().cpu().contiguous() for k, v in state.items()}
-    save_file(weights, path, {"format": _FORMAT, "config": json.dumps(asdict(config))})
+    metadata = {"format": _FORMAT, "config": json.dumps(asdict(config))}
+    write_bytes(path, save(weights, metadata))
 
 
 def load_model(path: Path) -> ScenesModel:

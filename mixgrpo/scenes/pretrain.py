@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from mixgrpo import cli
+from mixgrpo.atomic import write_json
 from mixgrpo.errors import ConfigError
 from mixgrpo.evaluate import evaluate, evaluation_noise
 from mixgrpo.models.scenes import ScenesPolicy
+from mixgrpo.places import check_weights_file
 from mixgrpo.rewards import load_reward
 from mixgrpo.scenes import CLARITY_WEIGHTS, SIZES, weights_file
 from mixgrpo.scenes.machine import machine
@@ -195,8 +197,9 @@ def main(
     """Train the base model and write it with a JSON file that describes it."""
     if size not in SIZES:
         raise ConfigError(f"--size {size}: no such size; known: {', '.join(SIZES)}")
-    torch.set_num_threads(1)
     recipe, out = Recipe(iterations, schedule), out or weights_file(size)
+    check_weights_file("--out", out)
+    torch.set_num_threads(1)
     begin = time.perf_counter()
     model = pretrain(SIZES_OF[size], recipe, seed, device, report_every, evaluate_every)
     minutes = (time.perf_counter() - begin) / 60
@@ -217,7 +220,7 @@ def main(
         },
         "scores": report(policy),
     }
-    out.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
+    write_json(out.with_suffix(".json"), described)
     print(json.dumps(described["scores"], indent=2))
 
 

@@ -251,6 +251,18 @@ def test_json_holds_the_same_numbers(
     assert strict_json(file.read_text()) == found
 
 
+def test_json_to_the_standard_output_by_name_is_json_alone(run: Path, toy_site: Path) -> None:
+    words = [str(run), "--json", "--out", "/dev/stdout"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mixgrpo.evaluate", *words],
+        env=toy.environment(toy_site),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert strict_json(done.stdout)["run"] == str(run)
+
+
 def test_a_way_to_sample_has_one_row_however_often_it_is_asked_for(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,8 +319,8 @@ def test_the_base_model_alone_is_one_row_and_one_prompt_has_no_interval(
         (["--shift", "dynamic"], "no schedule of its own"),
         (["--images", "0"], "--images"),
         (["--prompts", "-1"], "--prompts"),
-        (["--out", "."], "cannot be written as a file"),
-        (["--out", "no/such/file"], "cannot be written as a file"),
+        (["--out", "."], "is a folder; name a file in it"),
+        (["--out", "no/such/file"], "no/such is not a folder"),
     ],
 )
 def test_misuse_is_one_line(

@@ -1,6 +1,7 @@
 """Pure and hybrid images: which model takes which step, by which solver, from which noise."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -388,7 +389,7 @@ def error_of(
         (["--prompts", "blank.txt"], "has no prompt"),
         (["--prompts", "bytes.txt"], "is not UTF-8 text"),
         (["--prompt", " "], "is empty"),
-        (["--out", "blank.txt"], "blank.txt cannot be a folder"),
+        (["--out", "blank.txt"], "blank.txt is not a folder"),
         (["--sheet", "."], "is a folder"),
         (["--checkpoint", "4", "--checkpoint", "9"], "no checkpoint of iteration 9; it has: 1, 2"),
         (["--order", "4"], "--order"),
@@ -465,3 +466,13 @@ def test_a_prompt_that_the_model_cannot_read_is_named_before_any_image(
     text = error_of([str(run), "--prompt", "a dog", "--out", str(out)], monkeypatch, capsys)
     assert "'a dog' is not a prompt of the toy" in text
     assert not out.exists()
+
+
+def test_a_sheet_goes_through_a_link_to_a_device(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sheet").symlink_to(os.devnull)
+    command.main(run, prompt=["prompt 1"], out=tmp_path / "images", sheet=tmp_path / "sheet")
+    assert (tmp_path / "sheet").is_symlink()
+    assert Path(os.devnull).is_char_device()
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,52 @@
+"""Whether a place that a command line names can be written: asked before anything is computed."""
+
+import os
+from pathlib import Path
+
+from mixgrpo.atomic import followed, is_stream
+from mixgrpo.errors import ConfigError
+
+
+def check_file(option: str, path: Path, makes_folder: bool = False) -> None:
+    """ConfigError where `path`, which `option` names, cannot be written as a file.
+
+    A device or a pipe can. `makes_folder`: the command makes the file's folder where it is missing.
+    """
+    try:
+        if is_stream(path):
+            return
+        target, _ = followed(path)
+        if target.is_dir():
+            raise ConfigError(f"{option} {path}: is a folder; name a file in it")
+        if not (makes_folder or target.parent.is_dir()):
+            raise ConfigError(f"{option} {path}: {target.parent} is not a folder; name one that is")
+    except OSError as error:  # a loop of links, a folder that may not be entered, a long name
+        raise ConfigError(f"{option} {path}: {error.strerror}; name another file") from None
+    check_folder(option, target.parent)
+
+
+def check_weights_file(option: str, path: Path) -> None:
+    """ConfigError where weights, and a description beside them, cannot be written to `path`."""
+    if is_stream(path):
+        raise ConfigError(f"{option} {path}: weights are kept in a regular file; name one")
+    check_file(option, path, makes_folder=True)
+
+
+def check_folder(option: str, path: Path) -> None:
+    """ConfigError where `path`, which `option` names, is no folder that can be written to and
+    cannot become one."""
+    path = path.absolute()
+    try:
+        nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        if not nearest.is_dir():
+            raise ConfigError(f"{option}: {nearest} is not a folder; name another place")
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: {error.strerror}; name another folder") from None
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option}: {nearest} cannot be written to; name another folder")
+
+
+def check_outside(place: Path, run: Path) -> None:
+    """ConfigError where `place` lies in the folder of `run`, which is only read."""
+    if place.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{place}: lies in the run's folder, which is only read; name another")
