@@ -17,6 +17,9 @@ from harness.submissions import Scheduler
 
 HERE = Path(__file__).parent
 
+SEARCHED = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+"""PYTHONPATH of processes that find the fake trainer, and the code that lies beside the tests."""
+
 SWEEP = """\
 name: toy
 question: Does it work?
@@ -61,7 +64,7 @@ class Lab:
         environment = {
             **os.environ,
             "FAKE_TRAIN": json.dumps(fake or {}),
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": SEARCHED,
             "CUDA_VISIBLE_DEVICES": "",
             "MIXGRPO_RETRY_SECONDS": "1",
         }

@@ -35,6 +35,8 @@ from harness.store import read_attempts
 from mixgrpo import lease
 from mixgrpo.errors import ConfigError, RunError
 
+from .lab import SEARCHED
+
 HERE = Path(__file__).parent
 
 FILE = """\
@@ -89,7 +91,7 @@ class SearchLab:
             env={
                 **os.environ,
                 "FAKE_CURVE": json.dumps(fake),
-                "PYTHONPATH": str(HERE),
+                "PYTHONPATH": SEARCHED,
                 "CUDA_VISIBLE_DEVICES": "",
             },
             stdout=subprocess.PIPE,
@@ -534,7 +536,7 @@ def test_when_the_storage_breaks_the_runs_stop_with_a_checkpoint(
                 connection.execute("ALTER TABLE trials RENAME TO away")
         return whole(study)
 
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", SEARCHED)
     monkeypatch.setenv("FAKE_CURVE", json.dumps({"seconds": 1.5}))
     monkeypatch.setattr(Study, "wants_more", breaks)
     lab.file.write_text(FILE.replace("parallel: 2", "parallel: 9").replace("seeds: 2", "seeds: 1"))

@@ -21,7 +21,7 @@ from harness.status import as_data, as_text
 from harness.submissions import Scheduler
 from mixgrpo.errors import RunError
 
-from .lab import HERE, SMALL, SWEEP, Lab
+from .lab import SEARCHED, SMALL, SWEEP, Lab
 
 SLOW = {"*": {"seconds": 0.3}}
 
@@ -196,7 +196,7 @@ def test_a_place_where_jobs_cannot_start_is_one_error_and_stops_the_others(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", SEARCHED)
     monkeypatch.setenv("FAKE_TRAIN", json.dumps({"*": {"seconds": 0.3}}))
     executor = Local(2, "fake_train:run")
     scheduler = Scheduler(lab.runs / "toy")

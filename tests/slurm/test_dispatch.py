@@ -20,7 +20,7 @@ from harness.submissions import Scheduler
 from mixgrpo import lease
 from mixgrpo.train import OWNER
 
-from ..harness.lab import HERE, SWEEP
+from ..harness.lab import HERE, SEARCHED, SWEEP
 
 TRAIN = "fake_train:run"
 SMALL = Slurm(gpus=0, cpus=1, time=5, poll_s=1)
@@ -73,7 +73,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "slurm":
         request.getfixturevalue("slurm")
     monkeypatch.syspath_prepend(str(HERE))
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", SEARCHED)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for name in environment.THREAD_VARIABLES:
         monkeypatch.setenv(name, "7")
