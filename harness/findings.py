@@ -6,7 +6,8 @@ rests on `Comparison.verdict`, every claim about a change on an interval that le
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from harness.analysis import Analysis, ArmResult
 from harness.numbers import interval, number, p_value
@@ -20,7 +21,14 @@ counts them instead."""
 MOST_IN_A_LINE = 4
 """As many names a line of a table has room for."""
 
-_IS_HACKING = "That is what reward hacking looks like."
+
+@dataclass(frozen=True)
+class Finding:
+    """What a report says of one reward, with the kind that decides where it is said."""
+
+    kind: Literal["change", "hacking"]
+    """`hacking`: it fell while a trained reward rose."""
+    text: str
 
 
 def answer(analysis: Analysis) -> str:
@@ -215,9 +223,9 @@ def not_timed_together(analysis: Analysis) -> str:
     )
 
 
-def other_rewards(analysis: Analysis) -> list[str]:
+def other_rewards(analysis: Analysis) -> list[Finding]:
     """What the rewards beside the measure did, and where reward hacking shows."""
-    sentences = []
+    findings = []
     for reward in analysis.others:
         known = [r for r in analysis.arms if r.rewards[reward].change.known]
         if not known:
@@ -236,18 +244,21 @@ def other_rewards(analysis: Analysis) -> list[str]:
             moved = _moved(analysis, reward)
             verb = "is shown to change in no arm" if moved else "moved in no arm with any seed"
             parts = [f"{verb} ({_quoted([first], reward)})"]
-        sentences.append(f"{name} {'; it '.join(parts)}.{_hacking(analysis, reward)}")
-    of_measure = _hacking(analysis, analysis.measure)
-    if of_measure:
-        sentences.insert(0, f"The reward {analysis.measure} answers the question.{of_measure}")
-    return sentences
+        hacking = _hacking(analysis, reward)
+        text = f"{name} {'; it '.join(parts)}.{hacking}"
+        findings.append(Finding("hacking" if hacking else "change", text))
+    hacking = _hacking(analysis, analysis.measure)
+    if hacking:
+        text = f"The reward {analysis.measure} answers the question.{hacking}"
+        findings.insert(0, Finding("hacking", text))
+    return findings
 
 
 def in_short(analysis: Analysis, told: str = "") -> list[str]:
     """What a report begins with. `told`: what another measurement answers, before the arms."""
     said = (
         *(told, answer(analysis), resolution(analysis), gain(analysis), others_compared(analysis)),
-        *(sentence for sentence in other_rewards(analysis) if _IS_HACKING in sentence),
+        *(finding.text for finding in other_rewards(analysis) if finding.kind == "hacking"),
         cost(analysis),
     )
     return [sentence for sentence in said if sentence]
@@ -286,7 +297,7 @@ def _hacking(analysis: Analysis, reward: str) -> str:
     where = _named_or_counted(found, len(analysis.arms))
     return (
         f" It fell while a reward rose that {trains} on in {where}: what the trained reward "
-        f"does not see got worse. {_IS_HACKING}"
+        "does not see got worse. That is what reward hacking looks like."
     )
 
 

@@ -143,7 +143,7 @@ def _page(
         # The file's remark is about the file's settings.
         notes="" if sweep.overrides else sweep.notes,
         in_short=findings.in_short(analysis, told),
-        others=findings.other_rewards(analysis),
+        others=[finding.text for finding in findings.other_rewards(analysis)],
         missing=findings.missing(analysis),
         pictures=pictures,
         views=views,

@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,20 @@ def describe(config: RunConfig, ranks: Ranks, as_on: str = "cuda") -> str:
     return "\n".join(
         [*estimate.about(), "", *evaluations, estimate.operations(), "", *estimate.memory()]
     )
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that takes memory on a device."""
+
+    kind: Literal["model", "training", "rewards"]
+    """`model`: there before the first iteration too."""
+    label: str
+    bytes: int
+
+
+def _items(kind: Literal["model", "rewards"], sizes: dict[str, int]) -> list[Item]:
+    return [Item(kind, label, size) for label, size in sizes.items()]
 
 
 @dataclass(frozen=True)
@@ -187,7 +202,7 @@ class Estimate:
     def memory(self) -> list[str]:
         """Memory per rank, item by item."""
         kept, phases = self.kept(), self.phases()
-        total = sum(kept.values())
+        total = sum(item.bytes for item in kept)
         ranks = self.ranks
         how = "one rank"
         if ranks.size > 1:
@@ -195,7 +210,7 @@ class Estimate:
                 "sharded by FSDP2" if ranks.sharded else "a copy on each"
             )
         lines = [f"Memory per rank ({how})", f"  {'all the time':<52}{'GiB':>8}"]
-        lines += [_line(f"  {name}", size) for name, size in kept.items()]
+        lines += [_line(f"  {item.label}", item.bytes) for item in kept]
         for phase, items in phases.items():
             lines.append(f"  {phase}")
             lines += [_line(f"  {name}", size) for name, size in items.items()]
@@ -223,31 +238,36 @@ class Estimate:
             return []
         return ["  more than a GPU of 80 GB has; with --processes N --sharded it is divided by N"]
 
-    def kept(self) -> dict[str, int]:
-        """Bytes from the first update to the end of the run."""
+    def kept(self) -> list[Item]:
+        """What is on the device from the first update to the end of the run."""
         config, share = self.config, self._share
         frozen, trained = self.weights
         element = self._element
-        lora = config.model.train == "lora"
-        found: dict[str, int] = {}
-        if lora:
-            found[f"weights, frozen, {_name(element)}"] = share(frozen * element)
-            found["adapters, float32"] = share(trained * _FULL)
+        vae, rewards = ({}, {}) if config.compute.offload else (self._vae("VAE"), _rewards(config))
+        items: list[Item] = []
+        if config.model.train == "lora":
+            items += [
+                Item("model", f"weights, frozen, {_name(element)}", share(frozen * element)),
+                Item("model", "adapters, float32", share(trained * _FULL)),
+            ]
         else:
-            found["weights, float32 (the master weights)"] = share(trained * _FULL)
+            whole = share(trained * _FULL)
+            items.append(Item("model", "weights, float32 (the master weights)", whole))
             if config.objective.kl_weight:
-                found["the reference model, float32"] = share(trained * _FULL)
-                if not config.compute.offload:  # it is a second policy with all that it has
-                    found |= self._vae("VAE of the reference model")
-        found["averaged weights, float32"] = share(trained * _FULL)
-        found["gradients, float32"] = share(trained * _FULL)
+                items.append(Item("model", "the reference model, float32", whole))
+                if vae:  # the reference is a second policy with all that it has
+                    items += _items("model", self._vae("VAE of the reference model"))
         moments = (
             "two moments of AdamW" if config.optimizer.name == "adamw" else "optimizer, as AdamW"
         )
-        found[f"{moments}, float32"] = share(2 * trained * _FULL)
-        if not config.compute.offload:
-            found |= self._vae("VAE") | _rewards(config)
-        return found
+        return [
+            *items,
+            Item("model", "averaged weights, float32", share(trained * _FULL)),
+            Item("training", "gradients, float32", share(trained * _FULL)),
+            Item("training", f"{moments}, float32", share(2 * trained * _FULL)),
+            *_items("model", vae),
+            *_items("rewards", rewards),
+        ]
 
     def phases(self) -> dict[str, dict[str, int]]:
         """Bytes that come on top for a while, by phase and item."""
@@ -309,11 +329,7 @@ class Estimate:
         config, (frozen, trained) = self.config, self.weights
         element, full = self._element, config.model.train == "full"
         whole = frozen * element + trained * _FULL
-        kept = {
-            name: size
-            for name, size in self.kept().items()
-            if "weights" in name or "adapters" in name or name.startswith(("VAE", "the reference"))
-        }
+        model = sum(item.bytes for item in self.kept() if item.kind == "model")
         vae = {} if config.compute.offload else self._vae("VAE")
         found = {}
         if self.ranks.sharded:
@@ -329,7 +345,7 @@ class Estimate:
                 }
         if self.architecture.encoders:
             found["while prompts are encoded, before training"] = {
-                "network, its average and the VAE": sum(kept.values()),
+                "network, its average and the VAE": model,
                 f"text encoders, {_name(element)}": sum(self._encoders().values()),
             }
         return found

@@ -76,7 +76,7 @@ def mixed(given: Given) -> Analysis:
 
 def test_rewards_that_fell_and_rose_are_quoted_of_their_own_arms(mixed: Analysis) -> None:
     palette, strict = findings.other_rewards(mixed)
-    fell, rose = palette.split("; it rose in ")
+    fell, rose = palette.text.split("; it rose in ")
     rose = rose.split(" It fell while")[0]
     assert " fell in 3 of 4 arms: " in fell
     for label, name, number in (("τ = 9", "interval=9", "−0.100"), ("τ = 18", "", "−0.400")):
@@ -87,17 +87,18 @@ def test_rewards_that_fell_and_rose_are_quoted_of_their_own_arms(mixed: Analysis
     assert "τ = 15" not in fell
     assert rose.startswith("1 of 4 arms: τ = 15 from")
     assert "change +0.300" in rose
-    assert "is shown to change in no arm (τ = 15 from" in strict
+    assert "is shown to change in no arm (τ = 15 from" in strict.text
 
 
 def test_reward_hacking_is_said_of_the_arms_that_do_it_alone(mixed: Analysis) -> None:
     palette, strict = findings.other_rewards(mixed)
-    said = palette.split(" It fell while")[1]
+    assert (palette.kind, strict.kind) == ("hacking", "change")
+    said = palette.text.split(" It fell while")[1]
     # τ = 12 trains on the palette, nothing rose in τ = 18 that it trains on, in τ = 15 both rose.
     assert "that it trains on in τ = 9 (composition):" in said
     assert re.findall(r"τ = \d+", said) == ["τ = 9"]
     assert "reward hacking" in said
-    assert "hacking" not in strict
+    assert "hacking" not in strict.text
 
 
 def test_a_measure_that_nobody_trains_on_can_be_hacked_too(given: Given) -> None:
@@ -107,7 +108,7 @@ def test_a_measure_that_nobody_trains_on_can_be_hacked_too(given: Given) -> None
         change(results, {"interval=9": {"composition": UP, "strict": DOWN}}),
     )
     assert analysis.role("strict") == "only measured"
-    said = " ".join(findings.other_rewards(analysis))
+    said = " ".join(finding.text for finding in findings.other_rewards(analysis))
     assert "The reward strict answers the question. It fell while" in said
     assert "trained on as well" not in said
     assert "In these arms the reward is only measured." in tables.tables(analysis)[0].note
@@ -117,7 +118,9 @@ def test_what_is_trained_on_is_said_arm_by_arm(mixed: Analysis) -> None:
     assert mixed.role("composition") == "trained on"
     assert mixed.role("palette") == "trained on in τ = 12, only measured elsewhere"
     assert mixed.by_name("interval=9").trained == ("composition",)
-    assert "(trained on in τ = 12, only measured elsewhere)" in findings.other_rewards(mixed)[0]
+    assert "(trained on in τ = 12, only measured elsewhere)" in (
+        findings.other_rewards(mixed)[0].text
+    )
     (other,) = (t for t in tables.tables(mixed) if t.title.startswith("The other rewards"))
     assert "palette: trained on in τ = 12, only measured elsewhere; strict: only" in other.note
 

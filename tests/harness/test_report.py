@@ -298,7 +298,7 @@ def test_nothing_learned(tmp_path, small_figures):
         "that there is nothing to compare."
     )
     assert "with every seed composition after it is exactly what it was" in findings.gain(still)
-    assert "moved in no arm with any seed" in findings.other_rewards(still)[1]
+    assert "moved in no arm with any seed" in findings.other_rewards(still)[1].text
     page = words(write_report(still.sweep, tmp_path, tmp_path / "reports"))
     assert "differences that are the same with every seed say nothing about chance" in page
     assert "identical: no score differs" in page
@@ -400,7 +400,7 @@ def test_answers(tmp_path):
     )
     assert findings.gain(flat).startswith("No gain is shown: every interval")
     hacked = findings.other_rewards(better)
-    assert "The reward palette (only measured) fell in every arm" in hacked[0]
+    assert "The reward palette (only measured) fell in every arm" in hacked[0].text
 
 
 def test_random_windows_part_earliest_over_seeds():

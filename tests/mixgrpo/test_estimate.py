@@ -276,7 +276,7 @@ def test_shards_divide_what_is_kept_and_copies_do_not(tmp_path: Path) -> None:
     found = architecture(settings)
     assert isinstance(found, Architecture)
     alone, copies, shards = (
-        sum(Estimate.of(settings, found, ranks, "cuda").kept().values())
+        sum(item.bytes for item in Estimate.of(settings, found, ranks, "cuda").kept())
         for ranks in (Ranks(), Ranks(0, 4), Ranks(0, 4, sharded=True))
     )
     # Weights, average, gradients and two moments in float32.
@@ -314,7 +314,10 @@ def test_while_it_is_loaded_every_rank_has_the_whole_network(tmp_path: Path) -> 
 
 def test_the_reference_of_a_whole_network_brings_a_vae_of_its_own(tmp_path: Path) -> None:
     sizes = [
-        sum(whole_flux(tmp_path, Ranks(), f"objective.kl_weight={weight}").kept().values())
+        sum(
+            item.bytes
+            for item in whole_flux(tmp_path, Ranks(), f"objective.kl_weight={weight}").kept()
+        )
         for weight in (0, 0.1)
     ]
     vae = 83_819_683  # parameters of FLUX's
