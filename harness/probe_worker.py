@@ -7,6 +7,7 @@ a command that was killed by more than the task in hand, which is kept.
 import importlib
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -17,7 +18,8 @@ from harness.probe import Task
 from harness.spec import Run
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import as_tuples
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
+from mixgrpo.folder import RESULT
 from mixgrpo.probes import PROBES, options_of
 
 
@@ -30,6 +32,9 @@ def measure(task: Task) -> str | None:
         options = options_of(task.name, task.options)
         rows = found(task.folder, task.run.config.iterations, options)
         task.write(rows, time.perf_counter() - begin)
+    except CorruptCheckpointError as error:
+        result = shlex.quote(str(task.folder / RESULT))
+        return f"{error.what}; `mv {result} {result}.old` and run the sweep again: it is made again"
     except (ConfigError, RunError) as error:
         return str(error)
     except OSError as error:

@@ -7,18 +7,24 @@ process leaves either the whole of it or nothing under its name.
 
 import json
 import shutil
+import time
 import warnings
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixgrpo import manifest
 from mixgrpo.atomic import disk_error, flush
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
+
+_TRIES, _PAUSE_S = 4, 0.1
+"""So often a checkpoint is read again, and after what pause, before it counts as corrupt."""
 
 _CORRUPT = (OSError, ValueError, LookupError, TypeError, SafetensorError)
 
@@ -83,16 +89,60 @@ def load_newest(root: Path, at_most: int | None = None) -> Checkpoint | None:
             return _load(place)
         except _CORRUPT as error:
             warnings.warn(
-                f"{place}: corrupt checkpoint ({error}); falling back to the one before it, or to "
-                "the beginning where there is none",
+                f"{place}: corrupt checkpoint ({_in_words(error)}); falling back to the one before "
+                "it, or to the beginning where there is none",
                 stacklevel=2,
             )
     return None
 
 
+def _corrupt(place: Path, reason: Exception) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"{place}: corrupt checkpoint ({_in_words(reason)})",
+        _newest_whole(place.parent, but=int(place.name)),
+    )
+
+
+def read_newest(root: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run that may be training now; None where there is none.
+
+    CorruptCheckpointError where that one is not whole: an older one would be another model. What a
+    running trainer removes while it is read is not corrupt: then a newer one is there.
+    """
+    tries: Counter[Path] = Counter()
+    while True:
+        place = max(checkpoints(root), key=lambda p: int(p.name), default=None)
+        if place is None:
+            return None
+        try:
+            return _load(place)
+        except _CORRUPT as error:
+            tries[place] += 1
+            if tries[place] == _TRIES:
+                raise _corrupt(place, error) from error
+        time.sleep(_PAUSE_S)
+
+
 def load_at(root: Path, iteration: int) -> Checkpoint:
-    """Checkpoint `iteration` under `root`. ConfigError naming those there are, RunError for a
-    corrupt one."""
+    """Checkpoint `iteration` under `root`. ConfigError naming those there are,
+    CorruptCheckpointError where it is not whole."""
+    place = _place_at(root, iteration)
+    try:
+        return _load(place)
+    except _CORRUPT as error:
+        raise _corrupt(place, error) from error
+
+
+def check_at(root: Path, iteration: int) -> None:
+    """Raise what `load_at` would, without loading anything."""
+    place = _place_at(root, iteration)
+    try:
+        _check(place)
+    except _CORRUPT as error:
+        raise _corrupt(place, error) from error
+
+
+def _place_at(root: Path, iteration: int) -> Path:
     places = {int(place.name): place for place in sorted(checkpoints(root))}
     if iteration not in places:
         known = ", ".join(map(str, places)) or "none"
@@ -100,10 +150,20 @@ def load_at(root: Path, iteration: int) -> Checkpoint:
             f"{root}: no checkpoint of iteration {iteration}; it has: {known} "
             "(output.checkpoints_kept of the run says how many stay)"
         )
-    try:
-        return _load(places[iteration])
-    except _CORRUPT as error:
-        raise RunError(f"{places[iteration]}: corrupt checkpoint ({error})") from error
+    return places[iteration]
+
+
+def _newest_whole(root: Path, but: int) -> str:
+    """Which checkpoint can be asked for instead of `but`, in words."""
+    for place in sorted(checkpoints(root), key=lambda p: int(p.name), reverse=True):
+        if int(place.name) == but:
+            continue
+        try:
+            _check(place)
+        except (*_CORRUPT, RunError):
+            continue
+        return f"--checkpoint {int(place.name)} takes the newest one that is whole"
+    return "no other one is whole; --checkpoint 0 takes the model that training starts from"
 
 
 def prune(
@@ -124,24 +184,40 @@ def prune(
     counted = [place for place in good if int(place.name) not in uncounted]
     stay = {*counted[-keep:], *(place for place in good if int(place.name) in always)}
     for place in set(places) - stay:
-        shutil.rmtree(place, ignore_errors=True)
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
     for partial in root.glob(f"*{manifest.PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The folders under `root` that have a checkpoint's name."""
-    return [p for p in root.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+    """What under `root` has a checkpoint's name."""
+    return [p for p in root.glob("[0-9]*") if manifest.is_checkpoint_name(p.name)]
 
 
 def _load(place: Path) -> Checkpoint:
-    said = manifest.read(place)
-    tensors = {}
-    for name, digest in said["files"].items():
-        file = place / name
-        manifest.check(file, digest)
-        tensors[file.stem] = load_file(file)
+    said = _check(place)
+    tensors = {Path(name).stem: load_file(place / name) for name in said["files"]}
     return Checkpoint(int(said["iteration"]), tensors, said["made_on"])
+
+
+def _check(place: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in `place`; one of `_CORRUPT` where it is not whole."""
+    said = manifest.read(place)
+    for name, digest in said["files"].items():
+        manifest.check(place / name, digest)
+    return said
+
+
+def _in_words(error: Exception) -> str:
+    """One line of an error; pydantic's have several."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        return f"{manifest.NAME}: {key + ': ' if key else ''}{first['msg']}"
+    return str(error)
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ same time. Nothing is ever changed or removed but what a killed writer left half
 """
 
 import hashlib
+import json
 import os
 import time
 import warnings
@@ -28,6 +29,8 @@ FOLDER_VARIABLE = "MIXGRPO_EMBEDDINGS"
 """The environment variable that names the folder of all embeddings."""
 
 _FORMAT = "mixgrpo-embeddings-1"
+_DIGESTS = "sha256"
+"""Metadata of a shard, as JSON: the first 16 hex digits of every tensor's digest."""
 _SUFFIX = ".safetensors"
 _ABANDONED_S = 3600.0
 """A half-written shard this old has no writer any more: writing one takes seconds."""
@@ -108,7 +111,8 @@ class EmbeddingStore:
         # By age, so that the oldest of two shards with the same prompt is the one that is used,
         # whenever one looks; the random part makes the name this writer's own.
         file = self.folder / f"{time.time_ns():020d}-{os.urandom(8).hex()}{_SUFFIX}"
-        content = save(tensors, {"format": _FORMAT})
+        digests = {entry: _digest(value) for entry, value in sorted(tensors.items())}
+        content = save(tensors, {"format": _FORMAT, _DIGESTS: json.dumps(digests)})
         try:
             self._prepare_folder()
             write_bytes(file, content)
@@ -169,13 +173,18 @@ class EmbeddingStore:
             asked = {_key(prompt): prompt for prompt in own}
             try:
                 with safe_open(self.folder / shard, framework="pt") as file:
+                    # Shards of earlier versions have none.
+                    digests = json.loads((file.metadata() or {}).get(_DIGESTS, "{}"))
                     for entry in file.keys():  # noqa: SIM118
                         key, _, name = entry.partition("/")
                         if key in asked:
-                            rows[asked[key]][name] = file.get_tensor(entry)
+                            value = file.get_tensor(entry)
+                            if digests.get(entry, digest := _digest(value)) != digest:
+                                raise ValueError("it is not what was written")
+                            rows[asked[key]][name] = value
             except FileNotFoundError:
                 raise
-            except (OSError, SafetensorError) as error:
+            except (OSError, ValueError, AttributeError, SafetensorError) as error:
                 raise RunError(
                     f"{self.folder / shard}: cannot be read any more ({error}); remove it, and "
                     "its prompts are encoded again"
@@ -227,6 +236,13 @@ class EmbeddingStore:
 
 def _form(row: _Row, name: str) -> "tuple[torch.Size, torch.dtype] | None":
     return (row[name].shape, row[name].dtype) if name in row else None
+
+
+def _digest(value: "Tensor") -> str:
+    """Of a tensor's bytes: .safetensors has no checksum of its own."""
+    import torch
+
+    return hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()[:16]
 
 
 def _key(prompt: str) -> str:

@@ -131,3 +131,12 @@ class RunError(Exception):
 
 class RepeatableError(RunError):
     """A failure that running again repeats: a reward that raises, a number that is not finite."""
+
+
+class CorruptCheckpointError(RunError):
+    """A checkpoint that was to be read is not what was written, and no other one is taken."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        """`what` is wrong; which checkpoint can be asked for `instead`."""
+        super().__init__(f"{what}; {instead}")
+        self.what = what

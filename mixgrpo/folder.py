@@ -82,6 +82,14 @@ def is_finished(config: RunConfig, folder: Path) -> bool:
     return False
 
 
+def finished_after(folder: Path) -> int | None:
+    """How many iterations a finished run has done; None of one that is not finished."""
+    try:
+        return int(json.loads((folder / RESULT).read_bytes())["iterations"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 class Measured:
     """metrics.jsonl and eval.jsonl of one run."""
 

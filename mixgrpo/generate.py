@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mixgrpo import cli
 from mixgrpo.atomic import is_stream, write_bytes, write_json
-from mixgrpo.checkpoint import checkpoints
+from mixgrpo.checkpoint import check_at
 from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError, RepeatableError
 from mixgrpo.evaluate import choose, evaluation_noise
@@ -202,10 +202,9 @@ def main(
     check_places(out, sheet, run)
 
     asked = sorted(set(checkpoint or []))
-    known = {int(place.name) for place in checkpoints(run / "checkpoints")}
-    # One that does not exist is loaded first, so that it fails before any image is made.
-    first = next((i for i in asked if i and i not in known), asked[0] if asked else None)
-    loaded = load_run(run, first)
+    loaded = load_run(run, asked[0] if asked else None)
+    for iteration in asked[1:]:  # before any image is made
+        check_at(run / "checkpoints", iteration)
     iterations = asked or [loaded.iteration]
     if len(iterations) > 1 and 0 not in iterations:
         iterations = [0, *iterations]

@@ -4,9 +4,10 @@ Apart from `checkpoint`, so that it is read without torch.
 """
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel
 
 from mixgrpo.errors import RunError
 
@@ -16,23 +17,50 @@ PARTIAL = ".partial"
 """The end of the name of a checkpoint that is being written."""
 
 
+def _plain_name(name: str) -> str:
+    if Path(name).name != name or name == NAME:
+        raise ValueError(f"{name!r} is no plain file name")
+    return name
+
+
+class _Format(BaseModel):
+    format: int
+
+
+class Manifest(_Format):
+    """What manifest.json of a checkpoint says."""
+
+    iteration: int
+    files: dict[Annotated[str, AfterValidator(_plain_name)], str]
+    """The sha256 of each file, by its name."""
+    made_on: dict[str, Any]
+    """What the bytes depend on beside the configuration, such as threads."""
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether an entry of checkpoints/ has the name of a checkpoint: its iteration."""
+    return name.isascii() and name.isdigit()
+
+
 def place_of(root: Path, iteration: int) -> Path:
     """The folder of a checkpoint under `root`."""
     return root / f"{iteration:06d}"
 
 
 def read(place: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in `place`. OSError, ValueError, LookupError or TypeError for
-    a corrupt one, RunError for another version's."""
-    manifest: dict[str, Any] = json.loads((place / NAME).read_text())
-    if manifest["format"] != FORMAT:
+    """The manifest of the checkpoint in `place`. OSError or ValueError for a corrupt one, RunError
+    for another version's."""
+    text = (place / NAME).read_bytes()
+    found = _Format.model_validate_json(text).format
+    if found != FORMAT:
         raise RunError(
-            f"{place}: a checkpoint of format {manifest['format']}, this version reads {FORMAT}; "
+            f"{place}: a checkpoint of format {found}, this version reads {FORMAT}; "
             "finish the run with the version that began it, or remove its folder"
         )
-    if int(manifest["iteration"]) != int(place.name):
-        raise ValueError(f"its manifest is of iteration {manifest['iteration']}")
-    return manifest
+    manifest = Manifest.model_validate_json(text)
+    if manifest.iteration != int(place.name):
+        raise ValueError(f"its manifest is of iteration {manifest.iteration}")
+    return manifest.model_dump()
 
 
 def check(file: Path, digest: str) -> None:

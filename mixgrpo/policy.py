@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixgrpo import checkpoint
+from mixgrpo import checkpoint, manifest
 from mixgrpo.adapters import add_lora, without_adapters
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.folder import finished_after
 from mixgrpo.models import Conditioning, Policy, load_policy
 from mixgrpo.prompts import read_prompts
 from mixgrpo.ranks import Ranks
@@ -90,22 +91,18 @@ def reference_of(
     return velocity_of(frozen, config, device)
 
 
-def _newest(root: Path) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint of a run that may be training: what is read may be removed meanwhile.
-
-    RunError where there are checkpoints and none is whole: the model that training starts from
-    would be a wrong answer.
-    """
-    for _ in range(5):
-        before = checkpoint.checkpoints(root)
-        with warnings.catch_warnings(record=True) as said:
-            found = checkpoint.load_newest(root)
-        if found is not None or not before:
-            return found
-        if checkpoint.checkpoints(root) == before:
-            break
-    reason = str(said[0].message) if said else "they were removed while they were read"
-    raise RunError(f"{root}: no whole checkpoint ({reason})")
+def _newest(folder: Path) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint of a run, which may be training. RunError where it is not whole, or is
+    not the one with which the run finished: any other would be the wrong model."""
+    root = folder / "checkpoints"
+    newest = checkpoint.read_newest(root)
+    done = newest.iteration if newest else 0
+    if (finished := finished_after(folder)) and finished > done:
+        raise RunError(
+            f"{manifest.place_of(root, finished)}: is missing, though the run finished with it; "
+            f"--checkpoint {done} takes the newest one that is there"
+        )
+    return newest
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,8 @@ def load_run(
 ) -> Loaded:
     """The policy of the run in `folder` after `iteration` iterations; read-only.
 
-    `iteration`: none is the newest whole checkpoint, 0 the model that training starts from.
+    `iteration`: none is the newest checkpoint, 0 the model that training starts from. RunError
+    where that one is not whole; no other is taken for it.
     `averaged`: the averaged weights, which are the ones that evaluations judge. `precision`: other
     than the run's. ConfigError for a folder that holds no run and for an iteration without a
     checkpoint.
@@ -163,20 +161,23 @@ def load_run(
         compute = config.compute.model_copy(update={"precision": precision})
         config = config.model_copy(update={"compute": compute})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = make_policy(config, device)
     root = folder / "checkpoints"
     if iteration:
         found: checkpoint.Checkpoint | None = checkpoint.load_at(root, iteration)
     else:
-        found = _newest(root) if iteration is None else None
+        found = _newest(folder) if iteration is None else None
+    policy = make_policy(config, device)
     whole = config.model.train == "full" and found is not None
     exchange = _Exchange(policy) if whole else None
     if found is not None:
-        weights = found.tensors["average" if averaged else "weights"]
+        weights = found.tensors.get("average" if averaged else "weights", {})
         with torch.no_grad():
             for name, parameter in policy.trainable_parameters().items():
                 if name not in weights or weights[name].shape != parameter.shape:
-                    raise RunError(f"{root}: the checkpoint is of another model: {name} is amiss")
+                    raise RunError(
+                        f"{manifest.place_of(root, found.iteration)}: the checkpoint is of another "
+                        f"model: it has no {name} of shape {list(parameter.shape)}"
+                    )
                 parameter.copy_(weights[name])
     plain = velocity_of(policy, config, device)
 

@@ -155,9 +155,14 @@ def test_a_run_that_fails_is_one_line_and_the_others_are_measured(place: Path) -
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("error: "))
     assert line.startswith(f"error: {broken.run.name}: hybrid: ")
-    assert "corrupt checkpoint" in line
+    assert "000002: corrupt checkpoint (average.safetensors" in line
     assert done.stdout.endswith("3 of 4 measurements are there\n")
     assert len(files(place)) == 3
+    # What it advises works: the run makes its last checkpoint again.
+    subprocess.run(line.split("`")[1], shell=True, cwd=place, check=True)
+    with pytest.warns(UserWarning, match="corrupt checkpoint"):
+        assert train.run(broken.run.config, broken.folder) == "finished"
+    assert measure_missing(sweep, place / "runs", jobs=1) == []
 
 
 def test_a_process_that_dies_costs_its_own_measurement_only(place: Path) -> None:

@@ -188,7 +188,8 @@ def test_half_written_ones_are_not_checkpoints(root: Path) -> None:
     (root / "000012.partial" / "weights.safetensors").write_bytes(b"half")
     (root / "notes").mkdir()
     (root / "000013").write_text("a file")
-    assert loaded(root)[0] == 10
+    with pytest.warns(UserWarning, match="000013: corrupt checkpoint"):
+        assert loaded(root)[0] == 10
     checkpoint.prune(root, 5, 10)
     assert not (root / "000012.partial").exists()
     assert (root / "notes").exists()
