@@ -17,7 +17,7 @@ from mixgrpo.collect import initial_noise, step_noise
 from mixgrpo.config import RunConfig
 from mixgrpo.dpm import DPMSolver
 from mixgrpo.models import Conditioning
-from mixgrpo.objective import clipped_terms
+from mixgrpo.objective import clipped_terms, kl_step_weights
 from mixgrpo.optimizer import learning_rate, set_learning_rate
 from mixgrpo.plan import Plan, make_plan
 from mixgrpo.rollout import Velocity, sde_transition
@@ -155,6 +155,8 @@ def judge(
         with torch.no_grad():
             base = trainer.reference(step.latents, sigma, image.conditioning)
         _, of_base, _ = sde_transition(plan, step.index, step.latents, base, torch.zeros_like(v))
-        loss = loss + config.objective.kl_weight * gaussian_kl(mean, of_base, std).sum()
+        dt = plan.sigmas[step.index + 1].item() - sigma
+        (scale,) = kl_step_weights(config.objective.kl, plan.sampler.kernel, [dt])
+        loss = loss + config.objective.kl_weight * scale * gaussian_kl(mean, of_base, std).sum()
     (loss / entries).backward()
     return loss.item()

@@ -5,9 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixgrpo.steps import wide
-
 EPSILON = 1e-8
+"""Added to a group's std, as a part of the range of its rewards."""
+
+ROUNDING = 2.0**-21
+"""Rewards of a group that differ by no more than this part of the largest |reward| differ by
+rounding alone: four units in the last place of float32, in which networks score."""
 
 
 def group_advantages(
@@ -15,10 +18,12 @@ def group_advantages(
     weights: dict[str, float],
     aggregate: Literal["sum", "mean", "reward"] = "sum",
 ) -> Tensor:
-    """Advantages [prompts, group] of rewards [prompts, group] by name.
+    """Advantages [prompts, group], in float64, of rewards [prompts, group] by name.
 
-    Per reward k and group: A_k = (R_k - mean) / (std + eps), std with N - 1 degrees of freedom; a
-    group without variance in a reward gets exactly 0 for it.
+    Per reward k and group: A_k = (R_k - mean) / (std + eps (max R_k - min R_k)), std with N - 1
+    degrees of freedom; a group without variance in a reward (`has_variance`) gets exactly 0 for it.
+    Everything is relative to the rewards' own size, so that c R has the advantages of R for every
+    c > 0.
 
     * sum: A = sum_k w_k A_k (the paper). mean: that over the number of rewards (released code).
     * reward: one normalisation of sum_k w_k R_k, in which a reward of larger scale weighs more.
@@ -30,14 +35,22 @@ def group_advantages(
     # Summed in the order of the names, so that the order of a dict changes no bit.
     names = sorted(rewards)
     if aggregate == "reward":
-        return _normalise(torch.stack([weights[k] * wide(rewards[k]) for k in names]).sum(0))
-    total = torch.stack([weights[k] * _normalise(wide(rewards[k])) for k in names]).sum(0)
+        terms = torch.stack([weights[k] * rewards[k].double() for k in names])
+        # A sum is as exact as the largest of its terms, which may cancel.
+        return _normalise(terms.sum(0), terms.abs().sum(0).amax(1, keepdim=True))
+    total = torch.stack([weights[k] * _normalise(rewards[k].double()) for k in names]).sum(0)
     return total / len(names) if aggregate == "mean" else total
 
 
-def has_variance(rewards: Tensor) -> Tensor:
-    """Which groups tell their images apart: [prompts, group] -> bool [prompts]."""
-    return (rewards != rewards[:, :1]).any(1)
+def has_variance(rewards: Tensor, size: Tensor | None = None) -> Tensor:
+    """Which groups' images differ by more than rounding: [prompts, group] -> bool [prompts].
+
+    `size` [prompts, 1]: of what was rounded; without it the largest |reward| of each group.
+    """
+    values = rewards.double()
+    size = values.abs().amax(1, keepdim=True) if size is None else size
+    spread = values.amax(1) - values.amin(1)
+    return spread > ROUNDING * size[:, 0]
 
 
 def best_and_worst(advantages: Tensor, k: int) -> Tensor:
@@ -52,8 +65,12 @@ def best_and_worst(advantages: Tensor, k: int) -> Tensor:
     return torch.cat([best, rest[:, :k]], 1).sort(1).values
 
 
-def _normalise(rewards: Tensor) -> Tensor:
-    centred = rewards - rewards.mean(1, keepdim=True)
-    normalised = centred / (rewards.std(1, keepdim=True) + EPSILON)
-    # The mean of equal numbers may differ from them in the last bit; eps would blow that up.
-    return torch.where(has_variance(rewards)[:, None], normalised, torch.zeros_like(normalised))
+def _normalise(rewards: Tensor, size: Tensor | None = None) -> Tensor:
+    """Advantages of one reward, float64 [prompts, group]; `size` as `has_variance` takes it."""
+    low, high = rewards.amin(1, keepdim=True), rewards.amax(1, keepdim=True)
+    # From 0 to 1: the squares of very small or large rewards are no numbers.
+    scaled = (rewards - low) / (high - low)
+    centred = scaled - scaled.mean(1, keepdim=True)
+    normalised = centred / (scaled.std(1, keepdim=True) + EPSILON)
+    varies = has_variance(rewards, size)[:, None]
+    return torch.where(varies, normalised, torch.zeros_like(normalised))

@@ -188,6 +188,9 @@ class ObjectiveConfig(Section):
     each, so that no step outweighs the others."""
     kl_weight: float = Field(0.0, ge=0)
     """beta of the KL to the base model; 0 evaluates no reference model."""
+    kl: Literal["exact", "flow-grpo"] = "exact"
+    """What beta multiplies: the KL of the steps' Gaussians, or the form of Flow-GRPO's code for
+    images, which is -dt times that for the kernels flow and dance."""
 
 
 class OptimizerConfig(Section):

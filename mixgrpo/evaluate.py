@@ -117,7 +117,7 @@ def evaluate(
 
 
 def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """Scores [B] in float32 on the CPU. Errors name the reward and a prompt.
+    """Scores [B] in float64 on the CPU. Errors name the reward and a prompt.
 
     RunError where the reward cannot be reached (OSError); its own ConfigError or RepeatableError;
     RepeatableError where it raises anything else, or returns what are no scores. A failed reward
@@ -143,7 +143,7 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
         )
     if values.is_complex():
         raise RepeatableError(f"{about}: returned complex numbers, not real ones; {mend}")
-    values = values.detach().float().cpu()
+    values = values.detach().cpu().double()
     if not bool(values.isfinite().all()):
         bad = prompts[int((~values.isfinite()).nonzero()[0])]
         raise RepeatableError(f"reward {reward.name}: returned NaN or Inf for {bad!r}; {mend}")

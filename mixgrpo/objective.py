@@ -37,10 +37,21 @@ def grpo_loss(
 
 
 def clipped_terms(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) of every entry; ratio = exp(log_ratio)."""
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return torch.maximum(-advantages * ratio, -advantages * clipped)
+    """max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) of every entry; ratio = exp(log_ratio).
+
+    Exactly 0, with gradient 0, where A = 0, whatever the ratio: also where it overflows, which
+    would make it 0 times infinity. Where the ratio is clipped the gradient is 0 too, for the same
+    reason not by a product. An overflow in the direction that the clip does not bound (A < 0) is
+    an infinite loss, and no update is made of it.
+    """
+    with torch.no_grad():
+        ratio = log_ratio.exp()
+        flat = (advantages == 0) | torch.where(
+            advantages > 0, ratio > 1 + clip_range, ratio < 1 - clip_range
+        )
+        bound = ratio.clamp(1 - clip_range, 1 + clip_range)
+    acting = torch.where(flat, torch.zeros_like(log_ratio), log_ratio).exp()
+    return -advantages * torch.where(flat, bound, acting)
 
 
 def guarded_log_ratio(log_ratio: Tensor, mean: Tensor, mean_old: Tensor, std: Tensor) -> Tensor:
@@ -57,6 +68,20 @@ def guarded_log_ratio(log_ratio: Tensor, mean: Tensor, mean_old: Tensor, std: Te
         noise, std = noise.to(log_ratio.device), std.to(log_ratio.device)
     bias = (mean - mean_old).square().flatten(1).mean(1) / (2 * noise**2)
     return (log_ratio + bias) * noise * (std > 0)
+
+
+def kl_step_weights(
+    kind: Literal["exact", "flow-grpo"], kernel: Literal["flow", "dance", "cps"], dts: list[float]
+) -> list[float]:
+    """What the exact KL of each trained step is multiplied by, in the unit that beta refers to.
+
+    * exact: 1. The KL is mean (mean - mean_ref)^2 / (2 std^2), std = g sqrt(-dt).
+    * flow-grpo: Flow-GRPO's code for images (arXiv 2505.05470) divides by 2 g^2 instead, which is
+      -dt times the exact KL. The std of cps has no dt: there the two are the same.
+
+    `dts` are negative.
+    """
+    return [-dt if kind == "flow-grpo" and kernel != "cps" else 1.0 for dt in dts]
 
 
 def step_weights(

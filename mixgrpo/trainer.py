@@ -295,7 +295,7 @@ class Trainer:
 
     def _gather_rewards(self, part: "_Share", own: Collected | None) -> dict[str, Tensor]:
         """Rewards [P, N] of the groups of all ranks, on each of them."""
-        nothing = torch.zeros(0, self.config.rollout.group_size)
+        nothing = torch.zeros(0, self.config.rollout.group_size, dtype=torch.float64)
         return {
             name: self.ranks.gather(nothing if own is None else own.rewards[name][: part.real])
             for name in self.train_rewards
@@ -354,6 +354,7 @@ class Trainer:
         parameters = list(self.parameters.values())
         self.optimizer.zero_grad()
         first = number == 0  # the policy is still that of the rollout
+        block = self.config.rollout.block if first else None
         # Where images differ in their steps, no slot is the window's first or last step.
         whole = slots > 1 and slots == self.config.window.size
         unit = (
@@ -370,7 +371,9 @@ class Trainer:
             if conflict is not None and part == [slots - 1]:
                 conflict.before_last()
             if batch is not None and rows is not None:
-                for judged in judge(self.config, batch, rows, part, self.velocity, self.reference):
+                for judged in judge(
+                    self.config, batch, rows, part, self.velocity, self.reference, block
+                ):
                     ((judged.loss + beta * judged.kl) / (total * slots)).backward()
                     stats.append(judged.stats)
             if conflict is not None and part == [0]:

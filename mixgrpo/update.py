@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from mixgrpo.config import RunConfig
 from mixgrpo.models import Conditioning
-from mixgrpo.objective import clipped_terms, guarded_log_ratio, step_weights
+from mixgrpo.objective import clipped_terms, guarded_log_ratio, kl_step_weights, step_weights
 from mixgrpo.randomness import permutation
 from mixgrpo.ranks import Ranks
 from mixgrpo.rollout import Rollout, Velocity, WindowStep, plan_coefficients, slices, take
@@ -38,6 +38,8 @@ class Batch:
     """[w, 3]: x, v and std of each window step, on the CPU."""
     weights: Tensor
     """[w]: of each window step's loss."""
+    kl_weights: Tensor
+    """[w]: what each window step's KL is multiplied by, besides beta."""
     sigmas: Tensor
     """[w], on the CPU: at which each window step begins."""
     window: "WindowStep | None"
@@ -62,6 +64,9 @@ def make_batch(
         drawn,
         torch.tensor(found, dtype=torch.float64),
         torch.tensor(weights, dtype=torch.float64),
+        torch.tensor(
+            kl_step_weights(config.objective.kl, config.sampler.kernel, dts), dtype=torch.float64
+        ),
         plan.sigmas[list(plan.window)],
         None if drawn is None else _stacked(sampled.window),
     )
@@ -96,8 +101,12 @@ def drawn_steps(config: RunConfig, iteration: int, prompts: list[str]) -> Tensor
 
 
 def update_parts(count: int, updates: int) -> list[slice]:
-    """`count` images in `updates` consecutive parts whose sizes differ by at most one."""
-    bounds = [count * u // updates for u in range(updates + 1)]
+    """`count` images in `updates` consecutive parts whose sizes differ by at most one.
+
+    None is larger than the first: the rollout takes as many images at once, so that it and the
+    first update have batches of one shape.
+    """
+    bounds = [-(-count * u // updates) for u in range(updates + 1)]
     return [slice(a, b) for a, b in pairwise(bounds)]
 
 
@@ -161,10 +170,10 @@ class Judged:
     loss: Tensor
     """[], with gradient: sum of the weighted terms."""
     kl: Tensor
-    """[], with gradient: sum."""
+    """[], with gradient: sum, each step in the unit of `objective.kl`."""
     stats: Tensor
     """[6], without gradient: largest |ratio - 1|, number clipped, largest |log ratio|, largest
-    |delta log-prob|, loss without KL, KL."""
+    |delta log-prob|, loss without KL, exact KL."""
 
 
 def judge(
@@ -174,13 +183,19 @@ def judge(
     slots: list[int],
     velocity: Velocity,
     reference: Velocity | None,
+    block: int | None = None,
 ) -> Iterator[Judged]:
     """Loss of the rows' trained steps in these slots, one forward after the other.
 
     Each is to be backpropagated before the next is asked for, so that the activations of one
-    forward are kept at a time. A slot that begins from shared latents must come alone.
+    forward are kept at a time. A slot that begins from shared latents must come alone. `block`: the
+    most groups in one forward, as in the rollout.
     """
     if len(rows) == 0:
+        return
+    if block is not None:
+        for part in slices(len(rows), block * rows.per_group):
+            yield from judge(config, batch, rows.part(part), slots, velocity, reference)
         return
     limit = config.compute.micro_batch
     if batch.drawn is None and batch.sampled.window[slots[0]].shared:
@@ -316,18 +331,24 @@ def _losses(
     log_ratio = delta
     if objective.ratio == "guard":
         log_ratio = guarded_log_ratio(delta, mean, taken.mean, std)
-    advantages = batch.advantages[pairs.groups, pairs.images]
-    terms = clipped_terms(log_ratio, advantages, objective.clip_range) * pairs.weight
+    # What only keeps the ranks in step has weight 0, which must hold for infinite terms too.
+    counts = pairs.weight > 0
+    advantages = batch.advantages[pairs.groups, pairs.images] * pairs.weight
+    terms = clipped_terms(log_ratio, advantages, objective.clip_range)
     loss = (terms * _like(batch.weights[where], terms)).sum()
-    kl = torch.zeros_like(loss)
+    kl = exact = torch.zeros_like(loss)
     if base is not None:
         of_base = wide(x) * wx + wide(base) * wv
-        kl = (gaussian_kl(mean, of_base, std) * pairs.weight).sum()
+        each = torch.where(counts, gaussian_kl(mean, of_base, std), torch.zeros_like(terms))
+        exact = each.detach().sum()
+        kl = (each * _like(batch.kl_weights[where], each)).sum()
     with torch.no_grad():
-        distance = (log_ratio.exp() - 1).abs() * pairs.weight
-        clipped = ((distance > objective.clip_range) * pairs.weight).sum()
-        largest = [(values.abs() * pairs.weight).max() for values in (log_ratio, delta)]
-        stats = torch.stack([distance.max(), clipped, *largest, loss.detach(), kl.detach()])
+        nothing = torch.zeros_like(log_ratio)
+        delta, log_ratio = (torch.where(counts, v, nothing) for v in (delta, log_ratio))
+        distance = (log_ratio.exp() - 1).abs()
+        clipped = (distance > objective.clip_range).to(distance.dtype).sum()
+        largest = [values.abs().max() for values in (log_ratio, delta)]
+        stats = torch.stack([distance.max(), clipped, *largest, loss.detach(), exact])
     return Judged(loss, kl, stats)
 
 

@@ -32,9 +32,11 @@ class Window:
     The progressive strategies move from `start`. At L they stay (`at_end="hold"`, Algorithm 1) or,
     when the interval at L has passed, begin again at `start` (`"restart"`).
 
-    `"released"` shifts when the released code shifts: its bound is T - 2, so that no window covers
-    the last two steps; it goes on to first steps as far as T - 3 and then begins again. Where it
-    would shrink the window (first steps above T - 2 - w), this one stays whole, at T - 2 - w.
+    `"released"` shifts when the released code shifts, in every strategy that moves by an interval:
+    its bound is M = T - 2 (or `stop`, if that comes first), so that no window covers the last two
+    steps; it goes on to first steps as far as M - 1 and then begins again. Its linear decay falls
+    to `interval_min` at l = M and rounds down. Where it would shrink the window (first steps above
+    M - w), this one stays whole, at M - w.
 
     Raises ValueError where the window does not fit the trajectory.
     """
@@ -64,10 +66,13 @@ class Window:
     @property
     def last(self) -> int:
         """L, the last position of the window's first step: T - w without `stop`."""
-        stop = self.steps if self.stop is None else min(self.stop, self.steps)
-        if self.at_end == "released":
-            stop = min(stop, self.steps - 2)
-        return stop - self.size
+        return self._bound - self.size
+
+    @property
+    def _bound(self) -> int:
+        """The step before which every window ends; released: M."""
+        bound = self.steps if self.stop is None else min(self.stop, self.steps)
+        return min(bound, self.steps - 2) if self.at_end == "released" else bound
 
     def start_at(self, iteration: int) -> int:
         """l, the window's first step at `iteration` = 0, 1, 2, ..."""
@@ -101,15 +106,17 @@ class Window:
             return self.size
         _, begins, total = self._path
         first = self.start + self.stride * (bisect_right(begins, iteration % total) - 1)
-        return min(self.size, self.steps - 2 - first)
+        return min(self.size, self._bound - first)
 
     def interval_at(self, position: int) -> int:
-        """How many iterations a progressive window stays at `position`."""
+        """How many iterations a progressive window stays at `position`; released: at the position
+        that it would have if it were cut short."""
         if self.strategy == "linear-decay":
-            # In whole numbers: a rounding error would round a whole interval up by one.
-            return self.interval - (self.interval - self.interval_min) * position // max(
-                1, self.last
-            )
+            # In whole numbers: a rounding error would change a whole interval by one.
+            fall = (self.interval - self.interval_min) * position
+            if self.at_end == "released":
+                return self.interval + -fall // self._bound
+            return self.interval - fall // max(1, self.last)
         if self.strategy == "exp-decay":
             falling = math.exp(-self.decay * max(0, position - self.threshold))
             return max(1, math.ceil(self.interval * falling))
@@ -119,15 +126,14 @@ class Window:
     def _path(self) -> tuple[list[int], list[int], int]:
         """Positions, the iteration at which each begins, and the length of one whole pass."""
         if self.at_end == "released":
-            moves = range(self.start, self.steps - 2, self.stride)
-            positions = [min(position, self.last) for position in moves]
+            moves = list(range(self.start, self._bound, self.stride))
         else:
-            positions = [*range(self.start, self.last, self.stride), self.last]
+            moves = [*range(self.start, self.last, self.stride), self.last]
         begins, begin = [], 0
-        for position in positions:
+        for position in moves:
             begins.append(begin)
             begin += self.interval_at(position)
-        return positions, begins, begin
+        return [min(position, self.last) for position in moves], begins, begin
 
     def _draw(self, iteration: int) -> int:
         # A hash is the same on every platform, rank and version; 2^64 values over at most a

@@ -238,7 +238,8 @@ def trajectory(
 
 
 def advantages(rewards: dict[str, Array], weights: dict[str, float], aggregate: str) -> Array:
-    """Groups are rows; (R - mean) / (std + 1e-8), N - 1 degrees of freedom; no variance gives 0."""
+    """Groups are rows; (R - mean) / (std + 1e-8 (max R - min R)), N - 1 degrees of freedom; 0 where
+    there is no variance."""
 
     def normalised(values: Array) -> Array:
         result = np.zeros_like(values)
@@ -246,7 +247,7 @@ def advantages(rewards: dict[str, Array], weights: dict[str, float], aggregate: 
             mean = math.fsum(group) / len(group)
             spread = math.sqrt(math.fsum((group - mean) ** 2) / (len(group) - 1))
             if max(group) > min(group):
-                result[g] = (group - mean) / (spread + 1e-8)
+                result[g] = (group - mean) / (spread + 1e-8 * (max(group) - min(group)))
         return result
 
     if aggregate == "reward":
@@ -311,6 +312,9 @@ class Judged:
 
     loss: float
     kl: float
+    """Exact, in nats per element."""
+    penalty: float
+    """The same in the unit of `kl_kind`."""
     gradient: dict[str, Array]
 
 
@@ -328,13 +332,19 @@ def judge(
     ratio_kind: str = "plain",
     step_weight: str = "none",
     density: str = "normalised",
+    kl_kind: str = "exact",
+    kernel: str = "flow",
 ) -> Judged:
     """Loss of the images `chosen` (an index of the batch) over their steps of the window.
 
     steps: all of the window. trained: for each image of the batch, the places in `steps` of those
-    that it trains; none: all of them. The KL is not weighted.
+    that it trains; none: all of them. The KL has no step weight; by `kl_kind`:
+
+    * exact: mean (mean - mean_ref)^2 / (2 std^2).
+    * flow-grpo: mean (mean - mean_ref)^2 / (2 g^2), g the noise level of the kernel without its
+      sqrt(-dt); cps has none, and there g is the std.
     """
-    loss = kl = 0.0
+    loss = kl = penalty = 0.0
     gradient = {"inner": np.zeros_like(net.inner), "outer": np.zeros_like(net.outer)}
     images = np.arange(len(a))[chosen]
     a, text = a[chosen], text[chosen]
@@ -368,7 +378,11 @@ def judge(
         if reference is not None:
             base = t.cx * x + t.cv * reference.velocity(x, step.sigma, text)
             kl += (share * ((mean - base) ** 2 / (2 * t.std**2)).mean(1)).sum()
-            by_mean = by_mean + kl_weight * share[:, None] * (mean - base) / t.std**2 / elements
+            noise = t.std
+            if kl_kind == "flow-grpo" and kernel != "cps":
+                noise = t.std / math.sqrt(-step.dt)
+            penalty += (share * ((mean - base) ** 2 / (2 * noise**2)).mean(1)).sum()
+            by_mean = by_mean + kl_weight * share[:, None] * (mean - base) / noise**2 / elements
         parts = net.backward(x, step.sigma, text, t.cv * by_mean)
         gradient = {k: gradient[k] + parts[k] for k in gradient}
-    return Judged(float(loss), float(kl), gradient)
+    return Judged(float(loss), float(kl), float(penalty), gradient)

@@ -103,6 +103,82 @@ def test_scale_and_offset_of_a_reward_do_not_matter_but_in_reward_aggregation(
         assert same == (aggregate != "reward")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e-20, 1e-8, 1e8, 1e30, 1e300])
+def test_the_scale_of_all_rewards_does_not_matter(
+    scale: float, aggregate: Aggregate, dtype: torch.dtype
+) -> None:
+    if dtype == torch.float32 and not 1e-30 <= scale <= 1e30:
+        pytest.skip("no float32 is that size")
+    rewards = {k: v.to(dtype) for k, v in rewards_of(5).items()}
+    weights = {"a": 1.0, "b": 0.5, "c": 2.0}
+    scaled = {k: v * scale for k, v in rewards.items()}
+    expected, got = (group_advantages(r, weights, aggregate) for r in (rewards, scaled))
+    # A product rounds in the rewards' own dtype.
+    torch.testing.assert_close(got, expected, rtol=0, atol=3e-6 if dtype == torch.float32 else 1e-9)
+    assert float(got.abs().max()) > 0.5
+
+
+def test_a_small_spread_around_a_large_mean() -> None:
+    """1000 +- 0.1: what float32 can hold of the rewards is used to the last bit."""
+    exact = [999.9, 1000.1, 1000.0, 999.95, 1000.05]
+    by_hand = np.array(exact) - np.mean(exact)
+    by_hand /= np.std(exact, ddof=1)
+    for dtype, error in ((torch.float64, 1e-7), (torch.float32, 5e-4)):
+        given_ = torch.tensor([exact], dtype=dtype)
+        got = group_advantages({"a": given_}, {"a": 1.0})
+        np.testing.assert_allclose(got[0].numpy(), by_hand, atol=error)
+        held = given_[0].double().numpy()
+        np.testing.assert_allclose(
+            got[0].numpy(), (held - held.mean()) / held.std(ddof=1), rtol=1e-7, atol=1e-10
+        )
+    assert got.dtype == torch.float64
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("value", [0.1, 1e-30, -7.0, 1e30])
+def test_rounding_is_no_variance(value: float, aggregate: Aggregate) -> None:
+    """The last bits of float32 do not become advantages, whatever holds them."""
+    one = torch.tensor(value)
+    up, down = (torch.nextafter(one, torch.tensor(v)) for v in (math.inf, -math.inf))
+    group = torch.stack([one, up, down, one])
+    for noisy in (group, group.double()):
+        rewards = {"a": torch.stack([noisy, torch.arange(4).to(noisy) * one])}
+        got = group_advantages(rewards, {"a": 1.0}, aggregate)
+        assert (got[0] == 0).all()
+        assert (got[1] != 0).all()
+        assert has_variance(rewards["a"]).tolist() == [False, True]
+
+
+def test_terms_that_cancel_leave_their_rounding() -> None:
+    """The sum of two rewards is no more exact than the larger of them."""
+    a = torch.tensor([[1000.1, 1000.1, 1000.1]])
+    rewards = {"a": a, "b": -torch.nextafter(a, torch.tensor([[2000.0, 0.0, 2000.0]]))}
+    assert (group_advantages(rewards, {"a": 1.0, "b": 1.0}, "reward") == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "expected"),
+    [
+        (
+            "sum",
+            [
+                [-0.492807, -0.433013, -0.895923, 1.821743],
+                [-1.136903, -0.783349, 0.952029, 0.968223],
+            ],
+        ),
+    ],
+)
+def test_golden_values(aggregate: Aggregate, expected: list[list[float]]) -> None:
+    rewards = {
+        "a": torch.tensor([[0.1, 0.3, 0.2, 0.6], [0.5, 0.5, 0.9, 0.7]]),
+        "b": torch.tensor([[1, 0, 0, 1], [2, 2.5, 2, 3.5]]),
+    }
+    got = group_advantages(rewards, {"a": 1.0, "b": 0.5}, aggregate)
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_groups_do_not_touch_and_advantages_sum_to_zero(aggregate: Aggregate) -> None:
     rewards = rewards_of(0)

@@ -513,6 +513,7 @@ CHANGED: dict[str, Any] = {
     "objective.step_weight": "noise",
     "objective.step_gradient": "unit",
     "objective.kl_weight": 0.1,
+    "objective.kl": "flow-grpo",
     "optimizer.name": "torch.optim.SGD",
     "optimizer.options": {"eps": 1e-6},
     "optimizer.lr": 2e-5,

@@ -120,6 +120,21 @@ ITERATIONS: list[dict[str, Any]] = [
     {"objective": {"step_gradient": "unit", "kl_weight": 0.2}, "window": {"size": 3}},
     {"objective": {"step_gradient": "unit"}, "sampler": {"sde": "all"}, "window": {"size": 5}},
     {"objective": {"kl_weight": 0.7}},
+    {"objective": {"kl_weight": 3.0, "kl": "flow-grpo"}},
+    {
+        "objective": {"kl_weight": 3.0, "kl": "flow-grpo", "step_gradient": "unit"},
+        "sampler": {"kernel": "dance", "eta": 0.3},
+    },
+    {
+        "objective": {"kl_weight": 3.0, "kl": "flow-grpo"},
+        "sampler": {"sde": "all"},
+        "window": {"size": 4, "count": 2},
+    },
+    {
+        "objective": {"kl_weight": 0.7, "kl": "flow-grpo"},
+        "sampler": {"kernel": "cps", "eta": 0.8},
+        "window": {"start": 3, "strategy": "frozen"},
+    },
     {"optimizer": {"max_grad_norm": 1e-3}},
     {"objective": {"advantage_clip": 0.5}},
     {"compute": {"micro_batch": 3}},
@@ -245,6 +260,8 @@ def compare(
                 ratio_kind=config.objective.ratio,
                 step_weight=config.objective.step_weight,
                 density=config.sampler.density,
+                kl_kind=config.objective.kl,
+                kernel=config.sampler.kernel,
             )
             if unit:
                 judged.gradient = mean_of_units(
@@ -321,6 +338,8 @@ def mean_of_units(
             config.objective.kl_weight,
             base,
             trained=[{place}] * a.size,
+            kl_kind=config.objective.kl,
+            kernel=config.sampler.kernel,
         ).gradient
         norm = math.sqrt(sum((g**2).sum() for g in gradient.values())) or 1.0
         total = {k: total[k] + gradient[k] / norm / len(window) for k in total}
@@ -352,6 +371,8 @@ def first_and_last(
             ratio_kind=config.objective.ratio,
             step_weight=config.objective.step_weight,
             density=config.sampler.density,
+            kl_kind=config.objective.kl,
+            kernel=config.sampler.kernel,
         )
         gradients.append(np.concatenate([g.ravel() for g in judged.gradient.values()]))
     first, last = gradients
@@ -600,3 +621,4 @@ def test_updates_share_the_images_evenly(images: int, updates: int) -> None:
     sizes = {part.stop - part.start for part in parts}
     assert len(parts) == updates
     assert max(sizes) - min(sizes) <= 1
+    assert parts[0].stop == max(sizes)  # of this size are the rollout's batches

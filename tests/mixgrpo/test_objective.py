@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixgrpo.objective import grpo_loss
+from mixgrpo.objective import clipped_terms, grpo_loss, kl_step_weights
 from tests.mixgrpo import oracle
 
 CLIP = 0.2
@@ -76,3 +76,46 @@ def test_an_unbounded_ratio_is_clipped_away_or_seen() -> None:
         assert float(grpo_loss(new, old, torch.tensor([-1.0]), clip)[0]) == pytest.approx(
             math.exp(5), rel=1e-5
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage", "value", "gradient"),
+    [
+        (1e4, 0.0, 0.0, 0.0),  # infinity times 0
+        (math.inf, 0.0, 0.0, 0.0),
+        (-1e4, 0.0, 0.0, 0.0),
+        (-math.inf, 0.0, 0.0, 0.0),
+        (1e4, -0.0, 0.0, 0.0),
+        (1e4, 2.0, -2 * (1 + CLIP), 0.0),  # clipped: its gradient is not 0 times infinity either
+        (-1e4, 2.0, 0.0, 0.0),
+        (-math.inf, 2.0, 0.0, 0.0),
+        (-1e4, -2.0, 2 * (1 - CLIP), 0.0),
+        (-math.inf, -2.0, 2 * (1 - CLIP), 0.0),
+        (1e4, -2.0, math.inf, math.inf),  # nothing bounds it: seen, and no update made of it
+    ],
+)
+def test_a_ratio_beyond_all_numbers(
+    log_ratio: float, advantage: float, value: float, gradient: float, dtype: torch.dtype
+) -> None:
+    """Beside an ordinary entry, which it must not spoil."""
+    given_ = torch.tensor([log_ratio, 0.0], dtype=dtype, requires_grad=True)
+    terms = clipped_terms(given_, torch.tensor([advantage, 1.0], dtype=dtype), CLIP)
+    (slope,) = torch.autograd.grad(terms.sum(), given_)
+    assert terms.tolist() == pytest.approx([value, -1.0], rel=1e-6)
+    assert slope.tolist() == pytest.approx([gradient, -1.0], rel=1e-6)
+
+
+def test_a_ratio_that_is_no_number_is_not_hidden() -> None:
+    for advantage in (1.0, -1.0, 0.0):
+        terms = clipped_terms(torch.tensor([math.nan]), torch.tensor([advantage]), CLIP)
+        assert terms.isnan().all()
+
+
+def test_flow_grpos_kl_leaves_dt_out() -> None:
+    """Golden values: T = 25, shift 3; its std is g sqrt(-dt) but for cps, which has no dt."""
+    dts = [-0.013699, -0.014470, -0.015309, -0.016223, -0.027747, -0.095785]
+    for kernel in ("flow", "dance"):
+        assert kl_step_weights("flow-grpo", kernel, dts) == [-dt for dt in dts]  # type: ignore[arg-type]
+        assert kl_step_weights("exact", kernel, dts) == [1.0] * 6  # type: ignore[arg-type]
+    assert kl_step_weights("flow-grpo", "cps", dts) == [1.0] * 6

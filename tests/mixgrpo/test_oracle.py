@@ -54,6 +54,7 @@ JUDGED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"step_weight": "noise"}),
     ({}, {"step_weight": "inverse-dt", "kl_weight": 0.3}),
     ({}, {"trained": SUBSETS, "kl_weight": 0.3}),
+    ({}, {"kl_weight": 3.0, "kl_kind": "flow-grpo"}),
     ({}, {"trained": SUBSETS, "ratio_kind": "guard", "step_weight": "noise"}),
     # The last step of the trajectory, where cps has no noise.
     ({"kernel": "cps", "eta": 0.8, "first": 5}, {"step_weight": "noise", "trained": SUBSETS}),
@@ -75,7 +76,7 @@ def test_gradient_is_that_of_finite_differences(
 
     def objective(n: ToyNet) -> float:
         result = judge(n)
-        return result.loss + float(given_.get("kl_weight", 0.0)) * result.kl
+        return result.loss + float(given_.get("kl_weight", 0.0)) * result.penalty
 
     now, move = moved(net()), 1e-6
     gradient = judge(now).gradient

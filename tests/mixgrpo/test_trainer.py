@@ -95,6 +95,55 @@ def test_ratio_is_one_in_the_first_update_and_not_after_it() -> None:
         assert line["clip_fraction"] > 0
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"rollout": {"group_size": 10}, "objective": {"updates": 4}},
+        {"rollout": {"group_size": 5}, "objective": {"updates": 3}, "compute": {"micro_batch": 4}},
+        {"rollout": {"group_size": 7, "noise": "own"}, "objective": {"updates": 5}},
+        {"rollout": {"group_size": 7, "prompts": 3, "block": 2}, "objective": {"updates": 2}},
+        {
+            "rollout": {"group_size": 7, "prompts": 3, "block": 2},
+            "objective": {"updates": 3},
+            "compute": {"micro_batch": 3},
+            "window": {"start": 2},
+        },
+    ],
+    ids=str,
+)
+def test_the_first_updates_batches_are_the_rollouts(
+    sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latent by latent: then the ratio is 1 in every precision, on every device."""
+    trainer = make(**sections)
+    sampled: set[tuple[tuple[int, ...], bytes]] = set()
+    updated: list[tuple[tuple[int, ...], bytes]] = []
+    plain, step = trainer.velocity._velocity, trainer._step
+    updates = 0
+
+    def velocity(x: Tensor, sigma: Any, conditioning: Any) -> Tensor:
+        batch = (tuple(x.shape), x.detach().numpy().tobytes())
+        if torch.is_grad_enabled():
+            if not updates:
+                updated.append(batch)
+        else:
+            sampled.add(batch)
+        return plain(x, sigma, conditioning)
+
+    def stepped() -> None:
+        nonlocal updates
+        updates += 1
+        step()
+
+    monkeypatch.setattr(trainer.velocity, "_velocity", velocity)
+    monkeypatch.setattr(trainer, "_step", stepped)
+    line = trainer.iterate(0)
+    assert updates == trainer.config.objective.updates
+    assert set(updated) <= sampled
+    assert len(updated) >= trainer.config.window.size
+    assert line["noise_floor"] == 0
+
+
 def test_kl_is_zero_at_first_and_positive_once_the_policy_has_moved() -> None:
     trainer = make(objective={"kl_weight": 0.1, "updates": 1})
     assert trainer.iterate(0)["kl"] == 0

@@ -87,6 +87,9 @@ def _fields(window: Window) -> dict[str, Any]:
 
 def intervals_by_the_formula(w: Window, position: int) -> int:
     last = last_position(w)
+    if w.strategy == "linear-decay" and w.at_end == "released":
+        share = Fraction(position, last + w.size)
+        return max(1, math.trunc(w.interval * (1 - share) + w.interval_min * share))
     if w.strategy == "linear-decay":
         fraction = Fraction(position, last) if last else Fraction(0)
         return math.ceil(w.interval + (w.interval_min - w.interval) * fraction)
@@ -102,12 +105,12 @@ def test_progressive_path_step_by_step(w: Window) -> None:
     for m in range(400):
         assert w.start_at(m) == min(position, last)
         stayed += 1
-        if stayed == intervals_by_the_formula(w, min(position, last)):
+        if stayed == intervals_by_the_formula(w, position):
             stayed = 0
             if w.at_end == "released":
-                # It goes on as if windows could begin anywhere before T - 2.
+                # It goes on as if windows could begin anywhere before their bound.
                 position += w.stride
-                if position >= w.steps - 2:
+                if position >= last + w.size:
                     position = w.start
             elif position < last:
                 position = min(last, position + w.stride)
@@ -164,6 +167,35 @@ def test_released_at_the_papers_setting() -> None:
     assert [w.start_at(m) for m in (474, 475, 574, 575, 576)] == [18, 19, 19, 0, 0]
     # Up to there it is where the others are.
     assert [w.start_at(m) for m in range(500)] == [make().start_at(m) for m in range(500)]
+
+
+RELEASED = {
+    "constant": [25 * p for p in range(24)],
+    "linear-decay": [
+        *(0, 10, 19, 28, 36, 44, 52, 59, 66, 72, 78, 84),
+        *(89, 94, 98, 102, 106, 109, 112, 114, 116, 118, 119, 120),
+    ],
+    "exp-decay": [*range(0, 351, 25), 373, 394, 413, 430, 446, 460, 473, 485, 496],
+}
+"""The iteration at which the released code's l becomes 0, 1, 2, ...: T = 25, tau 25, decay from 10
+to 1, k = 0.1 above step 13. At the last one it is 23, and the code fails or rolls back."""
+
+
+@pytest.mark.parametrize("strategy", RELEASED)
+def test_released_shifts_when_the_released_code_does(strategy: Strategy) -> None:
+    begins = RELEASED[strategy]
+    interval = 10 if strategy == "linear-decay" else 25
+    w = make(strategy, interval=interval, interval_min=1, at_end="released")
+    whole = begins[-1]
+    for m in range(3 * whole + 7):
+        position = max(p for p, begin in enumerate(begins) if begin <= m % whole)
+        assert w.start_at(m) == min(19, position)
+        assert w.released_size_at(m) == min(4, 23 - position)
+
+
+def test_stop_bounds_the_released_path_too() -> None:
+    w = make(interval=1, size=2, stop=6, at_end="released")
+    assert [w.start_at(m) for m in range(8)] == [0, 1, 2, 3, 4, 4, 0, 1]
 
 
 @given(windows(at_ends=("hold", "restart")))
