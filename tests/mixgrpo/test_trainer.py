@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixgrpo import collect
+from mixgrpo import collect, update
 from mixgrpo import evaluate as evaluation
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.evaluate import evaluation_noise, score
@@ -142,6 +142,62 @@ def test_the_first_updates_batches_are_the_rollouts(
     assert set(updated) <= sampled
     assert len(updated) >= trainer.config.window.size
     assert line["noise_floor"] == 0
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30])
+def test_a_rewards_scale_changes_no_weight(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power of two changes no bit; float64 holds what float32 cannot."""
+    plain = make()
+    lines = [plain.iterate(m) for m in range(2)]
+    exact = 2.0 ** round(math.log2(scale))
+    own = toy.Brightness.score
+
+    def scaled_score(reward: toy.Brightness, images: Tensor, prompts: list[str]) -> Tensor:
+        return own(reward, images, prompts).double() * exact
+
+    monkeypatch.setattr(toy.Brightness, "score", scaled_score)
+    scaled = make()
+    others = [scaled.iterate(m) for m in range(2)]
+    for line, other in zip(lines, others, strict=True):
+        assert other["advantage_std"] == line["advantage_std"] > 0
+        assert other["reward_brightness_mean"] == pytest.approx(
+            exact * line["reward_brightness_mean"]
+        )
+        assert other["groups_without_variance"] == line["groups_without_variance"]
+    for name, parameter in weights(plain).items():
+        assert torch.equal(parameter, scaled.parameters[name])
+
+
+def test_an_infinite_ratio_of_a_group_without_advantages_spoils_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first prompt's images all have one score, and ratios that no float holds."""
+    trainer = make(rollout={"prompts": 2}, objective={"updates": 1, "kl_weight": 0.1})
+    group = trainer.config.rollout.group_size
+
+    def one_score(reward: Any, images: Tensor, prompts: list[str]) -> Tensor:
+        values: Tensor = reward.score(images, prompts).double()
+        values[:group] = 0.5
+        return values
+
+    original = update.log_prob
+
+    def huge(sample: Tensor, *rest: Any) -> Tensor:
+        more = torch.zeros(len(sample), dtype=sample.dtype)
+        more[: len(sample) // 2] = 1e4
+        return original(sample, *rest) + more
+
+    monkeypatch.setattr(collect, "score", one_score)
+    monkeypatch.setattr(update, "log_prob", huge)
+    before = weights(trainer)
+    line = trainer.iterate(0)
+    assert line["groups_without_variance"] == 1
+    assert math.isfinite(line["loss"])
+    assert 0 < line["grad_norm"] < math.inf
+    assert line["ratio_max"] == math.inf
+    for name, value in weights(trainer).items():
+        assert value.isfinite().all()
+        assert not torch.equal(value, before[name])
 
 
 def test_kl_is_zero_at_first_and_positive_once_the_policy_has_moved() -> None:
