@@ -181,7 +181,7 @@ def _cores(slot: int, slots: int) -> tuple[int, ...]:
 
 def _fresh(logs: Path) -> Path:
     """A folder that no earlier start used: submitit would find that one's results."""
-    logs.mkdir(parents=True, exist_ok=True)
+    logs.mkdir(exist_ok=True)
     taken = [int(p.name[5:]) for p in logs.glob("start*") if p.name[5:].isdigit()]
     folder = logs / f"start{max(taken, default=0) + 1:03d}"
     folder.mkdir()

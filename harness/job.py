@@ -63,7 +63,8 @@ _MOST_WARNINGS = 20
 _PATIENCE_WITH_RANKS_S = 5.0
 """The first rank records why a run ended; the others leave it time to."""
 
-Outcome = Reason | Literal["busy"]
+Outcome = Reason | Literal["busy", "gone"]
+"""`busy`: another process owns the run. `gone`: its folder is not there, or not any more."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Job:
         _tell(f"{self.folder}: {outcome}", sys.stdout)
         if self.ranks:
             leave_ranks()
-            if outcome == "busy":
+            if outcome in ("busy", "gone"):
                 # The others wait for this one: srun ends them when it fails.
                 sys.exit(lease.TAKEN_OVER)
         if outcome == "yielded" and not self.packed:
@@ -140,14 +141,19 @@ class Job:
         for a process of its own, whose output then goes to a log of the attempt.
         """
         folder = Path(self.folder)
-        owner = lease.acquire(folder / OWNER, patience_s=2.0)
+        try:
+            owner = lease.acquire(folder / OWNER, patience_s=2.0)
+        except (FileNotFoundError, NotADirectoryError):
+            _tell(f"{folder}: is not there any more; nothing is begun in its place")
+            return "gone"
         if owner is None:
             return "busy"
+        owner.ends_process = self.executor != "inline"  # the launcher's own process says more
         try:
             if self.packed and (ended := _ended_by_itself(folder, where)):
                 return ended
             try:
-                record = _Record(folder, self, where, owner.now)
+                record = _Record(folder, self, where, owner)
             except OSError as full:
                 if full.errno not in _NO_SPACE:
                     raise
@@ -156,6 +162,9 @@ class Job:
             log = record.attempt.log
             with _log(folder / log) if log else contextlib.nullcontext():
                 return self._attempt(folder, record, should_stop, should_yield)
+        except lease.FolderGoneError as gone:
+            _tell(f"error: {gone}")
+            return "gone"
         finally:
             owner.release()
 
@@ -169,6 +178,7 @@ class Job:
         stop_file = folder / STOP
 
         def asked_to_stop() -> bool:
+            record.owner.check()
             return should_stop() or stop_file.exists()
 
         reason: Reason
@@ -184,8 +194,13 @@ class Job:
                 self._adopt(folder, config, record)
                 with warnings.catch_warnings():
                     warnings.showwarning = record.warned
-                    reason = load(self.train)(config, folder, asked_to_stop)
+                    train = load(self.train)
+                    record.owner.check()  # to import it took a while
+                    reason = train(config, folder, asked_to_stop)
+        except lease.FolderGoneError:
+            raise
         except Exception as caught:
+            record.owner.check()  # what failed may be that the folder is gone
             reason, error = _reason(caught), _explain(caught)
             _tell(error)
         if reason == "stopped" and should_yield() and not stop_file.exists():
@@ -216,7 +231,6 @@ class Job:
     def _follow(self, where: Here, should_stop: Callable[[], bool]) -> str:
         """The part of a rank that is not the first: the first one owns the folder and records."""
         folder = Path(self.folder)
-        (folder / "log").mkdir(parents=True, exist_ok=True)
         with _log(folder / "log" / f"{where.job}.rank{where.rank}.log"):
             try:
                 config = RunConfig.model_validate_json(self.config)
@@ -323,14 +337,13 @@ def _log(file: Path) -> Iterator[None]:
 class _Record:
     """The record of one attempt, written anew whenever there is more to say."""
 
-    def __init__(
-        self, folder: Path, job: Job, where: Here | None, now: Callable[[], float]
-    ) -> None:
+    def __init__(self, folder: Path, job: Job, where: Here | None, owner: lease.Lease) -> None:
         """Begin it, and write the end of one before that could not.
 
-        `now` is a clock that all machines share: attempts of a run are compared by it.
+        The clock is the `owner`'s, which all machines share: attempts of a run are compared by it.
+        FolderGoneError, here and at every change, where the folder is not the owner's any more.
         """
-        self.folder, self.now = folder, now
+        self.folder, self.owner = folder, owner
         self.environment = environment.describe(job.threads, job.gpu)
         processes = int(os.environ.get("SLURM_NTASKS", "1")) if job.ranks else 1
         self.made_on = environment.decisive(self.environment, processes, job.sharded)
@@ -342,7 +355,7 @@ class _Record:
             number=number,
             pid=os.getpid(),
             job_id=place.job,
-            started=now(),
+            started=owner.now(),
             ended=None,
             reason=None,
             error=None,
@@ -384,12 +397,13 @@ class _Record:
 
     def end(self, reason: Reason, error: str | None) -> None:
         try:
-            self._write(replace(self.attempt, ended=self.now(), reason=reason, error=error))
+            self._write(replace(self.attempt, ended=self.owner.now(), reason=reason, error=error))
         except OSError as full:
             # A record without an end reads as killed, which is as true: only the words are lost.
             _tell(f"{self.folder}: cannot record that it ended: {full}")
 
     def _write(self, attempt: Attempt) -> None:
+        self.owner.check()
         _write_attempt(self.folder, attempt)
 
 

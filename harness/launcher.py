@@ -65,11 +65,12 @@ class Launcher:
         scheduler: Scheduler,
         retry: Retry = "lost",
         sharing: Sharing | None = None,
+        held: lease.Lease | None = None,
     ) -> None:
         """`make_executor` is given what an inline job asks after every iteration. Without `sharing`
-        every run is computed from its beginning."""
+        every run is computed from its beginning. `held` is the sweep's lease."""
         self.sweep, self.runs_dir, self.progress, self.retry = sweep, runs_dir, progress, retry
-        self.scheduler, self.sharing = scheduler, sharing
+        self.scheduler, self.sharing, self.held = scheduler, sharing, held
         self.executor = make_executor(self._after_iteration)
         self.signals = 0
         self.active: set[str] = set()
@@ -86,16 +87,25 @@ class Launcher:
         """When, and how often, jobs were released that Slurm had held, by task."""
         self._states: dict[str, RunState] = {}
         self._watch = lease.Watch()
+        self.vanished: set[str] = set()
+        """Folder names of runs whose folder was there and is not any more."""
+        self._seen: set[str] = set()
+        """Folder names of runs whose folder was there."""
         self._trunks: dict[str, Trunk] = {}
         """From where runs start that have nothing yet, as it was seen last."""
 
     def go(self) -> bool:
-        """Run until nothing is left to do. False where it was interrupted."""
+        """Run until nothing is left to do. False where it was interrupted.
+
+        RunError where a disk is full, or the sweep's folder was renamed, removed or replaced.
+        """
         with _handling(self._interrupt):
             self._copy_finished()
             while True:
                 begin = time.monotonic()
+                self._check_folder()
                 states = self._look()
+                self._check_folder()
                 self._reap(states)
                 self.progress.warnings(states)
                 if self.signals:
@@ -109,6 +119,7 @@ class Launcher:
                 except BrokenPipeError:  # whoever read the output (`| head`) has gone
                     raise
                 except OSError as error:
+                    self._check_folder()
                     self._stop()
                     raise self._no_room(error) from error
                 if not (started or self._busy(states) or self._waiting(states) or self.signals):
@@ -117,6 +128,43 @@ class Launcher:
                 self.progress.update(self._look, self.executor.slots)
                 if not started:
                     self._pause(max(PAUSE_S, _MOST_OF_THE_TIME * (time.monotonic() - begin)))
+
+    def _check_folder(self) -> None:
+        """RunError where the sweep's folder is not the one in which this launcher began. What the
+        jobs do then is said, for their records cannot be read any more."""
+        if self.held is None or not self.held.gone():
+            return
+        live = [s for name, s in self._states.items() if s.state in LIVE or name in self.active]
+        jobs = ""
+        if live and self.executor.outlive:
+            tasks = sorted({state.place.task for state in live if state.place is not None})
+            jobs = (
+                f"; {len(live)} run(s) in Slurm end by themselves, those that run at once and "
+                "those that wait when they begin"
+            )
+            if tasks:
+                jobs += f" (scancel {' '.join(tasks)} ends them now)"
+        elif live:
+            jobs = f"; {len(live)} running run(s) end by themselves"
+        raise lease.FolderGoneError(
+            f"{sweep_folder(self.sweep, self.runs_dir)}: was renamed, removed or replaced while "
+            f"this command worked in it; nothing more is written there{jobs}: put the folder back "
+            "and run the same command again to continue, or run it without the folder to begin "
+            "anew"
+        )
+
+    def _has_vanished(self, state: RunState) -> bool:
+        """Whether a run's folder was there and is not any more: then nothing makes it again."""
+        name = state.run.folder_name
+        if name not in self._seen or state.folder.is_dir():
+            return False
+        if name not in self.vanished:
+            self.vanished.add(name)
+            self.progress.say(
+                f"{state.run.name}: its folder was renamed or removed while this command ran; put "
+                f"it back, or run the same command again to begin the run anew: {state.folder}"
+            )
+        return True
 
     def _no_room(self, error: OSError) -> RunError:
         return RunError(
@@ -144,6 +192,8 @@ class Launcher:
                 self._states[run.folder_name] = known
                 if known.state in LIVE:
                     self._followed.add(run.folder_name)
+                if known.attempts:
+                    self._seen.add(run.folder_name)
             states.append(known)
         return states
 
@@ -158,6 +208,8 @@ class Launcher:
             state = look(self.sweep, seen.run, self.runs_dir, places, self._watch)
             self._states[name] = states[index] = state
             self.no_space = self.no_space or state.reason == "no-space"
+            if self._has_vanished(state):
+                continue
             self.progress.warnings([state])
             self.progress.ended(state)
 
@@ -221,6 +273,8 @@ class Launcher:
         name = state.run.folder_name
         fresh = name not in self.starts and name not in self._followed
         tries, began_at = self._tries.get(name, (0, 0))
+        if self._has_vanished(state):
+            return False
         if self.no_space or (tries >= MAX_TRIES and newest_checkpoint(state.folder) <= began_at):
             return False
         match state.state:
@@ -255,9 +309,11 @@ class Launcher:
     def _start(self, states: list[RunState]) -> bool:
         """Start these runs, as many as are taken. Whether any was."""
         wanted = {}
+        self._check_folder()
         for state in states:
             folder = sweep_folder(self.sweep, self.runs_dir) / state.run.folder_name
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            self._seen.add(state.run.folder_name)
             (folder / STOP).unlink(missing_ok=True)
             start = Start(state.run, folder)
             if self.sharing is not None:
@@ -318,6 +374,8 @@ class Launcher:
 
     def _stop(self) -> bool:
         """Ask every running job to checkpoint and stop, and wait; jobs of a queue go on."""
+        if self.held is not None and self.held.gone():
+            return False
         states = self._look()
         running = self._busy(states)
         if self.executor.outlive:
@@ -361,9 +419,18 @@ _FOR_THE_USER = ("no-space", "no-progress", "finished")
 # ---- one launcher at a time ------------------------------------------------------------------
 
 
-def own(sweep: Sweep, runs_dir: Path) -> lease.Lease | None:
-    """The sweep's lease, or None where another launcher holds it."""
-    return lease.acquire(sweep_folder(sweep, runs_dir) / LAUNCHER)
+def own(sweep: Sweep, runs_dir: Path, begin: bool = True) -> lease.Lease | None:
+    """The sweep's lease, or None where another launcher holds it.
+
+    With `begin` the sweep's folder is made; without, FileNotFoundError where it is not there.
+    """
+    folder = sweep_folder(sweep, runs_dir)
+    if begin:
+        folder.mkdir(parents=True, exist_ok=True)
+    held = lease.acquire(folder / LAUNCHER)
+    if held is not None:
+        held.ends_process = False  # the launcher looks by itself, and says what its jobs do
+    return held
 
 
 def owner(sweep: Sweep, runs_dir: Path) -> str:
@@ -374,17 +441,41 @@ def owner(sweep: Sweep, runs_dir: Path) -> str:
 def wait_for_lease(
     sweep: Sweep, runs_dir: Path, progress: Progress, places: Callable[[], dict[str, Place]]
 ) -> lease.Lease | None:
-    """Follow the launcher that owns the sweep until it is gone. None where it was interrupted."""
+    """Follow the launcher that owns the sweep until it is gone. None where it was interrupted.
+
+    FolderGoneError where the sweep's folder is not the one any more that was followed.
+    """
+    folder = sweep_folder(sweep, runs_dir)
+    followed = _identity(folder)
     signals: list[int] = []
     progress.warnings(look_at_all(sweep, runs_dir, places()))
     with _handling(lambda: signals.append(1)):
-        while (held := own(sweep, runs_dir)) is None:
+        while True:
+            same = followed is not None and _identity(folder) == followed
+            held = own(sweep, runs_dir, begin=False) if same else None
+            if not same:
+                raise lease.FolderGoneError(
+                    f"{folder}: was renamed, removed or replaced while this command followed it; "
+                    "nothing was started: put it back and run the same command again to continue, "
+                    "or run it without the folder to begin anew"
+                )
+            if held is not None:
+                break
             if signals:
                 return None
             progress.update(lambda: look_at_all(sweep, runs_dir, places()), None)
             time.sleep(PAUSE_S)
     progress.warnings(look_at_all(sweep, runs_dir, places()))
     return held
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What stays the same of a folder while it is the same; None where it is not there."""
+    try:
+        seen = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return seen.st_dev, seen.st_ino
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from harness.store import RunState
 from harness.submissions import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.lease import Lease
 
 if TYPE_CHECKING:
     from harness.searching.study import Study
@@ -97,7 +98,7 @@ def main(
         )
     try:
         wishes = _wishes(search, slurm or []) if executor == "slurm" else Slurm()
-        code, over = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry)
+        code, over = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry, held)
         if code == INTERRUPTED:
             return code
         page = write_report(search, runs, reports, storage)
@@ -170,6 +171,7 @@ def _run(
     wishes: Slurm,
     snapshot: bool,
     retry: Retry,
+    held: Lease,
 ) -> tuple[int, bool]:
     """What happens with the search's lease held: the exit code, and whether all trials are over."""
     from harness.searching.launcher import SearchLauncher
@@ -191,7 +193,7 @@ def _run(
             return Cluster(search.name, folder, _ForAll(wishes), progress.say, TRAIN, code)
 
         scheduler = Scheduler(folder, wishes.poll_s, LAG_S)
-        launcher = SearchLauncher(search, study, runs, progress, make, scheduler, retry)
+        launcher = SearchLauncher(search, study, runs, progress, make, scheduler, retry, held)
         complete = launcher.go()
         outlive = launcher.executor.outlive
     if not complete:

@@ -185,6 +185,7 @@ class Sharing:
                 continue
             if should_stop():
                 return
+            state.folder.mkdir(exist_ok=True)
             owner = lease.acquire(state.folder / OWNER)
             if owner is None:
                 continue

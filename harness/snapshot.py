@@ -51,7 +51,7 @@ def take(sweep_folder: Path) -> Snapshot:
     found, root = locate(sweep_folder), _root()
     if found.folder.exists():
         return found
-    found.folder.parent.mkdir(parents=True, exist_ok=True)
+    found.folder.parent.mkdir(exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".", dir=found.folder.parent))
     try:
         partial.chmod(0o755)

@@ -91,7 +91,7 @@ def new(
 ) -> Submission:
     """Record what is about to be handed over, and make its folder."""
     place = folder(sweep_folder)
-    place.mkdir(parents=True, exist_ok=True)
+    place.mkdir(exist_ok=True)
     numbers = [int(p.name.partition("-")[0]) for p in place.glob("[0-9]*-*")]
     token = f"{max(numbers, default=0) + 1:05d}-{secrets.token_hex(3)}"
     (place / token).mkdir()

@@ -125,7 +125,7 @@ def main(
             print("left; the sweep goes on without this command")
             return INTERRUPTED
     try:
-        return _run(sweep, part, runs, reports, asked, prune_)
+        return _run(sweep, part, runs, reports, asked, prune_, held)
     finally:
         held.release()
 
@@ -190,7 +190,10 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
 
 def _cancel(part: Sweep, runs: Path) -> int:
     """Stop everything of these arms that is queued or runs."""
-    held = own(part, runs)
+    if not sweep_folder(part, runs).is_dir():
+        print(f"{sweep_folder(part, runs)}: is not there, so nothing is queued or runs")
+        return 0
+    held = own(part, runs, begin=False)
     if held is None:
         raise RunError(
             f"{sweep_folder(part, runs)}: {owner(part, runs)} runs this sweep; end that one first "
@@ -210,7 +213,15 @@ def _cancel(part: Sweep, runs: Path) -> int:
     return 0
 
 
-def _run(sweep: Sweep, part: Sweep, runs: Path, reports: Path, asked: _Asked, prune_: bool) -> int:
+def _run(
+    sweep: Sweep,
+    part: Sweep,
+    runs: Path,
+    reports: Path,
+    asked: _Asked,
+    prune_: bool,
+    held: Lease,
+) -> int:
     """What happens with the sweep's lease held. Returns the exit code."""
     look_at_all(part, runs)  # a folder of another version is an error before anything starts
     _tell_strangers(sweep, runs, remove=prune_)
@@ -220,7 +231,7 @@ def _run(sweep: Sweep, part: Sweep, runs: Path, reports: Path, asked: _Asked, pr
         scheduler = _scheduler(sweep, runs, asked)
         queued = asked.executor == "slurm"
         sharing = Sharing(sweep, runs, queued) if asked.share else None
-        launcher = Launcher(part, runs, progress, make, scheduler, asked.retry, sharing)
+        launcher = Launcher(part, runs, progress, make, scheduler, asked.retry, sharing, held)
         complete = launcher.go()
     if not complete:
         goes_on = "left" if launcher.executor.outlive else "stopped; everything is resumable"
@@ -231,6 +242,9 @@ def _run(sweep: Sweep, part: Sweep, runs: Path, reports: Path, asked: _Asked, pr
     print(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished", end="")
     print(f" ({duration(time.monotonic() - begin)})" if launcher.starts else "", flush=True)
     for state in unfinished:
+        if state.run.folder_name in launcher.vanished:
+            print(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
+            continue
         why = state.attempts[-1].last_line if state.attempts else "it never began"
         log = f"python -m harness.logs {shlex.quote(str(state.folder))}"
         print(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")

@@ -42,7 +42,8 @@ def save(
     partial = place.with_name(place.name + manifest.PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        root.mkdir(exist_ok=True)
+        partial.mkdir()
         files = {}
         for group, members in tensors.items():
             file = partial / f"{group}.safetensors"

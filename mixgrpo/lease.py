@@ -11,6 +11,9 @@ no server: a lease is a numbered file in a folder of its own, and the highest nu
   `is_held` compares the clocks of two machines.
 * An owner that finds a higher number than its own, as one that was frozen for long does, ends its
   process before it writes anything else.
+* An owner whose path does not lead to its lease any more owns what nobody finds: the folder was
+  renamed, removed or replaced. It stops (`Lease.check`), and creates nothing in the old place:
+  `acquire` makes the lease's own folder alone, never the one that it stands in.
 * A lease that was given back has the modification time 0, which also a full disk can store.
 """
 
@@ -28,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixgrpo.errors import RunError
+
 PATIENCE_S = float(os.environ.get("MIXGRPO_LEASE_SECONDS", "90"))
 """Longer than the caches of a network file system hide a touch (60 s)."""
 
@@ -35,6 +40,8 @@ TAKEN_OVER = 75
 """Exit code of a process whose lease another one took over (sysexits: temporary failure)."""
 
 _PAUSE_S = 0.05
+_LOOKS = 3
+"""So many looks in a row must miss a file, for a network file system may hide one for a moment."""
 _DIGITS = 6
 _UNNAMED = ".new-"
 _UNNAMED_S = 24 * 3600.0
@@ -52,6 +59,10 @@ def _machine() -> str:
 MACHINE = _machine()
 
 
+class FolderGoneError(RunError):
+    """A folder was renamed, removed or replaced while this process owned it."""
+
+
 @dataclass
 class Lease:
     """A folder that this process owns until `release` or its end."""
@@ -60,6 +71,9 @@ class Lease:
     number: int
     descriptor: int
     locked: bool
+    ends_process: bool = True
+    """Whether the process is ended where its folder is gone. An owner that calls `check` by itself
+    all the time sets it to False."""
     _over: threading.Event = field(default_factory=threading.Event)
     _keeper: threading.Thread | None = None
 
@@ -96,6 +110,9 @@ class Lease:
                     flush=True,
                 )
                 os._exit(TAKEN_OVER)
+            if self.ends_process and self.gone():
+                print(f"error: {self._gone_error()}", file=sys.stderr, flush=True)
+                os._exit(FolderGoneError.exit_code)
             with contextlib.suppress(OSError):  # a disk in trouble: the next touch may do
                 os.utime(self.descriptor)
 
@@ -104,6 +121,44 @@ class Lease:
         with contextlib.suppress(OSError):
             return _highest(self.folder) > self.number
         return False
+
+    def gone(self) -> bool:
+        """Whether the path leads to this lease no more, though nobody took over."""
+        for look in range(_LOOKS):
+            if look:
+                time.sleep(_PAUSE_S)
+            try:
+                if self._is_in_place() or self.taken_over():
+                    return False
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                if error.errno != errno.ESTALE:  # a disk in trouble says nothing
+                    return False
+        return not self.taken_over()
+
+    def _is_in_place(self) -> bool:
+        """Whether the file under the lease's path is the one that this process holds. OSError where
+        that cannot be seen."""
+        there, own = self.path.stat(), os.fstat(self.descriptor)
+        if (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino):
+            return True
+        # A file system that was mounted anew has another device number, and the same owner.
+        return there.st_ino == own.st_ino and self.path.read_bytes() == os.pread(
+            self.descriptor, 4096, 0
+        )
+
+    def check(self) -> None:
+        """FolderGoneError where the folder was renamed, removed or replaced."""
+        if self.gone():
+            raise self._gone_error()
+
+    def _gone_error(self) -> FolderGoneError:
+        return FolderGoneError(
+            f"{self.folder.parent}: was renamed, removed or replaced while this process worked in "
+            "it; nothing more is written there: put it back and run the same command again to "
+            "continue from its newest checkpoint"
+        )
 
     def now(self) -> float:
         """Seconds since the epoch by the clock of the folder's file system.
@@ -128,9 +183,10 @@ class Lease:
 def acquire(folder: Path, patience_s: float = 1.0) -> Lease | None:
     """The lease in `folder`, which is made; None where an owner is alive after `patience_s`.
 
-    Waits up to `PATIENCE_S` more where it takes that long to tell.
+    Waits up to `PATIENCE_S` more where it takes that long to tell. FileNotFoundError where the
+    folder that it stands in is not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     watch, begin = Watch(), time.monotonic()
     while True:
         sign = _newest(folder)

@@ -191,7 +191,7 @@ class _TensorBoard:
 
         self._library = tensorboard
         self._folder = folder / "tensorboard"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(exist_ok=True)
         self._writers: dict[Part, SummaryWriter] = {}
 
     def log(self, part: Part, iteration: int, values: dict[str, float]) -> None:

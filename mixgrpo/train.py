@@ -71,16 +71,19 @@ def run(
     """Begin or continue the run in `folder` until it is finished or `should_stop()`.
 
     `should_stop` is asked after every iteration; a stopped run has a checkpoint of that iteration.
+    What it raises ends the run before it writes anything more.
     A finished run returns at once. All `ranks` of a run must call it; the first of them writes.
     ConfigError for what the configuration asks in vain, RunError for what failed; a folder that
     holds another configuration's run is refused.
     """
-    from mixgrpo.ranks import join
-
-    ranks = ranks or join()
     try:
-        if ranks.first:
+        if ranks is None or ranks.first:
+            # Before anything slow: what is removed from now on is not made again.
             folder.mkdir(parents=True, exist_ok=True)
+        from mixgrpo.ranks import join
+
+        ranks = ranks or join()
+        if ranks.first:
             claim(config, folder)
         if ranks.any(ranks.first and is_finished(config, folder)):
             if ranks.first:
@@ -95,7 +98,7 @@ def run(
             "checkpoint: mend this and run the same command again to continue"
         ) from error
     except RuntimeError as error:
-        if ranks.size == 1 or "Connection closed by peer" not in str(error):
+        if ranks is None or ranks.size == 1 or "Connection closed by peer" not in str(error):
             raise
         raise RunError("another process of this run has failed; see what it said") from error
 
@@ -154,6 +157,7 @@ class _Run:
                 return "stopped"
             line = self.trainer.iterate(done)
             if self.ranks.first:
+                should_stop()  # raises where the folder is not this run's any more, before a write
                 self._say(line)
                 jsonlines.append(self.measured.metrics, line)
                 self._tell(self.health.iteration(line))
@@ -302,7 +306,8 @@ class _Run:
         from PIL import Image
 
         place = self.folder / "samples" / f"{done:06d}"
-        place.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(exist_ok=True)
+        place.mkdir(exist_ok=True)
         for k, image in enumerate(images):
             pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(place / f"{k}.png")
@@ -380,11 +385,22 @@ def main(
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if own.first:
         check_place(out)
+        out.mkdir(parents=True, exist_ok=True)
     owner = lease.acquire(out / OWNER) if own.first else None
     if own.first and owner is None:
         raise RunError(f"{out}: {lease.holder(out / OWNER)} is training in this folder")
+
+    def should_stop() -> bool:
+        if owner is not None:
+            owner.check()
+        return bool(stopping)
+
     try:
-        outcome = run(resolved, out, lambda: bool(stopping), own)
+        outcome = run(resolved, out, should_stop, own)
+    except (OSError, RunError):
+        if owner is not None:
+            owner.check()  # what failed may be that the folder is gone
+        raise
     finally:
         if owner is not None:
             owner.release()

@@ -23,6 +23,7 @@ from harness.spec import Run
 from harness.store import RunState, newest_checkpoint
 from harness.submissions import Scheduler
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.lease import Lease
 
 _TOGETHER = 2
 """So many seeds of a trial may run at once: with fewer there is no pair to test."""
@@ -42,8 +43,11 @@ class SearchLauncher(Launcher):
         make_executor: Callable[[Callable[[], bool]], Executor],
         scheduler: Scheduler,
         retry: Retry = "lost",
+        held: Lease | None = None,
     ) -> None:
-        super().__init__(make_sweep(search), runs_dir, progress, make_executor, scheduler, retry)
+        super().__init__(
+            make_sweep(search), runs_dir, progress, make_executor, scheduler, retry, held=held
+        )
         self.search = search
         self._looked_for: set[str] = set()
         """Folder names of the runs that were looked for in other sweeps."""

@@ -52,6 +52,7 @@ def run(
             _checkpoint(folder, done)
             return "stopped"
         time.sleep(behaviour.get("seconds", 0.01))
+        should_stop()  # as the trainer does: raises where the folder is gone
         if done == behaviour.get("raise_at"):
             raise ValueError("the fake trainer was told to raise")
         if done == behaviour.get("repeatable_at"):

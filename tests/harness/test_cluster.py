@@ -29,6 +29,7 @@ class Desk:
     def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch, asked: Slurm = SMALL) -> None:
         self.fake = FakeSlurm(lab.root, monkeypatch)
         self.place = lab.runs / "toy"
+        self.place.mkdir(parents=True)
         self.said: list[str] = []
         wishes = {arm.name: asked for arm in lab.sweep.arms}
         self.cluster = Cluster("toy", self.place, wishes, self.said.append)

@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def hand_over(folder: Path, *tasks: tuple[str, ...], job: str | None = "7") -> Submission:
+    folder.mkdir(parents=True, exist_ok=True)
     made = replace(submissions.new(folder, "toy", tasks, {"gpus": 1}), job=job)
     submissions.write(folder, made)
     return made

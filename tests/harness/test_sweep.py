@@ -199,6 +199,7 @@ def test_a_place_where_jobs_cannot_start_is_one_error_and_stops_the_others(
     monkeypatch.setenv("PYTHONPATH", SEARCHED)
     monkeypatch.setenv("FAKE_TRAIN", json.dumps({"*": {"seconds": 0.3}}))
     executor = Local(2, "fake_train:run")
+    (lab.runs / "toy").mkdir(parents=True)
     scheduler = Scheduler(lab.runs / "toy")
     launcher = Launcher(
         lab.sweep, lab.runs, Progress("composition", False), lambda _: executor, scheduler

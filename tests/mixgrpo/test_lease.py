@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,3 +317,92 @@ def test_a_lease_goes_over_to_a_forked_process(tmp_path: Path) -> None:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert not lease.is_held(tmp_path / "owner")
+
+
+# ---- folders that are renamed, removed or replaced --------------------------------------------
+
+
+@pytest.fixture
+def owned(tmp_path: Path) -> Iterator[lease.Lease]:
+    (tmp_path / "run").mkdir()
+    held = lease.acquire(tmp_path / "run" / "owner")
+    assert held is not None
+    held.ends_process = False
+    yield held
+    held.release()
+
+
+def test_an_owner_in_its_place_is_not_gone(owned: lease.Lease) -> None:
+    assert not owned.gone()
+    owned.check()
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed", "replaced", "copied", "emptied", "a file"])
+def test_an_owner_whose_folder_is_gone_knows_it(owned: lease.Lease, how: str) -> None:
+    run, away = owned.folder.parent, owned.folder.parents[1] / "away"
+    if how == "emptied":
+        shutil.rmtree(owned.folder)
+    elif how == "removed":
+        shutil.rmtree(run)
+    else:
+        run.rename(away)
+    if how == "replaced":
+        (run / "owner").mkdir(parents=True)
+        (run / "owner" / owned.path.name).write_text("{}")
+    if how == "copied":
+        shutil.copytree(away, run)
+    if how == "a file":
+        run.write_text("")
+    assert owned.gone()
+    with pytest.raises(lease.FolderGoneError, match=r"run: was renamed, removed or replaced"):
+        owned.check()
+    if how == "renamed":
+        away.rename(run)
+        owned.check()  # put back in time
+
+
+def test_what_only_looks_like_a_folder_that_is_gone(
+    owned: lease.Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that a network file system hides for a moment, and a disk in trouble."""
+    real, left = Path.stat, [errno.ENOENT, errno.ESTALE]
+
+    def stat(path: Path, **how: bool) -> os.stat_result:
+        if path == owned.path and left:
+            raise OSError(left.pop(), "", str(path))
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    left[:] = [errno.ENOENT]
+    assert not owned.gone()
+    left[:] = [errno.EIO] * 9
+    assert not owned.gone()
+    left[:] = [errno.ESTALE] * 9  # the server knows the folder no more
+    assert owned.gone()
+
+
+def test_an_owner_that_was_replaced_by_another_process_is_not_gone(owned: lease.Lease) -> None:
+    heir = lease._take(owned.folder, owned.number + 1)
+    assert heir is not None
+    assert owned.taken_over()
+    assert not owned.gone()  # `keep` says that it was taken over
+    heir.release()
+
+
+def test_a_lease_is_not_made_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        lease.acquire(tmp_path / "run" / "owner")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_does_not_look_is_ended_when_its_folder_is_gone(
+    tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIXGRPO_LEASE_SECONDS", "0.5")
+    child = start(HERE)
+    assert said(child) == "held"
+    (tmp_path / "owner").rename(tmp_path / "away")
+    assert child.wait(20) == 1
+    assert child.stderr is not None
+    error = child.stderr.read()
+    assert "was renamed, removed or replaced" in error
