@@ -7,7 +7,6 @@ sweep.
 
 import contextlib
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +33,6 @@ from harness.submissions import Place, Scheduler
 from harness.trunk import Trunk
 from mixgrpo import lease
 from mixgrpo.errors import RunError
-from mixgrpo.train import OWNER
 
 Retry = Literal["none", "lost", "failed"]
 """What runs again: nothing that ended by itself, infrastructure failures, exceptions as well."""
@@ -494,40 +492,10 @@ def _handling(handler: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-# ---- stopping and removing -------------------------------------------------------------------
+# ---- stopping ---------------------------------------------------------------------------------
 
 
 def ask_to_stop(folders: list[Path]) -> None:
     """Ask the jobs of these runs to checkpoint and stop after their iteration."""
     for folder in folders:
         (folder / STOP).touch()
-
-
-def prune(
-    folders: list[Path], say: Callable[[str], None], cancel: Callable[[set[str]], set[str]]
-) -> None:
-    """Remove run folders that are no longer in the sweep file.
-
-    Running ones are stopped first, and queued ones are taken out of the queue by `cancel`.
-    """
-    live = [folder for folder in folders if lease.is_held(folder / OWNER)]
-    ask_to_stop(live)
-    shared = cancel({folder.name for folder in folders if folder not in live})
-    if shared:
-        raise RunError(
-            f"{', '.join(sorted(shared))}: waits in one job with runs that stay; prune it when "
-            "that job is over, or end all of them with --cancel first"
-        )
-    begin = time.monotonic()
-    for folder in folders:
-        patience = STOP_PATIENCE_S - (time.monotonic() - begin) if folder in live else 1.0
-        # Owning the run keeps a job from beginning in it while it is removed.
-        owned = lease.acquire(folder / OWNER, patience)
-        if owned is None:
-            raise RunError(
-                f"{folder}: still runs and was not removed; it stops after its iteration: "
-                "run the same command again then"
-            )
-        shutil.rmtree(folder)
-        owned.release()
-        say(f"removed {folder}")

@@ -50,7 +50,7 @@ def describe(
     of them need not be computed."""
     lines = [
         f"{sweep.name}{f' ({sweep.profile})' if sweep.profile else ''}: {len(sweep.arms)} arms x "
-        f"{len(sweep.seeds)} seeds = {len(sweep.runs)} runs; reference {sweep.reference}, "
+        f"{len(sweep.seeds)} seeds = {_runs(sweep)}; reference {sweep.reference}, "
         f"measure {sweep.measure}"
     ]
     left: list[float] = []
@@ -86,6 +86,12 @@ def describe(
     if len(groups) > _MOST:
         lines.append(f"and {len(groups) - _MOST} more groups of arms with the same schedule")
     return "\n".join(lines)
+
+
+def _runs(sweep: Sweep) -> str:
+    count = len(sweep.arms) * len(sweep.seeds)
+    part = f", of which {len(sweep.runs):,} chosen" if len(sweep.runs) < count else ""
+    return f"{count} runs{part}"
 
 
 def _shown(sweep: Sweep, arms: list[Arm]) -> set[str]:

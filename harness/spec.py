@@ -4,6 +4,7 @@ Reads one YAML file and the run configurations it stands on; knows nothing of wh
 name file, line, key and the nearest valid one.
 """
 
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -450,13 +451,41 @@ def _schedule(config: RunConfig) -> tuple[Any, ...]:
     return (window.size, config.trained_per_image, path, repr(rest))
 
 
-def only(sweep: Sweep, names: list[str]) -> Sweep:
-    """The part of a sweep that concerns these arms; all of it where none is named."""
-    known = [arm.name for arm in sweep.arms]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--only {name}: no such arm{did_you_mean(name, known)}")
+def only(sweep: Sweep, names: Sequence[str], option: str = "--only") -> Sweep:
+    """The part of a sweep with these arms and single runs; all of it where none is named.
+
+    A run is named as `harness.status` shows it, or by its folder. ConfigError for an unknown name.
+    """
     if not names:
         return sweep
-    chosen = set(names)
-    return replace(sweep, runs=tuple(run for run in sweep.runs if run.arm in chosen))
+    arms = {arm.name for arm in sweep.arms}
+    by_name = {name: run for run in sweep.runs for name in (run.folder_name, run.name)}
+    whole = arms.intersection(names)
+    single = set()
+    for name in names:
+        if name in arms:
+            continue
+        if name not in by_name:
+            near = difflib.get_close_matches(name, [*arms, *(run.name for run in sweep.runs)])
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"runs are named as harness.status shows them, such as {sweep.runs[0].name}"
+            )
+            raise ConfigError(f"{option} {name}: no such arm or run; {hint}")
+        single.add(by_name[name].folder_name)
+    return replace(
+        sweep,
+        runs=tuple(r for r in sweep.runs if r.arm in whole or r.folder_name in single),
+    )
+
+
+def single_runs(sweep: Sweep, names: Sequence[str], option: str) -> list[Run]:
+    """The runs of these names. ConfigError for an unknown one, and for an arm's name."""
+    for name in names:
+        chosen = only(sweep, [name], option).runs
+        if name in {arm.name for arm in sweep.arms}:
+            raise ConfigError(
+                f"{option} {name}: is an arm; name one of its runs, such as {chosen[0].name}"
+            )
+    return list(only(sweep, names, option).runs) if names else []

@@ -26,7 +26,6 @@ from harness.launcher import (
     ask_to_stop,
     own,
     owner,
-    prune,
     wait_for_lease,
 )
 from harness.probe import after_training
@@ -34,9 +33,10 @@ from harness.progress import Progress, duration
 from harness.resources import Slurm, resources
 from harness.sharing import Sharing
 from harness.snapshot import take
-from harness.spec import Sweep, known_folders, load_sweep, only
+from harness.spec import Sweep, known_folders, load_sweep, only, single_runs
 from harness.store import look_at_all, strangers, sweep_folder
 from harness.submissions import LAG_S, Scheduler
+from harness.trash import Item, confirmed, look_at, move
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.lease import Lease
@@ -76,15 +76,28 @@ def main(
         bool, typer.Option("--detach", help="Run in the background; the same command picks up.")
     ] = False,
     only_: Annotated[
-        list[str] | None, typer.Option("--only", metavar="ARM", help="Only this arm; repeatable.")
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Only this arm or run; repeatable."),
+    ] = None,
+    rerun: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rerun",
+            metavar="RUN",
+            help="Run this one anew, and only it; its folder goes to the trash. Repeatable.",
+        ),
     ] = None,
     retry: cli_launch.RetryOption = "lost",
     prune_: Annotated[
         bool,
         typer.Option(
             "--prune",
-            help="Remove runs that are no longer in the file; those of other --set values too.",
+            help="Move runs that are no longer in the file to the trash; those of other --set "
+            "values too.",
         ),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --prune and --rerun: move without asking.")
     ] = False,
     no_share: Annotated[
         bool,
@@ -97,8 +110,16 @@ def main(
 ) -> int:
     """Run what a sweep file asks for and is not there yet, follow it, and write the report."""
     sweep = load_sweep(file, profile, set_ or [])
-    part = only(sweep, only_ or [])
-    asked = _asked(sweep, executor, jobs, slurm or [], snapshot, retry, not no_share)
+    anew = single_runs(sweep, rerun or [], "--rerun")
+    part = only(sweep, [*(only_ or []), *(run.folder_name for run in anew)])
+    # What is to run anew is neither copied nor kept from it by how it ended before.
+    share = not no_share and not anew
+    asked = _asked(sweep, executor, jobs, slurm or [], snapshot, "failed" if anew else retry, share)
+    if yes and not (prune_ or anew):
+        raise ConfigError("--yes: answers the question of --prune and --rerun; leave it out")
+    if (plan or cancel) and (prune_ or anew):
+        option = "--prune" if prune_ else "--rerun"
+        raise ConfigError(f"{option}: moves runs and starts others; leave out --plan and --cancel")
     if plan:
         return _plan(sweep, part, runs, asked)
     if cancel:
@@ -110,8 +131,6 @@ def main(
                 f"{sweep_folder(sweep, runs)}: {owner(sweep, runs)} already runs this sweep; the "
                 "same command without --detach follows it"
             )
-        if not _go_to_background(sweep, runs, held, asked.executor):
-            return 0
     else:
         with Progress(sweep.measure) as progress:
             held = own(sweep, runs)
@@ -125,7 +144,17 @@ def main(
             print("left; the sweep goes on without this command")
             return INTERRUPTED
     try:
-        return _run(sweep, part, runs, reports, asked, prune_, held)
+        places = Scheduler(sweep_folder(sweep, runs)).places()
+        queued = {name for name, place in places.items() if place.standing != "gone"}
+        folders = [sweep_folder(sweep, runs) / run.folder_name for run in anew]
+        there = [look_at(folder, queued) for folder in folders if os.path.lexists(folder)]
+        if not (_clear(sweep, runs, there, "--rerun", yes)):
+            return 1
+        if prune_ and not _clear(sweep, runs, _strangers(sweep, runs, queued), "--prune", yes):
+            return 1
+        if detach and not _go_to_background(sweep, runs, held, asked.executor):
+            return 0
+        return _run(sweep, part, runs, reports, asked, held)
     finally:
         held.release()
 
@@ -219,12 +248,11 @@ def _run(
     runs: Path,
     reports: Path,
     asked: _Asked,
-    prune_: bool,
     held: Lease,
 ) -> int:
     """What happens with the sweep's lease held. Returns the exit code."""
     look_at_all(part, runs)  # a folder of another version is an error before anything starts
-    _tell_strangers(sweep, runs, remove=prune_)
+    _tell_strangers(sweep, runs)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:
         make = _executor(sweep, runs, asked, progress.say)
@@ -268,24 +296,40 @@ def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
         return kept
 
 
-def _tell_strangers(sweep: Sweep, runs: Path, remove: bool = False) -> None:
-    """Report, or remove, run folders that no profile of the file asks for."""
+def _clear(sweep: Sweep, runs: Path, items: list[Item], option: str, yes: bool) -> bool:
+    """Move these runs to the trash. False where the user does not want that."""
+    if not items:
+        return True
+    if not confirmed(items, option, yes):
+        print("nothing was moved, and nothing was started")
+        return False
+    move(items, print, Scheduler(sweep_folder(sweep, runs)).cancel)
+    return True
+
+
+def _strangers(sweep: Sweep, runs: Path, queued: set[str]) -> list[Item]:
+    """The run folders that no profile of the file asks for. ConfigError where that is not known."""
     try:
         known = known_folders(sweep.file, sweep) | {run.folder_name for run in sweep.runs}
     except UnidentifiedError as error:  # of another profile, for another machine
-        if remove:
-            raise ConfigError(
-                f"--prune: which folders belong to all profiles of {sweep.file} is not known here "
-                f"({error}); nothing was removed"
-            ) from error
+        raise ConfigError(
+            f"--prune: which folders belong to all profiles of {sweep.file} is not known here "
+            f"({error}); nothing was moved"
+        ) from error
+    return [look_at(folder, queued) for folder in strangers(known, sweep_folder(sweep, runs))]
+
+
+def _tell_strangers(sweep: Sweep, runs: Path) -> None:
+    """Report run folders that no profile of the file asks for."""
+    try:
+        known = known_folders(sweep.file, sweep) | {run.folder_name for run in sweep.runs}
+    except UnidentifiedError:  # of another profile, for another machine
         return
     found = strangers(known, sweep_folder(sweep, runs))
-    if remove:
-        prune(found, print, Scheduler(sweep_folder(sweep, runs)).cancel)
-    elif found:
+    if found:
         print(
             f"{len(found)} run(s) are no longer in {sweep.file}, or were made with other --set "
-            "values (--prune removes them):"
+            "values; they stay (--prune moves them to the trash):"
         )
         for folder in found:
             print(f"  {folder}")

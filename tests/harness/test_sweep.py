@@ -53,7 +53,7 @@ def test_two_arms_by_two_seeds_end_to_end_and_once_more(lab: Lab) -> None:
     assert "3 run(s) are no longer in" in output
     assert all(str(folder) in output for folder in gone)
     assert all(folder.exists() for folder in gone)
-    code, output = lab.finish("--prune")
+    code, output = lab.finish("--prune", "--yes")
     assert code == 0
     assert not any(folder.exists() for folder in gone)
     assert {s.state for s in lab.states().values()} == {"finished"}
@@ -298,7 +298,7 @@ def test_a_profile_for_another_machine_is_in_nobodys_way(lab: Lab) -> None:
     code, output = lab.finish("--prune")
     assert code == 2, output
     assert "prompts.train: /nowhere/prompts.txt" in output
-    assert "nothing was removed" in output
+    assert "nothing was moved" in output
     assert sorted(lab.runs.glob("toy/*-seed*")) == before
     command = [sys.executable, "-m", "harness.status", str(lab.file), "--runs", str(lab.runs)]
     status = subprocess.run(command, capture_output=True, text=True)
@@ -326,9 +326,9 @@ def test_prune_stops_a_live_run_before_it_removes_it(lab: Lab) -> None:
     launcher.wait()
     lab.write(SWEEP.replace("[1, 3]", "[1]").replace("seeds: 2", "seeds: 1"))
     gone = states["interval=3-seed0"]
-    code, output = lab.finish("--prune")
+    code, output = lab.finish("--prune", "--yes")
     assert code == 0, output
-    assert f"removed {gone.folder}" in output
+    assert f"moved {gone.folder} to " in output
     assert not gone.folder.exists()
     status = subprocess.run(
         ["ps", "-o", "stat=", "-p", f"{gone.attempts[-1].pid}"], capture_output=True
