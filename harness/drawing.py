@@ -25,6 +25,9 @@ WIDTH = 8.0
 MOST_ARMS = 24
 """A figure of more could not be read, and one of hundreds not be written."""
 
+MOST_CHARACTERS = 140
+"""Of a label or a prompt, about as many are drawn."""
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#555555"
@@ -78,7 +81,13 @@ def arm_label(analysis: Analysis, result: ArmResult, width: int = 28) -> str:
     reference = result.arm.name == analysis.sweep.reference
     text = f"{result.arm.label} (reference)" if reference else result.arm.label
     # A value stays in the line of its name.
-    return textwrap.fill(text.replace(" = ", "\xa0=\xa0"), width).replace("\xa0", " ")
+    return wrapped(text.replace(" = ", "\xa0=\xa0"), width).replace("\xa0", " ")
+
+
+def wrapped(text: str, width: int) -> str:
+    """`text` in lines of `width` characters; an ellipsis stands for what no figure has room for."""
+    lines = max(3, MOST_CHARACTERS // width)
+    return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
 
 
 def rows_figure(count: int, per_row: float = 0.5, rest: float = 1.0) -> Figure:
@@ -109,6 +118,8 @@ def seed_curve(own: "pd.DataFrame", x: str, y: str) -> list[tuple[float, Any]]:
 def plot_curve(axes: "Axes", curve: list[tuple[float, Any]], mark: Mark, label: str) -> None:
     """Means over seeds as a line, their intervals as a band."""
     xs, ys = [x for x, _ in curve], [found.mean for _, found in curve]
+    if label.startswith("_"):  # matplotlib would keep it out of the legend
+        label = f" {label}"
     axes.plot(xs, ys, mark.line, marker=mark.marker, color=mark.colour, label=label)
     known = [(x, found.low, found.high) for x, found in curve if found.known]
     if known:

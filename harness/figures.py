@@ -6,22 +6,30 @@ the window stands, so a comparison of arms by them shows an effect that is not t
 """
 
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
 
 from harness import plots
 from harness.analysis import HEALTH, ONE_CORE, Analysis
 from harness.drawing import drawn_arms, some_drawn
+from mixgrpo.errors import RunError
+from mixgrpo.escape import one_line, shortened, visible
 
 if TYPE_CHECKING:
     from harness.measurements import Samples
     from harness.results import Results
 
 DPI = 200
+LONGEST_LINE = 110
+"""Characters: a longer line leaves every figure on both sides."""
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -41,6 +49,10 @@ STYLE: Any = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "pdf.fonttype": 42,
+    # A text is drawn as it stands, whatever matplotlibrc says: no dollar begins mathematics.
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
@@ -53,8 +65,31 @@ class Picture:
     name: str
     title: str
     caption: str
-    png: bytes
-    pdf: bytes
+    png: bytes = b""
+    pdf: bytes = b""
+    whole: tuple[str, ...] = ()
+    """Texts that the figure shows shortened, in its order."""
+    error: str = ""
+    """Why it could not be drawn: then there are no files."""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """By path inside a report's folder."""
+        if self.error:
+            return {}
+        place = f"figures/{self.name}"
+        return {f"{place}.png": self.png, f"{place}.pdf": self.pdf}
+
+
+class FigureError(RunError):
+    """A report is written, but for some of its figures."""
+
+
+def check_drawn(page: Path, pictures: Iterable[Picture]) -> None:
+    """FigureError naming those that could not be drawn. For the end, when all else is written."""
+    failed = [f"{picture.name} ({picture.error})" for picture in pictures if picture.error]
+    if failed:
+        raise FigureError(f"{page}: is written without figures that failed: {', '.join(failed)}")
 
 
 def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> list[Picture]:
@@ -134,17 +169,57 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         )
     drawn.append(("time", "Time per phase", caption, lambda: plots.time(analysis)))
     some = some_drawn(analysis)
+    prompts: tuple[str, ...] = ()
+    if samples is not None and any("…" in plots.prompt_title(p) for p in samples.prompts):
+        prompts = tuple(map(one_line, samples.prompts))
     return [
-        picture(name, title, caption + ("" if name == "samples" else some), make)
+        picture(name, title, caption, make, prompts)
+        if name == "samples"
+        else picture(name, title, caption + some, make)
         for name, title, caption, make in drawn
     ]
 
 
-def picture(name: str, title: str, caption: str, make: Callable[[], Figure]) -> Picture:
-    """What `make` draws, in the report's style, as the two files."""
+def picture(
+    name: str,
+    title: str,
+    caption: str,
+    make: Callable[[], Figure],
+    whole: tuple[str, ...] = (),
+) -> Picture:
+    """What `make` draws, in the report's style, as the two files. What fails is said in it: no
+    figure keeps a report from being written."""
     png, pdf = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure = make()
-        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-    return Picture(name, title, caption, png.getvalue(), pdf.getvalue())
+    try:
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            # The font draws a box for what it lacks, and would say so for every letter.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+            figure = make()
+            _make_drawable(figure)
+            figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+            figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    except Exception as error:
+        reason = shortened(f"{type(error).__name__}: {error}", 200)
+        caption = f"This figure could not be drawn ({reason}); the tables have its numbers."
+        return Picture(name, title, caption, error=reason)
+    return Picture(name, title, caption, png.getvalue(), pdf.getvalue(), whole)
+
+
+def _make_drawable(figure: Figure) -> None:
+    """Control characters made visible, and lines that no figure has room for cut short."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            # Labels of ticks are made whenever they are drawn.
+            if isinstance(formatter := axis.get_major_formatter(), FuncFormatter):
+                formatter.func = _drawable_ticks(formatter.func)
+    for text in figure.findobj(Text):
+        text.set_text(_drawable(text.get_text()))
+
+
+def _drawable(text: str) -> str:
+    lines = visible(text).replace("\t", " ").split("\n")
+    return "\n".join(s if len(s) <= LONGEST_LINE else f"{s[: LONGEST_LINE - 1]}…" for s in lines)
+
+
+def _drawable_ticks(label: Callable[..., str]) -> Callable[..., str]:
+    return lambda value, place=None: _drawable(label(value, place))

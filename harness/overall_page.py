@@ -5,7 +5,7 @@ the same bytes; where nothing has changed since they were written, nothing is re
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from harness.spec import Sweep
 from harness.studies import has_measurements, is_study, read_study
 from mixgrpo.atomic import write_bytes
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.escape import latex, markdown, markdown_block
 
 if TYPE_CHECKING:
     from harness.figures import Picture
@@ -37,14 +38,20 @@ def write_overall(sweeps: Sequence[Sweep], runs_dir: Path, reports: Path) -> Pat
     Files are replaced one by one, each atomically, the page last. RunError where a place cannot be
     read or written.
     """
+    from harness.figures import check_drawn
+
     studies = [sweep for sweep in sweeps if is_study(sweep)]
     made_of = _digest(studies, reports)
     place = hashlib.sha256(str(reports.resolve()).encode()).hexdigest()[:8]
     record = runs_dir / FOLDER / f"overall-{place}.json"
     if not unchanged.holds(record, reports, made_of):
-        files = _files(studies, reports)
-        for name, content in files.items():
-            _replace(reports / name, content)
+        files, pictures = {}, []
+        for part, drawn in _files(studies, reports):
+            for name, content in part.items():
+                _replace(reports / name, content)
+            files |= part
+            pictures += drawn
+        check_drawn(reports / PAGE, pictures)
         if runs_dir.is_dir():
             unchanged.keep(record, reports, made_of, files)
     return reports / PAGE
@@ -64,8 +71,11 @@ def _digest(sweeps: Sequence[Sweep], reports: Path) -> str:
     return found.hexdigest()
 
 
-def _files(sweeps: Sequence[Sweep], reports: Path) -> dict[str, bytes]:
-    """Everything that is written, by path inside the reports' folder; the page last."""
+def _files(
+    sweeps: Sequence[Sweep], reports: Path
+) -> "Iterator[tuple[dict[str, bytes], list[Picture]]]":
+    """Everything that is written, by path inside the reports' folder, and the pictures; the page
+    last."""
     from harness.overall import put_together
 
     studies, absent = [], []
@@ -78,16 +88,11 @@ def _files(sweeps: Sequence[Sweep], reports: Path) -> dict[str, bytes]:
         except ConfigError:
             absent.append((sweep, OTHER_CONFIGURATION))
     overall = put_together(studies, absent)
+    yield {"tables.tex": to_latex(overall).encode()}, []
     pictures = draw(overall)
-    files = {
-        "README.md": to_markdown(overall, pictures).encode(),
-        "tables.tex": to_latex(overall).encode(),
-    }
-    for picture in pictures:
-        files[f"figures/{picture.name}.png"] = picture.png
-        files[f"figures/{picture.name}.pdf"] = picture.pdf
-    files[PAGE] = to_html(overall, pictures).encode()
-    return files
+    yield {"README.md": to_markdown(overall, pictures).encode()}, []
+    yield {name: content for one in pictures for name, content in one.files.items()}, pictures
+    yield {PAGE: to_html(overall, pictures).encode()}, []
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -174,59 +179,62 @@ def to_markdown(overall: "Overall", pictures: "list[Picture]") -> str:
     """The same for a reader of the repository, with relative links."""
     from harness import overall_tables
     from harness import overall_words as words
-    from harness.tables import markdown_table
+    from harness.tables import markdown_list, markdown_section
 
-    figures = {p.name: f"![{p.title}](figures/{p.name}.png)\n\n*{p.caption}*" for p in pictures}
+    figures = {
+        p.name: ("" if p.error else f"![{markdown(p.title)}](figures/{p.name}.png)\n\n")
+        + f"*{markdown(p.caption)}*"
+        for p in pictures
+    }
     questions = overall_tables.questions_table(overall)
-    folders = [question.study.folder for question in overall.questions]
-    linked = tuple(
-        (f"[{row[0]}]({folder}/table.md)", *row[1:])
-        for folder, row in zip(folders, questions.rows, strict=True)
+    studies = [question.study for question in overall.questions]
+
+    parts = [f"# {TITLE}", f"**{markdown(words.headline(overall))}**"]
+    parts.append(
+        "\n".join(f"* {_linked(study)}{markdown(said)}" for study, said in words.summary(overall))
     )
-
-    def section(table: "Table") -> list[str]:
-        return [f"## {table.title}", markdown_table(table), table.note]
-
-    parts = [f"# {TITLE}", f"**{words.headline(overall)}**"]
-    parts.append("\n".join(f"* {_linked(study)}{said}" for study, said in words.summary(overall)))
     parts += [
         "The same as one page with its pictures inside: `index.html`. All tables for print: "
         "[tables.tex](tables.tex). Made by `python -m harness.report --all`, never by hand.",
         figures.get("questions", ""),
-        *section(replace(questions, rows=linked)),
+        *markdown_section(questions, links=[f"{study.folder}/table.md" for study in studies]),
     ]
     table = overall_tables.front_table(overall)
     if table is not None:
-        parts += ["## Reward against cost", *words.front_sentences(overall), figures["pareto"]]
-        parts += [f"### {table.title}", markdown_table(table), table.note]
+        front = map(markdown_block, words.front_sentences(overall))
+        parts += ["## Reward against cost", *front, figures["pareto"]]
+        parts += markdown_section(table, "###")
     if "sensitivity" in figures:
         parts += ["## How sensitive the reward is to each setting", figures["sensitivity"]]
     parts += [
-        *section(overall_tables.paper_noise_table()),
-        *section(overall_tables.costs_table(overall)),
+        *markdown_section(overall_tables.paper_noise_table()),
+        *markdown_section(overall_tables.costs_table(overall)),
     ]
     parts.append("## The studies")
-    parts.append("\n".join(_study_line(question.study) for question in overall.questions))
+    parts.append("\n".join(map(_study_line, studies)))
     for title, said in _parts(overall).items():
         if said:
-            parts += [f"## {title}", "\n".join(f"* {sentence}" for sentence in said)]
+            parts += [f"## {title}", *markdown_list(said)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _linked(study: "Study | None") -> str:
-    return "" if study is None else f"[{study.sweep.name}]({study.folder}/table.md): "
+    if study is None:
+        return ""
+    return f"[{markdown(study.sweep.name)}]({study.folder}/table.md): "
 
 
 def _study_line(study: "Study") -> str:
     folder, sweep = study.folder, study.sweep
     profile = f", profile {sweep.profile}" if sweep.profile else ""
     lines = [
-        f"* {sweep.name}{profile}: [tables]({folder}/table.md), [page]({folder}/index.html), "
+        f"* {markdown(f'{sweep.name}{profile}')}: [tables]({folder}/table.md), "
+        f"[page]({folder}/index.html), "
         f"[numbers]({folder}/table.csv), measurements [of runs]({folder}/runs.parquet), "
         f"[iterations]({folder}/metrics.parquet) and [evaluations]({folder}/evals.parquet)."
     ]
-    lines += [f"  {said}" for said in filter(None, (study.answer, *study.said))]
-    lines += [f"  Machine: {machine}." for machine in study.machines]
+    lines += [f"  {markdown(said)}" for said in filter(None, (study.answer, *study.said))]
+    lines += [f"  Machine: {markdown(machine)}." for machine in study.machines]
     return "\n".join(lines)
 
 
@@ -234,7 +242,7 @@ def to_latex(overall: "Overall") -> str:
     """A whole document: the tables over all studies, then every study's own."""
     from harness import overall_tables
     from harness import overall_words as words
-    from harness.tables import latex_escape, latex_table, tables
+    from harness.tables import latex_table, tables
 
     questions = overall_tables.questions_table(overall)
     parts = [
@@ -242,10 +250,10 @@ def to_latex(overall: "Overall") -> str:
         "\\usepackage[margin=2cm]{geometry}\n\\setlength{\\parindent}{0pt}\n"
         "\\setlength{\\parskip}{4pt}\n\\makeatletter\n% Tables stand where they are written.\n"
         "\\def\\fps@table{!htbp}\n\\makeatother\n\\begin{document}",
-        rf"\section*{{{latex_escape(TITLE)}}}",
-        latex_escape(words.headline(overall)),
+        rf"\section*{{{latex(TITLE)}}}",
+        latex(words.headline(overall)),
         *(
-            latex_escape(f"{study.sweep.name}: {said}" if study else said)
+            latex(f"{study.sweep.name}: {said}" if study else said)
             for study, said in words.summary(overall)
         ),
         latex_table(_without(questions, "question", "answer")),
@@ -254,14 +262,14 @@ def to_latex(overall: "Overall") -> str:
     ]
     front = overall_tables.front_table(overall)
     if front is not None:
-        parts += [latex_escape(said) for said in words.front_sentences(overall)]
+        parts += [latex(said) for said in words.front_sentences(overall)]
         parts.append(latex_table(front))
     for question, row in zip(overall.questions, questions.rows, strict=True):
         study = question.study
         parts += [
             r"\clearpage",
-            rf"\section*{{{latex_escape(f'{study.sweep.name}: {study.sweep.question}')}}}",
-            latex_escape(row[2]),
+            rf"\section*{{{latex(f'{study.sweep.name}: {study.sweep.question}')}}}",
+            latex(row[2]),
             *(latex_table(table) for table in tables(study.analysis)),
         ]
     return "\n\n".join([*parts, r"\end{document}"]) + "\n"

@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from harness.drawing import COLOURS, GREY, MOST_ARMS, WIDTH, name_rows, thousands
+from harness.drawing import COLOURS, GREY, MOST_ARMS, WIDTH, name_rows, thousands, wrapped
 from harness.front import Point, front
 from harness.overall import Question
 from harness.stats import Comparison
 from harness.studies import Study
+from mixgrpo.escape import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def questions(asked: Sequence[Question]) -> Figure:
             axes.barh(y, 2 * effect.detectable, left=-effect.detectable, color=BAND, height=0.66)
         _effect(axes, y, effect, COLOURS[0], size=8)
         reference = question.study.analysis.sweep.reference_label
-        pair = textwrap.fill(f"{question.effect_label} − {reference}", 40)
+        pair = wrapped(f"{question.effect_label} − {reference}", 40)
         names.append(f"{question.study.sweep.name}\n{pair}")
     name_rows(axes, names)
     axes.tick_params(axis="y", labelsize=8.5)
@@ -118,7 +119,7 @@ def _key(figure: Figure, points: Sequence[Point], studies: list[str]) -> None:
         Line2D([], [], color=COLOURS[studies.index(p.study) % len(COLOURS)], marker="o", ls="")
         for p in points
     ]
-    labels = [textwrap.shorten(f"{k}  {p.label}", 52) for k, p in enumerate(points, start=1)]
+    labels = [shortened(f"{k}  {p.label}", 52) for k, p in enumerate(points, start=1)]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
 
 

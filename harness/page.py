@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixgrpo.escape import visible
+
 if TYPE_CHECKING:
     from harness.figures import Picture
 
@@ -23,7 +25,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"tight": _tight, "source": _source}
-    return environment.get_template(template).render(**values)
+    return visible(environment.get_template(template).render(**values))
 
 
 def shown(file: Path) -> str:

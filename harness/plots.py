@@ -6,7 +6,6 @@ files are `figures`' work.
 
 import io
 import math
-import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +27,7 @@ from harness.drawing import (
     shown_arms,
     thousands,
     whole_numbers,
+    wrapped,
 )
 from harness.numbers import seconds
 from harness.spent import at_evaluations
@@ -78,7 +78,7 @@ def differences(analysis: Analysis) -> Figure:
         )
     name_rows(axes, [arm_label(analysis, analysis.by_name(c.arm)) for c in shown])
     reference = analysis.sweep.reference_label
-    axes.set_xlabel(textwrap.fill(f"difference in {analysis.measure} to {reference}", 80))
+    axes.set_xlabel(wrapped(f"difference in {analysis.measure} to {reference}", 80))
     return figure
 
 
@@ -251,6 +251,11 @@ def time(analysis: Analysis) -> Figure:
     return figure
 
 
+def prompt_title(prompt: str) -> str:
+    """A prompt above its picture, in as many lines as there is room for."""
+    return wrapped(prompt, 22)
+
+
 def pictures(samples: "Samples") -> Figure:
     """Before above after, one column per prompt, pixels enlarged without smoothing."""
     from PIL import Image
@@ -275,5 +280,5 @@ def pictures(samples: "Samples") -> Figure:
                     -0.06, 0.5, name, transform=axes.transAxes, rotation=90, va="center", ha="right"
                 )
             if row == 0:
-                axes.set_title(textwrap.fill(prompt, 22), fontsize=10.5)
+                axes.set_title(prompt_title(prompt), fontsize=10.5)
     return figure

@@ -10,6 +10,7 @@ they were written, nothing is done. Nothing is trained here.
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,21 +51,31 @@ def write_report(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> Path:
 
 def _write(sweep: Sweep, runs_dir: Path, folder: Path) -> tuple[Path, bool]:
     """The page, and whether it was made from the measurements kept with the report."""
+    from harness.figures import check_drawn
+
     made_of = unchanged.digest(sweep, runs_dir, page.shown(sweep.file))
     if unchanged.is_unchanged(sweep, runs_dir, folder, made_of):
         return folder / PAGE, False
     measurements = gather(sweep, runs_dir, folder)
-    files = _files(sweep, measurements, folder)
-    for name, content in files.items():
-        _replace(folder / name, content)
+    files, pictures = {}, []
+    for part, drawn in _files(sweep, measurements, folder):
+        for name, content in part.items():
+            _replace(folder / name, content)
+        files |= part
+        pictures += drawn
     if not measurements.committed:
         _remove_stale(folder, set(files))
+    check_drawn(folder / PAGE, pictures)
+    if not measurements.committed:
         unchanged.remember(sweep, runs_dir, folder, made_of, files)
     return folder / PAGE, measurements.committed
 
 
-def _files(sweep: Sweep, measurements: Measurements, folder: Path) -> dict[str, bytes]:
-    """Everything that is written, by path inside the report's folder; the page last."""
+def _files(
+    sweep: Sweep, measurements: Measurements, folder: Path
+) -> "Iterator[tuple[dict[str, bytes], list[Picture]]]":
+    """Everything that is written, by path inside the report's folder, and its pictures: first
+    measurements and tables, then the figures, the page last."""
     from harness import tables
     from harness.analysis import analyse
     from harness.figures import draw
@@ -75,20 +86,20 @@ def _files(sweep: Sweep, measurements: Measurements, folder: Path) -> dict[str, 
     analysis = analyse(sweep, measurements.results)
     names = (*DEFAULT, *sweep.views)
     views = make_views(analysis, measurements.results, measurements.probes, names)
-    pictures = draw(analysis, measurements.results, measurements.samples)
-    files = {} if measurements.committed else to_files(sweep, measurements)
     told = answer(views, sweep.answered_by)
+    files = {} if measurements.committed else to_files(sweep, measurements)
     files |= {
         "table.md": (tables.to_markdown(analysis, told) + view_files.markdown(views)).encode(),
         "table.csv": tables.to_csv(analysis).encode(),
         "table.tex": (tables.to_latex(analysis) + view_files.latex(views)).encode(),
     }
+    yield files, []
+    pictures = draw(analysis, measurements.results, measurements.samples)
     drawn = {view.name: [picture() for picture in view.pictures] for view in views}
-    for picture in (*pictures, *(picture for of_view in drawn.values() for picture in of_view)):
-        files[f"figures/{picture.name}.png"] = picture.png
-        files[f"figures/{picture.name}.pdf"] = picture.pdf
-    files[PAGE] = _page(analysis, pictures, views, drawn, told, measurements).encode()
-    return files
+    every = [*pictures, *(picture for of_view in drawn.values() for picture in of_view)]
+    yield {name: content for one in every for name, content in one.files.items()}, every
+    page_ = _page(analysis, pictures, views, drawn, told, measurements)
+    yield {PAGE: page_.encode()}, []
 
 
 def _check_replaces_less(sweep: Sweep, measurements: Measurements, folder: Path) -> None:
@@ -217,11 +228,14 @@ def _sweep_files() -> list[Path]:
 
 
 @contextlib.contextmanager
-def _noting(failed: list[ConfigError | RunError]) -> Iterator[None]:
-    """What goes wrong is added to `failed` and ends nothing."""
+def _noting(failed: list[ConfigError | RunError], what: Path) -> Iterator[None]:
+    """What goes wrong with a file is added to `failed` and ends nothing."""
     try:
         yield
-    except (ConfigError, RunError) as error:
+    except Exception as error:
+        if not isinstance(error, ConfigError | RunError):  # a defect: where it lies is kept
+            traceback.print_exc()
+            error = RunError(f"{what}: {type(error).__name__}: {error}")
         if failed:  # the first one ends the command
             print(f"error: {error}", file=sys.stderr)
         failed.append(error)
@@ -284,20 +298,21 @@ def main(
     failed: list[ConfigError | RunError] = []
     reported = 0
     for sweep in sweeps:
-        with _noting(failed):
+        with _noting(failed, sweep.file):
             reported += _write_or_skip(sweep, runs, reports)
     for path in sorted(SEARCHES.glob("*.yaml")):
-        with _noting(failed):
+        with _noting(failed, path):
             reported += _write_or_skip_search(path, runs, reports)
     for path in sorted(reports.glob(f"*/{confirm.FILE}")):  # what fresh seeds say of the searches
-        with _noting(failed):
+        with _noting(failed, path):
             reported += _write_or_skip(load_sweep(path), runs, reports)
     if not reported and not failed:
         raise ConfigError("--all: no sweep has results; run `python -m harness.sweep FILE` first")
     if not profile and not set_:  # what the studies' own reports show
         from harness.overall_page import write_overall
 
-        print(write_overall(sweeps, runs, reports))
+        with _noting(failed, reports):
+            print(write_overall(sweeps, runs, reports))
     if failed:
         raise failed[0]
 

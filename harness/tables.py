@@ -5,7 +5,7 @@ page. The same measurements give the same bytes.
 """
 
 import math
-import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from harness import findings, paper
 from harness.analysis import ONE_CORE, Analysis, ArmResult, Quartiles
 from harness.numbers import NOTHING, interval, number, p_value, seconds
 from harness.stats import Interval
+from mixgrpo.escape import csv_cell, latex, latex_row, markdown, markdown_block
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -299,7 +300,10 @@ def _columns(name: str, found: Interval) -> dict[str, Any]:
 
 
 def to_csv(analysis: Analysis) -> str:
-    return str(frame(analysis).to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    """Numbers as numbers; of texts, none that a spreadsheet would compute."""
+    numbers = frame(analysis).rename(columns=csv_cell)
+    numbers = numbers.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
+    return str(numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
 def to_markdown(analysis: Analysis, told: str = "") -> str:
@@ -311,28 +315,40 @@ def to_markdown(analysis: Analysis, told: str = "") -> str:
         # The file's remark is about the file's settings.
         "" if sweep.overrides else sweep.notes,
     ]
-    parts = [f"# {_plain(sweep.question)}", *map(_plain, said)]
+    parts = [f"# {markdown_block(sweep.question)}", *map(markdown_block, said)]
     for table in tables(analysis):
-        parts += [f"## {_plain(table.title)}", markdown_table(table), table.note]
+        parts += markdown_section(table)
     notes = findings.statistics_notes(analysis)
-    parts += ["## How to read the numbers", "\n".join(f"* {_plain(note)}" for note in notes)]
+    parts += [
+        "## How to read the numbers",
+        "\n".join(f"* {markdown_block(note)}" for note in notes),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_table(table: Table) -> str:
+def markdown_list(sentences: Iterable[str]) -> list[str]:
+    """A list as one block of Markdown; none without sentences."""
+    items = [f"* {markdown_block(sentence)}" for sentence in sentences]
+    return ["\n".join(items)] if items else []
+
+
+def markdown_section(table: Table, level: str = "##", links: Sequence[str] = ()) -> list[str]:
+    """A table with its title and note, block by block. `links`: where each row's name leads."""
+    title = f"{level} {markdown_block(table.title)}"
+    return [title, markdown_table(table, links), markdown_block(table.note)]
+
+
+def markdown_table(table: Table, links: Sequence[str] = ()) -> str:
     """The columns and rows alone, without title and note."""
-    lines = [f"| {' | '.join(_cell(c) for c in table.columns)} |"]
-    lines.append(f"|{'---|' * len(table.columns)}")
-    lines += [f"| {' | '.join(_cell(c) for c in row)} |" for row in table.rows]
+    lines = [_markdown_row(map(markdown, table.columns)), f"|{'---|' * len(table.columns)}"]
+    for index, row in enumerate(table.rows):
+        first, *rest = map(markdown, row)
+        lines.append(_markdown_row([f"[{first}]({links[index]})" if links else first, *rest]))
     return "\n".join(lines)
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _cell(text: str) -> str:
-    return _plain(text).replace("\\", "\\\\").replace("|", "\\|")
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 NEEDED = "% needs \\usepackage{booktabs} and \\usepackage{graphicx}"
@@ -354,7 +370,7 @@ def latex_table(table: Table) -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{latex_escape(f'{table.title}. {table.note}'.strip())}}}",
+            rf"\caption{{{latex(f'{table.title}. {table.note}'.strip())}}}",
             r"\medskip",
             *(_broken(table) if wide else _shrunk(table)),
             r"\end{table}",
@@ -367,9 +383,7 @@ def _columns_of(table: Table) -> list[tuple[str, ...]]:
 
 
 def _shrunk(table: Table) -> list[str]:
-    head, *body = (
-        f"{' & '.join(map(latex_escape, cells))} \\\\" for cells in (table.columns, *table.rows)
-    )
+    head, *body = (f"{latex_row(cells)} \\\\" for cells in (table.columns, *table.rows))
     return [
         r"\resizebox{\linewidth}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
@@ -391,7 +405,7 @@ def _broken(table: Table) -> list[str]:
         rf"p{{\dimexpr{width / sum(wanted):.4f}\linewidth-6pt\relax}}" for width in wanted
     )
     head, *body = (
-        " & ".join(rf"\raggedright {latex_escape(cell)}" for cell in cells) + r" \tabularnewline"
+        " & ".join(rf"\raggedright {latex(cell)}" for cell in cells) + r" \tabularnewline"
         for cells in (table.columns, *table.rows)
     )
     return [
@@ -404,56 +418,3 @@ def _broken(table: Table) -> list[str]:
 
 def _ruled(head: str, body: list[str]) -> list[str]:
     return [r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{c: rf"\{c}" for c in "&%$#_{}"},
-    "|": "$|$",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "−": "$-$",
-    "–": "--",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "→": r"$\to$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "≈": r"$\approx$",
-    "≠": r"$\neq$",
-    "∞": r"$\infty$",
-    "·": r"$\cdot$",
-    "…": r"\ldots{}",
-    "—": "---",
-    "‘": "`",
-    "’": "'",
-    "“": "``",
-    "”": "''",
-    **{
-        letter: rf"${name}$"
-        for letter, name in (
-            *(("α", r"\alpha"), ("β", r"\beta"), ("γ", r"\gamma"), ("δ", r"\delta")),
-            *(("ε", r"\epsilon"), ("η", r"\eta"), ("θ", r"\theta"), ("κ", r"\kappa")),
-            *(("λ", r"\lambda"), ("μ", r"\mu"), ("π", r"\pi"), ("ρ", r"\rho")),
-            *(("σ", r"\sigma"), ("τ", r"\tau"), ("φ", r"\phi"), ("ψ", r"\psi")),
-            *(("ω", r"\omega"), ("Δ", r"\Delta"), ("Σ", r"\Sigma")),
-        )
-    },
-}
-
-
-def latex_escape(text: str) -> str:
-    """Text for pdflatex: special characters escaped, Greek letters as mathematics; of what it does
-    not know, the accents are left out or the character's name is written."""
-    return "".join(_latex(character) for character in _plain(text))
-
-
-def _latex(character: str) -> str:
-    if character in _LATEX:
-        return _LATEX[character]
-    if character.isascii():
-        return character
-    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
-    return plain or f"[{unicodedata.name(character, 'unknown sign').lower()}]"

@@ -14,6 +14,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mixgrpo.escape import visible
+
 SMALL, LARGE = 96, 256
 """Pixels of a cell: smaller images are enlarged by a whole number, larger ones reduced."""
 TEXT_WIDTH = 220
@@ -117,7 +119,7 @@ def _font() -> ImageFont.FreeTypeFont:
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` pixels; a word that is longer than a line is broken."""
     font, lines = _font(), [""]
-    for word in text.split():
+    for word in visible(text).split():
         line = f"{lines[-1]} {word}".strip()
         if font.getlength(line) <= width:
             lines[-1] = line

@@ -21,7 +21,7 @@ def page(told: Told, pictures: "list[Picture]", found: list[Table]) -> str:
         profile=search.profile,
         question=search.question,
         answer=answer(told),
-        more=[text.replace("`", "") for text in more(told)],
+        more=more(told),
         notes=search.notes,
         pictures=pictures,
         tables=found,

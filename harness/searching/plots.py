@@ -1,7 +1,6 @@
 """Draws a search's figures (matplotlib without pyplot), each from the table of trials."""
 
 import math
-import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from harness.drawing import COLOURS, GREY, WIDTH, thousands
 from harness.searching.confirm import pareto, reference
 from harness.searching.records import SETTING
+from mixgrpo.escape import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,7 +139,7 @@ def slices(search: "Search", trials: "pd.DataFrame") -> Figure:
         if one.choices is not None:
             texts = [str(choice) for choice in one.choices]
             x = [float(texts.index(str(value))) for value in asked[column]]
-            shown = [textwrap.shorten(text, 13, placeholder="…") for text in texts]
+            shown = [shortened(text, 13) for text in texts]
             slanted = max(map(len, texts)) > 3
             axes.set_xticks(
                 range(len(texts)),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import environment
+from harness.figures import check_drawn
 from harness.searching import confirm, records
 from harness.searching.file import Search
 from harness.searching.page import page
@@ -48,17 +49,17 @@ def write_report(search: Search, runs_dir: Path, reports_dir: Path, url: str | N
     confirmed = _confirmed(search, runs_dir, reports_dir, folder) if text is not None else None
     unit = "seconds of one core's time" if made.get("one_core") else "seconds"
     told = Told(search, trials, made, confirmed, unit)
-    pictures = draw(told)
     found = tables(told)
     files["table.md"] = markdown(told, found).encode()
-    for picture in pictures:
-        files[f"figures/{picture.name}.png"] = picture.png
-        files[f"figures/{picture.name}.pdf"] = picture.pdf
+    _write(folder, files)
+    pictures = draw(told)
+    files = {name: content for one in pictures for name, content in one.files.items()}
     files[PAGE] = page(told, pictures, found).encode()
     _write(folder, files)
     for path in (folder / "figures").glob("*.p[nd][gf]"):
         if path.relative_to(folder).as_posix() not in files:
             path.unlink(missing_ok=True)
+    check_drawn(folder / PAGE, pictures)
     return folder / PAGE
 
 

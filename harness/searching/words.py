@@ -13,6 +13,7 @@ from harness.searching.file import Search
 from harness.searching.space import label
 from harness.tables import Table
 from harness.tables import tables as sweep_tables
+from mixgrpo.escape import markdown_block
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,7 @@ def more(told: Told) -> list[str]:
             found.append(resolution)
     else:
         found.append(
-            f"`python -m harness.search {shown(search.file)}` runs them; until then nothing is "
+            f"python -m harness.search {shown(search.file)} runs them; until then nothing is "
             "called better."
         )
     return [*found, _counted(told), _biased(told)]
@@ -158,9 +159,10 @@ def _count(value: float) -> str:
 
 
 def markdown(told: Told, found: list[Table]) -> str:
-    from harness.tables import markdown_table
+    from harness.tables import markdown_section
 
-    parts = [f"# {told.search.question}", answer(told), *more(told)]
+    said = [told.search.question, answer(told), *more(told)]
+    parts = [f"# {markdown_block(said[0])}", *map(markdown_block, said[1:])]
     for table in found:
-        parts += [f"## {table.title}", markdown_table(table), table.note]
+        parts += markdown_section(table)
     return "\n\n".join(parts) + "\n"

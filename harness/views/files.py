@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
-from harness.tables import latex_table, markdown_table
+from harness.tables import latex_table, markdown_section
 from harness.views import View
+from mixgrpo.escape import markdown_block
 
 
 def markdown(views: Sequence[View]) -> str:
     """What follows the report's own tables in table.md: sentences, then tables, view by view."""
     parts: list[str] = []
     for view in views:
-        parts += [f"## {view.title}", *view.sentences]
+        parts += [f"## {markdown_block(view.title)}", *map(markdown_block, view.sentences)]
         for table in view.tables:
-            parts += [f"### {table.title}", markdown_table(table), table.note]
+            parts += markdown_section(table, "###")
     return "".join(f"\n{part}\n" for part in parts if part)
 
 

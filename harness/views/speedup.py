@@ -14,6 +14,7 @@ from harness.drawing import (
     name_rows,
     rows_figure,
     some_drawn,
+    wrapped,
 )
 from harness.figures import picture
 from harness.findings import not_timed_together
@@ -286,6 +287,6 @@ def _figure(analysis: Analysis, found: list[SpeedUp]) -> "Figure":
             label=name,
         )
     name_rows(axes, [arm_label(analysis, analysis.by_name(s.arm), 36) for s in shown])
-    axes.set_xlabel(f"times as fast as {analysis.sweep.reference_label}")
+    axes.set_xlabel(wrapped(f"times as fast as {analysis.sweep.reference_label}", 80))
     legend_above(figure, axes)
     return figure

@@ -26,6 +26,7 @@ from harness.drawing import (
     shown_arms,
     some_drawn,
     whole_numbers,
+    wrapped,
 )
 from harness.figures import picture
 from harness.numbers import interval, number
@@ -288,7 +289,7 @@ def _figure(analysis: Analysis, results: "Results", found: list[Turn]) -> "Figur
             if t.arm == result.arm.name and t.verdict == "turned":
                 colour = COLOURS[rewards.index(t.reward) % len(COLOURS)]
                 axes.axvline(float(np.mean(t.turning)), color=colour, linewidth=1.0)
-        axes.set_title(result.arm.label)
+        axes.set_title(wrapped(result.arm.label, 60))
         axes.margins(x=0.03)
         whole_numbers(axes)
     for axes in panels[len(shown) :]:

@@ -94,17 +94,6 @@ def test_latex_is_escaped_and_balanced(found):
         assert len(re.findall(r"(?<!\\)&", row)) == len(table.columns) - 1
 
 
-def test_escapes():
-    assert tables.latex_escape("a_b & 5 % \\ {x} τ −1") == (
-        r"a\_b \& 5 \% \textbackslash{} \{x\} $\tau$ $-$1"
-    )
-
-
-def test_signs_that_pdflatex_does_not_know():
-    assert tables.latex_escape("w ≥ 2 | ŵ 字") == (r"w $\geq$ 2 $|$ w [cjk unified ideograph-5b57]")
-    assert tables.latex_escape("½ “x”").isascii()
-
-
 def test_one_line_names_few_arms_and_no_sizes(found, tmp_path):
     _, _, analysis = found
     assert findings.one_line(analysis) == (
