@@ -84,7 +84,7 @@ def main(
     profile: Annotated[str, typer.Option(metavar="NAME", help="The files' profile.")] = "flux",
 ) -> None:
     """GPU hours of the paper's methods, or of the sweeps in FILE..., by the paper's own times."""
-    print(sweeps(files, profile) if files else methods())
+    cli.say(sweeps(files, profile) if files else methods())
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def write_overall(sweeps: Sequence[Sweep], runs_dir: Path, reports: Path) -> Pat
     place = hashlib.sha256(str(reports.resolve()).encode()).hexdigest()[:8]
     record = runs_dir / FOLDER / f"overall-{place}.json"
     if not unchanged.holds(record, reports, made_of):
-        files, pictures = {}, []
+        files: dict[str, bytes] = {}
+        pictures: list[Picture] = []
         for part, drawn in _files(studies, reports):
             for name, content in part.items():
                 _replace(reports / name, content)

@@ -30,6 +30,7 @@ from harness.spec import Run, Sweep, load_sweep, only
 from harness.store import read_result, sweep_folder
 from mixgrpo.atomic import write_json
 from mixgrpo.cli import run as run_command
+from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -173,13 +174,13 @@ def after_training(sweep: Sweep, runs_dir: Path, jobs: int | None, on_slurm: boo
     """What a sweep does when its runs have ended: measure what is missing on the finished ones, or
     say the command that does so on a cluster. The lines of what failed."""
     if not on_slurm:
-        return measure_missing(sweep, runs_dir, jobs, lambda text: print(text, flush=True))
+        return measure_missing(sweep, runs_dir, jobs, say)
     count = sum(task.read() is None for task in tasks(sweep, runs_dir))
     if count:
         options = ["--profile", sweep.profile] if sweep.profile else []
         options += [text for pair in sweep.overrides for text in ("--set", pair)]
         command = shlex.join([str(sweep.file), *options, "--runs", str(runs_dir)])
-        print(f"{count} measurements are missing: srun --gpus=1 python -m harness.probe {command}")
+        say(f"{count} measurements are missing: srun --gpus=1 python -m harness.probe {command}")
     return []
 
 
@@ -269,9 +270,9 @@ def main(
         )
     every = tasks(sweep, runs)
     finished = len({task.folder for task in every})
-    print(f"{finished} of {len(sweep.runs)} runs finished", flush=True)
-    failed = measure_missing(sweep, runs, jobs, lambda text: print(text, flush=True))
-    print(f"{len(every) - len(failed)} of {len(every)} measurements are there")
+    say(f"{finished} of {len(sweep.runs)} runs finished")
+    failed = measure_missing(sweep, runs, jobs, say)
+    say(f"{len(every) - len(failed)} of {len(every)} measurements are there")
     return 1 if failed else 0
 
 

@@ -10,12 +10,12 @@ import os
 import shlex
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
 from harness.probe import Task
 from harness.spec import Run
+from mixgrpo import cli
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import as_tuples
 from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
@@ -62,5 +62,5 @@ if __name__ == "__main__":
     # What a library prints is no answer.
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        cli.say_warnings()
         serve(sys.stdin, out)

@@ -23,6 +23,7 @@ from harness.progress import duration
 from harness.spec import Arm, Sweep, load_sweep
 from mixgrpo.atomic import write_bytes
 from mixgrpo.cli import run as run_command
+from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def _write(sweep: Sweep, runs_dir: Path, folder: Path) -> tuple[Path, bool]:
     if unchanged.is_unchanged(sweep, runs_dir, folder, made_of):
         return folder / PAGE, False
     measurements = gather(sweep, runs_dir, folder)
-    files, pictures = {}, []
+    files: dict[str, bytes] = {}
+    pictures: list[Picture] = []
     for part, drawn in _files(sweep, measurements, folder):
         for name, content in part.items():
             _replace(folder / name, content)
@@ -237,21 +239,21 @@ def _noting(failed: list[ConfigError | RunError], what: Path) -> Iterator[None]:
             traceback.print_exc()
             error = RunError(f"{what}: {type(error).__name__}: {error}")
         if failed:  # the first one ends the command
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", sys.stderr)
         failed.append(error)
 
 
 def _write_or_skip(sweep: Sweep, runs: Path, reports: Path) -> bool:
     """Whether there is a report now."""
     if not _has_results(sweep, runs, reports):
-        print(f"{sweep.file}: no results yet")
+        say(f"{sweep.file}: no results yet")
         return False
     folder = reports / sweep.report_name
     try:
         _say(sweep, *_write(sweep, runs, folder))
     except FullerReport as error:
-        print(error)  # what is kept is the report
-        print(folder / PAGE)
+        say(error)  # what is kept is the report
+        say(folder / PAGE)
     return True
 
 
@@ -263,16 +265,16 @@ def _write_or_skip_search(file: Path, runs: Path, reports: Path) -> bool:
 
     search = load_search(file)
     if not has_results(search, runs, reports):
-        print(f"{file}: no results yet")
+        say(f"{file}: no results yet")
         return False
-    print(write_search(search, runs, reports, None))
+    say(write_search(search, runs, reports, None))
     return True
 
 
 def _say(sweep: Sweep, page_: Path, committed: bool) -> None:
     if committed:
-        print(f"{sweep.file}: no run folders; using the measurements kept in {page_.parent}")
-    print(page_)
+        say(f"{sweep.file}: no run folders; using the measurements kept in {page_.parent}")
+    say(page_)
 
 
 def main(
@@ -312,7 +314,7 @@ def main(
         from harness.overall_page import write_overall
 
         with _noting(failed, reports):
-            print(write_overall(sweeps, runs, reports))
+            say(write_overall(sweeps, runs, reports))
     if failed:
         raise failed[0]
 

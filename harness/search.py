@@ -23,6 +23,7 @@ from harness.snapshot import take
 from harness.store import RunState
 from harness.submissions import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
+from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.lease import Lease
 
@@ -77,15 +78,15 @@ def main(
     if plan:
         from harness.searching.status import describe
 
-        print(describe(search, runs, storage))
+        say(describe(search, runs, storage))
         return 0
     if status:
         from harness.searching.status import as_text
 
-        print(as_text(search, runs, storage))
+        say(as_text(search, runs, storage))
         return 0
     if report:
-        print(write_report(search, runs, reports, storage))
+        say(write_report(search, runs, reports, storage))
         return 0
     from harness.searching.runs import make_sweep
 
@@ -104,13 +105,13 @@ def main(
         page = write_report(search, runs, reports, storage)
         sweep_file = reports / search.report_name / "confirm.yaml"
         if confirm and not over:
-            print("the best are confirmed when all trials are over: the same command continues")
+            say("the best are confirmed when all trials are over: the same command continues")
         if not (over and confirm and sweep_file.exists()):
-            print(f"report: {page}")
+            say(f"report: {page}")
             return code
         from harness import sweep as sweeps
 
-        print(f"the best on fresh seeds: {sweep_file}", flush=True)
+        say(f"the best on fresh seeds: {sweep_file}")
         confirmed = sweeps.main(
             file=sweep_file,
             executor=executor,
@@ -121,7 +122,7 @@ def main(
             snapshot=snapshot,
             retry=retry,
         )
-        print(f"report: {write_report(search, runs, reports, storage)}")
+        say(f"report: {write_report(search, runs, reports, storage)}")
         return INTERRUPTED if confirmed == INTERRUPTED else max(code, confirmed)
     finally:
         held.release()
@@ -198,7 +199,7 @@ def _run(
         outlive = launcher.executor.outlive
     if not complete:
         goes_on = "left" if outlive else "stopped; everything is resumable"
-        print(f"{goes_on}: the same command continues")
+        say(f"{goes_on}: the same command continues")
         return INTERRUPTED, False
     return _say_end(study, retry)
 
@@ -207,17 +208,17 @@ def _say_end(study: "Study", retry: Retry) -> tuple[int, bool]:
     from harness.searching.status import summary
 
     trials = study.trials()
-    print(summary(trials), flush=True)
+    say(summary(trials))
     failed = [trial for trial in trials if trial.state == "failed"]
     settled = {trial.arm for trial in trials if trial.state in ("complete", "pruned")}
     bad = [trial for trial in failed if trial.arm not in settled]
     left = [trial for trial in trials if trial.state in ("running", "waiting")]
     for trial in bad:
-        print(f"trial {trial.number}: {trial.why}")
+        say(f"trial {trial.number}: {trial.why}")
     for trial in left:
-        print(f"trial {trial.number}: not finished ({trial.arm or 'it never began'})")
+        say(f"trial {trial.number}: not finished ({trial.arm or 'it never began'})")
     if bad and retry != "failed":
-        print("what failed runs again with --retry failed")
+        say("what failed runs again with --retry failed")
     more = study.wants_more()
     return (1 if bad or left or more else 0), not (left or more)
 

@@ -23,6 +23,7 @@ from harness.store import RunState, look_at_all, strangers, sweep_folder
 from harness.submissions import Scheduler
 from mixgrpo import lease
 from mixgrpo.cli import run as run_command
+from mixgrpo.cli import say
 from mixgrpo.errors import UnidentifiedError
 
 TRACEBACK_LINES = 6
@@ -229,7 +230,8 @@ def main(
             )
         seen.sweep = sweep
         seen.look()
-        print(json.dumps(as_data(seen)) if as_json else before + as_text(seen), flush=True)
+        print(before, end="")
+        say(json.dumps(as_data(seen)) if as_json else as_text(seen))
 
     if not watch:
         show()

@@ -38,6 +38,7 @@ from harness.store import look_at_all, strangers, sweep_folder
 from harness.submissions import LAG_S, Scheduler
 from harness.trash import Item, confirmed, look_at, move
 from mixgrpo.cli import run as run_command
+from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.lease import Lease
 
@@ -141,7 +142,7 @@ def main(
                 places = _scheduler(sweep, runs, asked).places
                 held = wait_for_lease(part, runs, progress, places)
         if held is None:
-            print("left; the sweep goes on without this command")
+            say("left; the sweep goes on without this command")
             return INTERRUPTED
     try:
         places = Scheduler(sweep_folder(sweep, runs)).places()
@@ -204,15 +205,15 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
     states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
     saved = foresee(sweep, states, runs) if asked.share else None
-    print(describe(part, states, slots, saved))
+    say(describe(part, states, slots, saved))
     if sweep.probes:
-        print(f"afterwards measured on every finished run: {', '.join(sweep.probes)}")
+        say(f"afterwards measured on every finished run: {', '.join(sweep.probes)}")
     if asked.executor == "slurm":
         from harness.slurm_plan import describe_arrays
 
         copied = saved.copied if saved else {}
         own = [state for state in states if state.run.folder_name not in copied]
-        print(describe_arrays(part, runs, own, asked.slurm, asked.snapshot))
+        say(describe_arrays(part, runs, own, asked.slurm, asked.snapshot))
     _tell_strangers(sweep, runs)
     return 0
 
@@ -220,7 +221,7 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
 def _cancel(part: Sweep, runs: Path) -> int:
     """Stop everything of these arms that is queued or runs."""
     if not sweep_folder(part, runs).is_dir():
-        print(f"{sweep_folder(part, runs)}: is not there, so nothing is queued or runs")
+        say(f"{sweep_folder(part, runs)}: is not there, so nothing is queued or runs")
         return 0
     held = own(part, runs, begin=False)
     if held is None:
@@ -237,8 +238,10 @@ def _cancel(part: Sweep, runs: Path) -> int:
         ask_to_stop([s.folder for s in states if s in running or s.run.folder_name in shared])
     finally:
         held.release()
-    print(f"{len(queued)} queued run(s) cancelled", end="; ")
-    print(f"{len(running)} running one(s) stop after their iteration, with a checkpoint")
+    say(
+        f"{len(queued)} queued run(s) cancelled; {len(running)} running one(s) stop after their "
+        "iteration, with a checkpoint"
+    )
     return 0
 
 
@@ -263,25 +266,25 @@ def _run(
         complete = launcher.go()
     if not complete:
         goes_on = "left" if launcher.executor.outlive else "stopped; everything is resumable"
-        print(f"{goes_on}: the same command continues")
+        say(f"{goes_on}: the same command continues")
         return INTERRUPTED
     ended = look_at_all(part, runs, scheduler.places())
     unfinished = [state for state in ended if state.state != "finished"]
-    print(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished", end="")
-    print(f" ({duration(time.monotonic() - begin)})" if launcher.starts else "", flush=True)
+    took = f" ({duration(time.monotonic() - begin)})" if launcher.starts else ""
+    say(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished{took}")
     for state in unfinished:
         if state.run.folder_name in launcher.vanished:
-            print(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
+            say(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
             continue
         why = state.attempts[-1].last_line if state.attempts else "it never began"
         log = f"python -m harness.logs {shlex.quote(str(state.folder))}"
-        print(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")
+        say(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")
     if any(state.state == "failed" for state in unfinished) and asked.retry != "failed":
-        print("what failed by an exception runs again with --retry failed")
+        say("what failed by an exception runs again with --retry failed")
     jobs = 1 if asked.executor == "inline" else asked.jobs
     lacking = after_training(part, runs, jobs, asked.executor == "slurm")
     if any(state.state == "finished" for state in look_at_all(sweep, runs)):
-        print(f"report: {write_report(sweep, runs, reports)}")
+        say(f"report: {write_report(sweep, runs, reports)}")
     return 1 if unfinished or lacking else 0
 
 
@@ -301,9 +304,9 @@ def _clear(sweep: Sweep, runs: Path, items: list[Item], option: str, yes: bool) 
     if not items:
         return True
     if not confirmed(items, option, yes):
-        print("nothing was moved, and nothing was started")
+        say("nothing was moved, and nothing was started")
         return False
-    move(items, print, Scheduler(sweep_folder(sweep, runs)).cancel)
+    move(items, say, Scheduler(sweep_folder(sweep, runs)).cancel)
     return True
 
 
@@ -327,12 +330,12 @@ def _tell_strangers(sweep: Sweep, runs: Path) -> None:
         return
     found = strangers(known, sweep_folder(sweep, runs))
     if found:
-        print(
+        say(
             f"{len(found)} run(s) are no longer in {sweep.file}, or were made with other --set "
             "values; they stay (--prune moves them to the trash):"
         )
         for folder in found:
-            print(f"  {folder}")
+            say(f"  {folder}")
 
 
 def _go_to_background(sweep: Sweep, runs: Path, held: Lease, executor: ExecutorName) -> bool:
@@ -344,13 +347,13 @@ def _go_to_background(sweep: Sweep, runs: Path, held: Lease, executor: ExecutorN
     sys.stdout.flush()
     child = os.fork()
     if child:
-        print(f"process {child} runs {sweep.name} in the background; its output is in {log}")
+        say(f"process {child} runs {sweep.name} in the background; its output is in {log}")
         ends = (
             "ends it and leaves the jobs to Slurm (then --cancel ends them)"
             if executor == "slurm"
             else "stops it resumably"
         )
-        print(f"the same command without --detach follows it; `kill {child}` {ends}")
+        say(f"the same command without --detach follows it; `kill {child}` {ends}")
         return False
     os.setsid()
     with Path(os.devnull).open() as nothing, log.open("a") as output:

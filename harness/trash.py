@@ -20,6 +20,7 @@ from harness.launcher import STOP_PATIENCE_S, ask_to_stop
 from harness.store import newest_checkpoint
 from mixgrpo import lease
 from mixgrpo.atomic import flush
+from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.folder import RESULT
 from mixgrpo.train import OWNER
@@ -69,9 +70,9 @@ def look_at(folder: Path, queued: Collection[str] = (), remark: str = "") -> Ite
 def confirmed(items: list[Item], option: str, yes: bool) -> bool:
     """Say what is to be moved, and ask. ConfigError where nobody can be asked without `yes`."""
     total = size_text(sum(item.size for item in items))
-    print(f"{option} moves {len(items)} run(s), {total}, to {items[0].folder.parent / TRASH}:")
+    say(f"{option} moves {len(items)} run(s), {total}, to {items[0].folder.parent / TRASH}:")
     for item in items:
-        print(f"  {item}")
+        say(f"  {item}")
     if yes:
         return True
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -6,12 +6,14 @@ keeps its traceback.
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.escape import one_line, visible, without_passwords
 
 
 def run(command: Callable[..., Any]) -> None:
@@ -56,7 +58,18 @@ _MOST_ERRORS = 20
 def _fail_all(messages: list[str], code: int) -> None:
     """Print a line `error: ...` for each, or for the first of very many, and end the process."""
     for message in messages[:_MOST_ERRORS]:
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {one_line(message)}", sys.stderr)
     if len(messages) > _MOST_ERRORS:
         print(f"error: and {len(messages) - _MOST_ERRORS} more errors", file=sys.stderr)
     sys.exit(code)
+
+
+def say(text: object, to: TextIO | None = None) -> None:
+    """Print a text of which users or runs wrote a part: nothing in it reaches the terminal as a
+    control sequence, and no URL's password."""
+    print(visible(without_passwords(str(text))), file=to, flush=True)
+
+
+def say_warnings() -> None:
+    """From now on every warning of this process is one line on the standard error."""
+    warnings.showwarning = lambda message, *_: say(f"warning: {one_line(str(message))}", sys.stderr)

@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import time
-import warnings
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +22,7 @@ from mixgrpo import cli
 from mixgrpo.configfile import Layers, add_overrides, load_config
 from mixgrpo.embeddings import EmbeddingStore, embeddings_folder
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.escape import visible
 from mixgrpo.models import load_text
 from mixgrpo.prompts import read_prompts
 
@@ -101,9 +101,11 @@ class Watch:
     def _say(self, text: str) -> None:
         """One line that stays, above the bar."""
         if self._bar is not None:
-            self._bar[0].console.print(text, markup=False, highlight=False, soft_wrap=True)
+            from rich.text import Text
+
+            self._bar[0].console.print(Text(visible(text)), soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            cli.say(text, sys.stderr)
 
     def _tell_size(self, prompt: str) -> None:
         """What all will take, from what the first one takes."""
@@ -168,7 +170,7 @@ def encode(text: "PromptEncoder", store: EmbeddingStore, prompts: list[str]) -> 
     """
     started, watch = time.monotonic(), Watch(store, prompts)
     missing = text.lacking(prompts)  # the negative prompt of guidance among them
-    print(f"{watch.done} are in {store.folder}", file=sys.stderr)
+    cli.say(f"{watch.done} are in {store.folder}", sys.stderr)
     if not missing:
         return 0
     try:
@@ -182,13 +184,13 @@ def encode(text: "PromptEncoder", store: EmbeddingStore, prompts: list[str]) -> 
             "run the same command again for the rest"
         ) from error
     except KeyboardInterrupt:
-        print(
+        cli.say(
             f"stopped: {watch.done} are kept in {store.folder}; the same command continues",
-            file=sys.stderr,
+            sys.stderr,
         )
         return 130
     seconds = time.monotonic() - started
-    print(f"{len(missing)} prompts encoded in {seconds:.0f} s", file=sys.stderr)
+    cli.say(f"{len(missing)} prompts encoded in {seconds:.0f} s", sys.stderr)
     return 0
 
 
@@ -232,7 +234,7 @@ def main(
     files = prompts or [Path(file) for file in configured_files if file]
     if not files:
         raise ConfigError(f"{config}: names no file of prompts; give one, or set prompts.train")
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    cli.say_warnings()
     # Each job takes its part of the prompts, not of what is missing, which changes meanwhile.
     wanted = list(dict.fromkeys(p for file in files for p in read_prompts(file)))[own::count]
     signal.signal(signal.SIGTERM, _interrupt)
@@ -243,7 +245,7 @@ def main(
     store = EmbeddingStore(embeddings_folder(resolved.prompts.embeddings), text.identity)
     code = encode(text, store, wanted)
     if code == 0:
-        print(store.folder)
+        cli.say(store.folder)
     return code
 
 

@@ -9,9 +9,7 @@ window's position alone, because late noise does less damage than early noise.
 import hashlib
 import json
 import logging
-import sys
 import textwrap
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -305,7 +303,7 @@ def main(
     """
     from mixgrpo.policy import held_out_prompts, load_run
 
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    cli.say_warnings()
     if out is not None:
         check_outside(out, run)
         check_file("--out", out)
@@ -362,11 +360,11 @@ def main(
             ]
         )
     if out is None:
-        print(text)
+        cli.say(text)
     else:
         write_text(out, text + "\n")
         if not is_stream(out):  # which may be the standard output
-            print(out)
+            cli.say(out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -191,7 +190,7 @@ def main(
     """
     from mixgrpo.policy import held_out_prompts, load_run
 
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    cli.say_warnings()
     if variant is not None and (order != 2 or variant not in ("midpoint", "heun")):
         raise ConfigError(f"--variant {variant}: give midpoint or heun, and --order 2 with it")
     given = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
@@ -235,10 +234,10 @@ def main(
             for index in range(images):
                 label = f"seed {k}" + (f", image {index}" if images > 1 else "")
                 columns.append(Column(group, label, pixels[:, index]))
-        print(f"{group}: done", file=sys.stderr)
+        cli.say(f"{group}: done", sys.stderr)
     write_bytes(sheet, contact_sheet(_title(run, sampling), wanted, columns))
     if not is_stream(sheet):  # which may be the standard output
-        print(sheet)
+        cli.say(sheet)
 
 
 if __name__ == "__main__":

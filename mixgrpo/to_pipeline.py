@@ -9,8 +9,6 @@ another run starts from.
 
 import os
 import shutil
-import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,7 +77,7 @@ def main(
     """Write a run's model as a whole pipeline of diffusers, with its averaged weights."""
     from mixgrpo.policy import load_run
 
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    cli.say_warnings()
     check_outside(out, run)
     if os.path.lexists(out):
         raise ConfigError(f"--out {out}: is there already; name a new folder")
@@ -90,7 +88,7 @@ def main(
             f"{run}: model {loaded.config.model.name} is no pipeline of diffusers; what a finished "
             "run leaves in weights/ is all there is"
         )
-    print(write_pipeline(loaded, out))
+    cli.say(write_pipeline(loaded, out))
 
 
 if __name__ == "__main__":

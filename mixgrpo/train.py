@@ -382,7 +382,7 @@ def main(
     own = ranks.join()
     level = logging.INFO if own.first else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    cli.say_warnings()
     if own.first:
         check_place(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -407,10 +407,10 @@ def main(
         ranks.leave()
     if outcome == "stopped":
         if own.first:
-            print(f"{out}: stopped with a checkpoint; the same command continues", file=sys.stderr)
+            cli.say(f"{out}: stopped with a checkpoint; the same command continues", sys.stderr)
         return 130
     if own.first:
-        print(out / "result.json")
+        cli.say(out / "result.json")
     return 0
 
 
@@ -418,8 +418,8 @@ def _dry_run(config: RunConfig, processes: int, sharded: bool) -> int:
     from mixgrpo.estimate import describe
     from mixgrpo.ranks import Ranks
 
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    print(describe(config, Ranks(size=processes, sharded=sharded)))
+    cli.say_warnings()
+    cli.say(describe(config, Ranks(size=processes, sharded=sharded)))
     return 0
 
 
