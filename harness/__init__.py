@@ -1,0 +1,1 @@
+import mixgrpo  # noqa: F401  # first, so that a command hears signals while it is imported

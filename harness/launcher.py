@@ -9,8 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +30,7 @@ from harness.store import (
 )
 from harness.submissions import Place, Scheduler
 from harness.trunk import Trunk
-from mixgrpo import lease
+from mixgrpo import lease, signals
 from mixgrpo.errors import RunError
 
 Retry = Literal["none", "lost", "failed"]
@@ -71,6 +70,8 @@ class Launcher:
         self.scheduler, self.sharing, self.held = scheduler, sharing, held
         self.executor = make_executor(self._after_iteration)
         self.signals = 0
+        self.exit_code = 0
+        """That of the signal which interrupted it."""
         self.active: set[str] = set()
         """Folder names of the runs whose jobs were started here and are not over."""
         self.starts: dict[str, int] = {}
@@ -97,7 +98,7 @@ class Launcher:
 
         RunError where a disk is full, or the sweep's folder was renamed, removed or replaced.
         """
-        with _handling(self._interrupt):
+        with signals.handling(self._interrupt, _ENDING_SIGNALS):
             self._copy_finished()
             while True:
                 begin = time.monotonic()
@@ -367,8 +368,9 @@ class Launcher:
 
     # -- stopping
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, number: int) -> None:
         self.signals += 1
+        self.exit_code = self.exit_code or signals.exit_code(number)
 
     def _stop(self) -> bool:
         """Ask every running job to checkpoint and stop, and wait; jobs of a queue go on."""
@@ -438,16 +440,16 @@ def owner(sweep: Sweep, runs_dir: Path) -> str:
 
 def wait_for_lease(
     sweep: Sweep, runs_dir: Path, progress: Progress, places: Callable[[], dict[str, Place]]
-) -> lease.Lease | None:
-    """Follow the launcher that owns the sweep until it is gone. None where it was interrupted.
+) -> lease.Lease:
+    """Follow the launcher that owns the sweep until it is gone. Interrupted by a signal.
 
     FolderGoneError where the sweep's folder is not the one any more that was followed.
     """
     folder = sweep_folder(sweep, runs_dir)
     followed = _identity(folder)
-    signals: list[int] = []
+    noted: list[int] = []
     progress.warnings(look_at_all(sweep, runs_dir, places()))
-    with _handling(lambda: signals.append(1)):
+    with signals.handling(noted.append, _ENDING_SIGNALS):
         while True:
             same = followed is not None and _identity(folder) == followed
             held = own(sweep, runs_dir, begin=False) if same else None
@@ -459,8 +461,8 @@ def wait_for_lease(
                 )
             if held is not None:
                 break
-            if signals:
-                return None
+            if noted:
+                raise signals.Interrupted(noted[0])
             progress.update(lambda: look_at_all(sweep, runs_dir, places()), None)
             time.sleep(PAUSE_S)
     progress.warnings(look_at_all(sweep, runs_dir, places()))
@@ -474,22 +476,6 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return seen.st_dev, seen.st_ino
-
-
-@contextmanager
-def _handling(handler: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and the terminal's end call `handler` and nothing else."""
-    before = {
-        number: signal.signal(number, lambda *_: handler())
-        for number in _ENDING_SIGNALS
-        # Whoever ignores the terminal's end (nohup) wants to outlive it.
-        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN)
-    }
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 # ---- stopping ---------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 python -m harness.logs RUN [--follow]
 """
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +11,7 @@ import typer
 
 from harness import cli, submissions
 from harness.store import Attempt, read_attempts
-from mixgrpo import lease
+from mixgrpo import lease, signals
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError
 from mixgrpo.train import OWNER
@@ -103,12 +101,11 @@ def show(log: Path, lines: int) -> int:
     return len(text)
 
 
-def follow(folder: Path, log: Path, position: int) -> None:
-    """Print what is added, also by later attempts, until nobody owns the run or Ctrl-C."""
-    ended = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: ended.set())
+def follow(folder: Path, log: Path, position: int, stopping: list[int]) -> None:
+    """Print what is added, also by later attempts, until nobody owns the run or a signal is noted
+    in `stopping`."""
     watch = lease.Watch()
-    while not ended.is_set():
+    while not stopping:
         over = watch.holds(folder / OWNER) is False
         with log.open("rb") as stream:
             stream.seek(position)
@@ -122,21 +119,19 @@ def follow(folder: Path, log: Path, position: int) -> None:
             log, position = newest, 0
         elif over:
             return
-        ended.wait(FOLLOW_EVERY_S)
+        signals.pause(FOLLOW_EVERY_S, stopping)
 
 
-def _first_log(folder: Path) -> Path | None:
-    """The newest log of a run, waited for where no job has begun; None after Ctrl-C."""
-    ended = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: ended.set())
+def _first_log(folder: Path, stopping: list[int]) -> Path | None:
+    """The newest log of a run, waited for where no job has begun; None after a signal."""
     told = False
-    while not ended.is_set():
+    while not stopping:
         if read_attempts(folder) or _submission_log(folder, ()) is not None:
             return find_log(folder)
         if not told:
             print(f"{folder}: no job has begun here yet; waiting", file=sys.stderr, flush=True)
             told = True
-        ended.wait(FOLLOW_EVERY_S)
+        signals.pause(FOLLOW_EVERY_S, stopping)
     return None
 
 
@@ -150,16 +145,19 @@ def main(
         int | None, typer.Option(min=1, help="Of this attempt; by default the newest.")
     ] = None,
     lines: Annotated[int, typer.Option(min=0, help="The last so many lines; 0 for all.")] = 0,
-) -> None:
+) -> int:
     """Show or follow what a run printed."""
     folder = find_run(run, runs)
-    log = _first_log(folder) if follow_ and attempt is None else find_log(folder, attempt)
-    if log is None:
-        return
-    print(f"==> {log} <==", file=sys.stderr, flush=True)
-    position = show(log, lines)
-    if follow_ and attempt is None:
-        follow(folder, log, position)
+    # A signal is the way to end it: not as an exception in the middle of a line.
+    with signals.noted() as stopping:
+        waits = follow_ and attempt is None
+        log = _first_log(folder, stopping) if waits else find_log(folder, attempt)
+        if log is not None:
+            print(f"==> {log} <==", file=sys.stderr, flush=True)
+            position = show(log, lines)
+            if waits:
+                follow(folder, log, position, stopping)
+    return signals.exit_code(stopping[0]) if stopping else 0
 
 
 if __name__ == "__main__":

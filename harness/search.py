@@ -26,11 +26,10 @@ from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.lease import Lease
+from mixgrpo.signals import ended_by_signal
 
 if TYPE_CHECKING:
     from harness.searching.study import Study
-
-INTERRUPTED = 130
 
 SearchArgument = Annotated[Path, typer.Argument(help="Search file (YAML).")]
 
@@ -100,7 +99,7 @@ def main(
     try:
         wishes = _wishes(search, slurm or []) if executor == "slurm" else Slurm()
         code, over = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry, held)
-        if code == INTERRUPTED:
+        if ended_by_signal(code):
             return code
         page = write_report(search, runs, reports, storage)
         sweep_file = reports / search.report_name / "confirm.yaml"
@@ -123,7 +122,7 @@ def main(
             retry=retry,
         )
         say(f"report: {write_report(search, runs, reports, storage)}")
-        return INTERRUPTED if confirmed == INTERRUPTED else max(code, confirmed)
+        return max(code, confirmed)  # a signal's are the highest
     finally:
         held.release()
 
@@ -200,7 +199,7 @@ def _run(
     if not complete:
         goes_on = "left" if outlive else "stopped; everything is resumable"
         say(f"{goes_on}: the same command continues")
-        return INTERRUPTED, False
+        return launcher.exit_code, False
     return _say_end(study, retry)
 
 

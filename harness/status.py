@@ -4,8 +4,6 @@ python -m harness.status sweeps/tau.yaml
 """
 
 import json
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from harness.progress import cells, counts, duration, seconds_left, summary, tim
 from harness.spec import Sweep, known_folders, load_sweep
 from harness.store import RunState, look_at_all, strangers, sweep_folder
 from harness.submissions import Scheduler
-from mixgrpo import lease
+from mixgrpo import lease, signals
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import UnidentifiedError
@@ -217,7 +215,7 @@ def main(
     set_: cli.SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
-) -> None:
+) -> int:
     """Show what a sweep is doing. Writes nothing."""
     seen: Observer | None = None
 
@@ -235,13 +233,12 @@ def main(
 
     if not watch:
         show()
-        return
-    # Ctrl-C is the way to end it. As an exception it may be raised where nobody passes it on.
-    ended = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: ended.set())
-    while not ended.is_set():
-        show("\x1b[H\x1b[2J")
-        ended.wait(WATCH_EVERY_S)
+        return 0
+    with signals.noted() as stopping:
+        while not stopping:
+            show("\x1b[H\x1b[2J")
+            signals.pause(WATCH_EVERY_S, stopping)
+    return signals.exit_code(stopping[0])
 
 
 if __name__ == "__main__":

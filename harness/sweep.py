@@ -41,9 +41,9 @@ from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.lease import Lease
+from mixgrpo.signals import Interrupted
 
 LOG = "launcher.log"
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,11 @@ def main(
                     f"{owner(sweep, runs)} runs this sweep: following it (Ctrl-C leaves it alone)"
                 )
                 places = _scheduler(sweep, runs, asked).places
-                held = wait_for_lease(part, runs, progress, places)
-        if held is None:
-            say("left; the sweep goes on without this command")
-            return INTERRUPTED
+                try:
+                    held = wait_for_lease(part, runs, progress, places)
+                except Interrupted as interrupted:
+                    progress.say("left; the sweep goes on without this command")
+                    return interrupted.exit_code
     try:
         places = Scheduler(sweep_folder(sweep, runs)).places()
         queued = {name for name, place in places.items() if place.standing != "gone"}
@@ -267,7 +268,7 @@ def _run(
     if not complete:
         goes_on = "left" if launcher.executor.outlive else "stopped; everything is resumable"
         say(f"{goes_on}: the same command continues")
-        return INTERRUPTED
+        return launcher.exit_code
     ended = look_at_all(part, runs, scheduler.places())
     unfinished = [state for state in ended if state.state != "finished"]
     took = f" ({duration(time.monotonic() - begin)})" if launcher.starts else ""

@@ -1,10 +1,11 @@
 """Runs a command line: errors as one line on stderr, and their exit codes.
 
-2 for what the user wrote, 1 for what failed, 130 for what was interrupted. A defect of the program
-keeps its traceback.
+2 for what the user wrote, 1 for what failed, 130 and 143 for SIGINT and SIGTERM. A defect
+of the program keeps its traceback.
 """
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, TextIO
 
 import typer
 
+from mixgrpo import signals
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.escape import one_line, visible, without_passwords
 
@@ -21,15 +23,18 @@ def run(command: Callable[..., Any]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(command)
     try:
-        code = app(standalone_mode=False)
+        with signals.handling(signals.interrupt):
+            code = app(standalone_mode=False)
     except ConfigError as error:
         if os.environ.get("RANK", "0") != "0":  # all ranks read the same
             sys.exit(error.exit_code)
         _fail_all([str(one) for one in error.errors], error.exit_code)
     except RunError as error:
         fail(str(error), error.exit_code)
+    except signals.Interrupted as interrupted:
+        fail("interrupted", interrupted.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted", 130)
+        fail("interrupted", signals.exit_code(signal.SIGINT))
     except BrokenPipeError:
         # The reader (`| head`) has gone: nothing is left to say, also not at the last flush.
         sys.stdout = None

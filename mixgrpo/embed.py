@@ -9,11 +9,9 @@ runs with the same model find by themselves.
 import json
 import re
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +23,7 @@ from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.escape import visible
 from mixgrpo.models import load_text
 from mixgrpo.prompts import read_prompts
+from mixgrpo.signals import Interrupted
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -164,7 +163,7 @@ def configured(config: Path | None, overrides: list[str], prompts: list[Path]) -
 
 
 def encode(text: "PromptEncoder", store: EmbeddingStore, prompts: list[str]) -> int:
-    """Encode what `store` lacks of `prompts`; the exit code, 130 where it was interrupted.
+    """Encode what `store` lacks of `prompts`; the exit code, that of a signal where one ended it.
 
     RunError for a full disk and its like. What was kept before either stays.
     """
@@ -183,19 +182,15 @@ def encode(text: "PromptEncoder", store: EmbeddingStore, prompts: list[str]) -> 
             f"{error.filename}: {error.strerror}; what was encoded before is kept: mend this and "
             "run the same command again for the rest"
         ) from error
-    except KeyboardInterrupt:
+    except Interrupted as interrupted:
         cli.say(
             f"stopped: {watch.done} are kept in {store.folder}; the same command continues",
             sys.stderr,
         )
-        return 130
+        return interrupted.exit_code
     seconds = time.monotonic() - started
     cli.say(f"{len(missing)} prompts encoded in {seconds:.0f} s", sys.stderr)
     return 0
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def main(
@@ -237,7 +232,6 @@ def main(
     cli.say_warnings()
     # Each job takes its part of the prompts, not of what is missing, which changes meanwhile.
     wanted = list(dict.fromkeys(p for file in files for p in read_prompts(file)))[own::count]
-    signal.signal(signal.SIGTERM, _interrupt)
 
     import torch
 

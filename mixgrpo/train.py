@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mixgrpo import cli, jsonlines, lease
+from mixgrpo import cli, jsonlines, lease, signals
 from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
@@ -373,10 +373,12 @@ def main(
         )
     if out is None:
         raise ConfigError("--out: name the run's folder")
-    stopping: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, _: stopping.append(n))
+    with signals.noted() as stopping:
+        return _train(resolved, out, stopping)
 
+
+def _train(config: RunConfig, out: Path, stopping: list[int]) -> int:
+    """The run of the command; signals that are noted in `stopping` end it after a checkpoint."""
     from mixgrpo import ranks
 
     own = ranks.join()
@@ -396,7 +398,7 @@ def main(
         return bool(stopping)
 
     try:
-        outcome = run(resolved, out, should_stop, own)
+        outcome = run(config, out, should_stop, own)
     except (OSError, RunError):
         if owner is not None:
             owner.check()  # what failed may be that the folder is gone
@@ -408,7 +410,8 @@ def main(
     if outcome == "stopped":
         if own.first:
             cli.say(f"{out}: stopped with a checkpoint; the same command continues", sys.stderr)
-        return 130
+        # Another rank may have heard the signal.
+        return signals.exit_code(stopping[0] if stopping else signal.SIGINT)
     if own.first:
         cli.say(out / "result.json")
     return 0

@@ -1,6 +1,7 @@
 """What every test finds: one thread, and the toy model and rewards known by name."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Helpers are imported as tests.mixgrpo.<name>, also where pytest was not started with `python -m`.
 if str(Path(__file__).parents[1]) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parents[1]))
+
+# What was started in the background of a script ignores SIGINT, and so would every process that a
+# test starts; with nohup, SIGHUP.
+for number, default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, default)
 
 # The same examples every time, and no verdict by the clock of a busy machine.
 settings.register_profile("suite", deadline=None, derandomize=True)

@@ -229,7 +229,7 @@ def test_ctrl_c_ends_following_without_a_traceback(followed: tuple[Path, Followe
     follower.wait_for("two\n")  # it follows: from here on a Ctrl-C is the way to end it
     follower.process.send_signal(signal.SIGINT)
     code, said = follower.end()
-    assert code == 0
+    assert code == 130
     assert said == f"==> {folder}/log/attempt-1.log <==\n"
     assert follower.owner.poll() is None
 

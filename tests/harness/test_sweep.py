@@ -121,7 +121,7 @@ def test_sigterm_during_an_inline_run_leaves_it_resumable(lab: Lab) -> None:
     lab.wait_for(lambda s: s["interval=1-seed0"].iteration >= 1)
     launcher.terminate()
     output, _ = launcher.communicate(timeout=30)
-    assert launcher.returncode == 130, output
+    assert launcher.returncode == 143, output
     assert lab.states()["interval=1-seed0"].state == "stopped"
     code, output = lab.finish("--executor", "inline")
     assert code == 0, output

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,14 +38,6 @@ def file(tmp_path: Path) -> Path:
     found = tmp_path / "prompts.txt"
     found.write_text("\n".join(PROMPTS))
     return found
-
-
-@pytest.fixture(autouse=True)
-def default_handlers() -> Iterator[None]:
-    """The command answers to SIGTERM; the tests after it should not."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def settings(flux: Path) -> list[str]:
