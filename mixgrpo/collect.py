@@ -10,11 +10,11 @@ from torch import Tensor
 from mixgrpo.clock import Clock, now
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import RepeatableError
-from mixgrpo.evaluate import score
 from mixgrpo.models import Conditioning, Policy
 from mixgrpo.plan import Plan
 from mixgrpo.randomness import normal
 from mixgrpo.rewards import Reward
+from mixgrpo.rewards.calls import score
 from mixgrpo.rollout import Rollout, Velocity, join, rollout, slices, take
 
 

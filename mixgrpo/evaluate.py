@@ -24,12 +24,12 @@ from mixgrpo import cli
 from mixgrpo.atomic import is_stream, write_text
 from mixgrpo.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
 from mixgrpo.distributions import diversity
-from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
 from mixgrpo.models import Policy, prepare
 from mixgrpo.places import check_file, check_outside
 from mixgrpo.randomness import normal
-from mixgrpo.rewards import Reward, check_prompts, load_rewards
+from mixgrpo.rewards import Reward, load_rewards
+from mixgrpo.rewards.calls import check_prompts, score
 from mixgrpo.rollout import Velocity, slices
 
 if TYPE_CHECKING:
@@ -112,40 +112,6 @@ def evaluate(
         images |= {p: grouped[i].cpu() for i, p in enumerate(some) if p in show}
     judged = {name: torch.cat(parts).unflatten(0, (-1, count)) for name, parts in scores.items()}
     return Evaluation(prompts, judged, torch.cat(spread) if spread else None, images)
-
-
-def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """Scores [B] in float64 on the CPU. Errors name the reward and a prompt.
-
-    RunError where the reward cannot be reached (OSError); its own ConfigError or RepeatableError;
-    RepeatableError where it raises anything else, or returns what are no scores. A failed reward
-    is never replaced by a number: a zero would enter the advantages as if the images were bad.
-    """
-    about = f"reward {reward.name} on {len(prompts)} images, the first of {prompts[0]!r}"
-    mend = "mend the reward and run the same command again"
-    try:
-        values: object = reward.score(images, prompts)
-    except Exception as error:
-        if isinstance(error, ConfigError | RepeatableError):  # they say what is to be done
-            raise type(error)(f"{about}: {error}") from error
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, OSError):
-            text = f"{about}: {said}; once it answers, run the same command again"
-            raise RunError(text) from error
-        raise RepeatableError(f"{about}: {said}; {mend}") from error
-    if not isinstance(values, Tensor):
-        raise RepeatableError(f"{about}: returned a {type(values).__name__}, not a tensor; {mend}")
-    if tuple(values.shape) != (len(prompts),):
-        raise RepeatableError(
-            f"{about}: returned shape {tuple(values.shape)}, not ({len(prompts)},); {mend}"
-        )
-    if values.is_complex():
-        raise RepeatableError(f"{about}: returned complex numbers, not real ones; {mend}")
-    values = values.detach().cpu().double()
-    if not bool(values.isfinite().all()):
-        bad = prompts[int((~values.isfinite()).nonzero()[0])]
-        raise RepeatableError(f"reward {reward.name}: returned NaN or Inf for {bad!r}; {mend}")
-    return values
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixgrpo.evaluate import IMAGES_AT_ONCE, choose, evaluation_noise, score
+from mixgrpo.evaluate import IMAGES_AT_ONCE, choose, evaluation_noise
 from mixgrpo.inference import Sampling, images_at_once, shift_of
 from mixgrpo.models import Conditioning, Policy, prepare
 from mixgrpo.policy import held_out_prompts, load_run
 from mixgrpo.probes import HybridOptions
-from mixgrpo.rewards import check_prompts, load_rewards
+from mixgrpo.rewards import load_rewards
+from mixgrpo.rewards.calls import check_prompts, score
 from mixgrpo.rollout import Velocity, sample_ode, slices
 from mixgrpo.schedule import sigma_schedule
 

@@ -41,7 +41,8 @@ from mixgrpo.policy import (
 )
 from mixgrpo.randomness import permutation
 from mixgrpo.ranks import Ranks
-from mixgrpo.rewards import check_prompts, for_training, load_rewards
+from mixgrpo.rewards import load_rewards
+from mixgrpo.rewards.calls import check_prompts, for_training
 from mixgrpo.rollout import CountedVelocity, rollout
 from mixgrpo.update import (
     Batch,

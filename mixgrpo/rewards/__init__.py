@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mixgrpo import registry
 from mixgrpo.contents import contents
 from mixgrpo.errors import ConfigError
+from mixgrpo.foreign import settings_restored
 from mixgrpo.scenes import CLARITY_WEIGHTS, REWARDS
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def load_rewards(
     lacking: list[str] = []
     for name in names:
         try:
-            reward = load_reward(name, settings)
+            with settings_restored():
+                reward = load_reward(name, settings)
         except ConfigError as error:
             lacking.append(str(error))
             continue

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from mixgrpo.foreign import settings_restored
 from mixgrpo.rewards import Reward, check_prompts, for_training
 
 _GRACE_S = 1.0
@@ -45,7 +46,7 @@ class _Limited:
         def ask() -> None:
             try:
                 # Set per thread, both of them: a new one would take the first GPU.
-                with torch.set_grad_enabled(gradients), _on(images.device):
+                with settings_restored(), torch.set_grad_enabled(gradients), _on(images.device):
                     answer.set_result(self.reward.score(images, prompts))
             except BaseException as error:
                 answer.set_exception(error)

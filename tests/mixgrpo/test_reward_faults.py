@@ -18,9 +18,9 @@ from torch import Tensor
 from mixgrpo import train
 from mixgrpo.configfile import dump_config
 from mixgrpo.errors import RepeatableError, RunError
-from mixgrpo.evaluate import score
 from mixgrpo.ranks import Ranks
 from mixgrpo.rewards import FunctionReward
+from mixgrpo.rewards.calls import score
 from mixgrpo.rewards.limit import limited
 from mixgrpo.trainer import Trainer
 from tests.mixgrpo import moody, toy

@@ -1,0 +1,90 @@
+"""Code of users and of packages that a run calls: rewards, models, optimizers, trackers.
+
+It may raise anything, also what would end the process, and may change settings that all of the
+process shares.
+"""
+
+import signal
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+ENDS_THE_PROCESS = "code that a run calls must raise an exception, not end the process"
+
+
+def in_words(error: BaseException) -> str:
+    """An exception in one line, such as `ValueError: no such word`.
+
+    What is no Exception, such as the SystemExit of `sys.exit(0)`, says little itself: the place
+    where it was raised is added.
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    if isinstance(error, Exception):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (raised in {frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{text}{place}; {ENDS_THE_PROCESS}"
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """Whatever runs inside, the settings by which this process computes, warns and hears signals
+    are the same afterwards. Other threads may see the changed ones until then.
+
+    Restored are what `_torch_settings` lists, the filters of warnings and the handlers of signals.
+    Not: generators of random numbers, of which nothing here uses the global ones; the environment;
+    the working directory, on which nothing here depends once it has begun.
+    """
+    settings = [(get(), get, set_) for get, set_ in _torch_settings()]
+    filters, show = list(warnings.filters), warnings.showwarning
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in numbers if main}
+    try:
+        yield
+    finally:
+        for before, get, set_ in settings:
+            if get() != before:
+                set_(before)
+        if warnings.filters != filters:
+            warnings.filters[:] = filters  # type: ignore[index]  # a list, whatever its stub says
+            warnings._filters_mutated()  # type: ignore[attr-defined]  # as `catch_warnings` does
+        warnings.showwarning = show
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def _torch_settings() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """How settings of torch that change what is computed are read and set."""
+    import torch
+
+    cudnn = torch.backends.cudnn
+
+    def autocast(kind: str) -> tuple[bool, torch.dtype]:
+        return torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    def set_autocast(kind: str, state: tuple[bool, torch.dtype]) -> None:
+        torch.set_autocast_enabled(kind, state[0])
+        torch.set_autocast_dtype(kind, state[1])
+
+    return [
+        (torch.get_default_dtype, torch.set_default_dtype),
+        # None, as it is at first, and the CPU are the same; a device set costs time in every call.
+        (
+            torch.get_default_device,
+            lambda d: torch.set_default_device(None if d.type == "cpu" else d),
+        ),
+        (torch.is_grad_enabled, torch.set_grad_enabled),
+        (torch.get_num_threads, torch.set_num_threads),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        (lambda: cudnn.enabled, lambda value: setattr(cudnn, "enabled", value)),
+        (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
+        (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
+        (lambda: autocast("cpu"), lambda state: set_autocast("cpu", state)),
+        (lambda: autocast("cuda"), lambda state: set_autocast("cuda", state)),
+    ]

@@ -1,0 +1,102 @@
+"""Calls rewards: each is given data of its own, and what it returns is copied and checked.
+
+A reward may write into the images and prompts it is given, keep them, and return one buffer again
+and again: no other reward and no metric sees that.
+"""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from mixgrpo import rewards
+from mixgrpo.errors import ConfigError, RepeatableError, RunError
+from mixgrpo.foreign import in_words, settings_restored
+from mixgrpo.rewards import Reward
+from mixgrpo.signals import Interrupted
+
+_MEND = "mend the reward and run the same command again"
+
+
+def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+    """Scores [B] in float64 on the CPU of images [B, 3, H, W]. Errors name the reward and a prompt.
+
+    RunError where the reward cannot be reached (OSError); its own ConfigError or RepeatableError;
+    RepeatableError where it raises anything else, or returns what are no scores. A failed reward
+    is never replaced by a number: a zero would enter the advantages as if the images were bad.
+    """
+    about = f"reward {reward.name} on {len(prompts)} images, the first of {prompts[0]!r}"
+    try:
+        with settings_restored():
+            returned: object = reward.score(images.detach().clone(), list(prompts))
+        values = _copied(returned, (len(prompts),))
+    except Interrupted:
+        raise
+    except BaseException as error:
+        _blame(about, error)
+    bad = (~values.float().isfinite()).nonzero()  # the squares of larger ones are Inf
+    if len(bad):
+        raise RepeatableError(
+            f"reward {reward.name}: returned NaN or Inf for {prompts[int(bad[0])]!r}; {_MEND}"
+        )
+    return values
+
+
+def for_training(reward: Reward, scores: Tensor) -> Tensor:
+    """Scores [P, N] on the scale that is trained on, where a reward reports them on another.
+
+    Errors are those of `score`.
+    """
+    about = f"reward {reward.name}, for_training"
+    try:
+        with settings_restored():
+            returned: object = rewards.for_training(reward, scores.clone())
+        values = _copied(returned, tuple(scores.shape))
+    except Interrupted:
+        raise
+    except BaseException as error:
+        _blame(about, error)
+    if not bool(values.float().isfinite().all()):
+        raise RepeatableError(f"{about}: returned NaN or Inf; {_MEND}")
+    return values
+
+
+def check_prompts(reward: Reward, prompts: list[str]) -> None:
+    """ConfigError for a prompt that a reward with a method `check` could not judge."""
+    try:
+        with settings_restored():
+            rewards.check_prompts(reward, list(prompts))
+    except (ConfigError, RunError, Interrupted):
+        raise
+    except BaseException as error:
+        raise ConfigError(f"reward {reward.name}: its check fails: {in_words(error)}") from error
+
+
+def _copied(returned: object, shape: tuple[int, ...]) -> Tensor:
+    """A copy, in float64 on the CPU, of real numbers in this shape; _Wrong for anything else."""
+    if not isinstance(returned, Tensor):
+        raise _Wrong(f"returned a {type(returned).__name__}, not a tensor")
+    if tuple(returned.shape) != shape:
+        raise _Wrong(f"returned shape {tuple(returned.shape)}, not {shape}")
+    if returned.is_complex():
+        raise _Wrong("returned complex numbers, not real ones")
+    if returned.layout is not torch.strided or returned.is_meta:
+        kind = "without values" if returned.is_meta else f"of {returned.layout}"
+        raise _Wrong(f"returned a tensor {kind}, not a plain one")
+    return returned.detach().to("cpu", torch.float64, copy=True)
+
+
+class _Wrong(Exception):
+    """What was returned are no scores, in words."""
+
+
+def _blame(about: str, error: BaseException) -> NoReturn:
+    """Raise the error of the reward that raised `error`."""
+    if isinstance(error, ConfigError | RepeatableError):  # they say what is to be done
+        raise type(error)(f"{about}: {error}") from error
+    if isinstance(error, _Wrong):
+        raise RepeatableError(f"{about}: {error}; {_MEND}") from None
+    if isinstance(error, OSError):
+        text = f"{about}: {in_words(error)}; once it answers, run the same command again"
+        raise RunError(text) from error
+    raise RepeatableError(f"{about}: {in_words(error)}; {_MEND}") from error
