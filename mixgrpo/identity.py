@@ -56,6 +56,13 @@ def _digest(key: str, file: str | None) -> str:
         raise UnidentifiedError(f"{key}: {error}") from None
 
 
+def _moves_anew(config: RunConfig) -> bool:
+    """Whether the window moves otherwise than the same settings made it move in version 1."""
+    w = config.window
+    decays = w.strategy in ("linear-decay", "exp-decay")
+    return w.at_end == "released" and (decays or (w.strategy == "constant" and w.stop is not None))
+
+
 _MODELS_OWN = {"model.guidance": 3.5, "model.cfg": 1.0}
 """What none means, in every model that takes the setting."""
 
@@ -93,6 +100,8 @@ def config_hashes(config: RunConfig, seeds: Sequence[int]) -> list[str]:
         },
     }
     identity |= {key: by_name for key, by_name in own.items() if by_name}
+    if _moves_anew(config):
+        identity["window.at_end"] = ["released", 2]
     files = {
         "model": model_weights(config.model.name, config.model.checkpoint),
         **{name: shipped_weights(name) for name in sorted(used)},

@@ -626,6 +626,18 @@ def test_recorded_hashes_stay() -> None:
     assert config_hash(set_("optimizer.lr", 1e-4, set_("seed", 4, plain))) == "21874001"
 
 
+def test_hash_changed_where_the_released_path_did() -> None:
+    """What an older version trained on another path of the window is not taken for this one."""
+
+    def identity(**window: Any) -> str:
+        return config_hash(RunConfig.model_validate({"window": window}))
+
+    assert identity(at_end="released") == "3240493d"
+    assert identity(at_end="released", strategy="linear-decay") != "69cf3956"
+    assert identity(at_end="released", strategy="exp-decay") != "c0dfc4fc"
+    assert identity(at_end="released", stop=12) != "8b58d45f"
+
+
 def test_hash_sees_the_contents_of_weights_and_not_their_place(tmp_path: Path) -> None:
     hashes = []
     for name, content in {"a": b"one", "b": b"one", "c": b"two"}.items():
