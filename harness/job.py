@@ -12,6 +12,7 @@ import contextlib
 import errno
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -41,6 +42,7 @@ from mixgrpo import lease
 from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
+from mixgrpo.escape import one_line, without_passwords
 from mixgrpo.folder import ORIGIN
 from mixgrpo.train import OWNER
 
@@ -160,7 +162,7 @@ class Job:
                 _tell(f"{folder}: cannot record that it began: {full}")
                 return "no-space"
             log = record.attempt.log
-            with _log(folder / log) if log else contextlib.nullcontext():
+            with _log(folder / log) if log else contextlib.nullcontext(), _logging(bool(log)):
                 return self._attempt(folder, record, should_stop, should_yield)
         except lease.FolderGoneError as gone:
             _tell(f"error: {gone}")
@@ -334,6 +336,23 @@ def _log(file: Path) -> Iterator[None]:
             os.close(before)
 
 
+@contextmanager
+def _logging(to_log: bool) -> Iterator[None]:
+    """What the trainer says of its progress goes to the attempt's log; without one it would stand
+    between the lines of the launcher."""
+    trainer = logging.getLogger("mixgrpo")
+    handler = logging.StreamHandler(sys.stderr)
+    level = trainer.level
+    if to_log:
+        trainer.addHandler(handler)
+        trainer.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        trainer.removeHandler(handler)
+        trainer.setLevel(level)
+
+
 class _Record:
     """The record of one attempt, written anew whenever there is more to say."""
 
@@ -383,7 +402,7 @@ class _Record:
         """Stands in for `warnings.showwarning`: the record keeps the text, the log all of it."""
         place = warnings.formatwarning(message, category, filename, lineno, line)
         _tell(place.removesuffix("\n"))
-        text, kept = " ".join(str(message).split()), self.attempt.warnings
+        text, kept = one_line(without_passwords(str(message))), self.attempt.warnings
         if text in kept or len(kept) >= _MOST_WARNINGS:
             return
         self.attempt = replace(self.attempt, warnings=(*kept, text))
@@ -443,11 +462,12 @@ def _reason(error: Exception) -> Reason:
 
 def _explain(error: Exception) -> str:
     """The message of an error that was foreseen; otherwise a traceback, what it says last."""
+    text = str(error)
     if not isinstance(error, ConfigError | RunError):
-        return "".join(traceback.format_exception(error))
-    if isinstance(error, RunError) and _unforeseen(error):
-        return "".join(traceback.format_exception(error.__cause__)) + str(error)
-    return str(error)
+        text = "".join(traceback.format_exception(error))
+    elif isinstance(error, RunError) and _unforeseen(error):
+        text = "".join(traceback.format_exception(error.__cause__)) + text
+    return without_passwords(text)
 
 
 def _unforeseen(error: RunError) -> bool:

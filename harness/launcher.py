@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from harness.store import (
     LIVE,
     STOP,
     RunState,
+    State,
     look,
     look_at_all,
     newest_checkpoint,
@@ -122,9 +124,9 @@ class Launcher:
                     self._stop()
                     raise self._no_room(error) from error
                 if not (started or self._busy(states) or self._waiting(states) or self.signals):
-                    self.progress.update(self._look, self.executor.slots, force=True)
+                    self.progress.update(self._shown, self.executor.slots, force=True)
                     return True
-                self.progress.update(self._look, self.executor.slots)
+                self.progress.update(self._shown, self.executor.slots)
                 if not started:
                     self._pause(max(PAUSE_S, _MOST_OF_THE_TIME * (time.monotonic() - begin)))
 
@@ -195,6 +197,17 @@ class Launcher:
                     self._seen.add(run.folder_name)
             states.append(known)
         return states
+
+    def _shown(self) -> list[RunState]:
+        """`_look` for people: a job that was started here and has not come to its lease is under
+        way, whatever the folder says of the attempts before it."""
+        way: State = "queued" if self.executor.outlive else "running"
+        return [
+            replace(state, state=way, phase="starting")
+            if state.run.folder_name in self.active and state.state not in (*LIVE, "finished")
+            else state
+            for state in self._look()
+        ]
 
     def _reap(self, states: list[RunState]) -> None:
         """Take note of the jobs that are over, and say how they ended."""
@@ -358,7 +371,7 @@ class Launcher:
 
     def _after_iteration(self) -> bool:
         """Called by an inline job, during which the launcher's own loop stands still."""
-        self.progress.update(self._look, self.executor.slots)
+        self.progress.update(self._shown, self.executor.slots)
         return self.signals > 0
 
     def _pause(self, seconds: float) -> None:
@@ -404,7 +417,7 @@ class Launcher:
             states = self._look()
             self._reap(states)
             running = self._busy(states)
-            self.progress.update(self._look, self.executor.slots)
+            self.progress.update(self._shown, self.executor.slots)
         if running:
             self.progress.say(
                 f"{len(running)} run(s) are still busy with an iteration and stop after it"

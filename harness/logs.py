@@ -13,7 +13,9 @@ from harness import cli, submissions
 from harness.store import Attempt, read_attempts
 from mixgrpo import lease, signals
 from mixgrpo.cli import run as run_command
+from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError
+from mixgrpo.escape import visible
 from mixgrpo.train import OWNER
 
 FOLLOW_EVERY_S = 0.5
@@ -96,9 +98,15 @@ def show(log: Path, lines: int) -> int:
     except FileNotFoundError:
         raise ConfigError(f"{log}: is gone; only the record of the attempt is left") from None
     kept = text.splitlines(keepends=True)
-    sys.stdout.write(b"".join(kept[-lines:] if lines else kept).decode(errors="replace"))
-    sys.stdout.flush()
+    _print(b"".join(kept[-lines:] if lines else kept))
     return len(text)
+
+
+def _print(text: bytes) -> None:
+    """What a run printed, without moving the cursor: a progress bar becomes lines."""
+    decoded = text.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    sys.stdout.write(visible(decoded))
+    sys.stdout.flush()
 
 
 def follow(folder: Path, log: Path, position: int, stopping: list[int]) -> None:
@@ -111,11 +119,10 @@ def follow(folder: Path, log: Path, position: int, stopping: list[int]) -> None:
             stream.seek(position)
             added = stream.read()
         position += len(added)
-        sys.stdout.write(added.decode(errors="replace"))
-        sys.stdout.flush()
+        _print(added)
         newest = find_log(folder)
         if newest != log:
-            print(f"==> {newest} <==", file=sys.stderr, flush=True)
+            say(f"==> {newest} <==", sys.stderr)
             log, position = newest, 0
         elif over:
             return
@@ -153,7 +160,7 @@ def main(
         waits = follow_ and attempt is None
         log = _first_log(folder, stopping) if waits else find_log(folder, attempt)
         if log is not None:
-            print(f"==> {log} <==", file=sys.stderr, flush=True)
+            say(f"==> {log} <==", sys.stderr)
             position = show(log, lines)
             if waits:
                 follow(folder, log, position, stopping)

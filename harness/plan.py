@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.arms import Arm
-from harness.progress import counts, duration, seconds_per_run
+from harness.progress import counts, seconds_per_run
 from harness.sharing import Sharing, finished_elsewhere, will_come
 from harness.spec import Sweep, same_schedules
 from harness.store import RunState
 from harness.trunk import Trunk, may_start
 from mixgrpo.config import RunConfig
 from mixgrpo.plan import iteration_cost
+from mixgrpo.words import duration
 
 _MANY_STRETCHES = 6
 _MOST = 20

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import cli, environment
-from harness.progress import duration
 from harness.spec import Run, Sweep, load_sweep, only
 from harness.store import read_result, sweep_folder
 from mixgrpo.atomic import write_json
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError
+from mixgrpo.words import duration
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,14 +3,19 @@
 Only shows; what is shown comes from `store`.
 """
 
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from harness.spec import Run
 from harness.store import RunState, State
+from mixgrpo import cli
+from mixgrpo.escape import visible, without_passwords
+from mixgrpo.words import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 15.0
 LIVE_EVERY_S = 0.5
+_NUMBER = re.compile(r"[-+−]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 STATES: tuple[State, ...] = (
     "finished",
@@ -29,19 +35,6 @@ STATES: tuple[State, ...] = (
     "lost",
     "failed",
 )
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def seconds_left(state: RunState, like: RunState | None = None) -> float | None:
@@ -111,14 +104,51 @@ def summary(states: list[RunState], slots: int | None) -> str:
 def cells(state: RunState, measure: str) -> tuple[str, ...]:
     """One running run: name, iterations, evaluated and rollout reward, pace, time left."""
     pace = state.seconds_per_iteration
+    shown = f"{pace:.2f} s/it" if pace is not None else "starting"
     return (
         state.run.name,
         f"{state.iteration}/{state.total}",
-        f"{measure} {state.score:.3f}" if state.score is not None else "",
+        f"{measure} {score(state)}" if state.score is not None else "",
         f"rollout {state.reward:.3f}" if state.reward is not None else "",
-        f"{pace:.2f} s/it" if pace is not None else "starting",
+        state.phase or shown,
         f"{duration(seconds_left(state))} left" if pace is not None else "",
     )
+
+
+def score(state: RunState) -> str:
+    """The measure at the newest evaluation, and by how much it has risen: 0.612 (+0.094)."""
+    gain = "" if state.gain is None or not state.iteration else f" ({state.gain:+.3f})"
+    return f"{state.score:.3f}{gain}"
+
+
+@dataclass
+class Warned:
+    """A kind of warning: the runs that gave it, of how many it was said, and as what."""
+
+    names: set[str] = field(default_factory=set)
+    said: int = 0
+    text: str = ""
+
+
+def by_kind(found: Iterable[tuple[RunState, str]]) -> dict[str, list[tuple[RunState, str]]]:
+    """Warnings with their runs by kind: numbers in them apart, they say the same."""
+    kinds: dict[str, list[tuple[RunState, str]]] = {}
+    for state, text in found:
+        kinds.setdefault(_NUMBER.sub("0", text), []).append((state, text))
+    return kinds
+
+
+def warned(ones: list[tuple[RunState, str]], total: int) -> str:
+    """A kind of warning in one line, with its first run or the number of its runs."""
+    names = list(dict.fromkeys(state.run.name for state, _ in ones))
+    who = names[0]
+    if len(names) > 1:
+        who = f"{len(names)} of {total} runs ({names[0]} and others)"
+    return f"{who}: warning: {ones[0][1]}"
+
+
+def _key(state: RunState, attempt: int, text: str) -> tuple[str, int, str]:
+    return state.run.name, attempt, text
 
 
 class Progress:
@@ -129,8 +159,10 @@ class Progress:
         self.terminal = sys.stdout.isatty() if terminal is None else terminal
         self._live: Live | None = None
         self._shown = 0.0
-        self._warned: set[tuple[str, int, str]] | None = None
+        self._seen: set[tuple[str, int, str]] | None = None
         """Run, attempt and text of the warnings that were said or older; None before any look."""
+        self._warned: dict[str, Warned] = {}
+        """By kind."""
 
     def __enter__(self) -> "Progress":
         if self.terminal:
@@ -142,6 +174,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._repeat_warnings()
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -149,9 +182,12 @@ class Progress:
     def say(self, text: str) -> None:
         """One line that stays, above whatever moves."""
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            from rich.text import Text
+
+            text = visible(without_passwords(text))
+            self._live.console.print(Text(text), soft_wrap=True)
         else:
-            print(text, flush=True)
+            cli.say(text)
 
     def started(self, run: Run, starts: int) -> None:
         self.say(f"{run.name}: started" + (f" again ({starts})" if starts > 1 else ""))
@@ -160,7 +196,7 @@ class Progress:
         """A job is over: say how, in one line."""
         text = f"{state.run.name}: {state.state}"
         if state.state == "finished" and state.score is not None:
-            text += f", {self.measure} {state.score:.3f}"
+            text += f", {self.measure} {score(state)}"
         elif state.state in ("stopped", "lost", "failed"):
             text += f" after {state.iteration}/{state.total} iterations"
             if not state.attempts:
@@ -174,19 +210,30 @@ class Progress:
         self.say(text)
 
     def warnings(self, states: list[RunState]) -> None:
-        """Say what the jobs warned of, each once, and nothing of what was over before."""
-        found = {
-            (state.run.name, attempt.number, text): state
+        """Say what the jobs warned of, each kind once, and nothing of what was over before."""
+        found = [
+            (state, attempt.number, text)
             for state in states
             for attempt in state.attempts
             for text in attempt.warnings
-        }
-        if self._warned is None:
-            self._warned = {key for key, state in found.items() if state.state != "running"}
-        for key in found:
-            if key not in self._warned:
-                self._warned.add(key)
-                self.say(f"{key[0]}: warning: {key[2]}")
+        ]
+        if self._seen is None:
+            self._seen = {_key(*one) for one in found if one[0].state != "running"}
+        new = [one for one in found if _key(*one) not in self._seen]
+        self._seen |= {_key(*one) for one in new}
+        for kind, ones in by_kind((state, text) for state, _, text in new).items():
+            runs = self._warned.setdefault(kind, Warned())
+            runs.names |= {state.run.name for state, _ in ones}
+            if not runs.said:
+                runs.said = len(runs.names)
+                runs.text = ones[0][1]
+                self.say(warned(ones, len(states)))
+
+    def _repeat_warnings(self) -> None:
+        """Say of how many runs a warning came to be true after it was said of the first."""
+        for warned in self._warned.values():
+            if len(warned.names) > warned.said:
+                self.say(f"{len(warned.names)} runs in all warned: {warned.text}")
 
     def update(
         self, look: Callable[[], list[RunState]], slots: int | None, force: bool = False
@@ -204,8 +251,8 @@ class Progress:
             self._live.update(_table(running, summary(states, slots)), refresh=True)
             return
         for row in running:
-            print("  " + "  ".join(filter(None, row)))
-        print(summary(states, slots), flush=True)
+            cli.say("  " + "  ".join(filter(None, row)))
+        cli.say(summary(states, slots))
 
 
 def _table(rows: list[tuple[str, ...]], total: str) -> "RenderableType":
@@ -215,5 +262,5 @@ def _table(rows: list[tuple[str, ...]], total: str) -> "RenderableType":
 
     table = Table.grid(padding=(0, 2))
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     return Group(table, Text(total, style="bold"))

@@ -19,12 +19,12 @@ import typer
 
 from harness import cli, page, unchanged
 from harness.measurements import FRAMES, Measurements, gather, kept_finished, to_files
-from harness.progress import duration
 from harness.spec import Arm, Sweep, load_sweep
 from mixgrpo.atomic import write_bytes
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.words import duration
 
 if TYPE_CHECKING:
     from harness.analysis import Analysis

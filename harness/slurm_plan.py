@@ -4,11 +4,11 @@ from pathlib import Path
 
 from harness.cluster import Array, Cluster
 from harness.dispatch import Start
-from harness.progress import duration
 from harness.resources import Slurm
 from harness.snapshot import locate
 from harness.spec import Sweep
 from harness.store import LIVE, RunState, sweep_folder
+from mixgrpo.words import duration
 
 
 def describe_arrays(

@@ -15,7 +15,7 @@ import typer
 from harness import cli
 from harness.launcher import LAUNCHER, owner
 from harness.ledger import Ledger, Spent, ledger
-from harness.progress import cells, counts, duration, seconds_left, summary, time_left
+from harness.progress import by_kind, cells, counts, seconds_left, summary, time_left, warned
 from harness.spec import Sweep, known_folders, load_sweep
 from harness.store import RunState, look_at_all, strangers, sweep_folder
 from harness.submissions import Scheduler
@@ -23,6 +23,7 @@ from mixgrpo import lease, signals
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import UnidentifiedError
+from mixgrpo.words import duration
 
 TRACEBACK_LINES = 6
 WATCH_EVERY_S = 2.0
@@ -84,6 +85,8 @@ def as_data(seen: Observer) -> dict[str, Any]:
         "gpu_hours_spent": books.total.gpu_seconds / 3600,
         "gpu_hours_useful": books.useful.gpu_seconds / 3600,
         "gpu_hours_wasted": {c: spent.gpu_seconds / 3600 for c, spent in books.wasted.items()},
+        "measure": seen.sweep.measure,
+        "arms": _arms(seen.states),
         "runs": [_run_data(state) for state in seen.states],
         "no_longer_in_the_file": [folder.name for folder in seen.strangers],
     }
@@ -106,7 +109,10 @@ def _run_data(state: RunState) -> dict[str, Any]:
         "node": last.host if last else None,
         "seconds_per_iteration": state.seconds_per_iteration,
         "seconds_left": seconds_left(state) if state.state == "running" else None,
+        "phase": state.phase or None,
         "score": state.score,
+        "before": state.before,
+        "gain": state.gain,
         "error": last.error if last else None,
         "warnings": list(state.warnings),
     }
@@ -125,13 +131,15 @@ def as_text(seen: Observer) -> str:
     rows = ["  " + "  ".join(filter(None, (*cells(s, sweep.measure), _node(s)))) for s in running]
     lines += _some(rows)
     lines += _queue(states)
+    lines += _some(_results(states, sweep.measure))
     books = ledger(states, seen.folder)
     if books.total.seconds:
         lines.append(_cost(books))
     bad = [_failure(state) for state in states if state.state in ("failed", "lost")]
     lines += ["\n".join(rows) for rows in bad[:MOST_ROWS]]
     lines += _more(len(bad))
-    lines += _some(f"{s.run.name}: warning: {text}" for s in states for text in s.warnings)
+    kinds = by_kind((state, text) for state in states for text in state.warnings)
+    lines += _some(warned(ones, len(states)) for ones in kinds.values())
     stopped = [state.run.name for state in states if state.state == "stopped"]
     if stopped:
         lines.append(f"stopped, the sweep's command continues them: {_names(stopped)}")
@@ -139,6 +147,32 @@ def as_text(seen: Observer) -> str:
     if others:
         lines.append(f"no longer in the file, or made with other --set values: {_names(others)}")
     return "\n".join(lines)
+
+
+def _arms(states: list[RunState]) -> dict[str, dict[str, Any]]:
+    """By arm: how many runs are finished, and the means of their scores and gains."""
+    found: dict[str, dict[str, Any]] = {}
+    for state in states:
+        found.setdefault(state.run.arm, {"finished": 0, "score": None, "gain": None})
+    for arm, data in found.items():
+        done = [s for s in states if s.run.arm == arm and s.state == "finished"]
+        data["finished"] = len(done)
+        for key in ("score", "gain"):
+            values = [v for s in done if (v := getattr(s, key)) is not None]
+            data[key] = sum(values) / len(values) if values else None
+    return found
+
+
+def _results(states: list[RunState], measure: str) -> list[str]:
+    """What the finished runs came to: a line for each arm."""
+    lines = []
+    for arm, data in _arms(states).items():
+        if data["score"] is None:
+            continue
+        gain = "" if data["gain"] is None else f", gain {data['gain']:+.3f}"
+        runs = "1 finished run" if data["finished"] == 1 else f"{data['finished']} finished runs"
+        lines.append(f"  {arm}: {measure} {data['score']:.3f}{gain} ({runs})")
+    return lines
 
 
 def _some(rows: Iterable[str]) -> list[str]:

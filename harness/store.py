@@ -14,6 +14,7 @@ A run's state, from what lies in its folder, in this order of trust:
 * waiting: it never began.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from typing import Any, Literal
 from harness.slurm import CAUSES
 from harness.spec import Run, Sweep
 from harness.submissions import SUBMISSIONS, Place
-from mixgrpo import lease
+from mixgrpo import lease, phase
 from mixgrpo.config import SCHEMA_VERSION
 from mixgrpo.errors import RunError
 from mixgrpo.train import OWNER
@@ -145,10 +146,21 @@ class RunState:
     """The sweep's measure in the last evaluation."""
     place: Place | None = None
     """Where it stands in Slurm, by its last submission."""
+    before: float | None = None
+    """The sweep's measure in the first evaluation."""
+    phase: str = ""
+    """What a running one is doing, as far as it says."""
 
     @property
     def total(self) -> int:
         return self.run.config.iterations
+
+    @property
+    def gain(self) -> float | None:
+        """By how much the sweep's measure has risen since the first evaluation."""
+        if self.score is None or self.before is None:
+            return None
+        return self.score - self.before
 
     @property
     def in_queue(self) -> bool:
@@ -213,7 +225,7 @@ def look(
 def _finished(
     sweep: Sweep, run: Run, folder: Path, result: dict[str, Any], place: Place | None
 ) -> RunState:
-    score = result.get("after", {}).get(sweep.measure)
+    before, score = (result.get(when, {}).get(sweep.measure) for when in ("before", "after"))
     iteration = int(result.get("iterations", run.config.iterations))
     attempts = read_attempts(folder)
     pace = result.get("seconds_total", 0.0) / max(1, iteration)
@@ -225,6 +237,7 @@ def _finished(
         iteration=iteration,
         seconds_per_iteration=pace,
         score=score,
+        before=before,
         place=place,
     )
 
@@ -316,6 +329,13 @@ def _with_progress(sweep: Sweep, state: RunState) -> RunState:
     if evals:
         values["seconds_per_evaluation"] = evals[-1].get("seconds_total")
         values["score"] = evals[-1].get(f"reward_{sweep.measure}_mean")
+        values["before"] = _first_line(state.folder / "eval.jsonl").get(
+            f"reward_{sweep.measure}_mean"
+        )
+    now = phase.read(state.folder) if state.state == "running" else None
+    # What a killed process left behind is not what its successor does.
+    if now is not None and state.attempts and state.attempts[-1].pid == now.pid:
+        values["phase"] = "" if now.name == "training" and metrics else str(now)
     return replace(state, **values)
 
 
@@ -443,6 +463,15 @@ def last_touch(folder: Path, attempt: Attempt) -> float | None:
     if pid != attempt.pid or (pid == os.getpid() and machine == lease.MACHINE):
         return None
     return touched or None
+
+
+def _first_line(file: Path) -> dict[str, Any]:
+    """The first line of a file of JSON lines; empty where there is none yet."""
+    with contextlib.suppress(OSError, ValueError), file.open("rb") as stream:
+        line = json.loads(stream.readline(65536))
+        if isinstance(line, dict):
+            return line
+    return {}
 
 
 def _last_lines(file: Path, count: int) -> Iterator[dict[str, Any]]:

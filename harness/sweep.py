@@ -29,7 +29,7 @@ from harness.launcher import (
     wait_for_lease,
 )
 from harness.probe import after_training
-from harness.progress import Progress, duration
+from harness.progress import Progress
 from harness.resources import Slurm, resources
 from harness.sharing import Sharing
 from harness.snapshot import take
@@ -42,6 +42,7 @@ from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.lease import Lease
 from mixgrpo.signals import Interrupted
+from mixgrpo.words import duration
 
 LOG = "launcher.log"
 

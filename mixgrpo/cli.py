@@ -4,6 +4,7 @@
 of the program keeps its traceback.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -73,6 +74,18 @@ def say(text: object, to: TextIO | None = None) -> None:
     """Print a text of which users or runs wrote a part: nothing in it reaches the terminal as a
     control sequence, and no URL's password."""
     print(visible(without_passwords(str(text))), file=to, flush=True)
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(without_passwords(super().format(record)))
+
+
+def say_log(level: int) -> None:
+    """From now on what is logged is a line on the standard error."""
+    logging.basicConfig(level=level)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Plain("%(message)s"))
 
 
 def say_warnings() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,12 +86,14 @@ def evaluate(
     reference: Velocity | None = None,
     p_mix: float = 1.0,
     show: Collection[str] = (),
+    tell: Callable[[float], None] = lambda part: None,
 ) -> Evaluation:
     """Sample every prompt by the ODE from `noise` [prompts * images, ...] and score the images.
 
     With `reference`, the base model, the trained one takes the fraction `p_mix` of the steps only.
     Batches of the same size give the same bytes; `batch` is part of what is held fixed. Images are
-    let go of as soon as they are scored, but for those of the prompts in `show`.
+    let go of as soon as they are scored, but for those of the prompts in `show`. `tell` is called
+    with the part that is done, from 0 to 1.
     """
     device = next(policy.network.parameters()).device
     count = len(noise) // len(prompts)
@@ -100,6 +102,7 @@ def evaluate(
     spread: list[Tensor] = []
     images: dict[str, Tensor] = {}
     for part in slices(len(prompts), max(1, IMAGES_AT_ONCE // count)):
+        tell(part.start / len(prompts))
         some = prompts[part]
         repeated = [p for p in some for _ in range(count)]
         rows = noise[part.start * count : part.stop * count].to(device)

@@ -72,6 +72,7 @@ class Health:
         self._first_drift: float | None = None
         self._window = config.make_window()
         self._first_evaluation: dict[str, Any] | None = None
+        self._hacked = False
 
     def iteration(self, line: dict[str, Any]) -> list[str]:
         """The new warnings after one line of metrics.jsonl, one sentence each."""
@@ -96,11 +97,7 @@ class Health:
             self._first_evaluation = line
             return []
         warnings = [
-            *(
-                self._hacking(trained, held_out, self._first_evaluation, line)
-                for trained in self.config.rewards.train
-                for held_out in self.config.rewards.held_out
-            ),
+            self._hacking(self._first_evaluation, line),
             self._collapse(self._first_evaluation, line),
         ]
         return [f"iteration {line['iteration']}: {text}" for text in warnings if text]
@@ -202,18 +199,20 @@ class Health:
             "may not carry over; lower sampler.eta or optimizer.lr"
         )
 
-    def _hacking(
-        self, trained: str, held_out: str, before: dict[str, Any], now: dict[str, Any]
-    ) -> str | None:
-        rise, fall = (_standard_errors(name, before, now) for name in (trained, held_out))
-        found = rise > STANDARD_ERRORS and fall < -STANDARD_ERRORS
-        if not self._new(f"hacking {trained} {held_out}", found):
+    def _hacking(self, before: dict[str, Any], now: dict[str, Any]) -> str | None:
+        """Said once of a run, of all rewards that it is true of by then."""
+        rewards = self.config.rewards
+        limit = STANDARD_ERRORS
+        risen = [r for r in rewards.train if _standard_errors(r, before, now) > limit]
+        fallen = [r for r in rewards.held_out if _standard_errors(r, before, now) < -limit]
+        if self._hacked or not (risen and fallen):
             return None
+        self._hacked = True
+        up, down = (_listed([_change(r, before, now) for r in some]) for some in (risen, fallen))
         return (
-            f"reward hacking: {_change(trained, before, now)}, which is trained on, has risen "
-            f"while {_change(held_out, before, now)}, which is held out, has fallen, both by more "
-            f"than {STANDARD_ERRORS:g} standard errors; raise objective.kl_weight, train on "
-            f"{held_out} too (rewards.train), or use an earlier checkpoint"
+            f"reward hacking: {up}, trained on, rose while {down}, held out, fell, by more than "
+            f"{limit:g} standard errors each; raise objective.kl_weight, train on "
+            f"{_listed(fallen)} too (rewards.train), or use an earlier checkpoint"
         )
 
     def _collapse(self, before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -254,6 +253,10 @@ def _standard_errors(name: str, before: dict[str, Any], now: dict[str, Any]) -> 
     if not variance:
         return math.copysign(math.inf, difference) if difference else 0.0
     return difference / math.sqrt(variance)
+
+
+def _listed(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def _change(name: str, before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,7 +28,9 @@ from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.folder import Measured, claim, is_finished, write_result
+from mixgrpo.phase import PhaseFile
 from mixgrpo.places import check_folder
+from mixgrpo.words import duration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +45,10 @@ Outcome = Literal["finished", "stopped"]
 OWNER = "owner"
 """The folder in a run's folder with the lease of its owner, one process at a time."""
 
-_SILENCE_S = 30.0
-"""A run says how far it is at least so often."""
+_LOG_EVERY_S = 5.0
+"""A run says how far it is at most so often."""
+_PACE_OVER = 10
+"""Iterations over which the time that is left is reckoned."""
 
 _DISK_ERRORS = {
     errno.ENOSPC,
@@ -89,7 +94,11 @@ def run(
             if ranks.first:
                 log.info("%s: finished before", folder)
             return "finished"
-        return _Run(config, folder, ranks).go(should_stop)
+        phase = PhaseFile(folder if ranks.first else None)
+        try:
+            return _Run(config, folder, ranks, phase).go(should_stop)
+        finally:
+            phase.close()
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
@@ -106,13 +115,15 @@ def run(
 class _Run:
     """The folder's side of a run: files, checkpoints, the order of things."""
 
-    def __init__(self, config: RunConfig, folder: Path, ranks: "Ranks") -> None:
+    def __init__(self, config: RunConfig, folder: Path, ranks: "Ranks", phase: PhaseFile) -> None:
         import torch
 
         from mixgrpo.health import Health
         from mixgrpo.trainer import Trainer
 
         self.config, self.folder, self.ranks = config, folder, ranks
+        self.phase = phase
+        phase.enter("loading")
         self.trainer = Trainer(config, ranks)
         self.made_on = {
             "device": torch.device(ranks.device).type,
@@ -122,7 +133,8 @@ class _Run:
         self.measured = Measured(config, folder)
         self.checkpoints = folder / "checkpoints"
         self.health = Health(config)
-        self.spoke = time.monotonic()
+        self.spoke = float("-inf")
+        self.paces: deque[float] = deque(maxlen=_PACE_OVER)
         self.trackers: Trackers | None = None
 
     def go(self, should_stop: Callable[[], bool]) -> Outcome:
@@ -155,6 +167,7 @@ class _Run:
                 if saved != done:
                     self._save(done)
                 return "stopped"
+            self.phase.enter("training", done / self.config.iterations)
             line = self.trainer.iterate(done)
             if self.ranks.first:
                 should_stop()  # raises where the folder is not this run's any more, before a write
@@ -220,19 +233,22 @@ class _Run:
             self.health.evaluation(last)
 
     def _say(self, line: dict[str, Any]) -> None:
-        """A sign of life, now and then."""
-        if time.monotonic() - self.spoke < _SILENCE_S:
+        """A line for the log, of an iteration every few seconds."""
+        self.paces.append(line["seconds_total"])
+        if time.monotonic() - self.spoke < _LOG_EVERY_S:
             return
         self.spoke = time.monotonic()
         rewards = "  ".join(
             f"{name} {line[f'reward_{name}_mean']:.3f}" for name in self.config.rewards.train
         )
+        done, total = line["iteration"] + 1, self.config.iterations
         log.info(
-            "%s: %d of %d iterations, %.2f s each; rollouts %s",
+            "%s: %d of %d iterations, %.2f s each, about %s left; rollouts %s",
             self.folder,
-            line["iteration"] + 1,
-            self.config.iterations,
+            done,
+            total,
             line["seconds_total"],
+            duration((total - done) * sum(self.paces) / len(self.paces)),
             rewards,
         )
 
@@ -247,6 +263,7 @@ class _Run:
     def _save(self, done: int) -> None:
         from mixgrpo import checkpoint
 
+        self.phase.enter("saving")
         tensors = self.trainer.tensors()
         if self.ranks.first:
             # What a checkpoint vouches for must be on disk before the checkpoint is.
@@ -262,7 +279,9 @@ class _Run:
     def _evaluate(self, done: int) -> None:
         begin = time.perf_counter()
         shown = self._shown() if self.ranks.first else []
-        judged = self.trainer.evaluate(self.ranks.gather_objects(shown)[0])
+        judged = self.trainer.evaluate(
+            self.ranks.gather_objects(shown)[0], lambda part: self.phase.enter("evaluating", part)
+        )
         if not self.ranks.first:
             return
         line: dict[str, Any] = {"iteration": done}
@@ -383,7 +402,7 @@ def _train(config: RunConfig, out: Path, stopping: list[int]) -> int:
 
     own = ranks.join()
     level = logging.INFO if own.first else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s")
+    cli.say_log(level)
     cli.say_warnings()
     if own.first:
         check_place(out)

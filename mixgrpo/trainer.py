@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -191,10 +191,12 @@ class Trainer:
             "memory_peak_bytes": int(of_all[:, 2].max()),
         }
 
-    def evaluate(self, show: Collection[str] = ()) -> Evaluation:
+    def evaluate(
+        self, show: Collection[str] = (), tell: Callable[[float], None] = lambda part: None
+    ) -> Evaluation:
         """Held-out prompts with the averaged weights, by the ODE from noise fixed per seed.
 
-        `show`: the prompts whose images are wanted.
+        `show`: the prompts whose images are wanted; `tell` is called with the part that is done.
         """
         config = self.config
         own, real = self.ranks.share(len(self.held_out))
@@ -218,6 +220,7 @@ class Trainer:
                     shift_of(config.evaluation.shift, self.policy),
                     images_at_once(config.compute),
                     show=show,
+                    tell=tell,
                 )
         if self.ranks.size == 1 and found is not None:
             return found

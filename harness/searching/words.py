@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.numbers import NOTHING, number
 from harness.page import shown
-from harness.progress import duration
 from harness.searching import confirm, records
 from harness.searching.file import Search
 from harness.searching.space import label
 from harness.tables import Table
 from harness.tables import tables as sweep_tables
 from mixgrpo.escape import markdown_block
+from mixgrpo.words import duration
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,6 +8,7 @@ variable of the environment, in the metrics).
 
 import errno
 import json
+import logging
 import os
 import signal
 import time
@@ -22,6 +23,8 @@ from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.identity import config_hash
 from mixgrpo.train import claim
+
+log = logging.getLogger("mixgrpo.fake_train")
 
 
 def run(
@@ -84,6 +87,7 @@ def run(
             "seconds_total": behaviour.get("seconds", 0.01),
             "threads": os.environ.get("OMP_NUM_THREADS"),
         }
+        log.info("%d of %d iterations", done + 1, config.iterations)
         if "show" in behaviour:
             line[behaviour["show"]] = os.environ.get(behaviour["show"])
         with metrics.open("a") as stream:

@@ -251,3 +251,10 @@ def test_following_a_run_that_has_not_begun_waits_for_it(runs: Path) -> None:
     attempt(folder, 1, "one\n")
     seen, _ = process.communicate(timeout=20)
     assert (process.returncode, seen) == (0, "one\n")
+
+
+def test_a_log_moves_no_cursor_and_a_progress_bar_becomes_lines(runs: Path) -> None:
+    folder = make_run(runs, "interval=1-seed1-0a1b2c3d")
+    attempt(folder, 1, "10 %\r20 %\r\n\x1b[31mred\x1b[0m \u202e\n")
+    shown = logs(folder).stdout
+    assert shown.splitlines() == ["10 %", "20 %", r"\x1b[31mred\x1b[0m \u202e"]

@@ -1,6 +1,7 @@
 """The status: counts, cost, why runs failed, and that it writes nothing."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.progress import duration, seconds_left, summary, time_left
-from harness.status import as_data, as_text
-from harness.store import RunState
+from harness.launcher import Launcher
+from harness.progress import Progress, cells, seconds_left, summary, time_left
+from harness.status import Observer, as_data, as_text
+from harness.store import Attempt, RunState
+from harness.submissions import Scheduler
+from mixgrpo import lease, phase
+from mixgrpo.cli import say
+from mixgrpo.phase import PhaseFile
+from mixgrpo.train import OWNER
+from mixgrpo.words import duration
 
 from .lab import Lab
 
@@ -102,3 +110,119 @@ def test_time_left_counts_iterations_and_evaluations_over_the_slots(lab: Lab) ->
 )
 def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def warned_states(lab: Lab, texts: list[str]) -> list[RunState]:
+    """The sweep's runs, each with an attempt that warned of one of the texts."""
+    states = []
+    for run, text in zip(lab.sweep.runs, texts, strict=True):
+        tried = Attempt(1, 1, None, 0.0, 1.0, "finished", None, warnings=(text,))
+        states.append(RunState(run, lab.root, "running", (tried,)))
+    return states
+
+
+def test_a_warning_of_many_runs_is_one_line_with_a_count(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"iteration {n}: drift {n}.5e-0{n} has grown; lower sampler.eta" for n in range(1, 5)]
+    states = warned_states(lab, texts)
+    with Progress("composition", False) as progress:
+        progress.warnings([])
+        progress.warnings(states)
+    said = f"4 of 4 runs ({states[0].run.name} and others): warning: {texts[0]}"
+    assert capsys.readouterr().out.splitlines() == [said]
+    # One after the other: said with the first, counted at the end.
+    with Progress("composition", False) as progress:
+        progress.warnings([])
+        for count in range(1, 5):
+            progress.warnings(states[:count])
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"{states[0].run.name}: warning: {texts[0]}"
+    assert last == f"4 runs in all warned: {texts[0]}"
+    seen = lab.observe()
+    seen.states = states
+    assert as_text(seen).count("warning") == 1
+    assert said in as_text(seen)
+
+
+def test_results_and_gains_of_runs_and_arms(mixed: Lab) -> None:
+    text, data = as_text(mixed.observe()), as_data(mixed.observe())
+    # The fake trainer begins at 0.5 and ends at 0.5 + 0.01 interval + 0.001 seed.
+    assert "interval=1: composition 0.510, gain +0.011 (2 finished runs)" in text
+    arm = data["arms"]["interval=1"]
+    assert (arm["finished"], data["measure"]) == (2, "composition")
+    assert arm["gain"] == pytest.approx(0.0105)
+    gains = {(run["arm"], run["seed"]): run["gain"] for run in data["runs"]}
+    assert gains["interval=1", 1] == pytest.approx(0.011)
+    assert gains["interval=3", 0] == 0.0  # failed after its first evaluation
+    assert data["arms"]["interval=3"]["score"] is None
+
+
+def test_a_running_run_shows_its_phase(lab: Lab) -> None:
+    folder = lab.runs / "toy" / lab.sweep.runs[0].folder_name
+    (folder / "attempts").mkdir(parents=True)
+    said = PhaseFile(folder)
+
+    def shown(pid: int) -> str:
+        record = {"number": 1, "pid": pid, "started": 1.0}
+        (folder / "attempts" / "1.json").write_text(json.dumps(record))
+        state = lab.states()[lab.sweep.runs[0].name]
+        assert state.state == "running"
+        return cells(state, "composition")[4]
+
+    owner = lease.acquire(folder / OWNER)
+    assert owner is not None
+    try:
+        assert shown(os.getpid()) == "starting"
+        said.enter("loading")
+        assert shown(os.getpid()) == "loading"
+        said.enter("evaluating", 0.4)
+        assert shown(os.getpid()) == "evaluating 40 %"
+        assert shown(os.getpid() + 1) == "starting"  # a killed process wrote it
+        assert as_data(lab.observe())["runs"][0]["phase"] is None
+        wrong = '{"phase": "x", "part": "y", "pid": 1}'
+        for broken in ("", "[1]", '{"phase": 1}', wrong, "[" * 9999):
+            (folder / phase.FILE).write_text(broken)
+            assert shown(os.getpid()) == "starting"
+    finally:
+        owner.release()
+    said.close()
+    assert not list(folder.glob("*phase*"))
+
+
+def test_a_job_that_has_not_come_to_its_lease_is_under_way(lab: Lab) -> None:
+    class Slow:
+        slots, outlive = 2, False
+
+        def over(self, state: RunState) -> bool:
+            return False
+
+    progress = Progress("composition", False)
+    (lab.runs / "toy").mkdir(parents=True)
+    executor = Slow()
+    launcher = Launcher(
+        lab.sweep,
+        lab.runs,
+        progress,
+        lambda _: executor,  # type: ignore[arg-type,return-value]
+        Scheduler(lab.runs / "toy"),
+    )
+    launcher.active = {run.folder_name for run in lab.sweep.runs[:2]}
+    assert summary(launcher._shown(), None) == "4 runs: 2 running, 2 waiting"
+    executor.outlive = True
+    assert summary(launcher._shown(), None) == "4 runs: 2 queued, 2 waiting"
+
+
+def test_no_text_of_a_run_moves_the_cursor(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J \u202e at https://me:secret@host/ :smile: [red]x[/red]"
+    states = warned_states(lab, [evil] * 4)
+    failed = Attempt(1, 1, None, 0.0, 1.0, "exception", evil)
+    with Progress("composition", True) as progress:
+        progress.say(evil)
+    states.append(RunState(lab.sweep.runs[0], lab.root, "failed", (failed,)))
+    say(as_text(Observer(lab.sweep, lab.runs, Scheduler(lab.runs / "toy"), states=states)))
+    out = capsys.readouterr().out
+    shown = r"\x1b]0;owned\x07\x1b[2J \u202e at https://...@host/ :smile: [red]x[/red]"
+    assert out.count(shown) == 3  # said, the failure's error, the warnings
+    assert "secret" not in out
+    assert "\x1b]0" not in out

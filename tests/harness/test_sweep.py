@@ -219,6 +219,16 @@ def test_a_place_where_jobs_cannot_start_is_one_error_and_stops_the_others(
     assert states == ["stopped", "waiting", "waiting", "waiting"]
 
 
+def test_the_log_of_a_healthy_run_has_its_iterations(lab: Lab) -> None:
+    lab.write(SMALL)
+    code, output = lab.finish("--jobs", "2")
+    assert code == 0, output
+    log = lab.states()["interval=1-seed0"].folder / "log" / "1.log"
+    assert [line for line in log.read_text().splitlines() if "iterations" in line] == [
+        f"{n} of 6 iterations" for n in range(1, 7)
+    ]
+
+
 def test_what_a_job_warns_of_is_said_once_and_kept(lab: Lab) -> None:
     lab.write(SMALL)
     text = "the clip range lies below the noise floor"

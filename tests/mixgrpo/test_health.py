@@ -210,6 +210,9 @@ def test_reward_hacking_names_both_rewards() -> None:
             judged(reward_composition_mean=0.9, reward_palette_mean=0.1),
         ]
     ) == [found[0].replace("iteration 10", "iteration 20")]
+    # Once a run, also where it stops for a long time and comes back.
+    hacked = judged(reward_composition_mean=up, reward_palette_mean=down)
+    assert len(said_of([judged(), hacked, *[judged()] * 80, hacked])) == 1
 
 
 def test_one_image_shows_no_hacking() -> None:
@@ -342,14 +345,12 @@ def test_the_committed_measurements_say_what_is_known_of_them() -> None:
             if _welch("composition", records[0], line) > 2
             and _welch(held_out, records[0], line) < -2
         }
-        firsts = {
-            (min(i for i, name in expected_pairs if name == held_out), held_out)
-            for _, held_out in expected_pairs
-        }
-        assert len(warned) == len(firsts)
-        for iteration, held_out in firsts:
-            text = next(text for text in warned if f"{held_out} (" in text)
-            assert text.startswith(f"iteration {iteration}: reward hacking: composition (")
+        first = min((iteration for iteration, _ in expected_pairs), default=None)
+        assert len(warned) == (first is not None)  # once a run
+        for iteration, held_out in expected_pairs:
+            if iteration == first:
+                assert warned[0].startswith(f"iteration {first}: reward hacking: composition (")
+                assert f"{held_out} (" in warned[0]
 
 
 def _welch(name: str, before: Line, now: Line) -> float:

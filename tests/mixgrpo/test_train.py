@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from mixgrpo import train
+from mixgrpo import phase, train
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import dump_config
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.identity import config_hash
+from mixgrpo.phase import PhaseFile
 from mixgrpo.plan import make_plan
 from tests.mixgrpo import toy
 from tests.mixgrpo.children import attempt
@@ -46,6 +47,33 @@ def long(tmp_path_factory: pytest.TempPathFactory, toy_site: Path) -> dict[str, 
 
 
 # ---- What a run leaves
+
+
+def test_phases_and_log_lines_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[str] = []
+    enter = PhaseFile.enter
+
+    def note(self: PhaseFile, name: str, part: float | None = None) -> None:
+        enter(self, name, part)
+        said = phase.read(tmp_path)
+        assert said is not None
+        assert said.name == name
+        if not seen or seen[-1] != name:
+            seen.append(name)
+
+    monkeypatch.setattr(PhaseFile, "enter", note)
+    monkeypatch.setattr(train, "_LOG_EVERY_S", 0.0)
+    with caplog.at_level("INFO", "mixgrpo"):
+        assert train.run(SMALL, tmp_path) == "finished"
+    assert seen[:4] == ["loading", "evaluating", "training", "saving"]
+    assert not (tmp_path / phase.FILE).exists()
+    said = [text for text in caplog.messages if " left; rollouts brightness " in text]
+    assert [text.partition(": ")[2].partition(" of 4 iterations")[0] for text in said] == list(
+        "1234"
+    )
+    assert "about 0 s left" in said[-1]
 
 
 def test_the_folder_of_a_finished_run(tmp_path: Path) -> None:
