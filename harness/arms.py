@@ -1,15 +1,15 @@
 """The arms of a sweep file: the product of its grid, its named alternatives, or both."""
 
-import difflib
 import itertools
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.sweepfile import Chosen, Given
-from mixgrpo.configfile import Key
-from mixgrpo.errors import ConfigError
+from harness.sweepfile import Chosen, Given, wrong_word_of_arm
+from mixgrpo.errors import ConfigError, ErrorList, Place, shown
+from mixgrpo.yamlfile import Key
 
 SYMBOLS = {
     "window.interval": "τ",
@@ -48,17 +48,24 @@ class Arm:
     """The run configuration it stands on instead of the sweep's, relative to the sweep file."""
 
 
-def make_arms(chosen: Chosen) -> list[Arm]:
-    """The arms in the order of the file. ConfigError where there is nothing to compare."""
+def make_arms(chosen: Chosen, most: int) -> list[Arm]:
+    """The arms in the order of the file, at most so many. ConfigError where there is nothing to
+    compare."""
     grid, arms = chosen.get("grid"), chosen.get("arms")
     if grid is None and arms is None:
         raise ConfigError(
             f"{chosen.document.file}: neither grid nor arms: nothing to compare; give "
             "`grid: {window.interval: [15, 25]}` or `arms:`"
         )
+    _check_number(chosen, grid, arms, most)
     # Where one of them is missing, a single arm without name and settings stands for it.
-    named = _named_arms(chosen, arms) if arms else [Arm("", "", {})]
-    points = _grid_points(chosen, grid) if grid else [Arm("", "", {})]
+    named, points = [Arm("", "", {})], [Arm("", "", {})]
+    errors = ErrorList()
+    with errors.collected():
+        named = _named_arms(chosen, arms) if arms else named
+    with errors.collected():
+        points = _grid_points(chosen, grid) if grid else points
+    errors.raise_all()
     product = [
         Arm(
             ",".join(filter(None, (a.name, p.name))),
@@ -86,37 +93,52 @@ def make_arms(chosen: Chosen) -> list[Arm]:
     return product
 
 
+def _check_number(chosen: Chosen, grid: Given | None, arms: Given | None, most: int) -> None:
+    """Before any arm is made."""
+    count = math.prod(len(values) for values in grid.value.values()) if grid else 1
+    count *= len(arms.value) if arms else 1
+    if count > most:
+        raise chosen.error(
+            (grid or arms).key,  # type: ignore[union-attr]
+            f"makes {count:,} arms, and with this many seeds at most {most:,} are allowed; give "
+            "fewer values or seeds",
+        )
+
+
 def _named_arms(chosen: Chosen, arms: Given) -> list[Arm]:
     if not arms.value:
         raise chosen.error(arms.key, "is empty: nothing to compare; add an arm")
     found = []
+    errors = ErrorList()
     for name, given in arms.value.items():
-        place, settings = (*arms.key, name), dict(given or {})
-        own_base = "base" in settings
-        base = settings.pop("base", None)
-        if own_base and not isinstance(base, str):
-            raise chosen.error(
-                (*place, "base"), f"expected the path of a run configuration, not {base!r}"
-            )
-        settings.pop("slurm", None)  # where it runs: harness.resources
-        label = settings.pop("label", Path(base).stem if own_base and not settings else name)
-        if not isinstance(label, str) or not label.strip():
-            raise chosen.error((*place, "label"), f"expected text, not {label!r}")
-        _check_words(chosen, settings, place)
-        found.append(Arm(name, label, chosen.flat(settings, place), base))
+        with errors.collected():
+            found.append(_named_arm(chosen, arms, name, dict(given or {})))
+    errors.raise_all()
     return found
+
+
+def _named_arm(chosen: Chosen, arms: Given, name: str, settings: dict[str, Any]) -> Arm:
+    place = (*arms.key, name)
+    own_base = "base" in settings
+    base = settings.pop("base", None)
+    if own_base and not isinstance(base, str):
+        raise chosen.error(
+            (*place, "base"), f"expected the path of a run configuration, not {base!r}"
+        )
+    settings.pop("slurm", None)  # where it runs: harness.resources
+    label = settings.pop("label", Path(base).stem if own_base and not settings else name)
+    if not isinstance(label, str) or not label.strip():
+        raise chosen.error((*place, "label"), f"expected text, not {label!r}")
+    _check_words(chosen, settings, place)
+    return Arm(name, label, chosen.flat(settings, place), base)
 
 
 def _check_words(chosen: Chosen, settings: dict[str, Any], place: Key) -> None:
     """ConfigError for what looks like an arm's own key and is none; settings are not judged."""
     for key in settings:
-        if key == "set":
-            raise chosen.error(
-                (*place, key), "an arm's settings need no `set:`; write them below the arm's name"
-            )
-        near = difflib.get_close_matches(str(key), ("base", "label", "slurm"), n=1, cutoff=0.7)
-        if near:
-            raise chosen.error((*place, key), f"unknown key; did you mean {near[0]}?")
+        wrong = wrong_word_of_arm(key)
+        if wrong:
+            raise chosen.error((*place, key), wrong)
 
 
 def base_place(chosen: Chosen, arm: Arm) -> Given | None:
@@ -135,23 +157,12 @@ def _grid_points(chosen: Chosen, grid: Given) -> list[Arm]:
         )
     short = [key.rsplit(".", 1)[-1] for key in grid.value]
     axes = []
+    errors = ErrorList()
     for key, values in grid.value.items():
-        place = (*grid.key, key)
-        chosen.check_setting(key, place)
-        if not values:
-            raise chosen.error(place, "has no values; give a list such as [1, 2]")
-        last = key.rsplit(".", 1)[-1]
-        name = last if short.count(last) == 1 else key
-        axes.append([_grid_arm(key, name, value) for value in values])
-        first: dict[Any, int] = {}
-        for j, value in enumerate(values):
-            i = first.setdefault(_hashable(value), j)
-            if i < j:
-                raise chosen.error(
-                    (*place, j),
-                    f"{value!r} is given twice: the arms {axes[-1][i].name} and "
-                    f"{axes[-1][j].name} are the same configuration; keep one",
-                )
+        with errors.collected():
+            last = key.rsplit(".", 1)[-1]
+            axes.append(_axis(chosen, grid, key, last if short.count(last) == 1 else key, values))
+    errors.raise_all()
     return [
         Arm(
             ",".join(p.name for p in point),
@@ -162,6 +173,24 @@ def _grid_points(chosen: Chosen, grid: Given) -> list[Arm]:
     ]
 
 
+def _axis(chosen: Chosen, grid: Given, key: str, name: str, values: tuple[Any, ...]) -> list[Arm]:
+    place = (*grid.key, key)
+    chosen.check_setting(key, place)
+    if not values:
+        raise chosen.error(place, "has no values; give a list such as [1, 2]")
+    axis = [_grid_arm(key, name, value) for value in values]
+    first: dict[Any, int] = {}
+    for j, value in enumerate(values):
+        i = first.setdefault(_hashable(value), j)
+        if i < j:
+            raise chosen.error(
+                (*place, j),
+                f"{shown(value)} is given twice: the arms {axis[i].name} and {axis[j].name} are "
+                "the same configuration; keep one",
+            )
+    return axis
+
+
 def _hashable(value: Any) -> Any:
     """What is equal for equal values, and can be looked up."""
     if isinstance(value, dict):
@@ -169,7 +198,7 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, tuple | list) else value
 
 
-def place_of(chosen: Chosen, arm: Arm, key: str) -> str:
+def place_of(chosen: Chosen, arm: Arm, key: str) -> Place:
     """Where the file gives an arm this value."""
     arms, grid = chosen.get("arms"), chosen.get("grid")
     if grid and key in grid.value:

@@ -4,19 +4,21 @@ Nothing here changes what a run computes, so nothing here is part of its identit
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from harness.arms import Arm
 from harness.spec import Sweep
-from harness.sweepfile import Chosen, did_you_mean
-from mixgrpo.config import Section
-from mixgrpo.configfile import parse_yaml, read_yaml
-from mixgrpo.errors import ConfigError
+from harness.sweepfile import Chosen
+from mixgrpo.config import Conflict, Section, together
+from mixgrpo.configfile import read_override
+from mixgrpo.errors import ConfigError, Place, all_errors, shown
+from mixgrpo.suggest import SLURM, did_you_mean
+from mixgrpo.yamlfile import read_yaml
 
 SITE_VARIABLE = "MIXGRPO_SLURM"
 """Names another file than ~/.config/mixgrpo/slurm.yaml."""
@@ -91,26 +93,35 @@ class Slurm(Section):
 
     @model_validator(mode="after")
     def _one_way_to_share(self) -> "Slurm":
+        found: list[Conflict] = []
+
+        def wrong(key: str, message: str) -> None:
+            found.append(Conflict(message, key))
+
         if self.pack > 1 and self.processes > 1:
-            raise ValueError("pack: runs of several processes cannot share a job; leave pack out")
+            wrong("pack", "runs of several processes cannot share a job; leave pack out")
         if self.sharded and self.processes == 1:
-            raise ValueError("sharded: needs several processes; raise tasks_per_node or nodes")
+            wrong("sharded", "needs several processes; raise tasks_per_node or nodes")
         if 0 < self.gpus < self.tasks_per_node and not self.shards:
-            raise ValueError(
-                f"tasks_per_node: {self.tasks_per_node} processes need as many GPUs; there are "
-                f"{self.gpus} per node (gpus)"
+            wrong(
+                "tasks_per_node",
+                f"{self.tasks_per_node} processes need as many GPUs; there are {self.gpus} per "
+                "node (gpus)",
             )
         if 2 * self.signal_s > 60 * self.time:
-            raise ValueError(
-                f"signal_s: a signal {self.signal_s} s before the end leaves too little of "
-                f"{self.time} min (time); lower it, or allow more time"
+            wrong(
+                "signal_s",
+                f"a signal {self.signal_s} s before the end leaves too little of {self.time} min "
+                "(time); lower it, or allow more time",
             )
         for key in self.sbatch:
             word = key.replace("_", "-")
             if word in _OWN_WORDS:
-                raise ValueError(f"sbatch: {key} has a word of its own; write {_OWN_WORDS[word]}:")
+                wrong("sbatch", f"{key} has a word of its own; write {_OWN_WORDS[word]}:")
             if word in _RESERVED:
-                raise ValueError(f"sbatch: {key} is set by this program; leave it out")
+                wrong("sbatch", f"{key} is set by this program; leave it out")
+        if found:
+            raise together(found)
         return self
 
     @property
@@ -169,7 +180,7 @@ def resources(sweep: Sweep, overrides: list[str] | None = None) -> dict[str, Slu
 
 
 def layered(
-    parts: Sequence[tuple[dict[str, Any], Callable[[str], str]]], file: str, overrides: list[str]
+    parts: Sequence[tuple[dict[str, Any], Callable[[str], Place]]], file: str, overrides: list[str]
 ) -> Slurm:
     """The site's settings, then `parts`, each with the place of a key in `file`, then overrides.
 
@@ -181,15 +192,15 @@ def layered(
     return _with_overrides(given, overrides, file)
 
 
-def _site() -> dict[str, tuple[Any, str]]:
+def _site() -> dict[str, tuple[Any, Place]]:
     """The settings of the user's own file, each with its place."""
-    given: dict[str, tuple[Any, str]] = {}
+    given: dict[str, tuple[Any, Place]] = {}
     site = site_file()
     if site.exists() and not _is_empty(site):
         document = read_yaml(site)
         _lay(given, document.data, lambda key: document.place((key,)))
     elif not site.exists() and os.environ.get(SITE_VARIABLE):
-        raise ConfigError(f"{site}: no such file; {SITE_VARIABLE} names it")
+        raise ConfigError(f"no such file; {SITE_VARIABLE} names it", place=Place(str(site)))
     return given
 
 
@@ -203,7 +214,7 @@ def _is_empty(file: Path) -> bool:
 
 
 def _of_arm(
-    chosen: Chosen, arm: Arm, shared: dict[str, tuple[Any, str]], overrides: list[str]
+    chosen: Chosen, arm: Arm, shared: dict[str, tuple[Any, Place]], overrides: list[str]
 ) -> Slurm:
     given = dict(shared)
     arms = chosen.get("arms")
@@ -217,23 +228,19 @@ def _of_arm(
     return _with_overrides(given, overrides, str(chosen.document.file))
 
 
-def _with_overrides(given: dict[str, tuple[Any, str]], overrides: list[str], file: str) -> Slurm:
+def _with_overrides(given: dict[str, tuple[Any, Place]], overrides: list[str], file: str) -> Slurm:
     for text in overrides:
-        word, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--slurm {text}: write KEY=VALUE, such as partition=gpu")
-        try:
-            parsed = parse_yaml(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise ConfigError(f"--slurm {text}: the value is not valid YAML") from None
-        _lay(given, {word.strip(): parsed}, lambda _, t=text: f"--slurm {t}")
+        word, value, place = read_override(text, "--slurm", "partition=gpu")
+        _lay(given, {word: value}, lambda _, p=place: p)
     try:
         return Slurm.model_validate({word: value for word, (value, _) in given.items()})
     except ValidationError as error:
-        raise ConfigError(_explain(error, given, file)) from None
+        raise all_errors(
+            one for details in error.errors() for one in _explain(details, given, file)
+        ) from None
 
 
-def _lay(on: dict[str, tuple[Any, str]], settings: dict[str, Any], place: Any) -> None:
+def _lay(on: dict[str, tuple[Any, Place]], settings: dict[str, Any], place: Any) -> None:
     """Put settings on top, each with its place; what is a mapping is laid on top by key."""
     for word, value in settings.items():
         word = str(word)  # YAML's own keys may be numbers
@@ -245,21 +252,32 @@ def _lay(on: dict[str, tuple[Any, str]], settings: dict[str, Any], place: Any) -
         on[word] = (value, place(word))
 
 
-def _explain(error: ValidationError, given: dict[str, tuple[Any, str]], file: str) -> str:
-    first = error.errors()[0]
-    if not first["loc"]:
-        text = first["msg"].removeprefix("Value error, ")
-        return f"{given.get(text.partition(':')[0], ('', file))[1]}: slurm: {text}"
-    word = str(first["loc"][0])
-    place = given[word][1]
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(word, Slurm.model_fields)
-        return f"{place}: slurm: {word}: unknown key{hint}; sbatch's own go below `sbatch:`"
-    if word == "time":
-        return f"{place}: slurm: time: {first['input']!r} is no time; write minutes or 4:00:00"
-    if first["type"] == "tuple_type":
-        return f"{place}: slurm: {word}: expected a list, such as [a, b], not {first['input']!r}"
-    if first["type"] == "dict_type":
-        return f"{place}: slurm: {word}: expected keys with values, not {first['input']!r}"
-    key = f"sbatch.{first['loc'][1]}" if word == "sbatch" else word
-    return f"{place}: slurm: {key}: {first['msg']}, not {first['input']!r}"
+def _explain(
+    error: ErrorDetails, given: dict[str, tuple[Any, Place]], file: str
+) -> Iterator[ConfigError]:
+    if error["loc"]:
+        yield _explain_key(error, given)
+        return
+    for conflict in error["ctx"]["error"].conflicts:
+        (word,) = conflict.keys
+        place = given[word][1] if word in given else Place(file)
+        yield ConfigError(str(conflict), place=place, key=f"slurm: {word}")
+
+
+def _explain_key(error: ErrorDetails, given: dict[str, tuple[Any, Place]]) -> ConfigError:
+    location, kind, value = error["loc"], error["type"], shown(error["input"])
+    word = str(location[0])
+    key, place = f"slurm: {word}", given[word][1]
+    if kind == "extra_forbidden":
+        hint = did_you_mean(word, Slurm.model_fields, SLURM)
+        message = f"unknown key{hint}; sbatch's own go below `sbatch:`"
+    elif word == "time":
+        message = f"{value} is no time; write minutes or 4:00:00"
+    elif kind == "tuple_type":
+        message = f"expected a list, such as [a, b], not {value}"
+    elif kind == "dict_type":
+        message = f"expected keys with values, not {value}"
+    else:
+        key += f".{location[1]}" if word == "sbatch" and len(location) > 1 else ""
+        message = f"{error['msg'].replace('Input should be', 'expected')}, not {value}"
+    return ConfigError(message, place=place, key=key)

@@ -17,6 +17,7 @@ from harness.job import TRAIN
 from harness.launcher import Retry, own, owner
 from harness.progress import Progress
 from harness.resources import Slurm, layered
+from harness.searching.check import check_space
 from harness.searching.file import Search, load_search
 from harness.searching.storage import check_url
 from harness.snapshot import take
@@ -74,6 +75,8 @@ def main(
     check_url(storage)
     if sum((plan, status, report)) > 1:
         raise ConfigError("--plan, --status and --report: give one of them")
+    if not (status or report):
+        check_space(search)
     if plan:
         from harness.searching.status import describe
 
@@ -218,6 +221,9 @@ def _say_end(study: "Study", retry: Retry) -> tuple[int, bool]:
         say(f"trial {trial.number}: not finished ({trial.arm or 'it never began'})")
     if bad and retry != "failed":
         say("what failed runs again with --retry failed")
+    if trials and not any(trial.state == "complete" for trial in trials) and not left:
+        say(f"no trial came to a result; trial 0: {trials[0].why or 'it never began'}")
+        return 1, not study.wants_more()
     more = study.wants_more()
     return (1 if bad or left or more else 0), not (left or more)
 

@@ -16,13 +16,15 @@ from pydantic import ValidationError
 from harness.arms import JOINT, base_place, make_arms, place_of, symbol, value_text, ways_to_name
 from harness.arms import Arm as Arm
 from harness.paper import TABLES
-from harness.sweepfile import Chosen, Given, choose_profile, did_you_mean, read_file
+from harness.sweepfile import MOST_RUNS, Chosen, Given, choose_profile, read_file, wrong_settings
 from harness.views import DEFAULT, VIEWS
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import Key, Layers, add_overrides, known_keys, load_layers
-from mixgrpo.errors import ConfigError
+from mixgrpo.configfile import Layers, add_overrides, known_keys, load_layers
+from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors
 from mixgrpo.identity import config_hash, config_hashes
 from mixgrpo.probes import PROBES, options_of
+from mixgrpo.suggest import did_you_mean
+from mixgrpo.yamlfile import Key
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,42 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
     `overrides` are `KEY=VALUE` texts laid on top of every arm.
     """
     chosen = Chosen(path, profile)
-    arms, seeds = make_arms(chosen), _seeds(chosen)
-    configs = _configs(chosen, list(overrides), arms, seeds[0])
-    _check_distinct(chosen, arms, configs)
+    errors = ErrorList()
+    arms: list[Arm] = []
+    seeds: tuple[int, ...] = ()
+    configs: dict[str, RunConfig] = {}
+    references: dict[str, str] = {}
+    views: tuple[str, ...] = ()
+    paper_rows: dict[str, str] = {}
+    probes: dict[str, dict[str, Any]] = {}
+    answered_by = measure = ""
+    with errors.collected():
+        seeds = _seeds(chosen)
+    with errors.collected():
+        arms = make_arms(chosen, MOST_RUNS // max(1, len(seeds)))
+    with errors.collected():
+        views = _views(chosen)
+        answered_by = _answered_by(chosen)
+    with errors.collected():
+        probes = _probes(chosen)
+    if not arms:
+        errors.errors += wrong_settings(chosen.document)
+    else:
+        with errors.collected():
+            references = _references(chosen, arms)
+        with errors.collected():
+            paper_rows = _paper_rows(chosen, arms)
+        with errors.collected():
+            configs = _configs(chosen, list(overrides), arms, seeds[0] if seeds else 0)
+            measure = _measure(chosen, configs)
+            _check_distinct(chosen, arms, configs)
+    errors.raise_all()
     hashes = {arm.name: config_hashes(configs[arm.name], seeds) for arm in arms}
     runs = [
         _run(arm.name, configs[arm.name], seed, hashes[arm.name][index])
         for index, seed in enumerate(seeds)
         for arm in arms
     ]
-    references = _references(chosen, arms)
     notes = chosen.get("notes")
     laid_on_top = tuple(overrides)
     return Sweep(
@@ -136,15 +164,15 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
         reference=references[arms[0].name],
         within=references if chosen.file.within else {},
         within_label=_within_label(chosen),
-        measure=_measure(chosen, configs),
+        measure=measure,
         paper=chosen.file.paper,
-        paper_rows=_paper_rows(chosen, arms),
+        paper_rows=paper_rows,
         notes=notes.value.strip() if notes else "",
         overrides=laid_on_top,
         variant=_variant(chosen, laid_on_top),
-        views=_views(chosen),
-        answered_by=_answered_by(chosen),
-        probes=_probes(chosen),
+        views=views,
+        answered_by=answered_by,
+        probes=probes,
     )
 
 
@@ -186,18 +214,35 @@ def _configs(
     varied = {key for arm in arms for key in arm.settings} | _varied(list(stacks.values()))
     for text in overrides:
         key = text.partition("=")[0].strip()
+        place = Place(f"--set {text}")
         if key == "seed":
-            raise ConfigError(f"--set {text}: the sweep file's `seeds:` sets the seeds")
+            raise ConfigError("the sweep file's `seeds:` sets the seeds", place=place)
         if key in varied:
-            raise ConfigError(f"--set {text}: {key} is what the arms differ in; change the file")
+            raise ConfigError(f"{key} is what the arms differ in; change the file", place=place)
     configs = {}
+    wrong: dict[str, tuple[ConfigError, list[str]]] = {}
     for arm in arms:
         add_overrides(stacks[arm.name], overrides)
         try:
             configs[arm.name] = stacks[arm.name].validate(seed)
         except ConfigError as error:
-            raise ConfigError(f"{error} (arm {arm.name})") from None
+            for one in error.errors:
+                wrong.setdefault(str(one), (one, []))[1].append(arm.name)
+    if wrong:
+        raise all_errors(_of_arms(one, names, len(arms)) for one, names in wrong.values())
     return configs
+
+
+def _of_arms(error: ConfigError, names: list[str], count: int) -> ConfigError:
+    """An error of some arms, which it names."""
+    if len(names) == count > 1:
+        which = "every arm"
+    else:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        which = f"arm {names[0]}{more}"
+    return ConfigError(
+        f"{error.message} ({which})", place=error.place, key=error.key, fix=error.fix
+    )
 
 
 def _shared(chosen: Chosen, arm: Arm) -> Layers:
@@ -216,7 +261,7 @@ def _base_layers(chosen: Chosen, base: Given) -> Layers:
         return load_layers(path)
     except ConfigError as error:
         # What is wrong with the file as a whole is wrong where it is named.
-        if str(error).startswith(f"{path}: "):
+        if error.place == Place(str(path)):
             raise chosen.error(base.key, str(error)) from None
         raise
 
@@ -261,6 +306,10 @@ def _seeds(chosen: Chosen) -> tuple[int, ...]:
             f"{chosen.document.file}: seeds: this key is missing; give their number, such as 5"
         )
     if isinstance(given.value, int):
+        if given.value > MOST_RUNS:
+            raise chosen.error(
+                given.key, f"{given.value:,} seeds are more than {MOST_RUNS:,}; give fewer"
+            )
         return tuple(range(given.value))
     seeds: tuple[int, ...] = given.value
     if not seeds:

@@ -4,18 +4,24 @@ What the keys mean together is `harness.spec`'s work.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, StrictInt, ValidationError
+from pydantic_core import ErrorDetails
 
 from mixgrpo.config import Name, RunConfig, Section
-from mixgrpo.configfile import Document, Key, as_tuples, check_key, known_keys, read_yaml
-from mixgrpo.errors import ConfigError
+from mixgrpo.configfile import as_tuples, check_key, check_value, is_section, known_keys
+from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
+from mixgrpo.suggest import RUN, SLURM, SWEEP, did_you_mean, nearest_setting, plain
+from mixgrpo.yamlfile import Document, Key, read_yaml
 
 DEFAULT_PROFILE = "laptop"
+
+MOST_RUNS = 100_000
+"""Arms times seeds of a sweep, and trials times seeds of a search."""
 
 Settings = dict[str, Any]
 Scalar = str | int | float
@@ -80,22 +86,90 @@ class SweepFile(Part):
 
 
 def read_file(path: Path) -> tuple[Document, SweepFile]:
+    """The file, and what it says, checked key by key. ConfigError, with every mistake that can be
+    seen at once."""
+    place = Place(str(path))
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name the sweep file")
+        raise ConfigError("is a folder; name the sweep file", place=place)
     document = read_yaml(path)
     if _is_run_configuration(document):
         raise ConfigError(
-            f"{path}: is a run configuration, not a sweep file; name it as `base:` in a sweep "
-            f"file, or train it with python -m mixgrpo.train {path} --out DIR"
+            "is a run configuration, not a sweep file; name it as `base:` in a sweep file, or "
+            f"train it with python -m mixgrpo.train {path} --out DIR",
+            place=place,
         )
     if "space" in keys_of_parts(document):
         raise ConfigError(
-            f"{path}: is a search file; run it with python -m harness.search (--status, --report)"
+            "is a search file; run it with python -m harness.search (--status, --report)",
+            place=place,
         )
     try:
         return document, SweepFile.model_validate(as_tuples(document.data))
     except ValidationError as error:
-        raise ConfigError(_explain(document, error)) from None
+        found = explain_all(document, error, _explain)
+    raise all_errors([*found, *wrong_settings(document)])
+
+
+def wrong_settings(
+    document: Document, schema: type[Section] | None = None, word: str = "sweep"
+) -> list[ConfigError]:
+    """What is wrong with single settings anywhere in a file: their names and values."""
+    errors = ErrorList()
+    for key, dotted, value in _settings(document):
+        with errors.collected():
+            check_setting(document, dotted, key, schema or SweepFile, word)
+            check_value(dotted, value, document.place(key))
+    return errors.errors
+
+
+def _settings(document: Document) -> Iterator[tuple[Key, str, Any]]:
+    """Every setting of the runs in a file that may be wrong elsewhere: key, dotted key, value."""
+    profiles = document.data.get("profiles")
+    parts: list[tuple[Key, Any]] = [((), document.data)]
+    if isinstance(profiles, dict):
+        parts += [(("profiles", str(name)), part) for name, part in profiles.items()]
+    for prefix, part in parts:
+        if not isinstance(part, dict):
+            continue
+        yield from _dotted((*prefix, "set"), part.get("set"))
+        grid, arms = part.get("grid"), part.get("arms")
+        for name, values in grid.items() if isinstance(grid, dict) else ():
+            for value in values if isinstance(values, list) else ():
+                yield (*prefix, "grid", str(name)), str(name), value
+        space = part.get("space")
+        for name, values in space.items() if isinstance(space, dict) else ():
+            if isinstance(values, dict):
+                values = [v for k in ("low", "high") if (v := values.get(k)) is not None] + (
+                    values["choices"] if isinstance(values.get("choices"), list) else []
+                )
+            for value in values if isinstance(values, list) else ():
+                yield (*prefix, "space", str(name)), str(name), value
+        for name, arm in arms.items() if isinstance(arms, dict) else ():
+            if isinstance(arm, dict):
+                words = {k for k in arm if k in ARM_WORDS or wrong_word_of_arm(str(k))}
+                own = {k: v for k, v in arm.items() if k not in words}
+                yield from _dotted((*prefix, "arms", str(name)), own)
+
+
+ARM_WORDS = ("base", "label", "slurm")
+"""What an arm may have beside its settings."""
+
+
+def wrong_word_of_arm(key: str) -> str:
+    """What is wrong with a key that looks like an arm's own and is none; empty for a setting."""
+    if key == "set":
+        return "an arm's settings need no `set:`; write them below the arm's name"
+    near = difflib.get_close_matches(key, ARM_WORDS, n=1, cutoff=0.7)
+    return f"unknown key; did you mean {near[0]}?" if near and key not in ARM_WORDS else ""
+
+
+def _dotted(key: Key, settings: Any, prefix: str = "") -> Iterator[tuple[Key, str, Any]]:
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        here, dotted = (*key, str(name)), f"{prefix}{name}"
+        if is_section(dotted) and isinstance(value, dict):
+            yield from _dotted(here, value, f"{dotted}.")
+        else:
+            yield here, dotted, value
 
 
 def _is_run_configuration(document: Document) -> bool:
@@ -113,37 +187,106 @@ def keys_of_parts(document: Document) -> set[object]:
     return {key for part in parts if isinstance(part, dict) for key in part}
 
 
-def _explain(document: Document, error: ValidationError) -> str:
+def explain_all(
+    document: Document,
+    error: ValidationError,
+    explain: Callable[[Document, Key, ErrorDetails], ConfigError],
+) -> list[ConfigError]:
+    """Every error of a file, in the order of its lines."""
     # A union reports each of its members: the error deepest in the file is the one that was meant.
-    first = max(error.errors(), key=lambda e: len(file_key(document, e["loc"])))
-    key = file_key(document, first["loc"])
-    dotted, kind, given = ".".join(map(str, key)), first["type"], first["input"]
-    place = document.place(key)
+    by_key: dict[Key, ErrorDetails] = {}
+    missing = []
+    for details in error.errors():
+        if details["type"] == "missing":
+            missing.append(details)
+        else:
+            key = file_key(document, details["loc"])
+            if key not in by_key or by_key[key]["type"].endswith("_type"):
+                by_key[key] = details
+    outer = {key[:n] for key in by_key for n in range(len(key))}
+    found = [explain(document, key, e) for key, e in by_key.items() if key not in outer]
+    return [*found, *(explain(document, file_key(document, e["loc"]), e) for e in missing)]
+
+
+def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
+    kind, given = error["type"], shown(error["input"])
     if kind == "extra_forbidden":
-        part = Profile if key[0] == "profiles" else SweepFile
-        if key[-1] in RunConfig.model_fields.keys() - {"seed"}:
-            return f"{place}: {dotted}: is a setting of the runs; write it below `set:`"
-        return f"{place}: {dotted}: unknown key{did_you_mean(str(key[-1]), part.model_fields)}"
+        return _unknown_key(document, key)
     if kind == "missing":
-        missing = first["loc"][-1]
-        return f"{place}: {missing}: this key is missing; every sweep has a {missing}"
-    if kind == "string_pattern_mismatch" or (kind == "string_too_long" and key):
-        return (
-            f"{place}: {dotted}: {given!r} cannot be part of a folder's name; use up to 64 "
-            "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        return missing_key(document, key, error, "sweep")
+    if is_no_name(kind, key):
+        message = no_name(given)
+    elif "seeds" in key:
+        message = (
+            f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from "
+            "0, such as [0, 1, 2]"
         )
-    if "seeds" in key:
-        return (
-            f"{place}: {dotted}: {given!r} is not a seed; give a count of at least 1, or a list "
-            "of whole numbers from 0, such as [0, 1, 2]"
-        )
-    if kind == "tuple_type":
-        return f"{place}: {dotted}: expected a list of values, such as [1, 2], not {given!r}"
-    if kind in ("dict_type", "model_type"):
-        return f"{place}: {dotted}: expected keys with values, not {given!r}"
-    if kind == "too_short":
-        return f"{place}: {dotted}: is empty; fill it or leave the key out"
-    return f"{place}: {dotted}: {first['msg']}, not {given!r}"
+    elif kind == "tuple_type":
+        message = f"expected a list of values, such as [1, 2], not {given}"
+    elif kind in ("dict_type", "model_type"):
+        message = f"expected keys with values, not {given}"
+    elif kind == "too_short":
+        message = "is empty; fill it or leave the key out"
+    else:
+        message = f"{error['msg'].replace('Input should be', 'expected')}, not {given}"
+    return error_at(document, key, message)
+
+
+def error_at(document: Document, key: Key, message: str, fix: str = "") -> ConfigError:
+    """An error about a key of the file."""
+    return ConfigError(message, place=document.place(key), key=".".join(map(str, key)), fix=fix)
+
+
+def missing_key(document: Document, key: Key, error: ErrorDetails, kind: str) -> ConfigError:
+    missing = str(error["loc"][-1])
+    message = f"this key is missing; every {kind} has a {missing}"
+    return ConfigError(message, place=document.place(key), key=".".join(map(str, (*key, missing))))
+
+
+def is_no_name(kind: str, key: Key) -> bool:
+    """Whether an error is about what cannot be a name."""
+    return kind == "string_pattern_mismatch" or (kind == "string_too_long" and bool(key))
+
+
+def no_name(given: str) -> str:
+    return (
+        f"{given} cannot be part of a folder's name; use up to 64 letters, digits, '.', '_' and "
+        "'-', beginning with a letter or digit"
+    )
+
+
+def _unknown_key(document: Document, key: Key) -> ConfigError:
+    name = str(key[-1])
+    fields = Profile.model_fields if key[0] == "profiles" else SweepFile.model_fields
+    return unknown_key(document, key, fields, SWEEP, of_runs(name))
+
+
+def of_runs(name: str, own: Mapping[str, str] = SWEEP) -> str:
+    """Where a key belongs that is a setting of the runs or of their jobs; empty for others."""
+    word = plain(name)
+    if word in own:
+        return ""
+    if word in RunConfig.model_fields or word in known_keys():
+        return "is a setting of the runs; write it below `set:`"
+    if word in RUN or any(key.endswith(f".{word}") for key in known_keys()):
+        return f"did you mean {nearest_setting(name, known_keys())}? Write it below `set:`"
+    from harness.resources import Slurm
+
+    if word in Slurm.model_fields or word in SLURM:
+        return f"did you mean {SLURM.get(word, word)}? Write it below `slurm:`"
+    return ""
+
+
+def unknown_key(
+    document: Document, key: Key, known: Iterable[str], synonyms: Mapping[str, str], other: str
+) -> ConfigError:
+    """The error of a key that is none. `other`: where it belongs, if that is known."""
+    if other.startswith("is "):
+        return error_at(document, key, other)
+    if other:
+        return error_at(document, key, "unknown key", other)
+    hint = did_you_mean(str(key[-1]), known, synonyms)
+    return error_at(document, key, f"unknown key{hint}")
 
 
 def file_key(document: Document, location: tuple[str | int, ...]) -> Key:
@@ -155,10 +298,17 @@ def file_key(document: Document, location: tuple[str | int, ...]) -> Key:
     return key
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f" (known: {', '.join(names)})"
+def check_setting(
+    document: Document, dotted: str, key: Key, schema: type[Section], word: str = "sweep"
+) -> None:
+    """ConfigError unless `dotted`, which stands at `key`, is a setting that runs may differ in."""
+    fields = schema.model_fields.keys() - RunConfig.model_fields.keys()
+    if dotted in fields:
+        message = f"is a key of the {word} file, not a setting of its runs; indent it less"
+        raise error_at(document, key, message)
+    if dotted == "seed":
+        raise error_at(document, key, f"is not a setting of an arm; give `seeds:` of the {word}")
+    check_key(dotted, document.place(key))
 
 
 def choose_profile(document: Document, known: Mapping[str, Any], profile: str | None) -> str:
@@ -167,7 +317,8 @@ def choose_profile(document: Document, known: Mapping[str, Any], profile: str | 
         return DEFAULT_PROFILE if DEFAULT_PROFILE in known else next(iter(known), "")
     if profile not in known:
         hint = did_you_mean(profile, known) if known else "; the file has no profiles"
-        raise ConfigError(f"{document.place(('profiles',))}: no such profile: {profile}{hint}")
+        place = document.place(("profiles",))
+        raise ConfigError(f"no such profile: {profile}{hint}", place=place)
     return profile
 
 
@@ -200,33 +351,31 @@ class Chosen:
 
     def error(self, key: Key, message: str) -> ConfigError:
         """An error about a key of the file."""
-        dotted = ".".join(map(str, key))
-        return ConfigError(f"{self.document.place(key)}: {dotted}: {message}")
+        return error_at(self.document, key, message)
 
     def flat(self, settings: Mapping[Any, Any], place: Key, prefix: str = "") -> Settings:
         """Settings, nested or dotted, by dotted key. ConfigError for a key that is none."""
-        known = set(known_keys())
         found: Settings = {}
+        errors = ErrorList()
         for name, value in settings.items():
             dotted, here = f"{prefix}{name}", (*place, name)
-            section = any(key.startswith(f"{dotted}.") for key in known)
-            if section and isinstance(value, dict):
-                inner = self.flat(value, here, f"{dotted}.")
-            else:
-                self.check_setting(dotted, here)
-                inner = {dotted: value}
-            for key in inner.keys() & found.keys():
-                raise self.error(here, f"{key} is given twice; keep one")
-            found |= inner
+            with errors.collected():
+                if is_section(dotted) and isinstance(value, dict):
+                    inner = self.flat(value, here, f"{dotted}.")
+                else:
+                    self.check_setting(dotted, here)
+                    inner = {dotted: value}
+                for key in inner.keys() & found.keys():
+                    raise self.error(here, f"{key} is given twice; keep one")
+                found |= inner
+        errors.raise_all()
         return found
 
     def check_setting(self, dotted: str, place: Key) -> None:
         """ConfigError unless `dotted` is a setting that an arm may have."""
-        check_key(dotted, self.document.place(place))
-        if dotted == "seed":
-            raise self.error(place, "is not a setting of an arm; give `seeds:` of the sweep")
+        check_setting(self.document, dotted, place, SweepFile)
 
-    def place_under(self, prefix: Key, dotted: str) -> str:
+    def place_under(self, prefix: Key, dotted: str) -> Place:
         """The line of a setting that may be written dotted, nested or both."""
         rest, key = dotted.split("."), prefix
         while rest:

@@ -5,12 +5,21 @@ Reading it from YAML files, with bases and overrides, is `configfile`'s work, na
 moment.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from mixgrpo import scenes
+from mixgrpo.errors import shortened, shown
 from mixgrpo.window import AtEnd, Strategy, Window
 
 SCHEMA_VERSION = 1
@@ -18,6 +27,22 @@ SCHEMA_VERSION = 1
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 """A name that may become part of a path: letters, digits, `_`, `.`, `-`."""
+
+
+class Conflict(ValueError):
+    """Settings that do not fit together, by their dotted keys."""
+
+    def __init__(self, message: str, *keys: str, others: "Iterable[Conflict]" = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
+        self.conflicts = (self, *others)
+        """All that there are at once."""
+
+
+def together(conflicts: "list[Conflict]") -> Conflict:
+    """All of these, for pydantic takes one error of a validator."""
+    first, *others = conflicts
+    return Conflict(str(first), *first.keys, others=others)
 
 
 class Section(BaseModel):
@@ -43,19 +68,19 @@ class ModelConfig(Section):
     ones the model ships with, or its authors' on the hub."""
     revision: str | None = None
     """Branch, tag or commit of `checkpoint` on the hub."""
-    height: int | None = Field(None, ge=16, multiple_of=16)
+    height: int | None = Field(None, ge=16, le=32768, multiple_of=16)
     """Of an image, in pixels; none: the model's own."""
-    width: int | None = Field(None, ge=16, multiple_of=16)
+    width: int | None = Field(None, ge=16, le=32768, multiple_of=16)
     """Of an image, in pixels; none: the model's own."""
     guidance: float | None = Field(None, ge=0)
     """Guidance scale that a distilled model reads as an input (FLUX.1-dev); none: 3.5."""
     cfg: float | None = Field(None, ge=1)
     """Scale of classifier-free guidance, in training and after it; none or 1: without it."""
-    text_tokens: int | None = Field(None, ge=1)
+    text_tokens: int | None = Field(None, ge=1, le=100_000)
     """Tokens of a prompt that the longest text encoder reads; none: the model's own number."""
     train: Literal["full", "lora"] = "full"
     """All weights of the network, or low-rank adapters beside frozen ones (LoRA)."""
-    lora_rank: int = Field(32, ge=1)
+    lora_rank: int = Field(32, ge=1, le=100_000)
     """Rank of the adapters."""
     lora_alpha: float = Field(64.0, gt=0)
     """The adapters' output is scaled by lora_alpha / lora_rank."""
@@ -128,15 +153,32 @@ class WindowConfig(Section):
 
 
 class RolloutConfig(Section):
-    prompts: int = Field(8, ge=1)
+    prompts: int = Field(8, ge=1, le=100_000)
     """Prompts (groups) per iteration."""
-    group_size: int = Field(12, ge=2)
+    group_size: int = Field(12, ge=2, le=100_000)
     """N, the images of one prompt."""
     noise: Literal["shared", "own"] = "shared"
     """Initial noise: the same for all images of a group, or one for each."""
     block: int | None = Field(None, ge=1)
     """Prompts sampled together while the block before is decoded and scored; none: all."""
 
+
+def _class_path(text: str) -> str:
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*", text):
+        return text
+    module, colon, name = text.partition(":")
+    if not colon and "/" not in text and not text.endswith(".py"):
+        module, _, name = text.rpartition(".")
+    module = re.sub(r"[\\/]+", ".", module.removesuffix(".py")).strip(".")
+    name = name if name.isidentifier() else "Class"
+    raise ValueError(
+        f"{shown(text)} is not module:Class; write {shortened(module or 'module')}:{name}"
+        + (", without .py" if ".py" in text else "")
+    )
+
+
+ClassPath = Annotated[str, AfterValidator(_class_path)]
+"""`package.module:Class`, as Python imports it."""
 
 RewardOption = bool | int | float | str | tuple[str, ...] | None
 
@@ -150,7 +192,7 @@ class RewardsConfig(Section):
     """Rewards that are only measured, so that reward hacking shows."""
     aggregate: Literal["sum", "mean", "reward"] = "sum"
     """Sum or mean of the normalised rewards, or one normalisation of their weighted sum."""
-    classes: dict[Name, str] = Field(default_factory=dict)
+    classes: dict[Name, ClassPath] = Field(default_factory=dict)
     """Rewards of one's own, by name: `package.module:Class`."""
     options: dict[Name, dict[str, RewardOption]] = Field(default_factory=dict)
     """Arguments of a reward, by its name: {hps: {checkpoint: weights/hps.pt}}."""
@@ -222,7 +264,7 @@ class EvaluationConfig(Section):
     """Iterations between two evaluations; before the first and after the last always."""
     prompts: int = Field(0, ge=0)
     """Held-out prompts, chosen by a hash of their text; 0 means all."""
-    images_per_prompt: int = Field(2, ge=1)
+    images_per_prompt: int = Field(2, ge=1, le=10_000)
     """From so many initial noises, the same in every evaluation of a seed."""
     steps: int = Field(25, ge=1, le=1000)
     """ODE steps of an evaluated image, whatever sampler an arm trains with."""
@@ -286,7 +328,7 @@ class RunConfig(Section):
 
     seed: int = Field(0, ge=0, lt=2**31)
     """Everything random depends on it."""
-    iterations: int = Field(300, ge=1)
+    iterations: int = Field(300, ge=1, le=10**9)
     """Length of the run; each samples, scores and updates."""
     model: ModelConfig = ModelConfig()
     prompts: PromptsConfig = PromptsConfig()
@@ -303,8 +345,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        for check in (_fits_model, _fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer):
-            check(self)
+        found: list[Conflict] = []
+        checks = (_fits_model, _fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer)
+        for check in checks:
+            try:
+                check(self)
+            except Conflict as conflict:
+                found.append(conflict)
+                if check is _fits_trajectory:  # the others go by the window
+                    break
+        if found:
+            raise together(found)
         return self
 
     def make_window(self) -> Window:
@@ -329,8 +380,10 @@ def _fits_trajectory(config: RunConfig) -> None:
     w, steps = config.window, config.sampler.steps
     stop = steps if w.stop is None else w.stop
     if stop > steps:
-        raise ValueError(
-            f"window.stop {w.stop} lies behind the trajectory's end, sampler.steps = {steps}"
+        raise Conflict(
+            f"window.stop {w.stop} lies behind the trajectory's end, sampler.steps = {steps}",
+            "window.stop",
+            "sampler.steps",
         )
     if w.at_end == "released":
         stop = min(stop, steps - 2)
@@ -340,67 +393,101 @@ def _fits_trajectory(config: RunConfig) -> None:
             bound = f"the steps before {stop}" + (
                 " that window.at_end released leaves it" if w.at_end == "released" else ""
             )
-        raise ValueError(
+        raise Conflict(
             f"window.start {w.start} + window.size {w.size} is longer than {bound}; shorten the "
-            "window or raise sampler.steps"
+            "window or raise sampler.steps",
+            "window.start",
+            "window.size",
+            "sampler.steps",
         )
     if w.count is not None and w.fraction < 1:
-        raise ValueError(
+        raise Conflict(
             f"window.count {w.count} and window.fraction {w.fraction:g} say the same twice; give "
-            "one of them (window.fraction 1.0 leaves it to the count)"
+            "one of them (window.fraction 1.0 leaves it to the count)",
+            "window.count",
+            "window.fraction",
         )
     if w.count is not None and w.count > w.size:
-        raise ValueError(
-            f"window.count {w.count} is more than the window has steps, window.size {w.size}"
+        raise Conflict(
+            f"window.count {w.count} is more than the window has steps, window.size {w.size}",
+            "window.count",
+            "window.size",
         )
     if w.strategy == "linear-decay" and w.interval_min > w.interval:
-        raise ValueError(
-            f"window.interval_min {w.interval_min} is larger than window.interval {w.interval}"
+        raise Conflict(
+            f"window.interval_min {w.interval_min} is larger than window.interval {w.interval}",
+            "window.interval_min",
+            "window.interval",
         )
 
 
 def _fits_sampler(config: RunConfig) -> None:
     s = config.sampler
     if s.kernel == "cps" and s.eta > 1:
-        raise ValueError(
+        raise Conflict(
             f"sampler.eta {s.eta} is above 1, which the cps kernel does not know: "
-            "its noise is sigma' sin(eta pi / 2)"
+            "its noise is sigma' sin(eta pi / 2)",
+            "sampler.eta",
         )
     if s.variant == "heun" and s.order != 2:
-        raise ValueError(f"sampler.variant heun is of the second order, sampler.order is {s.order}")
+        raise Conflict(
+            f"sampler.variant heun is of the second order, sampler.order is {s.order}",
+            "sampler.variant",
+            "sampler.order",
+        )
     if s.history == "restart" and s.order == 1:
-        raise ValueError("sampler.history restart forgets nothing where sampler.order is 1")
+        raise Conflict(
+            "sampler.history restart forgets nothing where sampler.order is 1",
+            "sampler.history",
+            "sampler.order",
+        )
     last = _last_step(config)
     if s.decode == "x0" and last == s.steps - 1:
-        raise ValueError(
+        raise Conflict(
             f"sampler.decode x0 never shows the noise of step {last}, so that the window must not "
-            f"reach it; set window.stop to {last}"
+            f"reach it; set window.stop to {last}",
+            "sampler.decode",
+            "window.stop",
         )
     if s.density == "released" and s.kernel != "cps":
-        raise ValueError(
-            f"sampler.density released is a form of the cps kernel's, sampler.kernel is {s.kernel}"
+        raise Conflict(
+            f"sampler.density released is a form of the cps kernel's, sampler.kernel is {s.kernel}",
+            "sampler.density",
+            "sampler.kernel",
         )
     if s.sde == "all" and (s.order > 1 or s.head_ratio < 1 or s.tail_ratio < 1):
-        raise ValueError(
+        raise Conflict(
             "sampler.sde all leaves no ODE step for sampler.order, sampler.head_ratio and "
-            "sampler.tail_ratio to speak of; leave them at 1"
+            "sampler.tail_ratio to speak of; leave them at 1",
+            "sampler.sde",
+            "sampler.order",
+            "sampler.head_ratio",
+            "sampler.tail_ratio",
         )
     if config.objective.step_gradient == "unit" and config.trained_per_image != config.window.size:
-        raise ValueError(
+        raise Conflict(
             "objective.step_gradient unit needs the same trained steps in every image; leave "
-            "window.fraction and window.count at their defaults, or take plain"
+            "window.fraction and window.count at their defaults, or take plain",
+            "objective.step_gradient",
+            "window.fraction",
+            "window.count",
         )
     if config.objective.step_gradient == "unit" and config.objective.step_weight != "none":
-        raise ValueError(
+        raise Conflict(
             "objective.step_gradient unit scales every step's gradient to norm 1, whatever "
             f"objective.step_weight {config.objective.step_weight} made of it; take step_weight "
-            "none, or step_gradient plain"
+            "none, or step_gradient plain",
+            "objective.step_gradient",
+            "objective.step_weight",
         )
     guard = config.objective.ratio == "guard" or config.objective.step_weight == "noise"
     if guard and s.density == "released":
-        raise ValueError(
+        raise Conflict(
             "sampler.density released has no std that objective.ratio guard and "
-            "objective.step_weight noise could use; take the normalised density"
+            "objective.step_weight noise could use; take the normalised density",
+            "sampler.density",
+            "objective.ratio",
+            "objective.step_weight",
         )
 
 
@@ -414,68 +501,102 @@ def _fits_model(config: RunConfig) -> None:
     model = config.model
     for name in ("lora_rank", "lora_alpha", "lora_targets"):
         if model.train == "full" and getattr(model, name) != getattr(ModelConfig(), name):
-            raise ValueError(f"model.{name} is of adapters; set model.train to lora")
+            raise Conflict(
+                f"model.{name} is of adapters; set model.train to lora",
+                f"model.{name}",
+                "model.train",
+            )
     takes = DIFFUSION.get(model.name)
     for name in ("revision", "height", "width", "guidance", "cfg", "text_tokens"):
         if getattr(model, name) is not None and name not in (takes or ()):
-            raise ValueError(f"model.{name} is no setting of model {model.name}; leave it out")
+            raise Conflict(
+                f"model.{name} is no setting of model {model.name}; leave it out", f"model.{name}"
+            )
     if (model.height is None) != (model.width is None):
         given, other = ("height", "width") if model.width is None else ("width", "height")
-        raise ValueError(f"model.{given} alone is given; give model.{other} too, or neither")
+        raise Conflict(
+            f"model.{given} alone is given; give model.{other} too, or neither",
+            f"model.{given}",
+            f"model.{other}",
+        )
     if takes is None:
         for name in ("attention", "vae_tiling"):
             if getattr(config.compute, name):
-                raise ValueError(
+                raise Conflict(
                     f"compute.{name} is of models of diffusers ({', '.join(DIFFUSION)}), not of "
-                    f"model {model.name}; leave it out"
+                    f"model {model.name}; leave it out",
+                    f"compute.{name}",
                 )
         if config.evaluation.shift == "dynamic":
-            raise ValueError(
+            raise Conflict(
                 f"evaluation.shift dynamic: model {model.name} has no schedule of its own; give a "
-                "number"
+                "number",
+                "evaluation.shift",
             )
         return
     for key in ("train", "held_out"):
         rewards: Iterable[str] = getattr(config.rewards, key)
         of_scenes = [name for name in rewards if name in scenes.REWARDS]
         if of_scenes:
-            raise ValueError(
+            raise Conflict(
                 f"rewards.{key} has {of_scenes[0]}, which judges pictures of the embedded task "
-                f"alone; name rewards for model {model.name} (docs/models.md)"
+                f"alone; name rewards for model {model.name} (docs/models.md)",
+                f"rewards.{key}",
             )
     for key in ("train", "held_out"):
         if getattr(config.prompts, key) is None:
-            raise ValueError(
+            raise Conflict(
                 f"model.name {model.name} has no prompts of its own; name a file of them as "
-                f"prompts.{key}"
+                f"prompts.{key}",
+                "model.name",
+                f"prompts.{key}",
             )
+
+
+_MOST_IMAGES = 10_000_000
+"""Of an iteration."""
 
 
 def _fits_group(config: RunConfig) -> None:
     o, group = config.objective, config.rollout.group_size
+    if config.rollout.prompts * group > _MOST_IMAGES:
+        raise Conflict(
+            f"rollout.group_size {group} times rollout.prompts {config.rollout.prompts} is more "
+            f"than {_MOST_IMAGES:,} images in an iteration; lower one of them",
+            "rollout.group_size",
+            "rollout.prompts",
+        )
     if o.best_of is not None and 2 * o.best_of > group:
-        raise ValueError(
+        raise Conflict(
             f"objective.best_of {o.best_of} best and as many worst images are more than "
-            f"rollout.group_size {group}"
+            f"rollout.group_size {group}",
+            "objective.best_of",
+            "rollout.group_size",
         )
     if o.updates > config.trained_images:
-        raise ValueError(
+        raise Conflict(
             f"objective.updates {o.updates} is more than the {config.trained_images} images of a "
             "group that rollout.group_size and objective.best_of leave to train with; every "
-            "update takes at least one image of each prompt"
+            "update takes at least one image of each prompt",
+            "objective.updates",
+            "rollout.group_size",
+            "objective.best_of",
         )
 
 
 def _fits_optimizer(config: RunConfig) -> None:
     o = config.optimizer
     if o.warmup >= config.iterations and o.warmup:
-        raise ValueError(
-            f"optimizer.warmup {o.warmup} is not shorter than iterations {config.iterations}"
+        raise Conflict(
+            f"optimizer.warmup {o.warmup} is not shorter than iterations {config.iterations}",
+            "optimizer.warmup",
+            "iterations",
         )
     if o.name != "adamw" and "." not in o.name:
-        raise ValueError(
+        raise Conflict(
             f"optimizer.name {o.name} is neither adamw nor an import path such as "
-            "torch.optim.Adafactor"
+            "torch.optim.Adafactor",
+            "optimizer.name",
         )
 
 

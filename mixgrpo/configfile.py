@@ -5,111 +5,24 @@ Every value remembers the place it came from, so that an error can point there.
 """
 
 import difflib
-import re
 import sys
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from mixgrpo.config import MAPPINGS, RunConfig
-from mixgrpo.errors import ConfigError
+from mixgrpo.config import MAPPINGS, Conflict, RunConfig
+from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shortened, shown
 from mixgrpo.models import model_names
 from mixgrpo.rewards import reward_names
+from mixgrpo.suggest import nearest_setting
+from mixgrpo.yamlfile import Document, Key, dump_yaml, nearest_file, parse_yaml, read_yaml
 
-Key = tuple[str | int, ...]
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that takes for a number what YAML 1.2 does: 1e-4 is one, 4:00:00 is not."""
-
-
-_NUMBERS = {
-    "tag:yaml.org,2002:int": r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)",
-    "tag:yaml.org,2002:float": r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|(\d+\.?\d*|\.\d+)[eE][-+]?\d+"
-    r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"^({_pattern})$"), list("-+0123456789."))
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text, plain data only. yaml.YAMLError where it is none."""
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: makes plain data only
-
-
-@dataclass(frozen=True)
-class Document:
-    """One YAML mapping with the line of each of its keys."""
-
-    file: str
-    data: dict[str, Any]
-    lines: dict[Key, int]
-
-    def place(self, key: Key = ()) -> str:
-        """`file:line` of a key, or of the nearest enclosing one that is known."""
-        while key and key not in self.lines:
-            key = key[:-1]
-        return f"{self.file}:{self.lines[key]}" if key else self.file
-
-
-def read_yaml(path: Path) -> Document:
-    """Read a YAML file that holds one mapping. ConfigError where that is not so."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{_nearest_file(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        data = parse_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{place}: not valid YAML: {reason}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values")
-    lines: dict[Key, int] = {}
-    try:
-        _record_lines(node, (), lines, str(path))
-    except RecursionError:
-        raise ConfigError(f"{path}: a value contains itself; write it out") from None
-    return Document(str(path), data, lines)
-
-
-def _record_lines(node: yaml.Node, key: Key, lines: dict[Key, int], file: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for name, value in node.value:
-            line = name.start_mark.line + 1
-            if not isinstance(name, yaml.ScalarNode):
-                raise ConfigError(f"{file}:{line}: a key must be a plain word")
-            if name.value in seen:
-                raise ConfigError(f"{file}:{line}: {name.value} is given twice; keep one")
-            seen.add(name.value)
-            lines[(*key, name.value)] = line
-            _record_lines(value, (*key, name.value), lines, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[(*key, index)] = item.start_mark.line + 1
-            _record_lines(item, (*key, index), lines, file)
-
-
-def _nearest_file(path: Path) -> str:
-    siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+NOWHERE = Place("configuration")
+"""Of what no file says, such as a default that does not fit."""
 
 
 @dataclass
@@ -117,16 +30,16 @@ class Layers:
     """Settings on top of each other, each with the place that set it last."""
 
     data: dict[str, Any] = field(default_factory=dict)
-    places: dict[Key, str] = field(default_factory=dict)
+    places: dict[Key, Place] = field(default_factory=dict)
 
     def copy(self) -> "Layers":
         return Layers(_copy(self.data), dict(self.places))
 
-    def add(self, settings: dict[str, Any], place: "str | Document", prefix: Key = ()) -> None:
-        """Lay a mapping on top. `place` is a text, or the document that `prefix` points into."""
+    def add(self, settings: dict[str, Any], place: Place | Document, prefix: Key = ()) -> None:
+        """Lay a mapping on top. `place` is one, or the document that `prefix` points into."""
         self._merge(self.data, settings, (), RunConfig, place, prefix)
 
-    def set(self, dotted: str, value: Any, place: str) -> None:
+    def set(self, dotted: str, value: Any, place: Place) -> None:
         """Lay one setting on top, such as `window.interval`. ConfigError for an unknown key."""
         check_key(dotted, place)
         nested: Any = value
@@ -140,7 +53,7 @@ class Layers:
         settings: dict[str, Any],
         key: Key,
         schema: type[BaseModel],
-        place: "str | Document",
+        place: Place | Document,
         prefix: Key,
     ) -> None:
         for name, value in settings.items():
@@ -153,78 +66,139 @@ class Layers:
                 self._merge(inner, value, here, section, place, prefix)
             else:
                 into[name] = value
-            self.places[here] = place if isinstance(place, str) else place.place((*prefix, *here))
+            self.places[here] = place if isinstance(place, Place) else place.place((*prefix, *here))
 
-    def place(self, key: Key) -> str:
+    def place(self, key: Key) -> Place:
         while key and key not in self.places:
             key = key[:-1]
-        return self.places.get(key, "configuration")
+        return self.places.get(key, NOWHERE)
 
     def validate(self, seed: int | None = None) -> RunConfig:
-        """The run these settings describe. ConfigError names the place, the key and the mend."""
+        """The run these settings describe. ConfigError, with every error that can be seen at once:
+        place, key and what to do."""
         data = self.data if seed is None else {**self.data, "seed": seed}
+        errors = ErrorList()
         model = data.get("model")
         if isinstance(model, dict) and isinstance(model.get("name"), str):
             # Before what the model's settings are judged by.
-            self._check_name(("model", "name"), model["name"], _names(tuple(sys.path))[0])
-        try:
-            config = RunConfig.model_validate(as_tuples(data))
-        except ValidationError as error:
-            raise ConfigError(self._explain(error)) from None
-        self._check_names(config)
+            with errors.collected():
+                self._check_name(("model", "name"), model["name"], _names(tuple(sys.path))[0])
+        config = self._parse(as_tuples(data), errors)
+        if config is not None:
+            self._check_names(config, errors)
+        errors.raise_all()
+        assert config is not None
         return config
 
-    def _explain(self, error: ValidationError) -> str:
-        first, *others = error.errors()
-        # Errors about several keys at once have no key of their own: their text names the keys.
-        key: Key = tuple(first["loc"])
-        choices = [
-            e["msg"] for e in others if e["loc"][:-1] == key[:-1] and e["input"] is first["input"]
-        ]
-        place = self.place(key) if key else _first_named_place(first["msg"], self)
-        dotted = ".".join(str(part) for part in key)
-        if first["type"] == "extra_forbidden":
-            return f"{place}: {dotted}: unknown key{_nearest_key(dotted)}"
-        if first["type"] in ("model_type", "dict_type"):
-            return f"{place}: {dotted}: expected keys with values below it, not {first['input']!r}"
-        if first["type"] == "tuple_type":
-            return f"{place}: {dotted}: expected a list, such as [a, b], not {first['input']!r}"
-        if first["type"] == "string_pattern_mismatch":
-            return f"{place}: {'.'.join(map(str, key[:2]))}: {first['input']!r} is not a name"
-        message = first["msg"].removeprefix("Value error, ")
-        if choices:  # of which one would do: each choice has its own end of the key
-            key = key[:-1]
-            dotted = ".".join(str(part) for part in key)
-            message = " or ".join(dict.fromkeys([message, *choices]))
-        given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
-        return f"{place}: {f'{dotted}: ' if dotted else ''}{message}{given}"
+    def _parse(self, data: dict[str, Any], errors: ErrorList) -> RunConfig | None:
+        """The configuration; None where it cannot be made even without the keys that are none."""
+        try:
+            return RunConfig.model_validate(data)
+        except ValidationError as error:
+            details = error.errors()
+        errors.errors += self._explain(details, data)
+        unknown = [d["loc"] for d in details if d["type"] == "extra_forbidden"]
+        wrong_model = any(one.key == "model.name" for one in errors.errors)
+        if len(unknown) < len(details) or wrong_model:
+            return None
+        return self._parse(_without(data, unknown), errors)
 
-    def _check_names(self, config: RunConfig) -> None:
+    def _explain(self, details: list[ErrorDetails], data: dict[str, Any]) -> list[ConfigError]:
+        found = []
+        while details:
+            first, *details = details
+            key: Key = tuple(first["loc"])
+            # Each choice among several types of one value has its own end of the key.
+            choices = []
+            if key and _value_at(data, key[:-1]) is first["input"]:
+                choices = [d for d in details if d["loc"][:-1] == key[:-1]]
+            if choices:
+                details = [d for d in details if d not in choices]
+                found.append(self._error(key[:-1], _said(first, choices)))
+            elif first["type"] == "value_error":
+                error = first["ctx"]["error"]
+                conflicts = error.conflicts if isinstance(error, Conflict) else [error]
+                found += [self._conflict(key, one) for one in conflicts]
+            else:
+                found.append(self._simple(key, first))
+        return found
+
+    def _simple(self, key: Key, error: ErrorDetails) -> ConfigError:
+        kind, given = error["type"], shown(error["input"])
+        if kind == "extra_forbidden":
+            return _unknown_key(".".join(map(str, key)), self.place(key))
+        if kind in ("model_type", "dict_type"):
+            return self._error(key, f"expected keys with values below it, not {given}")
+        if kind == "tuple_type":
+            return self._error(key, f"expected a list, such as [a, b], not {given}")
+        if kind == "string_pattern_mismatch":
+            return self._error(key[:2], f"{given} is not a name")
+        if key and key[-1] == "[key]":
+            return self._error(key[:-1], f"{given} is not a name; a name is a text")
+        return self._error(key, _said(error, []))
+
+    def _conflict(self, key: Key, error: Exception) -> ConfigError:
+        """What does not fit together, at the place of the first of its keys that was set."""
+        if key or not isinstance(error, Conflict):
+            return self._error(key, str(error))
+        keys = [tuple(dotted.split(".")) for dotted in error.keys]
+        # A key that was set tells more than the section of one that was not.
+        known = [self.places[one] for one in keys if one in self.places]
+        known += [place for one in keys if (place := self.place(one)) != NOWHERE]
+        return ConfigError(str(error), place=known[0] if known else NOWHERE)
+
+    def _error(self, key: Key, message: str) -> ConfigError:
+        return ConfigError(message, place=self.place(key), key=".".join(map(str, key)))
+
+    def _check_names(self, config: RunConfig, errors: ErrorList) -> None:
         _, rewards = _names(tuple(sys.path))
         for name in config.rewards.classes:
             if name in rewards:
-                place = self.place(("rewards", "classes", name))
-                raise ConfigError(
-                    f"{place}: rewards.classes.{name}: is a reward's name already; give the class "
-                    "another one"
-                )
+                key = ("rewards", "classes", name)
+                said = "is a reward's name already; give the class another one"
+                errors.errors.append(self._error(key, said))
         rewards = [*rewards, *config.rewards.classes]
-        for key, name, known in [
-            *[(("rewards", "train"), n, rewards) for n in config.rewards.train],
-            *[(("rewards", "held_out"), n, rewards) for n in config.rewards.held_out],
-            *[(("rewards", "options"), n, rewards) for n in config.rewards.options],
-        ]:
-            self._check_name(key, name, known)
+        for field_ in ("train", "held_out", "options"):
+            for name in getattr(config.rewards, field_):
+                with errors.collected():
+                    self._check_name(("rewards", field_), name, rewards)
 
     def _check_name(self, key: Key, name: str, known: list[str]) -> None:
         if name in known:
             return
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(
-            f"{self.place(key)}: {'.'.join(map(str, key))}: no such name: {name}{hint} "
-            f"(known: {', '.join(sorted(known))}; a package adds its own: docs/extending.md)"
+        raise self._error(
+            key,
+            f"no such name: {name}{hint} (known: {', '.join(sorted(known))}; a package adds its "
+            "own: docs/extending.md)",
         )
+
+
+def _said(error: ErrorDetails, choices: list[ErrorDetails]) -> str:
+    """pydantic's sentence, with those of other choices that would do."""
+    texts = [d["msg"].replace("Input should be", "expected") for d in (error, *choices)]
+    return f"{' or '.join(dict.fromkeys(texts))}, not {shown(error['input'])}"
+
+
+def _value_at(data: Any, key: Key) -> Any:
+    for part in key:
+        try:
+            data = data[part]
+        except (LookupError, TypeError):
+            return _value_at  # like nothing else
+    return data
+
+
+def _without(data: dict[str, Any], keys: list[Key]) -> dict[str, Any]:
+    """A copy of nested settings without these."""
+    copied: dict[str, Any] = _copy(data)
+    for *outer, last in keys:
+        inner: Any = copied
+        for part in outer:
+            inner = inner[part]
+        del inner[last]
+    return copied
 
 
 @lru_cache(maxsize=1)
@@ -232,14 +206,6 @@ def _names(_path: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """The models and rewards there are, looked up once for many arms: `_path` is where packages
     that add their own are found."""
     return model_names(), reward_names()
-
-
-def _first_named_place(message: str, layers: Layers) -> str:
-    named = [w.strip(",;") for w in message.split() if "." in w]
-    # A key that was set tells more than the section of one that was not.
-    exact = [layers.places[key] for w in named if (key := tuple(w.split("."))) in layers.places]
-    known = [*exact, *(layers.place(tuple(w.split("."))) for w in named)]
-    return next((place for place in known if place != "configuration"), "configuration")
 
 
 def _section(schema: type[BaseModel], name: str) -> type[BaseModel] | None:
@@ -278,53 +244,87 @@ def known_keys() -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_key(dotted: str, place: str) -> None:
+@cache
+def _sections() -> frozenset[str]:
+    return frozenset(key.rpartition(".")[0] for key in known_keys()) - {""}
+
+
+def is_section(dotted: str) -> bool:
+    """Whether a dotted key has keys below it."""
+    return dotted in _sections()
+
+
+def check_value(dotted: str, value: Any, place: Place) -> None:
+    """ConfigError where a setting cannot have this value, whatever others have."""
+    layers = Layers()
+    layers.set(dotted, value, place)
+    parts = tuple(dotted.split("."))
+    try:
+        RunConfig.model_validate(as_tuples(layers.data))
+    except ValidationError as error:
+        own = [d for d in error.errors() if d["loc"][: len(parts)] == parts]
+        if own:
+            raise all_errors(layers._explain(own, as_tuples(layers.data))) from None
+
+
+def check_key(dotted: str, place: Place) -> None:
     """ConfigError unless `dotted` is a field of the run configuration."""
-    keys = known_keys()
-    if any(key.startswith(f"{dotted}.") for key in keys):
-        inside = next(key for key in keys if key.startswith(f"{dotted}."))
-        raise ConfigError(f"{place}: {dotted}: is a section; set a key in it, such as {inside}")
+    if is_section(dotted):
+        inside = next(key for key in known_keys() if key.startswith(f"{dotted}."))
+        raise ConfigError(
+            f"is a section; set a key in it, such as {inside}", place=place, key=dotted
+        )
     mapping = next((key for key in MAPPINGS if dotted.startswith(f"{key}.")), None)
     if mapping is not None:
         raise ConfigError(
-            f"{place}: {dotted}: set {mapping} as a whole, {mapping}={{...}}; it replaces the one "
-            "below"
+            f"set {mapping} as a whole, {mapping}={{...}}; it replaces the one below",
+            place=place,
+            key=dotted,
         )
-    if dotted not in keys:
-        raise ConfigError(f"{place}: {dotted}: unknown key{_nearest_key(dotted)}")
+    if dotted not in known_keys():
+        raise _unknown_key(dotted, place)
 
 
-def _nearest_key(dotted: str) -> str:
+def _unknown_key(dotted: str, place: Place) -> ConfigError:
     keys = known_keys()
-    near = difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)
-    if not near:  # the right name in the wrong section
-        near = [k for k in keys if k.rsplit(".", 1)[-1] == dotted.rsplit(".", 1)[-1]]
-    return f"; did you mean {near[0]}?" if near else ""
+    outer, _, last = dotted.rpartition(".")
+    sections = _sections()
+    if outer and last in sections | {key for key in keys if "." not in key}:
+        fix = f"{last} stands at the margin, not below {outer}; indent it less"
+    else:
+        near = nearest_setting(dotted, keys)
+        section = difflib.get_close_matches(dotted, sections, n=1, cutoff=0.75)
+        fix = f"did you mean {near or section[0]}?" if near or section else ""
+        if near and not outer and "." in near and near.endswith(f".{last}"):
+            fix += f" It stands below {near.rpartition('.')[0]}, indented"
+    return ConfigError("unknown key", place=place, key=dotted, fix=fix)
 
 
 def load_layers(path: Path) -> Layers:
     """A run configuration file and the chain of its bases, the deepest first."""
     chain: list[Document] = []
     seen: set[Path] = set()
-    place = str(path)
+    place = Place(str(path))
     while True:
         if path.resolve() in seen:
-            raise ConfigError(f"{place}: base: {path} is its own base; break the circle")
+            raise ConfigError(f"{path} is its own base; break the circle", place=place, key="base")
         seen.add(path.resolve())
         if chain and not path.exists():
-            raise ConfigError(f"{place}: base: {path}: no such file{_nearest_file(path)}")
+            message = f"{path}: no such file{nearest_file(path)}"
+            raise ConfigError(message, place=place, key="base")
         document = read_yaml(path)
         chain.append(document)
         if document.data.keys() & {"grid", "arms", "question"}:
             raise ConfigError(
-                f"{document.file}: is a sweep file; run it with python -m harness.sweep"
+                "is a sweep file; run it with python -m harness.sweep", place=document.place()
             )
         base = document.data.pop("base", None)
         if base is None:
             break
         place = document.place(("base",))
         if not isinstance(base, str):
-            raise ConfigError(f"{place}: base: expected the path of a file, not {base!r}")
+            message = f"expected the path of a file, not {shown(base)}"
+            raise ConfigError(message, place=place, key="base")
         path = path.parent / base
     layers = Layers()
     for document in reversed(chain):
@@ -334,15 +334,23 @@ def load_layers(path: Path) -> Layers:
 
 def add_overrides(layers: Layers, overrides: list[str]) -> None:
     """Lay `KEY=VALUE` texts of the command line on top; the value is read as YAML."""
+    errors = ErrorList()
     for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {text}: expected KEY=VALUE, such as window.interval=25")
-        try:
-            parsed = parse_yaml(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise ConfigError(f"--set {text}: the value is not valid YAML") from None
-        layers.set(key.strip(), parsed, f"--set {text}")
+        with errors.collected():
+            key, value, place = read_override(text)
+            layers.set(key, value, place)
+    errors.raise_all()
+
+
+def read_override(
+    text: str, option: str = "--set", example: str = "window.interval=25"
+) -> tuple[str, Any, Place]:
+    """Key, value and place of a `KEY=VALUE` of the command line. ConfigError where it is none."""
+    place = Place(f"{option} {shortened(text)}")
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"expected KEY=VALUE, such as {example}", place=place)
+    return key.strip(), parse_yaml(value, place), place
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -354,4 +362,4 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """The complete configuration as YAML that `load_config` reads back to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))

@@ -19,7 +19,7 @@ import typer
 from mixgrpo import cli
 from mixgrpo.configfile import Layers, add_overrides, load_config
 from mixgrpo.embeddings import EmbeddingStore, embeddings_folder
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError, Place, RunError
 from mixgrpo.escape import visible
 from mixgrpo.models import load_text
 from mixgrpo.prompts import read_prompts
@@ -156,7 +156,7 @@ def configured(config: Path | None, overrides: list[str], prompts: list[Path]) -
             "prompts": {"train": str(prompts[0]), "held_out": str(prompts[0])},
             "rewards": {"train": {"pickscore": 1.0}, "held_out": []},
         },
-        "mixgrpo.embed",
+        Place("mixgrpo.embed"),
     )
     add_overrides(layers, overrides)
     return layers.validate()

@@ -91,9 +91,12 @@ class _Several(ConfigError):
 
 
 def all_errors(errors: Iterable[ConfigError]) -> ConfigError:
-    """One exception for all of these, of which there is at least one; each is said once."""
-    each = {str(one): one for error in errors for one in error.errors}
-    return next(iter(each.values())) if len(each) == 1 else _Several(tuple(each.values()))
+    """One exception for all of these, of which there is at least one: each once, in the order of
+    the files and their lines."""
+    each = list({str(one): one for error in errors for one in error.errors}.values())
+    files = list(dict.fromkeys(one.file for one in each))
+    each.sort(key=lambda one: (files.index(one.file), one.line or 0))
+    return each[0] if len(each) == 1 else _Several(tuple(each))
 
 
 class ErrorList:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from harness.searching.space import label
+from mixgrpo.configfile import read_override
+from mixgrpo.yamlfile import dump_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +111,7 @@ def sweep_text(search: "Search", trials: "pd.DataFrame", folder: Path) -> str | 
         f"# Made by `python -m harness.search {search.file.name}`, which makes it again; run it "
         "like any sweep.\n"
     )
-    return head + yaml.safe_dump(_plain(data), sort_keys=False, allow_unicode=True, width=100)
+    return head + dump_yaml(_plain(data), allow_unicode=True, width=100)
 
 
 def _plain(value: Any) -> Any:
@@ -124,7 +124,5 @@ def _plain(value: Any) -> Any:
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, Any]:
-    from mixgrpo.configfile import parse_yaml
-
-    pairs = [text.partition("=") for text in texts]
-    return {key.strip(): parse_yaml(value) for key, _, value in pairs}
+    read = [read_override(text) for text in texts]
+    return {key: value for key, value, _ in read}

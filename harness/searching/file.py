@@ -20,17 +20,16 @@ from harness.searching.schema import (
     read_search_file,
 )
 from harness.searching.space import Asked, Range, Settings
-from harness.sweepfile import choose_profile, did_you_mean
+from harness.sweepfile import MOST_RUNS, choose_profile, error_at
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import (
-    Document,
-    Key,
-    Layers,
-    add_overrides,
-    load_layers,
-)
-from mixgrpo.errors import ConfigError
+from mixgrpo.configfile import Layers, add_overrides, load_layers
+from mixgrpo.errors import ConfigError, ErrorList, Place
 from mixgrpo.identity import config_hash
+from mixgrpo.suggest import did_you_mean
+from mixgrpo.yamlfile import Document, Key
+
+SEARCHED = Place("search")
+"""Of what a trial was given."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Search:
         """The run of these settings, with the first seed. ConfigError where it cannot be run."""
         layers = self.layers.copy()
         for key, value in asked.items():
-            layers.set(key, value, "search")
+            layers.set(key, value, SEARCHED)
         return layers.validate(self.seeds[0])
 
     @property
@@ -112,15 +111,22 @@ def load_search(path: Path, profile: str | None = None, overrides: Sequence[str]
     base, base_key = get("base")
     layers = _base_layers(document, base, base_key) if base else Layers()
     shared: Settings = {}
+    errors = ErrorList()
     for part, prefix in parts:
-        for key, (value, at) in flat(document, part.set or {}, (*prefix, "set")).items():
-            layers.set(key, value, document.place(at))
-            shared[key] = value
-    space = read_space(document, parts)
+        with errors.collected():
+            for key, (value, at) in flat(document, part.set or {}, (*prefix, "set")).items():
+                layers.set(key, value, document.place(at))
+                shared[key] = value
+    space: tuple[Range, ...] = ()
+    with errors.collected():
+        space = read_space(document, parts)
+    errors.raise_all()
     for text in overrides:
         key = text.partition("=")[0].strip()
         if key == "seed" or key in {one.key for one in space}:
-            raise ConfigError(f"--set {text}: {key} is what the trials differ in; change the file")
+            place = Place(f"--set {text}")
+            message = f"{key} is what the trials differ in; change the file"
+            raise ConfigError(message, place=place)
     add_overrides(layers, list(overrides))
     seeds = _seeds(document, *get("seeds", 3))
     config = layers.validate(seeds[0])
@@ -161,23 +167,24 @@ def load_search(path: Path, profile: str | None = None, overrides: Sequence[str]
         document=document,
     )
     _check_confirm(search)
+    if search.trials * len(seeds) > MOST_RUNS:
+        message = (
+            f"{search.trials:,} trials of {len(seeds):,} seeds are more than {MOST_RUNS:,} runs"
+        )
+        raise error_at(document, get("trials")[1], message, "lower one of them")
     if len(enqueue) > search.trials:
-        raise ConfigError(
-            f"{document.place(get('trials')[1])}: trials: enqueue has {len(enqueue)} settings, "
-            f"trials is {search.trials}; raise trials"
+        raise error_at(
+            document,
+            get("trials")[1],
+            f"enqueue has {len(enqueue)} settings, trials is {search.trials}; raise trials",
         )
     for i, settings in enumerate(enqueue):
         try:
             search.config(settings)
         except ConfigError as error:
             place = document.place((*enqueue_key, i))
-            raise ConfigError(f"{place}: enqueue: {reason(error)}") from None
+            raise ConfigError(error.without_place, place=place, key="enqueue") from None
     return search
-
-
-def reason(error: ConfigError) -> str:
-    """What is wrong with a configuration, without the place, which a trial does not have."""
-    return str(error).removeprefix("search: ").removeprefix("configuration: ")
 
 
 def _base_layers(document: Document, base: str, key: Key) -> Layers:
@@ -185,46 +192,49 @@ def _base_layers(document: Document, base: str, key: Key) -> Layers:
     try:
         return load_layers(path)
     except ConfigError as error:
-        if str(error).startswith(f"{path}: "):
-            raise ConfigError(f"{document.place(key)}: base: {error}") from None
+        if error.place == Place(str(path)):
+            raise error_at(document, key, str(error)) from None
         raise
 
 
 def _seeds(document: Document, given: Any, key: Key) -> tuple[int, ...]:
     if isinstance(given, int):
+        if given > MOST_RUNS:
+            raise error_at(
+                document, key, f"{given:,} seeds are more than {MOST_RUNS:,}; give fewer"
+            )
         return tuple(range(given))
     if not given or len(set(given)) < len(given):
-        raise ConfigError(f"{document.place(key)}: seeds: give different seeds, or a count")
+        raise error_at(document, key, "give different seeds, or a count")
     return tuple(given)
 
 
 def _given(document: Document, value: Any, key: Key) -> int:
     if value is None:
-        raise ConfigError(f"{document.file}: trials: this key is missing; give a total, such as 24")
+        message = "this key is missing; give a total, such as 24"
+        raise ConfigError(message, place=document.place(), key="trials")
     return int(value)
 
 
 def _measure(document: Document, config: RunConfig, given: str | None, key: Key) -> str:
     known = [*config.rewards.train, *config.rewards.held_out]
     if given is not None and given not in known:
-        hint = did_you_mean(given, known)
-        raise ConfigError(f"{document.place(key)}: measure: no such reward: {given}{hint}")
+        raise error_at(document, key, f"no such reward: {given}{did_you_mean(given, known)}")
     return given or known[0]
 
 
 def _check_objectives(
     document: Document, objectives: tuple[str, ...], key: Key, budget: Any, budget_key: Key
 ) -> None:
-    place = document.place(key)
     if objectives[0] != "reward" or len(set(objectives)) < len(objectives) or len(objectives) > 2:
-        raise ConfigError(
-            f"{place}: objectives: give [reward], or reward and one cost, such as "
-            "[reward, evaluations]"
+        raise error_at(
+            document, key, "give [reward], or reward and one cost, such as [reward, evaluations]"
         )
     if budget is not None and len(objectives) > 1:
-        raise ConfigError(
-            f"{document.place(budget_key)}: budget: bounds what [reward] alone may cost; take "
-            "objectives: [reward], or leave budget out"
+        raise error_at(
+            document,
+            budget_key,
+            "bounds what [reward] alone may cost; take objectives: [reward], or leave budget out",
         )
 
 
@@ -232,7 +242,9 @@ def _check_confirm(search: Search) -> None:
     first, count = search.confirm.first_seed, search.confirm.seeds
     old = sorted(set(search.seeds) & set(range(first, first + count)))
     if old:
-        raise ConfigError(
-            f"{search.document.place(('confirm',))}: confirm: seed {old[0]} is one of the "
-            "search's own; fresh seeds alone can confirm: raise first_seed"
+        raise error_at(
+            search.document,
+            ("confirm",),
+            f"seed {old[0]} is one of the search's own; fresh seeds alone can confirm: raise "
+            "first_seed",
         )

@@ -2,17 +2,48 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt, ValidationError, model_validator
+from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from harness.searching.space import Settings
-from harness.sweepfile import Scalar, Seeds, did_you_mean, file_key, keys_of_parts
-from mixgrpo.config import Name, RunConfig, Section
-from mixgrpo.configfile import Document, as_tuples, read_yaml
-from mixgrpo.errors import ConfigError
+from harness.sweepfile import (
+    MOST_RUNS,
+    Seeds,
+    error_at,
+    explain_all,
+    is_no_name,
+    keys_of_parts,
+    missing_key,
+    no_name,
+    of_runs,
+    unknown_key,
+    wrong_settings,
+)
+from mixgrpo.config import Name, Section
+from mixgrpo.configfile import as_tuples
+from mixgrpo.errors import ConfigError, Place, all_errors, shown
+from mixgrpo.suggest import RANGE, SEARCH
+from mixgrpo.yamlfile import Document, Key, read_yaml
+
+Choice = StrictBool | StrictInt | float | str
 
 Objective = Literal["reward", "seconds", "evaluations"]
+
+
+def check_choices(choices: tuple[Any, ...]) -> None:
+    """ValueError for choices that leave nothing to search."""
+    first: dict[Any, Any] = {}
+    for one in choices:
+        if one in first:
+            raise ValueError(f"the choice {shown(one)} is given twice; keep one")
+        first[one] = one
+    if len(choices) == 1:
+        raise ValueError(
+            f"has one choice, {shown(choices[0])}, so there is nothing to search; add another, or "
+            "write it below `set:`"
+        )
 
 
 class RangeText(Section):
@@ -22,8 +53,8 @@ class RangeText(Section):
     high: StrictInt | float | None = None
     step: StrictInt | float | None = None
     log: bool = False
-    choices: tuple[Scalar, ...] | None = Field(None, min_length=1)
-    unless: dict[str, Scalar | tuple[Scalar, ...]] = Field(default={})
+    choices: tuple[Choice, ...] | None = Field(None, min_length=1)
+    unless: dict[str, Choice | tuple[Choice, ...]] = Field(default={})
     """The setting is not asked for where these others have one of these values."""
 
     @model_validator(mode="after")
@@ -32,12 +63,16 @@ class RangeText(Section):
         if self.choices is not None:
             if any(bound is not None for bound in (*bounds, self.step)) or self.log:
                 raise ValueError("choices stand alone; leave low, high, step and log out")
-            if len(set(self.choices)) < len(self.choices):
-                raise ValueError("choices has a value twice; keep one")
+            check_choices(self.choices)
         elif self.low is None or self.high is None:
             raise ValueError("give low and high, or choices")
-        elif self.low >= self.high:
+        elif self.low > self.high:
             raise ValueError(f"low {self.low} must be less than high {self.high}")
+        elif self.low == self.high:
+            raise ValueError(
+                f"low and high are both {self.low}, so there is nothing to search; low must be "
+                "less than high, or write the value below `set:`"
+            )
         elif self.step is not None and (self.step <= 0 or self.log):
             raise ValueError("step must be above 0, and cannot go with log")
         elif self.step is not None and self._misses_high():
@@ -83,8 +118,8 @@ class Prune(Section):
 class Confirm(Section):
     """The sweep that tests the best settings."""
 
-    best: Annotated[int, Field(ge=1)] = 3
-    seeds: Annotated[int, Field(ge=1)] = 8
+    best: Annotated[int, Field(ge=1, le=1000)] = 3
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = 8
     first_seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
 
 
@@ -95,12 +130,12 @@ class Part(Section):
     """A run configuration, as a path relative to this file."""
     set: Settings | None = None
     """Settings of all trials; a profile's lie on top of the file's."""
-    space: dict[str, RangeText | tuple[Scalar, ...]] | None = None
+    space: dict[str, RangeText | tuple[Choice, ...]] | None = None
     """Ranges by dotted key; a list is one of choices. A profile's replace the file's by key."""
     objectives: tuple[Objective, ...] | None = Field(None, min_length=1)
     budget: Budget | None = None
     measure: Name | None = None
-    trials: Annotated[int, Field(ge=1)] | None = None
+    trials: Annotated[int, Field(ge=1, le=MOST_RUNS)] | None = None
     """How many settings are tried in all."""
     seeds: Seeds | None = None
     parallel: Annotated[int, Field(ge=1)] | None = None
@@ -121,50 +156,60 @@ class SearchFile(Part):
 
 
 def read_search_file(path: Path) -> tuple[Document, SearchFile]:
-    """The file, and what it says, checked key by key. ConfigError names line, key and mend."""
+    """The file, and what it says, checked key by key. ConfigError, with every mistake that can be
+    seen at once."""
+    place = Place(str(path))
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name the search file")
+        raise ConfigError("is a folder; name the search file", place=place)
     document = read_yaml(path)
     keys = keys_of_parts(document)
     if "space" not in keys and keys & {"grid", "arms"}:
-        raise ConfigError(f"{path}: is a sweep file; run it with python -m harness.sweep")
+        raise ConfigError("is a sweep file; run it with python -m harness.sweep", place=place)
     try:
         return document, SearchFile.model_validate(as_tuples(document.data))
     except ValidationError as error:
-        raise ConfigError(_explain(document, error)) from None
+        found = explain_all(document, error, _explain)
+    raise all_errors([*found, *wrong_settings(document, SearchFile, "search")])
 
 
 _PARTS: dict[str, type[Section]] = {"budget": Budget, "prune": Prune, "confirm": Confirm}
 
 
-def _explain(document: Document, error: ValidationError) -> str:
-    # A union reports each of its members: the error deepest in the file is the one that was meant.
-    first = max(error.errors(), key=lambda e: len(file_key(document, e["loc"])))
-    key = file_key(document, first["loc"])
-    dotted, kind, given = ".".join(map(str, key)), first["type"], first["input"]
-    place = document.place(key)
+def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
+    kind, given = error["type"], shown(error["input"])
     if kind == "extra_forbidden":
-        inner = [part for part in key[:-1] if part in _PARTS]
-        known: type[Section] = Part if "profiles" in key else SearchFile
-        if inner:
-            known = _PARTS[str(inner[-1])]
-        elif "space" in key:
-            known = RangeText
-        elif key[-1] in RunConfig.model_fields:
-            return f"{place}: {dotted}: is a setting of the runs; write it below `set:`"
-        return f"{place}: {dotted}: unknown key{did_you_mean(str(key[-1]), known.model_fields)}"
+        return _unknown_key(document, key)
     if kind == "missing":
-        missing = first["loc"][-1]
-        return f"{place}: {missing}: this key is missing; every search has a {missing}"
-    message = first["msg"].removeprefix("Value error, ")
+        return missing_key(document, key, error, "search")
     if kind == "value_error":
-        return f"{place}: {dotted}: {message}"
-    if kind in ("dict_type", "model_type"):
-        return f"{place}: {dotted}: expected keys with values, not {given!r}"
-    if kind == "too_short":
-        return f"{place}: {dotted}: is empty; give at least one value"
-    if kind == "literal_error":
-        return f"{place}: {dotted}: {given!r} is none of {first['ctx']['expected']}"
-    if kind == "tuple_type":
-        return f"{place}: {dotted}: expected a list, such as [1, 2], not {given!r}"
-    return f"{place}: {dotted}: {message}, not {given!r}"
+        message = str(error["ctx"]["error"])
+    elif is_no_name(kind, key) and "measure" not in key:
+        message = no_name(given)
+    elif "seeds" in key and "confirm" not in key:
+        message = (
+            f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from "
+            "0, such as [0, 1, 2]"
+        )
+    elif kind in ("dict_type", "model_type"):
+        message = f"expected keys with values, not {given}"
+        if "space" in key:
+            message = f"expected {{low: 1, high: 8}} or a list of choices, not {given}"
+    elif kind == "too_short":
+        message = "is empty; give at least one value"
+    elif kind == "literal_error":
+        message = f"{given} is none of {error['ctx']['expected']}"
+    elif kind == "tuple_type":
+        message = f"expected a list, such as [1, 2], not {given}"
+    else:
+        message = f"{error['msg'].replace('Input should be', 'expected')}, not {given}"
+    return error_at(document, key, message)
+
+
+def _unknown_key(document: Document, key: Key) -> ConfigError:
+    inner = [str(part) for part in key[:-1] if part in _PARTS]
+    if inner:
+        return unknown_key(document, key, _PARTS[inner[-1]].model_fields, {}, "")
+    if "space" in key:
+        return unknown_key(document, key, RangeText.model_fields, RANGE, "")
+    known = Part.model_fields if "profiles" in key else SearchFile.model_fields
+    return unknown_key(document, key, known, SEARCH, of_runs(str(key[-1]), SEARCH))

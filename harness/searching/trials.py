@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from harness.numbers import number
 from harness.plan import evaluations
 from harness.searching import pruning
-from harness.searching.file import Search, reason
+from harness.searching.file import Search
 from harness.searching.runs import Curves, run_seconds, runs_of
 from harness.searching.space import label
 from harness.searching.study import Study, Trial
@@ -171,7 +171,7 @@ class Trials:
         except UnidentifiedError:  # a file is missing, which no other settings mend
             raise
         except ConfigError as error:
-            wrong = reason(error)
+            wrong = error.without_place
             self._over(trial, lambda: self.study.prune(trial, wrong, free=True))
             return
         arm, count = runs[0].arm, evaluations(runs[0].config)

@@ -44,7 +44,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("trials: 4", "trails: 4", 10, r"trails: unknown key; did you mean trials\?"),
         ("high: 9}", "hihg: 9}", 5, r"hihg: unknown key; did you mean high\?"),
         ("window.interval:", "window.intervall:", 5, r"did you mean window.interval\?"),
-        ("high: 9}", "high: 1}", 5, "low 1 must be less than high 1"),
+        ("high: 9}", "high: 1}", 5, "low and high are both 1, so there is nothing to search"),
         ("step: 0.2", "step: 0.3", 9, "do not reach high 1.0"),
         ("low: 0.1", "low: 0.0", 8, "log needs a low above 0"),
         ("{window.strategy: frozen}", "{window.size: 1}", 7, "no other setting of the space"),

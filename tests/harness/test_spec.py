@@ -362,11 +362,11 @@ ERRORS = {
     "wrong type": (GRID + "name2: 3\n", "sweep.yaml:6: name2: unknown key; did you mean name?"),
     "wrong type of a setting": (
         GRID + "set: {window.size: four}\n",
-        "sweep.yaml:6: window.size: Input should be a valid integer, not 'four' (arm interval=15)",
+        "sweep.yaml:6: window.size: expected a valid integer, not 'four' (every arm)",
     ),
     "wrong type in the grid": (
         "grid:\n  window.interval:\n  - 15\n  - often\nseeds: 2\n",
-        "sweep.yaml:7: window.interval: Input should be a valid integer, not 'often'",
+        "sweep.yaml:7: window.interval: expected a valid integer, not 'often'",
     ),
     "wrong type of seeds": (
         "grid: {window.interval: [15, 25]}\nseeds: many\n",
@@ -459,7 +459,7 @@ ERRORS = {
     ),
     "unknown published row": (
         GRID + "paper: tau\npaper_rows: {15: 16}\n",
-        "sweep.yaml:7: paper_rows.15: the table tau has no row 16; did you mean 15?",
+        "sweep.yaml:7: paper_rows.15: the table tau has no row 16 (known: 15, 20, 25, 30)",
     ),
     "row of no arm": (
         GRID + "paper: tau\npaper_rows: {14: 15}\n",
