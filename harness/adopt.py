@@ -171,7 +171,8 @@ def _lines(
     An evaluation after the last of them may be missing: it is made.
     """
     metrics = [m for m in jsonlines.whole_lines(source / _LINES[0]) if m["iteration"] < iterations]
-    if [line["iteration"] for line in metrics] != list(range(iterations)):
+    numbers = [line["iteration"] for line in metrics]
+    if len(numbers) < iterations or numbers != list(range(iterations)):
         raise UnfitError(f"{source}: metrics.jsonl lacks lines")
     due = Measured(config, source).due
     evals = [

@@ -12,10 +12,11 @@ from harness.spec import Sweep, same_schedules
 from harness.store import RunState
 from harness.trunk import Trunk, may_start
 from mixgrpo.config import RunConfig
-from mixgrpo.plan import iteration_cost
+from mixgrpo.plan import run_cost
 from mixgrpo.words import duration
 
 _MANY_STRETCHES = 6
+_MANY_STAYS = 10_000
 _MOST = 20
 """Arms, and groups of them, that are listed one by one."""
 
@@ -199,21 +200,13 @@ def _total(states: list[RunState], left: list[float], unknown: int, slots: int |
 
 def evaluations(config: RunConfig) -> int:
     """Network evaluations of one run's training: rollouts and updates, after sharing."""
-    window = config.make_window()
-    cost: dict[int, int] = {}
-    total = 0
-    for m in range(config.iterations):
-        start = window.start_at(m)
-        if start not in cost:
-            cost[start] = iteration_cost(config, m).forward
-        total += cost[start]
-    return total
+    return run_cost(config).forward
 
 
 def window_path(config: RunConfig) -> str:
     """Where the window goes, in words: `steps 0-3 to 19-22: start 0-19, 5 iterations each`."""
     window, size = config.make_window(), config.window.size
-    starts = [window.start_at(m) for m in range(config.iterations)]
+    starts = window.iterations_at(config.iterations)
     lowest, highest = min(starts), max(starts)
     span = f"steps {_steps(lowest, size)}"
     if lowest == highest:
@@ -221,11 +214,12 @@ def window_path(config: RunConfig) -> str:
     span += f" to {_steps(highest, size)}"
     if config.window.strategy == "random":
         return f"{span}, drawn anew at every iteration"
-    stays = [(start, len(list(same))) for start, same in itertools.groupby(starts)]
+    stays = list(itertools.islice(window.stays(config.iterations), _MANY_STAYS + 1))
     stretches = _stretches(stays)
     if len(stretches) > _MANY_STRETCHES:
         lengths = [n for _, n in stays]
-        return f"{span}: {len(stays)} stays of {min(lengths)} to {max(lengths)} iterations"
+        count = f"{len(stays)}" if len(stays) <= _MANY_STAYS else f"more than {_MANY_STAYS:,}"
+        return f"{span}: {count} stays of {min(lengths)} to {max(lengths)} iterations"
     return f"{span}: start " + "; ".join(stretches)
 
 

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -493,9 +494,14 @@ def same_schedules(sweep: Sweep) -> list[tuple[str, ...]]:
     return [tuple(arms) for arms in groups.values() if len(arms) > 1]
 
 
+_MOST_STAYS = 10_000
+
+
 def _schedule(config: RunConfig) -> tuple[Any, ...]:
     window = config.make_window()
-    path = tuple(window.start_at(m) for m in range(config.iterations))
+    path: tuple[Any, ...] = tuple(islice(window.stays(config.iterations), _MOST_STAYS))
+    if len(path) == _MOST_STAYS:  # too many to compare one by one
+        path = (window, config.iterations)
     rest = config.model_dump(mode="json", exclude={"window", "health", "output"})
     return (window.size, config.trained_per_image, path, repr(rest))
 

@@ -20,7 +20,7 @@ from mixgrpo.yamlfile import Document, Key, read_yaml
 
 DEFAULT_PROFILE = "laptop"
 
-MOST_RUNS = 100_000
+MOST_RUNS = 50_000
 """Arms times seeds of a sweep, and trials times seeds of a search."""
 
 Settings = dict[str, Any]

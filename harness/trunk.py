@@ -126,7 +126,7 @@ def trunks(
             stay = [m for m in points if m in promise] if queued else points
         else:
             stay = points
-        for point in stay:
+        for point in (point for point in stay if point <= len(member.path)):
             tree.made.setdefault(member.path[:point], member.name)
         if comes(state):
             # What does not run goes back to its newest checkpoint.

@@ -4,15 +4,20 @@ Runs that differ in nothing but how their windows move, and in how long they are
 their windows first stand at different steps. Nothing here imports torch.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
+from itertools import accumulate
 
 from mixgrpo.config import RunConfig
 from mixgrpo.window import Window
 
+MOST = 100_000
+"""Iterations that are compared; later ones count as different."""
+
 
 def common_iterations(a: RunConfig, b: RunConfig) -> int:
-    """The number of first iterations after which both runs have the same bytes.
+    """The number of first iterations after which both runs have the same bytes, or MOST.
 
     In weights, in the lines of metrics.jsonl (timings and memory apart) and in the evaluations
     that both make; an evaluation after a run's own last iteration may be its own.
@@ -36,18 +41,27 @@ def must_equal(config: RunConfig) -> str:
 
 
 def path(config: RunConfig) -> str:
-    """One letter for each iteration: where the window stands, and whether drift is measured."""
+    """One letter for each of the first MOST iterations: where the window stands, and whether drift
+    is measured."""
     window = config.make_window()
     if window.strategy != "random":  # the seed moves no other one
         window = replace(window, seed=0)
-    return _path(window, config.iterations, config.health.drift)
+    return _path(window, min(config.iterations, MOST), config.health.drift)
 
 
 @lru_cache(maxsize=4096)
 def _path(window: Window, iterations: int, drift: bool) -> str:
-    return "".join(
-        chr(2 * window.start_at(m) + (drift and window.moves_at(m))) for m in range(iterations)
-    )
+    stands = "".join(chr(2 * start) * length for start, length in window.stays(iterations))
+    if not drift:
+        return stands
+    letters = list(stands)
+    begins: Iterable[int] = range(0, iterations, window.interval)  # of a frozen or random window
+    if window.strategy not in ("frozen", "random"):
+        begins = accumulate((n for _, n in window.stays(iterations)), initial=0)
+    for m in begins:
+        if m < iterations:
+            letters[m] = chr(ord(letters[m]) + 1)
+    return "".join(letters)
 
 
 def common_length(a: str, b: str) -> int:

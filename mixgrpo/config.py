@@ -164,7 +164,7 @@ class RolloutConfig(Section):
 
 
 def _class_path(text: str) -> str:
-    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*", text):
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*", text) and ".py:" not in text:
         return text
     module, colon, name = text.partition(":")
     if not colon and "/" not in text and not text.endswith(".py"):

@@ -66,7 +66,16 @@ class Layers:
                 self._merge(inner, value, here, section, place, prefix)
             else:
                 into[name] = value
+                self._record_inner(value, here, place, prefix)
             self.places[here] = place if isinstance(place, Place) else place.place((*prefix, *here))
+
+    def _record_inner(self, value: Any, key: Key, place: Place | Document, prefix: Key) -> None:
+        """The places of what a setting's own mapping or list has."""
+        inner = value if isinstance(value, dict) else range(len(value)) if _is_list(value) else ()
+        for name in inner:
+            here = (*key, name)
+            self.places[here] = place if isinstance(place, Place) else place.place((*prefix, *here))
+            self._record_inner(value[name], here, place, prefix)
 
     def place(self, key: Key) -> Place:
         while key and key not in self.places:
@@ -86,6 +95,9 @@ class Layers:
         config = self._parse(as_tuples(data), errors)
         if config is not None:
             self._check_names(config, errors)
+        if any(one.key == "model.name" for one in errors.errors):
+            # What does not fit together has no key, and may fit the model that is meant.
+            errors.errors = [one for one in errors.errors if one.key]
         errors.raise_all()
         assert config is not None
         return config
@@ -98,8 +110,7 @@ class Layers:
             details = error.errors()
         errors.errors += self._explain(details, data)
         unknown = [d["loc"] for d in details if d["type"] == "extra_forbidden"]
-        wrong_model = any(one.key == "model.name" for one in errors.errors)
-        if len(unknown) < len(details) or wrong_model:
+        if len(unknown) < len(details):
             return None
         return self._parse(_without(data, unknown), errors)
 
@@ -214,6 +225,10 @@ def _section(schema: type[BaseModel], name: str) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _copy(value: Any) -> Any:

@@ -24,7 +24,7 @@ from mixgrpo.evaluate import IMAGES_AT_ONCE
 from mixgrpo.footprint import Footprint, Pass, footprint
 from mixgrpo.inference import images_at_once
 from mixgrpo.models import Policy
-from mixgrpo.plan import iteration_cost, make_plan
+from mixgrpo.plan import iteration_cost, make_plan, run_cost
 from mixgrpo.prompts import read_prompts
 from mixgrpo.ranks import Ranks
 from mixgrpo.rewards.sizes import REWARD_NETWORKS
@@ -192,11 +192,12 @@ class Estimate:
         one = self.forward.flops / self.batches.rollout
         both = self.update.flops / self.batches.update
         config = self.config
-        costs = [iteration_cost(config, m) for m in range(config.iterations)]
-        total = sum((c.forward - c.backward) * one + c.backward * both for c in costs)
+        cost = run_cost(config)
+        total = (cost.forward - cost.backward) * one + cost.backward * both
         return (
             f"  {one / 1e12:.4g} TFLOP per evaluation, {both / 1e12:.4g} with its backward; "
-            f"{total / len(costs) / 1e15:.4g} PFLOP per iteration, {total / 1e18:.4g} EFLOP in all"
+            f"{total / config.iterations / 1e15:.4g} PFLOP per iteration, {total / 1e18:.4g} EFLOP "
+            "in all"
         )
 
     def memory(self) -> list[str]:
@@ -512,16 +513,14 @@ def _rewards(config: RunConfig) -> dict[str, int]:
 
 def _evaluations(config: RunConfig, ranks: Ranks) -> list[str]:
     """Evaluations of the network per iteration."""
-    costs = [iteration_cost(config, m) for m in range(config.iterations)]
-    first = costs[0]
-    forward, backward = (sum(getattr(c, k) for c in costs) for k in ("forward", "backward"))
+    first, cost = iteration_cost(config, 0), run_cost(config)
+    forward, backward = (n / config.iterations for n in (cost.forward, cost.backward))
     guided = (config.model.cfg or 1.0) > 1
     lines = [
         f"Evaluations of the network per iteration, {config.rollout.prompts} prompts x "
         f"{config.rollout.group_size} images" + (f", over {ranks.size} ranks" * (ranks.size > 1)),
         f"  in the first iteration {first.forward:,}, {first.backward:,} of them with gradient",
-        f"  on average {forward / len(costs):,.1f}, {backward / len(costs):,.1f} of them with "
-        "gradient",
+        f"  on average {forward:,.1f}, {backward:,.1f} of them with gradient",
         f"  {2 if guided else 1} forward{'s' if guided else ''} per evaluation"
         + (" (classifier-free guidance)" if guided else ""),
     ]

@@ -143,7 +143,7 @@ def _accelerated(steps: int, ratio: float) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Network evaluations of one iteration, counted as the trainer counts them."""
+    """Network evaluations of one or more iterations, counted as the trainer counts them."""
 
     forward: int
     """In the rollout and the updates, the reference model's included."""
@@ -153,7 +153,22 @@ class Cost:
 
 def iteration_cost(config: RunConfig, iteration: int) -> Cost:
     """What `iteration` costs on one process where no group is skipped."""
-    plan = make_plan(config.sampler, config.make_window().steps_at(iteration))
+    return _cost(config, config.make_window().start_at(iteration))
+
+
+def run_cost(config: RunConfig) -> Cost:
+    """What all iterations cost together; see `Window.iterations_at`."""
+    found = config.make_window().iterations_at(config.iterations)
+    costs = [(_cost(config, start), count) for start, count in found.items()]
+    return Cost(
+        sum(cost.forward * count for cost, count in costs),
+        sum(cost.backward * count for cost, count in costs),
+    )
+
+
+def _cost(config: RunConfig, start: int) -> Cost:
+    """What an iteration costs whose window begins at `start`."""
+    plan = make_plan(config.sampler, range(start, start + config.window.size))
     shared = config.rollout.noise == "shared"
     update = plan.update_evaluations(
         config.trained_images, config.objective.updates, shared, config.trained_per_image

@@ -302,7 +302,7 @@ def window_starts(config: RunConfig, wanted: Sequence[int]) -> list[int]:
     if wanted:
         return sorted(set(wanted))
     window = config.make_window()
-    visited = sorted({window.start_at(m) for m in range(config.iterations)})
+    visited = sorted(window.iterations_at(config.iterations))
     count = min(MOST_STARTS, len(visited))
     # Spread over them, the first apart: before a window at 0 there is nothing to measure.
     return sorted({visited[(k + 1) * len(visited) // count - 1] for k in range(count)})

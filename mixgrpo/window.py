@@ -8,9 +8,15 @@ the iteration.
 import hashlib
 import math
 from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Literal
+
+MOST_DRAWN = 100_000
+"""Iterations of a random window that are drawn one by one where all are looked at."""
 
 Strategy = Literal["frozen", "random", "constant", "linear-decay", "exp-decay"]
 AtEnd = Literal["hold", "restart", "released"]
@@ -91,6 +97,43 @@ class Window:
         """The indices of the window's steps at `iteration`: never empty, always `size` long."""
         first = self.start_at(iteration)
         return range(first, first + self.size)
+
+    def stays(self, iterations: int) -> Iterator[tuple[int, int]]:
+        """First step and length of every stay within the first `iterations` iterations, in order;
+        neighbours stand at different steps. Takes time by the stays, not by the iterations."""
+        for start, same in groupby(self._stays(iterations), key=lambda stay: stay[0]):
+            yield start, sum(length for _, length in same)
+
+    def _stays(self, iterations: int) -> Iterator[tuple[int, int]]:
+        if self.strategy == "frozen":
+            yield self.start, iterations
+        elif self.strategy == "random":
+            yield from ((self._draw(m), 1) for m in range(iterations))
+        else:
+            positions, begins, total = self._path
+            ends = [*begins[1:], total if self.at_end != "hold" else max(total, iterations)]
+            for first in range(0, iterations, ends[-1]):
+                for position, begin, end in zip(positions, begins, ends, strict=True):
+                    length = min(first + end, iterations) - (first + begin)
+                    if length > 0:
+                        yield position, length
+
+    def iterations_at(self, iterations: int) -> dict[int, int]:
+        """Of the first `iterations` iterations, how many have each first step. Takes a moment for
+        any number; of a random window with more than 100,000 iterations it is the expected
+        number."""
+        found: Counter[int] = Counter()
+        if self.strategy == "random" and iterations > MOST_DRAWN:
+            choices = range(self.start, self.last + 1)
+            each, more = divmod(iterations, len(choices))
+            return {start: each + (k < more) for k, start in enumerate(choices)}
+        if self.at_end != "hold" and self.strategy not in ("frozen", "random"):
+            passes, iterations = divmod(iterations, self._path[2])
+            for start, length in self.stays(self._path[2] if passes else 0):
+                found[start] += passes * length
+        for start, length in self.stays(iterations):
+            found[start] += length
+        return dict(found)
 
     def moves_at(self, iteration: int) -> bool:
         """Whether `iteration` begins a stay: a progressive window has just moved, or is at its

@@ -1,13 +1,15 @@
 """For how long two runs are one: against the windows, iteration by iteration."""
 
-from typing import Any
+import time
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixgrpo.common import common_iterations, common_length
+from mixgrpo.common import MOST, common_iterations, common_length, path
 from mixgrpo.config import RunConfig
+from mixgrpo.window import AtEnd, Strategy
 
 WINDOWS = st.fixed_dictionaries(
     {
@@ -102,3 +104,34 @@ def test_a_random_window_draws_the_same_from_the_same_seed() -> None:
     calm = {"drift": False}
     others = [config(window | {"interval": tau}, health=calm) for tau in (4, 7)]
     assert common_iterations(*others) == 30
+
+
+@given(
+    st.sampled_from(get_args(Strategy)),
+    st.sampled_from(get_args(AtEnd)),
+    st.integers(1, 9),
+    st.integers(1, 80),
+    st.booleans(),
+)
+def test_a_path_has_a_letter_for_each_iteration(
+    strategy: Strategy, at_end: AtEnd, interval: int, iterations: int, drift: bool
+) -> None:
+    config = RunConfig.model_validate(
+        {
+            "iterations": iterations,
+            "sampler": {"steps": 9},
+            "window": {"strategy": strategy, "at_end": at_end, "interval": interval},
+            "health": {"drift": drift},
+        }
+    )
+    window = config.make_window()
+    assert path(config) == "".join(
+        chr(2 * window.start_at(m) + (drift and window.moves_at(m))) for m in range(iterations)
+    )
+
+
+def test_of_very_long_runs_the_first_iterations_are_compared() -> None:
+    begin = time.process_time()
+    one, other = RunConfig(iterations=10**9), RunConfig(iterations=10**9 - 1)
+    assert common_iterations(one, other) == MOST
+    assert time.process_time() - begin < 1

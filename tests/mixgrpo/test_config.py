@@ -271,7 +271,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         "a class with a reward's name",
         "rewards:\n  classes:\n    hps: a:B",
-        [":2:", "rewards.classes.hps", "another"],
+        [":3:", "rewards.classes.hps", "another"],
     ),
     (
         "a shift that is no word",

@@ -1,8 +1,10 @@
 """The window's path: what each strategy must do, and what holds for all of them."""
 
 import math
+import time
 from collections import Counter
 from fractions import Fraction
+from itertools import groupby
 from typing import Any, get_args
 
 import pytest
@@ -316,3 +318,23 @@ def test_where_the_released_window_would_shrink() -> None:
     assert {len(window.steps_at(m)) for m in range(400)} == {4}
     hold = Window(25, 4, 10, 1, "constant")
     assert {hold.released_size_at(m) for m in range(400)} == {4}
+
+
+@given(windows(), st.integers(1, 700))
+def test_stays_are_those_of_single_iterations(window: Window, iterations: int) -> None:
+    starts = [window.start_at(m) for m in range(iterations)]
+    stays = [(start, len(list(same))) for start, same in groupby(starts)]
+    assert list(window.stays(iterations)) == stays
+    assert window.iterations_at(iterations) == Counter(starts)
+
+
+def test_a_run_of_any_length_is_planned_in_a_moment() -> None:
+    begin = time.process_time()
+    for strategy in get_args(Strategy):
+        for at_end in get_args(AtEnd):
+            window = make(strategy, steps=25, size=4, at_end=at_end)
+            found = window.iterations_at(10**9)
+            assert sum(found.values()) == 10**9
+            if strategy == "random":  # as often each
+                assert max(found.values()) - min(found.values()) <= 1
+    assert time.process_time() - begin < 1
