@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from mixgrpo import scenes
-from mixgrpo.errors import shortened, shown
+from mixgrpo.errors import shown
+from mixgrpo.escape import shortened
 from mixgrpo.window import AtEnd, Strategy, Window
 
 SCHEMA_VERSION = 1

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mixgrpo.config import MAPPINGS, Conflict, RunConfig
-from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shortened, shown
+from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
+from mixgrpo.escape import shortened
 from mixgrpo.models import model_names
 from mixgrpo.rewards import reward_names
 from mixgrpo.suggest import nearest_setting

@@ -7,23 +7,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-MOST_SHOWN = 60
-"""Characters of a user's value that a message shows."""
+from mixgrpo.escape import shortened
 
 
-def shown(value: object, most: int = MOST_SHOWN) -> str:
+def shown(value: object) -> str:
     """A user's value as an error shows it: its repr, in one short line."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of more than 4300 digits, a deep nesting
         return f"a very large {type(value).__name__}"
-    return shortened(text, most)
-
-
-def shortened(text: str, most: int = MOST_SHOWN) -> str:
-    """A text in one line of at most `most` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    return shortened(text)
 
 
 class Place(NamedTuple):

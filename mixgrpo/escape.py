@@ -33,7 +33,7 @@ def one_line(text: str) -> str:
     return " ".join(visible(text).split())
 
 
-def shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int = 60) -> str:
     """`one_line` of at most so many characters; an ellipsis stands for the rest."""
     text = one_line(text)
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"

@@ -21,7 +21,8 @@ from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
-from mixgrpo.errors import ConfigError, ErrorList, Place, shortened, shown
+from mixgrpo.errors import ConfigError, ErrorList, Place, shown
+from mixgrpo.escape import shortened
 
 Key = tuple[str | int, ...]
 
