@@ -306,12 +306,11 @@ def _seeds(chosen: Chosen) -> tuple[int, ...]:
         raise ConfigError(
             f"{chosen.document.file}: seeds: this key is missing; give their number, such as 5"
         )
+    count = given.value if isinstance(given.value, int) else len(given.value)
+    if count > MOST_RUNS:
+        raise chosen.error(given.key, f"{count:,} seeds are more than {MOST_RUNS:,}; give fewer")
     if isinstance(given.value, int):
-        if given.value > MOST_RUNS:
-            raise chosen.error(
-                given.key, f"{given.value:,} seeds are more than {MOST_RUNS:,}; give fewer"
-            )
-        return tuple(range(given.value))
+        return tuple(range(count))
     seeds: tuple[int, ...] = given.value
     if not seeds:
         raise chosen.error(given.key, "is empty; give a count such as 5, or a list of seeds")

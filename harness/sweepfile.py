@@ -308,6 +308,10 @@ def check_setting(
         raise error_at(document, key, message)
     if dotted == "seed":
         raise error_at(document, key, f"is not a setting of an arm; give `seeds:` of the {word}")
+    job = plain(dotted)
+    if job in SLURM and nearest_setting(job, known_keys()) is None:
+        fix = f"did you mean {SLURM[job]}? Write it below `slurm:` of the {word} file"
+        raise error_at(document, key, "unknown key", fix)
     check_key(dotted, document.place(key))
 
 

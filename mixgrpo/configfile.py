@@ -125,7 +125,7 @@ class Layers:
             if key and _value_at(data, key[:-1]) is first["input"]:
                 choices = [d for d in details if d["loc"][:-1] == key[:-1]]
             if choices:
-                details = [d for d in details if d not in choices]
+                details = [d for d in details if d["loc"][: len(key) - 1] != key[:-1]]
                 found.append(self._error(key[:-1], _said(first, choices)))
             elif first["type"] == "value_error":
                 error = first["ctx"]["error"]

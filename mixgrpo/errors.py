@@ -13,10 +13,17 @@ from mixgrpo.escape import shortened
 def shown(value: object) -> str:
     """A user's value as an error shows it: its repr, in one short line."""
     try:
-        text = repr(value)
+        text = repr(_with_lists(value))
     except (ValueError, RecursionError):  # a number of more than 4300 digits, a deep nesting
         return f"a very large {type(value).__name__}"
     return shortened(text)
+
+
+def _with_lists(value: object) -> object:
+    """Tuples, which validation works with, as the lists that the user wrote."""
+    if isinstance(value, dict):
+        return {key: _with_lists(inner) for key, inner in value.items()}
+    return [_with_lists(one) for one in value] if isinstance(value, tuple | list) else value
 
 
 class Place(NamedTuple):

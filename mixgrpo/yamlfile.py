@@ -32,6 +32,7 @@ MOST_DEPTH = 50
 """Lists and mappings inside each other."""
 MOST_ALIASED = 100_000
 """Values that a file's aliases (`*name`) repeat, in all."""
+MOST_INTEGER = 2**63 - 1
 MOST_DIGITS = 100
 """Characters of a number."""
 
@@ -291,7 +292,10 @@ class _Reading:
         if len(text) > MOST_DIGITS:
             raise self._error(line, f"a number of {len(text):,} digits is too long")
         if kind == "int":
-            return int(text, 16 if text.startswith("0x") else 10)
+            value = int(text, 16 if text.startswith("0x") else 10)
+            if abs(value) > MOST_INTEGER:
+                raise self._error(line, f"{shortened(text)} is too large for a whole number")
+            return value
         return float(re.sub(r"\.(?=[iInN])", "", text))  # .inf is inf to Python
 
 
