@@ -225,6 +225,16 @@ def test_settings_that_were_tried_are_not_run_again(lab: SearchLab) -> None:
     assert all(t.rewards == by_arm[t.arm].rewards for t in again)
 
 
+def test_a_search_of_which_no_trial_came_to_a_result_has_failed(
+    lab: SearchLab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = re.sub("enqueue:.*", "", FILE).replace("trials: 6", "trials: 3")
+    lab.file.write_text(text + "objectives: [reward]\nbudget: {evaluations: 1}\n")
+    assert lab.here() == 1
+    said = capsys.readouterr().out
+    assert re.search(r"no trial came to a result; trial 0: takes [\d,]+ evaluations, .* over", said)
+
+
 def test_over_the_budget_nothing_runs_and_optuna_is_told(lab: SearchLab) -> None:
     from harness.plan import evaluations
 
