@@ -20,7 +20,7 @@ from pydantic import (
 
 from mixgrpo import scenes
 from mixgrpo.errors import shown
-from mixgrpo.escape import shortened
+from mixgrpo.escape import shortened, without_passwords
 from mixgrpo.window import AtEnd, Strategy, Window
 
 SCHEMA_VERSION = 1
@@ -346,6 +346,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
+        _holds_no_secret("", self.model_dump())
         found: list[Conflict] = []
         checks = (_fits_model, _fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer)
         for check in checks:
@@ -496,6 +497,35 @@ def _last_step(config: RunConfig) -> int:
     """The last step that any window covers."""
     window = config.make_window()
     return (window.start if window.strategy == "frozen" else window.last) + window.size - 1
+
+
+_SECRET_KEYS = re.compile(
+    r"(?:.*_)?(password|passwd|secret|api_?key|(?:access|auth|hf|hub|bearer)_token)", re.IGNORECASE
+)
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bBearer\s+\S")
+
+
+def _holds_no_secret(key: str, value: object) -> None:
+    """A configuration stands in config.yaml, in messages, in reports and at trackers."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _holds_no_secret(f"{key}.{name}" if key else str(name), inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _holds_no_secret(key, inner)
+    elif isinstance(value, str) and value:
+        if without_passwords(value) != value:
+            raise ValueError(
+                f"{key}: a URL with a user or a password in it would be kept in config.yaml, in "
+                "messages and at trackers; write it without, and name the environment variable "
+                "that holds user:password, as login_env of rewards.options.unifiedreward does"
+            )
+        if _SECRET_KEYS.fullmatch(key.rpartition(".")[2]) or _SECRET.search(value):
+            raise ValueError(
+                f"{key}: a password or key would be kept in config.yaml, in messages and at "
+                "trackers; name the environment variable that holds it, as api_key_env of "
+                "rewards.options.unifiedreward does, and read it in the reward"
+            )
 
 
 def _fits_model(config: RunConfig) -> None:

@@ -16,7 +16,8 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
     "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
-_PASSWORD = re.compile(r"(?<=://)[^\s/?#@'\"]*(?::[^\s/?#'\"]*|)@")
+_PASSWORD = re.compile(r"(?<=://)[^\s'\"]*@")
+"""Up to the last @: a password may hold what should have been quoted, a slash or another @."""
 
 
 def visible(text: str) -> str:

@@ -52,7 +52,9 @@ _BUILT_IN = {
 _SHIPPED = {"clarity": CLARITY_WEIGHTS}
 _IN_FILES = ("checkpoint", "tokenizer", "clip")
 """Options of built-in rewards that may name a file or folder."""
-PLACES = frozenset({"urls", "api_key_env", "at_once", "timeout", "retries", "batch", "threads"})
+PLACES = frozenset(
+    {"urls", "api_key_env", "login_env", "at_once", "timeout", "retries", "batch", "threads"}
+)
 """Options of built-in rewards that say where and how fast, not how they score."""
 _CLIP_WORDS = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _DEFAULTS: dict[str, dict[str, Any]] = {

@@ -15,16 +15,19 @@ them outlives a run which gives up waiting.
 import asyncio
 import base64
 import io
+import json
 import os
 import random
 import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mixgrpo.errors import ConfigError, RepeatableError
+from mixgrpo.escape import one_line, without_passwords
 
 if TYPE_CHECKING:
     import httpx
@@ -96,6 +99,8 @@ _LABELS: dict[Score, str] = {
     "pointwise": "Final Score:",
 }
 _ANSWER_TOKENS = 4096
+_LONGEST_REPLY = 1 << 20
+"""Bytes: a hundred times what an answer of so many tokens takes."""
 _CONNECT_S = 10.0
 _FIRST_REST_S, _LONGEST_REST_S = 0.5, 30.0
 """Of a server after a failure: doubled each time, up to a limit."""
@@ -105,7 +110,8 @@ class UnifiedReward:
     """`urls`: of servers with OpenAI's API, with its /v1, used in turn. `model`: its name there.
 
     `score`: "alignment" (models 1.x) and "alignment-2.0" give the Alignment Score, "pointwise" the
-    Final Score. `api_key_env`: the environment variable that holds the key, where one is needed.
+    Final Score. `api_key_env`: the environment variable that holds the key, where one is needed;
+    `login_env`: the one that holds user:password, for servers behind HTTP basic authentication.
     `at_once`: requests under way together. `timeout`: seconds for each. `retries`: how often each
     server is asked again after a failure, and how many more answers are drawn where the first has
     no score.
@@ -120,6 +126,7 @@ class UnifiedReward:
         model: str = "CodeGoat24/UnifiedReward-qwen-7b",
         score: Score = "alignment",
         api_key_env: str | None = None,
+        login_env: str | None = None,
         at_once: int = 16,
         timeout: float = 120.0,
         retries: int = 6,
@@ -131,20 +138,34 @@ class UnifiedReward:
         if isinstance(urls, str) or not urls:
             raise ConfigError(f"{place}: urls must be a list of addresses, [http://host:8000/v1]")
         for url in urls:
-            if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-                raise ConfigError(f"{place}: {url} in urls is no address like http://host:8000/v1")
+            said = without_passwords(str(url))
+            if said != url:
+                raise ConfigError(
+                    f"{place}: {said} in urls has a user or a password in it, which messages and "
+                    "records would show; leave it out, and name in login_env the environment "
+                    "variable that holds user:password"
+                )
+            if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+                raise ConfigError(f"{place}: {said} in urls is no address like http://host:8000/v1")
         if at_once < 1 or timeout <= 0 or retries < 0:
             raise ConfigError(
                 f"{place}: at_once must be 1 or more, timeout above 0 and retries 0 or more, not "
                 f"{at_once}, {timeout} and {retries}"
             )
-        if api_key_env is not None and not os.environ.get(api_key_env):
+        for option, name in (("api_key_env", api_key_env), ("login_env", login_env)):
+            if name is not None and not os.environ.get(name):
+                raise ConfigError(
+                    f"{place}: {option} names the environment variable {name}, which is not set; "
+                    "export it"
+                )
+        if login_env is not None and (api_key_env or ":" not in os.environ[login_env]):
             raise ConfigError(
-                f"{place}: api_key_env names the environment variable {api_key_env}, which is not "
-                "set; export it"
+                f"{place}: login_env names the environment variable {login_env}, which must hold "
+                "user:password and cannot stand beside api_key_env"
             )
         self._servers = [_Server(url.rstrip("/") + "/chat/completions") for url in urls]
-        self._model, self._score, self._key = model, score, api_key_env
+        self._model, self._score = model, score
+        self._key, self._login = api_key_env, login_env
         self._at_once, self._timeout = at_once, timeout
         self._answers, self._tries = retries + 1, (retries + 1) * len(urls)
 
@@ -174,12 +195,19 @@ class UnifiedReward:
 
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_report)
-        headers = {"Authorization": f"Bearer {os.environ[self._key]}"} if self._key else {}
+        # An answer of a few kilobytes that unpacks to gigabytes is not to be had unpacked.
+        headers = {"Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {os.environ[self._key]}"
+        user, _, password = (os.environ[self._login] if self._login else "").partition(":")
+        auth = httpx.BasicAuth(user, password) if self._login else None
         limits = httpx.Limits(max_connections=self._at_once)
         timeout = httpx.Timeout(self._timeout, connect=min(_CONNECT_S, self._timeout), pool=None)
         free = asyncio.Semaphore(self._at_once)
 
-        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout) as client:
+        async with httpx.AsyncClient(
+            headers=headers, auth=auth, limits=limits, timeout=timeout
+        ) as client:
 
             async def ask(i: int) -> float:
                 async with free:
@@ -219,19 +247,19 @@ class UnifiedReward:
             failure: OSError
             try:
                 async with asyncio.timeout(self._timeout):
-                    reply = await client.post(server.url, json=body | _drawing(wrong))
+                    reply = await _post(client, server.url, body | _drawing(wrong))
             except (TimeoutError, httpx.TimeoutException) as error:
                 seconds = time.monotonic() - began
                 said = f"{server.url}: no answer in {seconds:.3g} s ({type(error).__name__})"
                 failure = TimeoutError(said)
                 server.failed(began)
-            except httpx.TransportError as error:
+            except (httpx.TransportError, _UnusableError) as error:
                 failure = ConnectionError(f"{server.url}: {type(error).__name__}: {error}")
                 server.failed(began)
             else:
-                if reply.status_code not in (408, 429) and reply.status_code < 500:
+                if reply.status not in (408, 429) and reply.status < 500:
                     server.failures = 0
-                    if reply.status_code != 200:
+                    if reply.status != 200:
                         raise self._refused(server.url, reply, prompt)
                     answer = _content(reply)
                     if (value := _score(answer, _LABELS[self._score])) is not None:
@@ -240,7 +268,7 @@ class UnifiedReward:
                     if wrong == self._answers:
                         raise self._senseless(answer, prompt)
                     continue
-                failure = ConnectionError(f"{server.url}: {_said(reply)}")
+                failure = ConnectionError(f"{server.url}: {self._said(reply)}")
                 server.failed(began, _retry_after(reply))
             failed += 1
             if failed == self._tries:
@@ -259,19 +287,59 @@ class UnifiedReward:
             "stays the same"
         )
 
-    def _refused(self, url: str, reply: "httpx.Response", prompt: str) -> Exception:
-        said, place = f"{url}: {_said(reply)}", "rewards.options.unifiedreward"
-        if reply.status_code in (401, 403):
+    def _said(self, reply: "_Reply") -> str:
+        """Status and beginning of a reply, in one line; a key that it repeats is left out."""
+        text = without_passwords(reply.text)
+        secret = os.environ.get(self._key or self._login or "", "")
+        for part in (secret, *(secret.split(":", 1) if self._login else [])):
+            text = text.replace(part, "...") if len(part) > 3 else text
+        return f"HTTP {reply.status} {one_line(text)[:200]}".strip()
+
+    def _refused(self, url: str, reply: "_Reply", prompt: str) -> Exception:
+        said, place = f"{url}: {self._said(reply)}", "rewards.options.unifiedreward"
+        if reply.status in (401, 403):
             return ConfigError(
                 f"{said}; set {place}.api_key_env to the name of an environment variable that "
-                "holds a key of this server"
+                "holds a key of this server, or login_env to that of one with user:password"
             )
-        if reply.status_code == 404:
+        if 300 <= reply.status < 400:
+            target = one_line(without_passwords(reply.headers.get("Location", "nowhere")))[:200]
+            return ConfigError(
+                f"{said}: sends requests on to {target}; if that is the server's address, write "
+                f"it in {place}.urls"
+            )
+        if reply.status == 404:
             return ConfigError(
                 f"{said}; see that {place}.urls end as the server's API does, mostly /v1, and "
                 f"that {place}.model, {self._model}, is a name it serves"
             )
         return RepeatableError(f"{said}, for the prompt {prompt!r}")
+
+
+class _UnusableError(Exception):
+    """A reply that is not read: too long, or packed though that was not asked for."""
+
+
+@dataclass(frozen=True)
+class _Reply:
+    status: int
+    headers: "httpx.Headers"
+    text: str
+
+
+async def _post(client: "httpx.AsyncClient", url: str, body: dict[str, Any]) -> _Reply:
+    """The reply, of which no more is held than an answer may have."""
+    async with client.stream("POST", url, json=body) as reply:
+        packed = reply.headers.get("Content-Encoding", "identity")
+        if packed.lower() != "identity":
+            raise _UnusableError(f"its answer is packed ({packed[:40]}), which was not asked for")
+        content = bytearray()
+        async for part in reply.aiter_raw():
+            content += part
+            if len(content) > _LONGEST_REPLY:
+                raise _UnusableError(f"its answer is longer than {_LONGEST_REPLY:,} bytes")
+        text = content.decode("utf-8", "replace")
+        return _Reply(reply.status_code, reply.headers, text)
 
 
 def _drawing(wrong: int) -> dict[str, float]:
@@ -322,7 +390,7 @@ def _next(servers: Sequence[_Server], turn: int) -> _Server:
     return min(order, key=lambda server: max(server.rests_until, now))
 
 
-def _retry_after(reply: "httpx.Response") -> float:
+def _retry_after(reply: "_Reply") -> float:
     """Seconds that the server asks to wait, as a number or a date; 0 where it does not."""
     text = reply.headers.get("Retry-After", "")
     if re.fullmatch(r"\d{1,9}(\.\d*)?", text):
@@ -333,18 +401,13 @@ def _retry_after(reply: "httpx.Response") -> float:
         return 0.0
 
 
-def _content(reply: "httpx.Response") -> str:
+def _content(reply: "_Reply") -> str:
     """The text of a chat completion; "" where the reply is none."""
     try:
-        text = reply.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        text = json.loads(reply.text)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return ""
     return text if isinstance(text, str) else ""
-
-
-def _said(reply: "httpx.Response") -> str:
-    """Status and beginning of a reply, in one line."""
-    return f"HTTP {reply.status_code} {' '.join(reply.text.split())[:200]}".strip()
 
 
 def _score(answer: str, label: str) -> float | None:

@@ -52,6 +52,8 @@ class Reply:
     after: float = 0.0
     """Seconds until it is sent."""
     raw: bool = False
+    body: bytes | None = None
+    """Sent in place of the text."""
     drips: bool = False
     """One byte at a time, with no end."""
 
@@ -100,13 +102,14 @@ def serving(behave: Behaviour) -> Iterator[Chat]:
                 self.send_response(reply.status)
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
-                length = 1 << 20 if reply.drips else len(text.encode())
+                content = text.encode() if reply.body is None else reply.body
+                length = 1 << 20 if reply.drips else len(content)
                 self.send_header("Content-Length", str(length))
                 self.end_headers()
                 while reply.drips and not stop.wait(0.05):
                     self.wfile.write(b" ")
                     self.wfile.flush()
-                self.wfile.write(text.encode())
+                self.wfile.write(content)
             except OSError:  # the client has gone
                 self.close_connection = True
 

@@ -3,17 +3,22 @@
 import asyncio
 import base64
 import gc
+import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.evaluate import score as asked
 from mixgrpo.rewards import unifiedreward
@@ -483,3 +489,133 @@ def test_wrong_options_are_named_before_anything_is_asked(
         UnifiedReward(**options)
     assert named in str(caught.value)
     assert str(caught.value).startswith("rewards.options.unifiedreward: ")
+
+
+# ---- What a server must not do
+
+
+def resident() -> int:
+    """Bytes of this process's memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
+def test_a_packed_answer_is_not_unpacked(packing: str) -> None:
+    bomb = Reply(body=gzip.compress(bytes(200 << 20)), headers={"Content-Encoding": packing})
+    before, most = resident(), 0
+
+    def behave(request: Request) -> Reply:
+        nonlocal most
+        assert request.headers["Accept-Encoding"] == "identity"
+        most = max(most, resident())
+        return bomb
+
+    with serving(behave) as chat, pytest.raises(ConnectionError, match="its answer is packed"):
+        one(chat, retries=1)
+    assert len(chat.requests) == 2
+    assert max(most, resident()) - before < 50 << 20
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 500])
+def test_an_answer_of_any_length_is_read_up_to_a_limit(status: int) -> None:
+    long = Reply(body=b" " * (64 << 20), status=status)
+    with serving(lambda request: long) as chat, pytest.raises(ConnectionError) as caught:
+        one(chat, retries=0)
+    assert "its answer is longer than 1,048,576 bytes" in str(caught.value)
+
+
+def test_a_deeply_nested_answer_is_no_traceback() -> None:
+    nested = Reply("[" * 200_000, raw=True)
+    with serving(lambda request: nested) as chat, pytest.raises(RepeatableError, match="no number"):
+        one(chat, retries=0)
+
+
+def test_a_redirect_is_not_followed_and_says_where_it_leads() -> None:
+    moved = Reply(status=302, headers={"Location": "http://me:secret@elsewhere/v1"})
+    with (
+        serving(lambda request: moved) as chat,
+        pytest.raises(ConfigError, match=r"sends requests on to http://\.\.\.@elsewhere/v1"),
+    ):
+        one(chat)
+    assert len(chat.requests) == 1
+
+
+# ---- Passwords
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:s3cret@host:8000/v1",
+        "http://s3cret@host/v1",
+        "http://me:s3cret/x@host/v1",
+        "https://me:@s3cret@host/v1?x=y",
+    ],
+)
+def test_no_url_holds_a_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="login_env") as caught:
+        UnifiedReward(urls=[url])
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"rewards.options.unifiedreward.urls: a URL") as refused:
+        RunConfig.model_validate({"rewards": {"options": {"unifiedreward": {"urls": (url,)}}}})
+    assert "s3cret" not in refused.value.errors()[0]["msg"]
+
+
+def test_user_and_password_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_LOGIN", "me:s3cret:x")
+    with serving(good) as chat:
+        one(chat, login_env="MY_LOGIN")
+    wanted = base64.b64encode(b"me:s3cret:x").decode()
+    assert chat.requests[0].headers["Authorization"] == f"Basic {wanted}"
+    monkeypatch.setenv("MY_LOGIN", "s3cret")
+    with pytest.raises(ConfigError, match="user:password") as caught:
+        one(chat, login_env="MY_LOGIN")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_key_that_a_server_repeats_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "s3cret-key")
+    told = Reply("wrong key s3cret-key\x1b[2J", status=401, raw=True)
+    with serving(lambda request: told) as chat, pytest.raises(ConfigError) as caught:
+        one(chat, api_key_env="SOME_KEY")
+    assert "s3cret" not in str(caught.value)
+    assert r"wrong key ...\x1b[2J" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"own": {"hub_token": "x"}},
+        {"own": {"API_KEY": "x"}},
+        {"own": {"note": "hf_abcdefghijklmnopqrstuvwxyz"}},
+        {"own": {"headers": ("Authorization: Bearer abc",)}},
+    ],
+)
+def test_no_option_holds_a_key(options: dict[str, Any]) -> None:
+    classes = {"own": "some.module:Own"}
+    with pytest.raises(ValueError, match="would be kept in"):
+        RunConfig.model_validate({"rewards": {"classes": classes, "options": options}})
+    fine = {"own": {"token": "cat", "max_token": 3, "api_key_env": "NAME", "at": "a@b.c"}}
+    RunConfig.model_validate({"rewards": {"classes": classes, "options": fine}})
+
+
+def test_a_password_in_a_sweep_ends_it_before_anything_is_written(tmp_path: Path) -> None:
+    url = "http://me:s3cret@host/v1"
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nquestion: q?\nseeds: 1\ngrid: {window.interval: [1, 2]}\n"
+        f"set: {{rewards.train: {{unifiedreward: 1.0}}, rewards.options: "
+        f'{{unifiedreward: {{urls: ["{url}"]}}}}}}\n'
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.sweep", "s.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "s3cret" not in done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "login_env" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["s.yaml"]
