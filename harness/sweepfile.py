@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from mixgrpo.config import Name, RunConfig, Section
 from mixgrpo.configfile import as_tuples, check_key, check_value, is_section, known_keys
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
-from mixgrpo.suggest import RUN, SLURM, SWEEP, did_you_mean, nearest_setting, plain
+from mixgrpo.suggest import RUN, SWEEP, did_you_mean, nearest_setting, plain, slurm_wish
 from mixgrpo.yamlfile import Document, Key, read_yaml
 
 DEFAULT_PROFILE = "laptop"
@@ -261,32 +261,32 @@ def _unknown_key(document: Document, key: Key) -> ConfigError:
     return unknown_key(document, key, fields, SWEEP, of_runs(name))
 
 
-def of_runs(name: str, own: Mapping[str, str] = SWEEP) -> str:
-    """Where a key belongs that is a setting of the runs or of their jobs; empty for others."""
+def of_runs(name: str, own: Mapping[str, str] = SWEEP) -> tuple[str, str] | None:
+    """What is wrong with a key of a file, and what to do, where it is a setting of the runs or of
+    their jobs; None for others and for `own` words of the file."""
     word = plain(name)
     if word in own:
-        return ""
+        return None
     if word in RunConfig.model_fields or word in known_keys():
-        return "is a setting of the runs; write it below `set:`"
+        return "is a setting of the runs", "write it below `set:`"
     if word in RUN or any(key.endswith(f".{word}") for key in known_keys()):
-        return f"did you mean {nearest_setting(name, known_keys())}? Write it below `set:`"
-    from harness.resources import Slurm
-
-    if word in Slurm.model_fields or word in SLURM:
-        return f"did you mean {SLURM.get(word, word)}? Write it below `slurm:`"
-    return ""
+        meant = nearest_setting(name, known_keys())
+        return "unknown key", f"did you mean {meant}? Write it below `set:`"
+    wish = slurm_wish(name, known_keys())
+    return ("unknown key", f"did you mean {wish}? Write it below `slurm:`") if wish else None
 
 
 def unknown_key(
-    document: Document, key: Key, known: Iterable[str], synonyms: Mapping[str, str], other: str
+    document: Document,
+    key: Key,
+    known: Iterable[str],
+    synonyms: Mapping[str, str],
+    elsewhere: tuple[str, str] | None = None,
 ) -> ConfigError:
-    """The error of a key that is none. `other`: where it belongs, if that is known."""
-    if other.startswith("is "):
-        return error_at(document, key, other)
-    if other:
-        return error_at(document, key, "unknown key", other)
-    hint = did_you_mean(str(key[-1]), known, synonyms)
-    return error_at(document, key, f"unknown key{hint}")
+    """The error of a key that is none. `elsewhere`: see `of_runs`."""
+    if elsewhere is not None:
+        return error_at(document, key, *elsewhere)
+    return error_at(document, key, f"unknown key{did_you_mean(str(key[-1]), known, synonyms)}")
 
 
 def file_key(document: Document, location: tuple[str | int, ...]) -> Key:
@@ -308,10 +308,6 @@ def check_setting(
         raise error_at(document, key, message)
     if dotted == "seed":
         raise error_at(document, key, f"is not a setting of an arm; give `seeds:` of the {word}")
-    job = plain(dotted)
-    if job in SLURM and nearest_setting(job, known_keys()) is None:
-        fix = f"did you mean {SLURM[job]}? Write it below `slurm:` of the {word} file"
-        raise error_at(document, key, "unknown key", fix)
     check_key(dotted, document.place(key))
 
 

@@ -19,7 +19,7 @@ from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
 from mixgrpo.escape import shortened
 from mixgrpo.models import model_names
 from mixgrpo.rewards import reward_names
-from mixgrpo.suggest import nearest_setting
+from mixgrpo.suggest import nearest_setting, slurm_wish
 from mixgrpo.yamlfile import Document, Key, dump_yaml, nearest_file, parse_yaml, read_yaml
 
 NOWHERE = Place("configuration")
@@ -307,6 +307,8 @@ def _unknown_key(dotted: str, place: Place) -> ConfigError:
     sections = _sections()
     if outer and last in sections | {key for key in keys if "." not in key}:
         fix = f"{last} stands at the margin, not below {outer}; indent it less"
+    elif not outer and (wish := slurm_wish(dotted, keys)):
+        fix = f"did you mean {wish}? Write it below `slurm:` of a sweep"
     else:
         near = nearest_setting(dotted, keys)
         section = difflib.get_close_matches(dotted, sections, n=1, cutoff=0.75)
@@ -322,10 +324,15 @@ def load_layers(path: Path) -> Layers:
     seen: set[Path] = set()
     place = Place(str(path))
     while True:
-        if path.resolve() in seen:
+        try:
+            resolved, missing = path.resolve(), not path.exists()
+        except (OSError, ValueError) as error:  # too long, or with a NUL in it
+            message = f"{shown(str(path))}: is no path: {getattr(error, 'strerror', None) or error}"
+            raise ConfigError(message, place=place if chain else None) from None
+        if resolved in seen:
             raise ConfigError(f"{path} is its own base; break the circle", place=place, key="base")
-        seen.add(path.resolve())
-        if chain and not path.exists():
+        seen.add(resolved)
+        if chain and missing:
             message = f"{path}: no such file{nearest_file(path)}"
             raise ConfigError(message, place=place, key="base")
         document = read_yaml(path)

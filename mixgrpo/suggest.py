@@ -354,6 +354,15 @@ def plain(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 
 
+def slurm_wish(name: str, settings: Iterable[str]) -> str | None:
+    """What a job asks Slurm for that is meant by a name; None for one that settings of runs, dotted
+    `settings`, have too."""
+    word = plain(name)
+    if word in RUN or any(key.rpartition(".")[2] == word for key in settings):
+        return None
+    return SLURM.get(word, word if word in SLURM.values() else None)
+
+
 def nearest_setting(dotted: str, keys: Iterable[str]) -> str | None:
     """The setting of a run, one of the dotted `keys`, that is meant by a key that is none."""
     known = {plain(key): key for key in keys}

@@ -208,8 +208,8 @@ def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
 def _unknown_key(document: Document, key: Key) -> ConfigError:
     inner = [str(part) for part in key[:-1] if part in _PARTS]
     if inner:
-        return unknown_key(document, key, _PARTS[inner[-1]].model_fields, {}, "")
+        return unknown_key(document, key, _PARTS[inner[-1]].model_fields, {})
     if "space" in key:
-        return unknown_key(document, key, RangeText.model_fields, RANGE, "")
+        return unknown_key(document, key, RangeText.model_fields, RANGE)
     known = Part.model_fields if "profiles" in key else SearchFile.model_fields
     return unknown_key(document, key, known, SEARCH, of_runs(str(key[-1]), SEARCH))

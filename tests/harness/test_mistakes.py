@@ -54,7 +54,7 @@ seeds: -1
     assert [one.split(": ")[0] + ":" + one.split(": ")[1] for one in said] == [
         "t.yaml:3:trails",
         "t.yaml:5:windw.size",
-        "t.yaml:6:set.mem",
+        "t.yaml:6:mem",
         "t.yaml:8:optimizer.learning_rate",
         "t.yaml:9:window.size",
         "t.yaml:9:window.size",

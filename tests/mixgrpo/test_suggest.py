@@ -72,6 +72,21 @@ def test_what_is_like_nothing_suggests_nothing() -> None:
     assert suggest.nearest_setting("x" * 100_000, known_keys()) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "wish"),
+    [("mem", "memory_gb"), ("gpus", "gpus"), ("walltime", "time"), ("timeout", None), ("lr", None)],
+)
+def test_what_a_job_asks_for_is_known_by_its_other_names(name: str, wish: str | None) -> None:
+    assert suggest.slurm_wish(name, known_keys()) == wish
+
+
+@pytest.mark.parametrize("base", [r'"a\0b"', "a" * 5000, "a/" * 3000])
+def test_a_base_that_is_no_path_is_an_error_with_its_line(base: str, tmp_path: Path) -> None:
+    (said,) = errors(f"seed: 1\nbase: {base}\n", tmp_path)
+    assert said.startswith("run.yaml:2: ")
+    assert len(said) < 200
+
+
 def errors(text: str, tmp_path: Path) -> list[str]:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError) as raised:
