@@ -75,7 +75,12 @@ def _log_of(folder: Path, attempt: Attempt) -> Path:
             f"{folder}: attempt {attempt.number} ran inline: what it printed is on the terminal "
             "of its launcher"
         )
-    return folder / attempt.log
+    log = folder / attempt.log
+    if not log.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"{folder}: attempt {attempt.number} names a log outside its folder, which is not shown"
+        )
+    return log
 
 
 def _submission_log(folder: Path, attempts: tuple[Attempt, ...]) -> Path | None:

@@ -125,7 +125,10 @@ def read(sweep_folder: Path) -> list[Submission]:
         try:
             data = json.loads(file.read_text())
             data["tasks"] = tuple(map(tuple, data["tasks"]))
-            found.append(Submission(**data))
+            submission = Submission(**data)
+            if submission.token != file.stem:  # files and folders are named by it
+                raise ValueError(submission.token)
+            found.append(submission)
         except FileNotFoundError:
             continue
         except (ValueError, TypeError, KeyError):

@@ -17,8 +17,13 @@ PARTIAL = ".partial"
 """The end of the name of a checkpoint that is being written."""
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name read from a file names something in its folder, and nothing elsewhere."""
+    return Path(name).name == name and name not in ("", "..") and "\0" not in name
+
+
 def _plain_name(name: str) -> str:
-    if Path(name).name != name or name == NAME:
+    if not is_plain_name(name) or name == NAME:
         raise ValueError(f"{name!r} is no plain file name")
     return name
 
@@ -64,9 +69,16 @@ def read(place: Path) -> dict[str, Any]:
 
 
 def check(file: Path, digest: str) -> None:
-    """ValueError where a file is not what its manifest says."""
+    """ValueError where a file is not what its manifest says, or is a link to elsewhere."""
+    check_inside(file, file.parent)
     if digest_of(file) != digest:
         raise ValueError(f"{file.name} is not what was written")
+
+
+def check_inside(file: Path, folder: Path) -> None:
+    """ValueError where a file of a folder is a link that leads out of it."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{file} is a link that leads out of {folder}")
 
 
 def digest_of(file: Path) -> str:

@@ -258,3 +258,18 @@ def test_a_log_moves_no_cursor_and_a_progress_bar_becomes_lines(runs: Path) -> N
     attempt(folder, 1, "10 %\r20 %\r\n\x1b[31mred\x1b[0m \u202e\n")
     shown = logs(folder).stdout
     assert shown.splitlines() == ["10 %", "20 %", r"\x1b[31mred\x1b[0m \u202e"]
+
+
+@pytest.mark.parametrize("log", ["../../../../precious", "{}", "log/../../precious", "log/link"])
+def test_a_record_names_no_log_outside_its_run(runs: Path, log: str) -> None:
+    folder = next(runs.glob("*/tau=5-seed0*"))
+    precious = folder.parent / "precious"
+    precious.write_text("secret")
+    (folder / "log" / "link").symlink_to(precious)
+    attempt(folder, 1, "")
+    file = folder / "attempts" / "1.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"log": log.format(precious)}))
+    said = logs(folder)
+    assert said.returncode == 2
+    assert "names a log outside its folder" in said.stderr
+    assert "secret" not in said.stdout + said.stderr

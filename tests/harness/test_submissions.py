@@ -486,3 +486,15 @@ def test_the_status_says_that_slurm_does_not_answer(fake: FakeSlurm, lab: Lab) -
     assert "Slurm does not answer: squeue failed: slurm_load_jobs error: Unable to" in text
     assert "1 unknown" in text
     assert as_data(seen)["slurm_silent"] == seen.scheduler.silent
+
+
+@pytest.mark.parametrize("token", ["../../precious", "00002-abcdef", ""])
+def test_a_record_is_of_the_submission_that_its_file_is_named_after(
+    folder: Path, token: str
+) -> None:
+    """Files and folders are written and removed by that name."""
+    made = hand_over(folder, ("a",))
+    file = folder / "submissions" / f"{made.token}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"token": token}))
+    with pytest.raises(RunError, match="is not a record of this program"):
+        submissions.read(folder)
