@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from harness.codechange import FILE as ACCEPTED
+from harness.codechange import AcceptedCode
 from harness.store import checkpoints_of, read_attempts, read_result
 from mixgrpo import jsonlines, manifest
 from mixgrpo.atomic import flush, write_bytes, write_json
@@ -24,7 +26,8 @@ from mixgrpo.common import common_iterations
 from mixgrpo.config import HealthConfig, RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.folder import ORIGIN, RESULT, Measured, claim
+from mixgrpo.folder import ORIGIN, RESULT, Measured, claim, claimed
+from mixgrpo.identity import config_hash
 
 CHECKPOINTS = "checkpoints"
 _LINES = ("metrics.jsonl", "eval.jsonl")
@@ -63,6 +66,8 @@ def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_o
     if processes != made_on["processes"]:
         raise UnfitError(f"{place}: was made by another number of processes")
     _check_same(source, makers, iterations, made_on)
+    if claimed(source) != config_hash(theirs):
+        raise UnfitError(f"{source}: its code, weights or prompts are not those of now")
     lines = _lines(source, config, iterations)
     claim(config, folder)
     try:
@@ -73,10 +78,13 @@ def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_o
         raise
 
 
-def adopt_finished(folder: Path, config: RunConfig, source: Path) -> None:
+def adopt_finished(
+    folder: Path, config: RunConfig, source: Path, accepted: AcceptedCode | None = None
+) -> None:
     """Take over the finished run in `source`, whose hash is the same. UnfitError, OSError likewise.
 
-    To be called by the owner of `folder`, a run without a checkpoint.
+    To be called by the owner of `folder`, a run without a checkpoint. `accepted`: other code made
+    the source, which is noted.
     """
     (folder / ORIGIN).unlink(missing_ok=True)
     if lacking := _lacks(source, config):
@@ -105,7 +113,11 @@ def adopt_finished(folder: Path, config: RunConfig, source: Path) -> None:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         (folder / ORIGIN).unlink(missing_ok=True)
         raise
-    write_bytes(folder / RESULT, result)
+    if accepted is None:
+        write_bytes(folder / RESULT, result)
+        return
+    write_json(folder / ACCEPTED, accepted.model_dump())
+    write_json(folder / RESULT, {**json.loads(result), "hash": claimed(folder)})
 
 
 def fits_whole(source: Path, config: RunConfig, identity: str) -> bool:
@@ -230,6 +242,7 @@ def _copy_checkpoint(place: Path, folder: Path, said: dict[str, Any]) -> None:
     try:
         partial.mkdir()
         for name in (*said["files"], manifest.NAME):
+            manifest.check_inside(place / name, place)
             _link(place / name, partial / name)
         for name, digest in said["files"].items():
             manifest.check(partial / name, digest)
@@ -250,9 +263,14 @@ def _copy_checkpoint(place: Path, folder: Path, said: dict[str, Any]) -> None:
 
 
 def _copy_tree(source: Path, target: Path, copy: Callable[[Path, Path], Any]) -> None:
-    """The files of a folder; what fails is raised as it is, unlike in shutil's."""
+    """The files of a folder; what fails is raised as it is, unlike in shutil's. UnfitError for a
+    link that leads out of the folder."""
     target.mkdir(exist_ok=True)
     for file in sorted(source.rglob("*")):
+        try:
+            manifest.check_inside(file, source)
+        except ValueError as error:
+            raise UnfitError(str(error)) from error
         place = target / file.relative_to(source)
         if file.is_dir():
             place.mkdir(exist_ok=True)

@@ -136,6 +136,8 @@ class Analysis:
     """Whether seconds are those of one core (`core_time`), not of the clock on the wall."""
     trained_by: "Makers"
     """By arm and seed the study that trained a finished run; empty where no run is a copy."""
+    accepted_code: tuple[tuple[str, int, str], ...] = ()
+    """(arm, seed, what changed) of every run that other code made (--accept-code-change)."""
 
     @property
     def seconds_in_words(self) -> str:
@@ -260,7 +262,16 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         same_schedule=tuple(same_schedules(sweep)),
         core_time=of_one_core,
         trained_by=makers,
+        accepted_code=_accepted_code(runs),
     )
+
+
+def _accepted_code(runs: "pd.DataFrame") -> tuple[tuple[str, int, str], ...]:
+    if "accepted_code" not in runs:
+        return ()
+    made = runs[runs["accepted_code"].notna()]
+    rows = zip(made["arm"], made["seed"], made["accepted_code"], strict=True)
+    return tuple((str(arm), int(seed), str(changed)) for arm, seed, changed in rows)
 
 
 Makers = Mapping[tuple[str, int], str]

@@ -6,6 +6,7 @@ import typer
 
 from harness.dispatch import ExecutorName
 from harness.launcher import Retry
+from mixgrpo import cli
 from mixgrpo.errors import ConfigError
 
 ExecutorOption = Annotated[
@@ -24,6 +25,14 @@ SnapshotOption = Annotated[
 ]
 RetryOption = Annotated[
     Retry, typer.Option(help="What runs again: nothing, infrastructure failures, exceptions too.")
+]
+TrustOption = cli.TrustOption
+AcceptCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-code-change",
+        help="Take finished runs for the same whose reward's or model's own code alone differs.",
+    ),
 ]
 
 

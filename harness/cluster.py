@@ -198,6 +198,7 @@ class Cluster:
             ranks=asked.processes > 1,
             sharded=asked.sharded,
             packed=asked.pack > 1,
+            identity=start.run.hash,
             **start.shared,
         )
 

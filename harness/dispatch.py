@@ -93,6 +93,7 @@ class Inline:
                 gpu=self.gpu or "",
                 train=self.train,
                 gpus=float(self.gpu is not None),
+                identity=start.run.hash,
                 **start.shared,
             )
             os.environ.update(job.variables())
@@ -151,6 +152,7 @@ class Local:
             executor="local",
             gpus=min(1.0, len(self.gpus) / (self.slots or 1)),
             cores=_cores(slot, self.slots or 1),
+            identity=start.run.hash,
             **start.shared,
         )
         executor = submitit.LocalExecutor(folder=_fresh(start.folder / "log"))

@@ -320,7 +320,8 @@ def _quoted(found: Sequence[ArmResult], reward: str) -> str:
 
 
 def missing(analysis: Analysis) -> list[str]:
-    """Runs that are not in the report, and seeds that a comparison could not pair."""
+    """Runs that are not in the report, seeds that a comparison could not pair, and runs that other
+    code made."""
     sentences = []
     total = len(analysis.sweep.runs)
     if analysis.unfinished:
@@ -346,6 +347,15 @@ def missing(analysis: Analysis) -> list[str]:
                 f"{_label(analysis, comparison)} is compared over {len(comparison.seeds)} seeds; "
                 f"only one side has seed {seeds}."
             )
+    if analysis.accepted_code:
+        labels = {r.arm.name: r.arm.label for r in analysis.arms}
+        runs = listed([f"{labels[arm]} seed {seed}" for arm, seed, _ in analysis.accepted_code])
+        changed = listed(list(dict.fromkeys(text for *_, text in analysis.accepted_code)))
+        sentences.append(
+            f"{len(analysis.accepted_code)} of {total} runs were made by other code than the "
+            f"sweep's is now, which was accepted (--accept-code-change): {runs}. What changed: "
+            f"{changed}."
+        )
     return sentences
 
 

@@ -44,6 +44,8 @@ from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.escape import one_line, without_passwords
 from mixgrpo.folder import ORIGIN
+from mixgrpo.identity import config_hash
+from mixgrpo.owncode import own_code
 from mixgrpo.train import OWNER
 
 TRAIN = "mixgrpo.train:run"
@@ -97,6 +99,9 @@ class Job:
     trunk: str = ""
     """The folder of a run that is the same for `trunk_iterations`, to start from its checkpoint."""
     trunk_iterations: int = 0
+    identity: str = ""
+    """The hash of the run as it was planned; "" where nobody says. What gives another one by the
+    time the job begins, by other code, weights or prompts, is refused."""
 
     def __call__(self) -> str:
         """The job in a process of its own: SIGTERM, SIGUSR1 and SIGUSR2 make it stop."""
@@ -192,7 +197,7 @@ class Job:
             elif record.attempt.restarts and (hopeless := _hopeless(folder, MAX_TRIES + 1)):
                 reason, error = "no-progress", hopeless
             else:
-                config = RunConfig.model_validate_json(self.config)
+                config = self._planned()
                 self._adopt(folder, config, record)
                 with warnings.catch_warnings():
                     warnings.showwarning = record.warned
@@ -210,6 +215,20 @@ class Job:
             reason = "no-progress" if error else "yielded"
         record.end(reason, error)
         return reason
+
+    def _planned(self) -> RunConfig:
+        """The run's configuration. ConfigError where what it names is not what was planned."""
+        config = RunConfig.model_validate_json(self.config)
+        now = config_hash(config) if self.identity else ""
+        if now != self.identity:
+            code = "".join(f"the code of {what}, " for what in own_code(config))
+            raise ConfigError(
+                f"{code}its weights or its prompts changed after the run was planned (its hash was "
+                f"{self.identity}, here it is {now}); the sweep's command run again plans what "
+                "there is now, as another run; what was there before, restored, continues this one "
+                "(--snapshot copies the files that git tracks, and no others)"
+            )
+        return config
 
     def _adopt(self, folder: Path, config: RunConfig, record: "_Record") -> None:
         """Start from another run's checkpoint, if the run has none of its own yet. Where that is
@@ -235,7 +254,7 @@ class Job:
         folder = Path(self.folder)
         with _log(folder / "log" / f"{where.job}.rank{where.rank}.log"):
             try:
-                config = RunConfig.model_validate_json(self.config)
+                config = self._planned()
                 stop_file = folder / STOP
                 stops = load(self.train)(
                     config, folder, lambda: should_stop() or stop_file.exists()

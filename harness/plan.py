@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.arms import Arm
 from harness.progress import counts, seconds_per_run
-from harness.sharing import Sharing, finished_elsewhere, will_come
+from harness.sharing import Sharing, finished_by_other_code, finished_elsewhere, will_come
 from harness.spec import Sweep, same_schedules
 from harness.store import RunState
 from harness.trunk import Trunk, may_start
@@ -38,9 +38,14 @@ class Saved:
         return self.trunks[name].iterations if name in self.trunks else 0
 
 
-def foresee(sweep: Sweep, states: list[RunState], runs_dir: Path) -> Saved:
+def foresee(
+    sweep: Sweep, states: list[RunState], runs_dir: Path, accept_code_change: bool = False
+) -> Saved:
     """What the launcher would share, given the states of the sweep's runs or of a part of them."""
-    copied = finished_elsewhere([state for state in states if may_start(state)], runs_dir)
+    starting = [state for state in states if may_start(state)]
+    copied = finished_elsewhere(starting, runs_dir)
+    if accept_code_change:
+        copied = finished_by_other_code(starting, runs_dir) | copied
     left = [state for state in states if state.run.folder_name not in copied]
     return Saved(copied, Sharing(sweep, runs_dir).plan(left, will_come))
 

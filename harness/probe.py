@@ -28,8 +28,8 @@ from harness import cli, environment
 from harness.spec import Run, Sweep, load_sweep, only
 from harness.store import read_result, sweep_folder
 from mixgrpo.atomic import write_json
+from mixgrpo.cli import TrustOption, say
 from mixgrpo.cli import run as run_command
-from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError
 from mixgrpo.words import duration
 
@@ -261,9 +261,10 @@ def main(
     only_: Annotated[
         list[str] | None, typer.Option("--only", metavar="ARM", help="Only this arm; repeatable.")
     ] = None,
+    trust: TrustOption = False,
 ) -> int:
     """Measure on a sweep's finished runs what its `probes:` name and is not there yet."""
-    sweep = only(load_sweep(file, profile, set_ or []), only_ or [])
+    sweep = only(load_sweep(file, profile, set_ or [], trust), only_ or [])
     if not sweep.probes:
         raise ConfigError(
             f"{file}: probes: names none; add a line such as probes: {{hybrid: {{}}}}"

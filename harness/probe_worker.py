@@ -17,10 +17,11 @@ from harness.probe import Task
 from harness.spec import Run
 from mixgrpo import cli
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import as_tuples
+from mixgrpo.configfile import as_tuples, load_config
 from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
 from mixgrpo.folder import RESULT
 from mixgrpo.probes import PROBES, options_of
+from mixgrpo.trust import named_code
 
 
 def measure(task: Task) -> str | None:
@@ -30,6 +31,8 @@ def measure(task: Task) -> str | None:
         module, _, function = PROBES[task.name].measure.partition(":")
         found: Any = getattr(importlib.import_module(module), function)
         options = options_of(task.name, task.options)
+        if named_code(load_config(task.folder / "config.yaml")) != named_code(task.run.config):
+            raise ConfigError(f"{task.folder}: names other code than the sweep; it is not measured")
         rows = found(task.folder, task.run.config.iterations, options)
         task.write(rows, time.perf_counter() - begin)
     except CorruptCheckpointError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import environment
 from harness.adopt import origin, trained_by
+from harness.codechange import read_accepted
 from harness.spec import Sweep
 from harness.store import look, read_result, sweep_folder
 
@@ -25,7 +26,8 @@ class Results:
     seconds_total, evaluations_computed, backward_computed, nfe_rollout, nfe_train, iterations.
     Where any run was copied, in part or as a whole: `shared` iterations and their `shared_seconds`,
     which another run has taken, and `trained_by`, the study that trained the run or, of one that is
-    a whole copy, that which trained the original."""
+    a whole copy, that which trained the original. Where other code made any and the user accepted
+    that: `accepted_code`, what changed."""
     metrics: "pd.DataFrame"
     """metrics.jsonl of all of them, with arm (a category) and seed; arm by arm, then by seed."""
     evals: "pd.DataFrame"
@@ -57,6 +59,8 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
         else:
             row |= {"state": "finished", **_flat_result(result)}
             copied[(run.arm, run.seed)] = origin(place / run.folder_name)
+            if accepted := read_accepted(place / run.folder_name):
+                row["accepted_code"] = accepted.changed
             finished.append(run)
             machines[_machine(place / run.folder_name)] = None
         rows.append(row)

@@ -68,9 +68,10 @@ def main(
             "--confirm/--no-confirm", help="Run the best settings on fresh seeds when done."
         ),
     ] = True,
+    trust: cli_launch.TrustOption = False,
 ) -> int:
     """Search for the best settings, with Optuna, over the ranges of a file."""
-    search = load_search(file, profile, set_ or [])
+    search = load_search(file, profile, set_ or [], trust)
     cli_launch.check_executor(executor, jobs, slurm, snapshot)
     check_url(storage)
     if sum((plan, status, report)) > 1:
@@ -123,6 +124,7 @@ def main(
             slurm=slurm,
             snapshot=snapshot,
             retry=retry,
+            trust=True,  # what this command wrote, of a file that was checked
         )
         say(f"report: {write_report(search, runs, reports, storage)}")
         return max(code, confirmed)  # a signal's are the highest

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.adopt import CHECKPOINTS, UnfitError, adopt_finished, fits_whole
+from harness.codechange import accepting, of_other_code
 from harness.dispatch import Start
 from harness.job import close_killed
 from harness.spec import Run, Sweep
@@ -20,7 +21,7 @@ from harness.store import LIVE, RunState, checkpoints_of, look, sweep_folder
 from harness.trunk import Family, Trunk, families, may_start, needed, points, superfluous, trunks
 from mixgrpo import lease, manifest
 from mixgrpo.atomic import write_json
-from mixgrpo.folder import RESULT
+from mixgrpo.folder import RESULT, claimed
 from mixgrpo.train import OWNER
 
 KEPT = "kept.json"
@@ -38,6 +39,8 @@ class Sharing:
     runs_dir: Path
     queued: bool = False
     """Whether jobs wait in a queue before they begin, while other runs go on."""
+    accept_other_code: bool = False
+    """Whether a finished run that differs in the user's own code alone is taken for the same."""
     _others: dict[str, RunState] = field(default_factory=dict)
     """Runs that the launcher does not follow, as they were when it began."""
     _begun: set[str] = field(default_factory=set)
@@ -179,8 +182,10 @@ class Sharing:
         """
         starting = [state for state in states if may_start(state)]
         found = finished_elsewhere(starting, self.runs_dir)
+        others = finished_by_other_code(starting, self.runs_dir) if self.accept_other_code else {}
         for state in starting:
-            source = found.get(state.run.folder_name)
+            name = state.run.folder_name
+            source = found.get(name) or others.get(name)
             if source is None:
                 continue
             if should_stop():
@@ -191,13 +196,19 @@ class Sharing:
                 continue
             try:
                 close_killed(state.folder)  # the copy's files are no sign of its life
-                adopt_finished(state.folder, state.run.config, source)
-                say(f"{state.run.name}: copied from {source}, the same run and finished")
-            except (UnfitError, OSError) as why:
+                accepted = None if name in found else accepting(source, state.run)
+                adopt_finished(state.folder, state.run.config, source, accepted)
+                why = (
+                    f"accepted though it changed: {accepted.changed}"
+                    if accepted
+                    else ("the same run and finished")
+                )
+                say(f"{state.run.name}: copied from {source}, {why}")
+            except (UnfitError, OSError) as error:
                 # Another one's launcher may remove the source meanwhile.
-                if isinstance(why, OSError) and why.errno in _NO_ROOM:
+                if isinstance(error, OSError) and error.errno in _NO_ROOM:
                     raise
-                say(f"{state.run.name}: not copied: {why}")
+                say(f"{state.run.name}: not copied: {error}")
             finally:
                 owner.release()
 
@@ -216,6 +227,28 @@ def finished_elsewhere(states: Sequence[RunState], runs_dir: Path) -> dict[str, 
             continue
         found[state.run.folder_name] = folder
     return found
+
+
+def finished_by_other_code(states: Sequence[RunState], runs_dir: Path) -> dict[str, Path]:
+    """The folders of finished runs that differ from these in the user's own code alone, by the
+    folders' names of these; of several the one that was finished last."""
+    by_name = {state.run.folder_name: state for state in states}
+    found: dict[str, Path] = {}
+    if not by_name or not runs_dir.is_dir():
+        return found
+    runs = [state.run for state in states]
+    for folder, name in of_other_code(_run_folders(runs_dir), runs).items():
+        identity = claimed(folder)
+        if identity is None or not fits_whole(folder, by_name[name].run.config, identity):
+            continue
+        before = found.get(name)
+        if before is None or _when_finished(folder) > _when_finished(before):
+            found[name] = folder
+    return found
+
+
+def _when_finished(folder: Path) -> float:
+    return (folder / RESULT).stat().st_mtime
 
 
 def _run_folders(runs_dir: Path) -> Iterator[Path]:

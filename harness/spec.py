@@ -25,6 +25,7 @@ from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors
 from mixgrpo.identity import config_hash, config_hashes
 from mixgrpo.probes import PROBES, options_of
 from mixgrpo.suggest import did_you_mean
+from mixgrpo.trust import check as check_trust
 from mixgrpo.yamlfile import Key
 
 
@@ -110,10 +111,13 @@ def profile_names(path: Path) -> list[str]:
     return list(read_file(path)[1].profiles)
 
 
-def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(
+    path: Path, profile: str | None = None, overrides: Sequence[str] = (), trust: bool = True
+) -> Sweep:
     """The sweep that a file describes. ConfigError names place, key and mend.
 
-    `overrides` are `KEY=VALUE` texts laid on top of every arm.
+    `overrides` are `KEY=VALUE` texts laid on top of every arm. Without `trust`, as whoever runs it
+    asks, files that are not the user's own may name no code (`mixgrpo.trust`).
     """
     chosen = Chosen(path, profile)
     errors = ErrorList()
@@ -142,7 +146,7 @@ def load_sweep(path: Path, profile: str | None = None, overrides: Sequence[str] 
         with errors.collected():
             paper_rows = _paper_rows(chosen, arms)
         with errors.collected():
-            configs = _configs(chosen, list(overrides), arms, seeds[0] if seeds else 0)
+            configs = _configs(chosen, list(overrides), arms, seeds[0] if seeds else 0, trust)
             measure = _measure(chosen, configs)
             _check_distinct(chosen, arms, configs)
     errors.raise_all()
@@ -204,7 +208,7 @@ def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
 
 
 def _configs(
-    chosen: Chosen, overrides: list[str], arms: list[Arm], seed: int
+    chosen: Chosen, overrides: list[str], arms: list[Arm], seed: int, trust: bool
 ) -> dict[str, RunConfig]:
     shared = {arm.base: _shared(chosen, arm) for arm in {a.base: a for a in arms}.values()}
     stacks = {}
@@ -226,6 +230,7 @@ def _configs(
         add_overrides(stacks[arm.name], overrides)
         try:
             configs[arm.name] = stacks[arm.name].validate(seed)
+            check_trust(configs[arm.name], stacks[arm.name].place, trust)
         except ConfigError as error:
             for one in error.errors:
                 wrong.setdefault(str(one), (one, []))[1].append(arm.name)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from harness import cli
+from harness.codechange import of_other_code
 from harness.launcher import LAUNCHER, owner
 from harness.ledger import Ledger, Spent, ledger
 from harness.progress import by_kind, cells, counts, seconds_left, summary, time_left, warned
@@ -72,6 +73,8 @@ class Observer:
 def as_data(seen: Observer) -> dict[str, Any]:
     """Everything that the status says, for programs."""
     books = ledger(seen.states, seen.folder)
+    strange = seen.strangers
+    other_code = of_other_code(strange, seen.sweep.runs)
     return {
         "sweep": seen.sweep.name,
         "profile": seen.sweep.profile,
@@ -88,7 +91,8 @@ def as_data(seen: Observer) -> dict[str, Any]:
         "measure": seen.sweep.measure,
         "arms": _arms(seen.states),
         "runs": [_run_data(state) for state in seen.states],
-        "no_longer_in_the_file": [folder.name for folder in seen.strangers],
+        "no_longer_in_the_file": [f.name for f in strange if f not in other_code],
+        "of_other_code": [folder.name for folder in other_code],
     }
 
 
@@ -143,7 +147,12 @@ def as_text(seen: Observer) -> str:
     stopped = [state.run.name for state in states if state.state == "stopped"]
     if stopped:
         lines.append(f"stopped, the sweep's command continues them: {_names(stopped)}")
-    others = [folder.name for folder in seen.strangers]
+    strange = seen.strangers
+    other_code = of_other_code(strange, sweep.runs)
+    if other_code:
+        names = _names([folder.name for folder in other_code])
+        lines.append(f"of other code (of rewards or models of one's own), and kept: {names}")
+    others = [folder.name for folder in strange if folder not in other_code]
     if others:
         lines.append(f"no longer in the file, or made with other --set values: {_names(others)}")
     return "\n".join(lines)

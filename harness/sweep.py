@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from harness import cli, cli_launch
+from harness.codechange import of_other_code
 from harness.dispatch import Executor, ExecutorName, Inline, Local
 from harness.job import TRAIN
 from harness.launcher import (
@@ -59,6 +60,8 @@ class _Asked:
     retry: Retry
     share: bool
     """Whether what several runs have in common is computed once."""
+    accept_code_change: bool
+    """Whether finished runs of other code of the user's own are taken for the same."""
 
 
 def main(
@@ -105,18 +108,31 @@ def main(
         bool,
         typer.Option("--no-share", help="Compute every run from its beginning, whatever is there."),
     ] = False,
+    accept_code_change: cli_launch.AcceptCodeOption = False,
     cancel: Annotated[
         bool,
         typer.Option("--cancel", help="Stop the sweep's jobs, with checkpoints; start nothing."),
     ] = False,
+    trust: cli_launch.TrustOption = False,
 ) -> int:
     """Run what a sweep file asks for and is not there yet, follow it, and write the report."""
-    sweep = load_sweep(file, profile, set_ or [])
+    sweep = load_sweep(file, profile, set_ or [], trust)
     anew = single_runs(sweep, rerun or [], "--rerun")
     part = only(sweep, [*(only_ or []), *(run.folder_name for run in anew)])
     # What is to run anew is neither copied nor kept from it by how it ended before.
     share = not no_share and not anew
-    asked = _asked(sweep, executor, jobs, slurm or [], snapshot, "failed" if anew else retry, share)
+    if accept_code_change and not share:
+        raise ConfigError("--accept-code-change: copies runs; leave out --no-share and --rerun")
+    asked = _asked(
+        sweep,
+        executor,
+        jobs,
+        slurm or [],
+        snapshot,
+        "failed" if anew else retry,
+        share,
+        accept_code_change,
+    )
     if yes and not (prune_ or anew):
         raise ConfigError("--yes: answers the question of --prune and --rerun; leave it out")
     if (plan or cancel) and (prune_ or anew):
@@ -170,11 +186,12 @@ def _asked(
     snapshot: bool,
     retry: Retry,
     share: bool,
+    accept_code_change: bool,
 ) -> _Asked:
     """The options that go together. ConfigError for those that do not."""
     cli_launch.check_executor(executor, jobs, slurm, snapshot)
     wishes = resources(sweep, slurm) if executor == "slurm" else {}
-    return _Asked(executor, jobs, wishes, snapshot, retry, share)
+    return _Asked(executor, jobs, wishes, snapshot, retry, share, accept_code_change)
 
 
 def _scheduler(sweep: Sweep, runs: Path, asked: _Asked) -> Scheduler:
@@ -206,7 +223,7 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
 
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
     states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
-    saved = foresee(sweep, states, runs) if asked.share else None
+    saved = foresee(sweep, states, runs, asked.accept_code_change) if asked.share else None
     say(describe(part, states, slots, saved))
     if sweep.probes:
         say(f"afterwards measured on every finished run: {', '.join(sweep.probes)}")
@@ -263,7 +280,7 @@ def _run(
         make = _executor(sweep, runs, asked, progress.say)
         scheduler = _scheduler(sweep, runs, asked)
         queued = asked.executor == "slurm"
-        sharing = Sharing(sweep, runs, queued) if asked.share else None
+        sharing = Sharing(sweep, runs, queued, asked.accept_code_change) if asked.share else None
         launcher = Launcher(part, runs, progress, make, scheduler, asked.retry, sharing, held)
         complete = launcher.go()
     if not complete:
@@ -331,6 +348,15 @@ def _tell_strangers(sweep: Sweep, runs: Path) -> None:
     except UnidentifiedError:  # of another profile, for another machine
         return
     found = strangers(known, sweep_folder(sweep, runs))
+    other_code = of_other_code(found, sweep.runs)
+    if other_code:
+        say(
+            f"{len(other_code)} run(s) of other code (of rewards, models or optimizers of one's "
+            "own) stay; --accept-code-change takes what is finished among them for the same:"
+        )
+        for folder in other_code:
+            say(f"  {folder}")
+    found = [folder for folder in found if folder not in other_code]
     if found:
         say(
             f"{len(found)} run(s) are no longer in {sweep.file}, or were made with other --set "

@@ -10,13 +10,18 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from mixgrpo import signals
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.escape import one_line, visible, without_passwords
+
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust", help="Run code that files name which are not in the working folder."),
+]
 
 
 def run(command: Callable[..., Any]) -> None:

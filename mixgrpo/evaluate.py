@@ -264,6 +264,7 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="Write to this file instead of the terminal.")
     ] = None,
+    trust: cli.TrustOption = False,
 ) -> None:
     """Score a run's model on its held-out prompts, beside the base model it started from.
 
@@ -276,7 +277,7 @@ def main(
     if out is not None:
         check_outside(out, run)
         check_file("--out", out)
-    loaded = load_run(run, checkpoint)
+    loaded = load_run(run, checkpoint, trust=trust)
     config = loaded.config
     names = dict.fromkeys([*config.rewards.train, *config.rewards.held_out, *(reward or [])])
     rewards = load_rewards(names, config.rewards, config.compute.offload)

@@ -5,45 +5,90 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mixgrpo import jsonlines
+from mixgrpo import jsonlines, owncode
 from mixgrpo.atomic import flush, write_json, write_text
 from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.identity import config_hash, differences
+from mixgrpo.identity import code_record, config_hash, differences
 
+CONFIG = "config.yaml"
 RESULT = "result.json"
 ORIGIN = "origin.json"
 """Says which run its first iterations were copied from, how many, their seconds, and who made
 them."""
+_HEADER = f"# schema {SCHEMA_VERSION}, run "
+"""What config.yaml begins with; the run's hash follows."""
 
 
 def claim(config: RunConfig, folder: Path) -> None:
     """Write config.yaml, or check that the one there is of the same run and version."""
-    file = folder / "config.yaml"
-    header = f"# schema {SCHEMA_VERSION}, run {config_hash(config)}\n"
-    if not file.exists():
-        write_text(file, header + dump_config(config))
-        return
-    found = file.read_text().partition("\n")[0] + "\n"
+    file = folder / CONFIG
+    header = f"{_HEADER}{config_hash(config)}\n"
+    found = file.read_text().partition("\n")[0] + "\n" if file.exists() else None
     if found == header:
         return
-    if found.startswith(f"# schema {SCHEMA_VERSION}, run "):
-        if not any((folder / name).exists() for name in ("metrics.jsonl", "eval.jsonl")):
-            write_text(file, header + dump_config(config))  # that run never began
-            return
-        raise ConfigError(
-            f"{file}: is of another run ({_changes(file, config)}); choose another folder, or "
-            "remove this one"
-        )
+    if found is None or (found.startswith(_HEADER) and not _has_begun(folder)):
+        owncode.write_record(folder, code_record(config))
+        write_text(file, header + dump_config(config))
+        return
+    if found.startswith(_HEADER):
+        raise ConfigError(f"{file}: {_other_run(file, config)}")
     raise ConfigError(
         f"{file}: was written by another version (it begins {found.strip()!r}, this one writes "
         f"{header.strip()!r}); finish the run with that version, or remove its folder"
     )
 
 
+def check_unchanged(config: RunConfig, folder: Path) -> None:
+    """ConfigError where a run is no longer the one that its folder was claimed for: what it reads,
+    such as its code, was changed while it was loaded."""
+    if claimed(folder) != config_hash(config):
+        raise ConfigError(
+            f"{folder}: {_what_changed(folder, config)} changed while the run was starting; run "
+            "the same command again, with another --out if that refuses"
+        )
+
+
+def claimed(folder: Path) -> str | None:
+    """The hash of the run that a folder belongs to, as it was when the run began; None where
+    config.yaml does not say."""
+    try:
+        with (folder / CONFIG).open() as stream:
+            found = stream.readline().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found.removeprefix(_HEADER) if found.startswith(_HEADER) else None
+
+
+def _has_begun(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("metrics.jsonl", "eval.jsonl"))
+
+
+def _other_run(file: Path, config: RunConfig) -> str:
+    """What is said of a folder that belongs to another run."""
+    settings = _changes(file, config)
+    if settings:
+        return f"is of another run ({settings}); choose another folder, or remove this one"
+    return (
+        f"is of another run: {_what_changed(file.parent, config)} changed since it began; name "
+        "another folder for a new run (--out), or restore what changed to continue this one"
+    )
+
+
+def _what_changed(folder: Path, config: RunConfig) -> str:
+    """What may differ in two runs of the same settings, in words."""
+    before, now = owncode.read_record(folder), code_record(config)
+    if before is not None and before.settings == now.settings:
+        return f"the code of {owncode.changes(before.code, now.code)}"
+    if before is None and now.code and claimed(folder) == now.settings:
+        return f"the code of {', '.join(now.code)} was not noted then, and may have been"
+    return "the contents of its weights, prompts or code"
+
+
 def _changes(file: Path, config: RunConfig) -> str:
-    """What another configuration's file has otherwise, as `iterations: 60, not 80`."""
+    """What another configuration's file has otherwise, as `iterations: 60, not 80`; "" where
+    the settings are the same."""
     try:
         before, now = differences(load_config(file)), differences(config)
     except ConfigError:
@@ -59,7 +104,7 @@ def _changes(file: Path, config: RunConfig) -> str:
 
     texts = [f"{k}: {value(before, k)}, not {value(now, k)}" for k in dict.fromkeys(keys)]
     more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return "; ".join(texts[:3]) + more if texts else "its model or rewards have other weights"
+    return "; ".join(texts[:3]) + more
 
 
 def is_finished(config: RunConfig, folder: Path) -> bool:
@@ -164,7 +209,8 @@ def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:
         folder / RESULT,
         {
             "schema": SCHEMA_VERSION,
-            "hash": config_hash(config),
+            # Not of the files as they are by now.
+            "hash": claimed(folder) or config_hash(config),
             "seed": config.seed,
             "iterations": len(lines),
             "before": judged(evals[0]),

@@ -182,6 +182,7 @@ def main(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Contact sheet; without it DIR/sheet.png.")
     ] = None,
+    trust: cli.TrustOption = False,
 ) -> None:
     """Images from any run, also from one that is being trained.
 
@@ -201,7 +202,7 @@ def main(
     check_places(out, sheet, run)
 
     asked = sorted(set(checkpoint or []))
-    loaded = load_run(run, asked[0] if asked else None)
+    loaded = load_run(run, asked[0] if asked else None, trust=trust)
     for iteration in asked[1:]:  # before any image is made
         check_at(run / "checkpoints", iteration)
     iterations = asked or [loaded.iteration]
@@ -224,7 +225,7 @@ def main(
     columns: list[Column] = []
     for iteration in iterations:
         if iteration not in (0, loaded.iteration):
-            loaded = load_run(run, iteration)
+            loaded = load_run(run, iteration, trust=trust)
         # Every checkpoint has the base model beside it.
         way = sampling if iteration else replace(sampling, p_mix=0.0)
         group = f"iteration {iteration}, {way.label}" if iteration else way.label

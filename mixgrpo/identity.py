@@ -6,7 +6,7 @@ harness can name thousands of runs in a moment.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from mixgrpo.config import MAPPINGS, SCHEMA_VERSION, RunConfig
 from mixgrpo.errors import ConfigError, UnidentifiedError
 from mixgrpo.models import model_weights
+from mixgrpo.owncode import CodeRecord, Modules, digest_of, own_code
 from mixgrpo.prompts import prompts_digest
 from mixgrpo.rewards import scoring_options, shipped_weights
 
@@ -71,14 +72,29 @@ def config_hash(config: RunConfig) -> str:
     """Eight hex digits that identify the result of a run.
 
     Taken over the differences from the defaults, the contents of the weights that it starts from
-    and that score it, and the schema version: a field that is added later with a default that
-    changes nothing orphans no finished run, other weights under the same name do.
+    and that score it, the user's own code (`owncode`) and the schema version: a field that is added
+    later with a default that changes nothing orphans no finished run, other weights or other code
+    under the same name do. UnidentifiedError where prompts or code are not at hand.
     """
     return config_hashes(config, [config.seed])[0]
 
 
-def config_hashes(config: RunConfig, seeds: Sequence[int]) -> list[str]:
-    """`config_hash` of the same configuration with each of these seeds."""
+def settings_hash(config: RunConfig) -> str:
+    """`config_hash` with the user's own code left out: what runs have in common whose code alone
+    differs, and the hash that earlier versions gave them."""
+    return config_hashes(config, [config.seed], {})[0]
+
+
+def code_record(config: RunConfig) -> CodeRecord:
+    """What a run's folder notes of its code."""
+    return CodeRecord(settings=settings_hash(config), code=own_code(config))
+
+
+def config_hashes(
+    config: RunConfig, seeds: Sequence[int], code: Mapping[str, Modules] | None = None
+) -> list[str]:
+    """`config_hash` of the same configuration with each of these seeds; with this own code, and
+    not that of now, where it is given."""
     rewards = config.rewards
     identity = differences(config)
     # Files count by what is in them, and not by where they are.
@@ -109,6 +125,9 @@ def config_hashes(config: RunConfig, seeds: Sequence[int]) -> list[str]:
         "prompts.held_out": _digest("prompts.held_out", config.prompts.held_out),
     }
     known = {name: digest for name, digest in files.items() if digest}
+    if code is None:
+        code = own_code(config)
+    known |= {f"code of {what}": digest_of(modules) for what, modules in code.items()}
     identity.pop("seed", None)
     found = []
     for seed in seeds:

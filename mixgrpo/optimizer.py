@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from mixgrpo.config import OptimizerConfig
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.modules import is_standard
 
 _SETTINGS = ("lr", "betas", "weight_decay")
 _NUMBERS: dict[str, torch.dtype] = {
@@ -180,8 +181,10 @@ def _import(path: str) -> type[torch.optim.Optimizer]:
     """The class `package.module.Class` or `package.module:Class`. ConfigError without one."""
     module, _, name = path.rpartition(":" if ":" in path else ".")
     try:
+        if is_standard(module):
+            raise ImportError("it is of Python's standard library, where there is none")
         kind = getattr(importlib.import_module(module), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"optimizer.name {path}: cannot be imported ({_in_one_line(error)}); name adamw or an "
             "installed optimizer such as torch.optim.Adafactor"
@@ -234,5 +237,5 @@ def _takes(
     return True
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

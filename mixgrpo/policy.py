@@ -8,16 +8,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixgrpo import checkpoint, manifest
+from mixgrpo import checkpoint, manifest, owncode
 from mixgrpo.adapters import add_lora, without_adapters
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.folder import finished_after
 from mixgrpo.models import Conditioning, Policy, load_policy
 from mixgrpo.prompts import read_prompts
 from mixgrpo.ranks import Ranks
 from mixgrpo.rollout import Velocity
+from mixgrpo.trust import check_folder
 
 
 def make_policy(config: RunConfig, device: str, ranks: Ranks | None = None) -> Policy:
@@ -138,25 +139,45 @@ class _Exchange:
             self.others[name] = own
 
 
+def _warn_of_other_code(config: RunConfig, folder: Path) -> None:
+    """Say that code of the user's own is not what it was when the run was trained."""
+    record = owncode.read_record(folder)
+    if record is None:
+        return
+    try:
+        changed = owncode.changes(record.code, owncode.own_code(config))
+    except UnidentifiedError:  # not needed for all that one does with a run, and said where it is
+        return
+    if changed:
+        warnings.warn(
+            f"{folder}: the code of {changed} changed since this run was trained; what it gives "
+            "now is not to be compared with the run's own measurements",
+            stacklevel=3,
+        )
+
+
 def load_run(
     folder: Path,
     iteration: int | None = None,
     averaged: bool = True,
     device: str | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
+    trust: bool = False,
 ) -> Loaded:
     """The policy of the run in `folder` after `iteration` iterations; read-only.
 
     `iteration`: none is the newest checkpoint, 0 the model that training starts from. RunError
     where that one is not whole; no other is taken for it.
     `averaged`: the averaged weights, which are the ones that evaluations judge. `precision`: other
-    than the run's. ConfigError for a folder that holds no run and for an iteration without a
-    checkpoint.
+    than the run's. `trust`: run code that the folder names, wherever it lies (`mixgrpo.trust`).
+    ConfigError for a folder that holds no run and for an iteration without a checkpoint.
     """
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no run; name a run's folder, with a config.yaml in it")
     config = load_config(file)
+    check_folder(config, folder, trust)
+    _warn_of_other_code(config, folder)
     if precision is not None:
         compute = config.compute.model_copy(update={"precision": precision})
         config = config.model_copy(update={"compute": compute})

@@ -6,12 +6,17 @@ A package adds its own with an entry point in the group `mixgrpo.models` or `mix
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.modules import is_standard
+
+_PATH = re.compile(r"[\w.]+:[\w.]+")
 
 
 def names(group: str, built_in: dict[str, str]) -> list[str]:
@@ -58,6 +63,25 @@ def make(
         return maker(*arguments, **named)
 
 
+def others(group: str, built_in: dict[str, str], name: str, path: str | None) -> EntryPoint | None:
+    """What `load` would import for a name that is not built in, without importing it.
+
+    None for a built-in one, and for what `load` refuses.
+    """
+    if name in built_in:
+        return None
+    if path is not None:
+        return EntryPoint(name, path, group) if _PATH.fullmatch(path) else None
+    found = {p.value: p for p in _points(group, tuple(sys.path)) if p.name == name}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+@lru_cache(maxsize=8)
+def _points(group: str, _path: tuple[str, ...]) -> EntryPoints:
+    """The entry points of a group, looked up once for many runs."""
+    return entry_points(group=group)
+
+
 def _called(point: EntryPoint, path: str | None) -> str:
     return f"{path}" if path else f"its entry point {point.value}"
 
@@ -66,8 +90,13 @@ def _find(group: str, built_in: dict[str, str], name: str, path: str | None = No
     if path is not None:
         if name in built_in:
             raise ConfigError(f"{name}: is built in; give {path} another name")
-        if not re.fullmatch(r"[\w.]+:[\w.]+", path):
+        if not _PATH.fullmatch(path):
             raise ConfigError(f"{name}: {path} is not of the form package.module:Class")
+        if is_standard(path):
+            raise ConfigError(
+                f"{name}: {path} is of Python's standard library, where no such class is; name "
+                "a class of your own"
+            )
         return EntryPoint(name, path, group)
     others = {p.value: p for p in entry_points(group=group, name=name)}
     if name in built_in and others:
@@ -98,7 +127,7 @@ def _blamed(begin: str) -> Iterator[None]:
         yield
     except (ConfigError, RunError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         raise ConfigError(f"{begin}: {text}") from error
 

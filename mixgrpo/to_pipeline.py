@@ -73,6 +73,7 @@ def main(
     checkpoint: Annotated[
         int | None, typer.Option(help="Iteration of the checkpoint; the newest without it.")
     ] = None,
+    trust: cli.TrustOption = False,
 ) -> None:
     """Write a run's model as a whole pipeline of diffusers, with its averaged weights."""
     from mixgrpo.policy import load_run
@@ -82,7 +83,7 @@ def main(
     if os.path.lexists(out):
         raise ConfigError(f"--out {out}: is there already; name a new folder")
     check_folder("--out", out)
-    loaded = load_run(run, checkpoint, device="cpu", precision="fp32")
+    loaded = load_run(run, checkpoint, device="cpu", precision="fp32", trust=trust)
     if loaded.config.model.name not in DIFFUSION:
         raise ConfigError(
             f"{run}: model {loaded.config.model.name} is no pipeline of diffusers; what a finished "

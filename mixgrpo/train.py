@@ -27,7 +27,7 @@ from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.folder import Measured, claim, is_finished, write_result
+from mixgrpo.folder import Measured, check_unchanged, claim, is_finished, write_result
 from mixgrpo.phase import PhaseFile
 from mixgrpo.places import check_folder
 from mixgrpo.words import duration
@@ -125,6 +125,8 @@ class _Run:
         self.phase = phase
         phase.enter("loading")
         self.trainer = Trainer(config, ranks)
+        if ranks.first:
+            check_unchanged(config, folder)
         self.made_on = {
             "device": torch.device(ranks.device).type,
             "threads": torch.get_num_threads(),
@@ -377,12 +379,13 @@ def main(
     sharded: Annotated[
         bool, typer.Option("--sharded", help="With --dry-run: as shards of FSDP2, not copies.")
     ] = False,
+    trust: cli.TrustOption = False,
 ) -> int:
     """Train one run. Run again, it continues; finished, it says so.
 
     On several GPUs or machines: accelerate launch ... -m mixgrpo.train CONFIG --out DIR
     """
-    resolved = load_config(config, set_)
+    resolved = load_config(config, set_, trust)
     if dry_run:
         return _dry_run(resolved, processes, sharded)
     if processes > 1 or sharded:

@@ -26,6 +26,8 @@ from mixgrpo.configfile import Layers, add_overrides, load_layers
 from mixgrpo.errors import ConfigError, ErrorList, Place
 from mixgrpo.identity import config_hash
 from mixgrpo.suggest import did_you_mean
+from mixgrpo.trust import MAY_NAME_CODE, is_own
+from mixgrpo.trust import check as check_trust
 from mixgrpo.yamlfile import Document, Key
 
 SEARCHED = Place("search")
@@ -93,8 +95,11 @@ class Search:
         return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
-def load_search(path: Path, profile: str | None = None, overrides: Sequence[str] = ()) -> Search:
-    """The search that a file describes. ConfigError names place, key and mend."""
+def load_search(
+    path: Path, profile: str | None = None, overrides: Sequence[str] = (), trust: bool = True
+) -> Search:
+    """The search that a file describes. ConfigError names place, key and mend. `trust` as
+    `load_sweep` has it."""
     document, file = read_search_file(path)
     chosen = choose_profile(document, file.profiles, profile)
     parts: list[tuple[Part, Key]] = [(file, ())]
@@ -130,6 +135,13 @@ def load_search(path: Path, profile: str | None = None, overrides: Sequence[str]
     add_overrides(layers, list(overrides))
     seeds = _seeds(document, *get("seeds", 3))
     config = layers.validate(seeds[0])
+    check_trust(config, layers.place, trust)
+    varied = [one.key for one in space if one.key in MAY_NAME_CODE]
+    if varied and not (trust or is_own(path)):
+        raise ConfigError(
+            f"{path}: space: {varied[0]}: names code, and the file is not in the working folder; "
+            "if you know whose it is, add --trust"
+        )
     objectives, objectives_key = get("objectives", ("reward", "evaluations"))
     budget, budget_key = get("budget")
     _check_objectives(document, objectives, objectives_key, budget, budget_key)

@@ -93,7 +93,8 @@ class Study:
             if known not in (None, search.identity):
                 raise ConfigError(
                     f"{search.file}: the trials of {search.report_name} in {where(folder, url)} "
-                    "were made with another space, base, objective, measure or other seeds, and "
+                    "were made with another space, base, objective, measure, other seeds or other "
+                    "code of your own, and "
                     "cannot be compared; give the search another name, or take the change back"
                 )
             if create and known is None:

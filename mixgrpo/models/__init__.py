@@ -1,6 +1,7 @@
 """A policy: encodes prompts, predicts the velocity, decodes latents. Chosen by name."""
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,6 +84,11 @@ _MEMBERS = [*Policy.__annotations__, *(name for name in vars(Policy) if name[0] 
 
 def model_names() -> list[str]:
     return registry.names(_GROUP, _BUILT_IN)
+
+
+def own_model(name: str) -> EntryPoint | None:
+    """Where the code of a model is that this package does not bring; None for one that it does."""
+    return registry.others(_GROUP, _BUILT_IN, name, None)
 
 
 def load_policy(config: RunConfig, device: str) -> Policy:

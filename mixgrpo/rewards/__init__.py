@@ -4,6 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,6 +82,11 @@ def reward_names() -> list[str]:
     return registry.names(_GROUP, _BUILT_IN)
 
 
+def own_reward(name: str, settings: "RewardsConfig") -> EntryPoint | None:
+    """Where the code of a reward is that this package does not bring; None for one that it does."""
+    return registry.others(_GROUP, _BUILT_IN, name, settings.classes.get(name))
+
+
 def load_rewards(
     names: Iterable[str], settings: "RewardsConfig", offload: bool = False
 ) -> dict[str, Reward]:
@@ -118,7 +124,10 @@ def load_reward(name: str, settings: "RewardsConfig | None" = None) -> Reward:
             raise ConfigError(f"rewards.options.{name}: {name} takes none; leave them out")
         return FunctionReward(name, registry.load(_GROUP, _BUILT_IN, name))
     path = settings.classes.get(name) if settings else None
-    _check_options(name, registry.load(_GROUP, _BUILT_IN, name, path), options)
+    found = registry.load(_GROUP, _BUILT_IN, name, path)
+    if path is not None:
+        _check_class(name, path, found)
+    _check_options(name, found, options)
     made = registry.make(_GROUP, _BUILT_IN, name, _WANTED, path=path, options=options)
     maker = path or "its entry point"
     if not callable(getattr(made, "score", None)):
@@ -174,6 +183,23 @@ def scoring_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _content(value: Any) -> Any:
     """What is in the file or folder of that name; the name where it is one on the hub."""
     return (contents(Path(value)) or value) if value and isinstance(value, str) else value
+
+
+def _check_class(name: str, path: str, found: Any) -> None:
+    """ConfigError for an import path that leads to no reward's class.
+
+    Before it is called: a file of somebody else's may name anything there is.
+    """
+    lacking = [] if inspect.isclass(found) else ["is no class"]
+    if not lacking and not callable(getattr(found, "score", None)):
+        lacking.append("has no method score")
+    if not lacking and not (hasattr(found, "name") or "name" in inspect.get_annotations(found)):
+        lacking.append(f"has no name; give the class the attribute name = {name!r}")
+    if lacking:
+        raise ConfigError(
+            f"reward {name}: {path} {lacking[0]}; a reward of rewards.classes is a class with name "
+            "and score (docs/rewards.md)"
+        )
 
 
 def _check_options(name: str, maker: Any, options: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from harness.spec import Sweep, load_sweep, only
 from harness.store import RunState, checkpoints_of, look_at_all, read_attempts
 from harness.submissions import Scheduler
 from harness.trunk import Trunk
-from mixgrpo import train
+from mixgrpo import manifest, train
 from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.folder import ORIGIN
@@ -392,6 +392,38 @@ def _two_processes(folder: Path) -> None:
     place.write_text(json.dumps(said))
 
 
+def _names(name: str) -> Callable[[Path], None]:
+    """A manifest that names this file, with its true digest."""
+
+    def damage(folder: Path) -> None:
+        place = folder / "checkpoints" / "000003"
+        outside = folder.parent / "precious"
+        outside.write_text("precious")
+        said = json.loads((place / "manifest.json").read_text())
+        said["files"][name.format(outside)] = manifest.digest_of(outside)
+        (place / "manifest.json").write_text(json.dumps(said))
+
+    return damage
+
+
+def _leads_out(name: str) -> Callable[[Path], None]:
+    """A file of the run is a link to one outside of it with the same bytes."""
+
+    def damage(folder: Path) -> None:
+        place = next(folder.glob(name))
+        outside = folder.parent / "precious"
+        place.rename(outside)
+        place.symlink_to(outside)
+
+    return damage
+
+
+def _other_code(folder: Path) -> None:
+    file = folder / "config.yaml"
+    header, _, rest = file.read_text().partition("\n")
+    file.write_text(header[:-8] + "00000000\n" + rest)
+
+
 def _other_settings(folder: Path) -> None:
     file = folder / "config.yaml"
     file.write_text(file.read_text().replace("drift: true", "drift: false"))
@@ -409,6 +441,16 @@ def _other_settings(folder: Path) -> None:
         (_old_record, {}, "does not say on what"),
         (_only_the_rest, {}, "does not say on what"),
         (_two_processes, {}, "another number of processes"),
+        (_names("../../../precious"), {}, "no plain file name"),
+        (_names("../../config.yaml"), {}, "no plain file name"),
+        (_names("{}"), {}, "no plain file name"),
+        (_names(".."), {}, "no plain file name"),
+        (_names(""), {}, "no plain file name"),
+        (_names("sub/file"), {}, "no plain file name"),
+        (_leads_out("checkpoints/000003/average.safetensors"), {}, "link that leads out"),
+        (_leads_out("checkpoints/000003/manifest.json"), {}, "link that leads out"),
+        (_leads_out("samples/000000/0.png"), {}, "link that leads out"),
+        (_other_code, {}, "its code, weights or prompts are not those of now"),
         (_other_settings, {}, "is another run before it has done 3 iterations"),
         (None, {"processes": 2}, "another number of processes"),
         (None, {"sharded": True}, "another sharded"),
@@ -436,6 +478,9 @@ def test_what_is_not_the_same_is_refused(
         adopt(tmp_path / "run", config, theirs, 3, HERE | made_on)
     assert checkpoints_of(tmp_path / "run") == []
     assert origin(tmp_path / "run") is None
+    if (precious := tmp_path / "precious").exists():
+        assert not precious.is_symlink()
+    assert not list((tmp_path / "run").rglob("precious"))
 
 
 def test_a_part_that_another_machine_made_later_does_not_count(

@@ -24,7 +24,8 @@ from mixgrpo.configfile import (
     parse_yaml,
 )
 from mixgrpo.errors import ConfigError, Place
-from mixgrpo.identity import config_hash, differences
+from mixgrpo.identity import config_hash, differences, settings_hash
+from mixgrpo.owncode import CodeRecord
 from mixgrpo.window import Window
 from tests.mixgrpo import toy
 from tests.mixgrpo.models.tiny import write_flux
@@ -501,7 +502,7 @@ CHANGED: dict[str, Any] = {
     "rewards.train": {"composition": 2.0},
     "rewards.held_out": ("palette",),
     "rewards.aggregate": "mean",
-    "rewards.classes": {"own": "package:Own"},
+    "rewards.classes": {"own": "tests.mixgrpo.moody:Own"},
     "rewards.options": {"palette": {"gain": 2.0}},
     "rewards.timeout": None,
     "objective.clip_range": 2e-4,
@@ -581,7 +582,7 @@ def base_of(key: str) -> RunConfig:
     if key.rpartition(".")[2] in own:
         return pipeline("flux")
     if key == "rewards.classes":
-        own = {"train": {"own": 1.0}, "classes": {"own": "package:Other"}}
+        own = {"train": {"own": 1.0}, "classes": {"own": "tests.mixgrpo.moody:Other"}}
         return RunConfig.model_validate({"rewards": own})
     return set_(*needed[key]) if key in needed else RunConfig()
 
@@ -614,16 +615,17 @@ def test_all_those_hashes_differ() -> None:
 
 def test_recorded_hashes_stay() -> None:
     """If this fails, finished runs of users are orphaned: raise SCHEMA_VERSION knowingly."""
-    # The toy, as what has no weights: those that ship are part of the hash.
+    # The toy, as what has no weights: those that ship are part of the hash. Its code, the tests',
+    # is left out.
     plain = RunConfig.model_validate(
         {
             "model": {"name": "toy"},
             "rewards": {"train": {"brightness": 1.0}, "held_out": ("contrast",)},
         }
     )
-    assert config_hash(plain) == "d7040f5a"
-    assert config_hash(set_("window.interval", 15, plain)) == "ef7a72ac"
-    assert config_hash(set_("optimizer.lr", 1e-4, set_("seed", 4, plain))) == "21874001"
+    assert settings_hash(plain) == "d7040f5a"
+    assert settings_hash(set_("window.interval", 15, plain)) == "ef7a72ac"
+    assert settings_hash(set_("optimizer.lr", 1e-4, set_("seed", 4, plain))) == "21874001"
 
 
 def test_hash_changed_where_the_released_path_did() -> None:
@@ -777,6 +779,8 @@ def unread(
         plain = toy.config(**branch)
         config = config_class.model_validate(plain.model_dump())
         monkeypatch.setattr(folder, "config_hash", lambda _: "00000000")
+        record = CodeRecord(settings="00000000", code={})
+        monkeypatch.setattr(folder, "code_record", lambda _, record=record: record)
         with recorded_reads(monkeypatch) as reads:
             assert train.run(config, tmp_path / f"{config_class.__name__}{i}") == "finished"
         seen |= reads

@@ -43,6 +43,9 @@ class Broken:
     def __init__(self) -> None:
         raise KeyError("no such thing")
 
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        raise NotImplementedError
+
 
 class Travels(nn.Linear):
     """Notes where it is sent."""
@@ -97,7 +100,6 @@ def test_a_class_is_found_by_its_import_path_and_made_with_its_options() -> None
 @pytest.mark.parametrize(
     ("own", "parts"),
     [
-        ({"classes": {"warmth": "warmth.py"}}, ["warmth.py", "package.module:Class"]),
         ({"classes": {"warmth": f"{HERE}:Cold"}}, [f"{HERE}:Cold", "fails", "Cold"]),
         ({"classes": {"warmth": "no_such_package:Warmth"}}, ["no_such_package:Warmth", "fails"]),
         (
@@ -180,7 +182,7 @@ def test_the_hash_sees_how_a_reward_scores_and_not_where_it_is_asked() -> None:
     assert hashed(options={"hps": {"gain": 2.0}}) == plain  # of a reward that is not asked
     assert hashed(classes={"hps": "a:B"}) == plain
     assert hashed(options={"warmth": {"gain": 2.0}}) != plain
-    assert hashed(classes={"warmth": "a:B"}) != hashed(classes={"warmth": "a:C"})
+    assert hashed(classes={"warmth": f"{HERE}:B"}) != hashed(classes={"warmth": f"{HERE}:C"})
 
 
 def test_the_hash_sees_the_contents_of_a_rewards_weights(tmp_path: Path) -> None:

@@ -1,0 +1,241 @@
+"""Finds modules as Python would, without importing any, and says what identifies their source.
+
+Nothing here imports torch, so that thousands of runs are named in a moment.
+"""
+
+import ast
+import hashlib
+import importlib
+import io
+import site
+import sys
+import sysconfig
+import tokenize
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, all_suffixes
+from pathlib import Path
+from typing import NamedTuple
+
+from mixgrpo.errors import UnidentifiedError
+
+_BUILT_IN = frozenset({"mixgrpo", "harness"})
+
+
+class _Found(NamedTuple):
+    file: Path | None
+    """None for a folder without __init__.py, which is a package too."""
+    folders: tuple[Path, ...]
+    """Where the modules in a package lie; () where it is no package."""
+
+
+def digests(name: str) -> dict[str, str] | None:
+    """The digests of a module's source and of what it takes from beside it, by module; {} for one
+    of Python's or of this project's, None where there is no such module.
+
+    These are the module itself; if it lies in a package, all files of that; and, of what is not
+    installed, the modules that are imported from outside the standard library and the installed
+    packages. Comments, blank lines, ends of lines and the place of the files do not count.
+    """
+    top = name.partition(".")[0]
+    named = _find(name)
+    if named is None:
+        return {} if is_standard(name) else None
+    if top in _BUILT_IN or is_standard(top):
+        return {}
+    installed = is_installed(top)
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        root = module.partition(".")[0]
+        place = _find(module)
+        if module in found or place is None or root in _BUILT_IN:
+            continue
+        if root != top and (is_installed(root) or is_standard(root)):
+            continue
+        digest, imports = _read(place.file, module, bool(place.folders)) if place.file else ("", ())
+        found[module] = digest, imports
+        waiting += [] if installed else imports
+        parent = module.rpartition(".")[0]
+        waiting += [parent] if parent else []
+    result = {module: digest for module, (digest, _) in found.items() if digest}
+    package = name if named.folders else name.rpartition(".")[0]
+    for module, file in _in_package(package):
+        if module not in result:
+            result[module] = _read(file, module, file.stem == "__init__")[0]
+    return result
+
+
+def _in_package(package: str) -> Iterator[tuple[str, Path]]:
+    """Name and file of every module in a package and in those below it; none of a folder without
+    __init__.py, which may hold anything."""
+    place = _find(package) if package else None
+    if place is None or place.file is None:
+        return
+    for folder in place.folders:
+        for file in sorted(folder.rglob("*")):
+            inner = file.relative_to(folder)
+            hidden = any(part.startswith((".", "__pycache__")) for part in inner.parts)
+            suffix = next((s for s in _SOURCES if file.name.endswith(s)), None)
+            if suffix is None or hidden or not file.is_file():
+                continue
+            parts = [*inner.parts[:-1], inner.name.removesuffix(suffix)]
+            yield ".".join([package, *(p for p in parts if p != "__init__")]), file
+
+
+_SOURCES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES)
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module, all links followed; None where there is none."""
+    place = _find(module)
+    return place.file.resolve() if place and place.file else None
+
+
+def is_standard(module: str) -> bool:
+    """Whether a module is of Python's standard library, by where it lies: one's own `code.py`
+    is not."""
+    top = module.partition(":")[0].partition(".")[0]
+    place = _find(top)
+    if place is None:
+        return top in sys.stdlib_module_names
+    return not is_installed(top) and _lies_in(place, _standard())
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module lies among the installed packages."""
+    place = _find(module.partition(".")[0])
+    return place is not None and _lies_in(place, _installed())
+
+
+@cache
+def _lies_in(place: "_Found", folders: tuple[Path, ...]) -> bool:
+    files = [place.file] if place.file else place.folders
+    return any(file.resolve().is_relative_to(folder) for file in files for folder in folders)
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    names = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    names += [*site.getsitepackages(), site.getusersitepackages()]
+    return tuple(Path(name).resolve() for name in names)
+
+
+@cache
+def _standard() -> tuple[Path, ...]:
+    names = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    return tuple(Path(name).resolve() for name in names)
+
+
+def _find(module: str) -> _Found | None:
+    """Where a module lies, by its name with dots; None for none, and for one without a file."""
+    top, *inner = module.split(".")
+    found = _find_top(top, tuple(sys.path), Path.cwd())
+    if found is None or (found.file is not None and not found.file.exists()):
+        # Files may be younger than what the finders remember of their folders.
+        _find_top.cache_clear()
+        importlib.invalidate_caches()
+        found = _find_top(top, tuple(sys.path), Path.cwd())
+    for part in inner:
+        if found is None:
+            return None
+        found = _find_in(found.folders, part)
+    return found
+
+
+@cache
+def _find_top(name: str, _path: tuple[str, ...], _cwd: Path) -> _Found | None:
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, None)
+        if spec is not None:
+            file = Path(spec.origin) if spec.has_location and spec.origin else None
+            folders = tuple(map(Path, spec.submodule_search_locations or ()))
+            return _Found(file, folders) if file or folders else None
+    return None
+
+
+def _find_in(folders: tuple[Path, ...], name: str) -> _Found | None:
+    bare = []
+    for folder in folders:
+        inner = folder / name
+        for suffix in all_suffixes():
+            if (file := inner / f"__init__{suffix}").is_file():
+                return _Found(file, (inner,))
+        for suffix in all_suffixes():
+            if (file := folder / f"{name}{suffix}").is_file():
+                return _Found(file, ())
+        bare += [inner] if inner.is_dir() else []
+    return _Found(None, tuple(bare)) if bare else None
+
+
+# ---- Reading source -----------------------------------------------------------------------------
+
+
+def _read(file: Path, module: str, is_package: bool) -> tuple[str, tuple[str, ...]]:
+    """A digest of a file, and the names of modules that it may import."""
+    package = module if is_package else module.rpartition(".")[0]
+    # What is imported from an archive has no file of its own.
+    file = next((place for place in (file, *file.parents) if place.is_file()), file)
+    try:
+        stat = file.stat()
+        return _read_once(file, stat.st_mtime_ns, stat.st_size, package)
+    except OSError as error:
+        raise UnidentifiedError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+@cache
+def _read_once(file: Path, _mtime_ns: int, _size: int, package: str) -> tuple[str, tuple[str, ...]]:
+    content = file.read_bytes()
+    imports: tuple[str, ...] = ()
+    if file.suffix in SOURCE_SUFFIXES:
+        try:
+            with warnings.catch_warnings():  # of what Python finds odd in it, its import warns
+                warnings.simplefilter("ignore")
+                imports = tuple(_imports(ast.parse(content), package))
+            content = _without_comments(content)
+        except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
+            pass  # no Python: every byte counts
+    return hashlib.sha256(content).hexdigest()[:16], imports
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+    """Names of modules that a source may import, wherever in it; each may be none."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            if module:
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:  # import_module("helper")
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            first = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
+                name = str(first.value)
+                yield f"{package}{name}" if name.startswith(".") else name
+
+
+def _without_comments(source: bytes) -> bytes:
+    """The lines of a source that hold code, without comments, ends of lines alike.
+
+    By places in the text, not by tokens or trees: those are cut otherwise by other versions of
+    Python, and the run must keep its name.
+    """
+    tokens = list(tokenize.tokenize(io.BytesIO(source).readline))
+    encoding = tokens[0].string
+    text = source.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+    if "\r" in text:  # some take it for the end of a line, some do not
+        return source
+    lines = text.split("\n")
+    for token in reversed(tokens):
+        row, column = token.start
+        if token.type == tokenize.COMMENT:
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    empty = {token.start[0] - 1 for token in tokens if token.type == tokenize.NL}
+    kept = [line for k, line in enumerate(lines) if not (k in empty and not line.strip())]
+    return "\n".join(kept).rstrip("\n").encode("utf-8", "surrogatepass")

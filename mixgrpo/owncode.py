@@ -1,0 +1,109 @@
+"""What identifies the user's own code: the source of what scores, predicts and optimises.
+
+A run's own code is a reward of `rewards.classes`, a reward or a model of another package's entry
+point, and an optimizer that is not an installed package's. What counts of it is its source
+(`modules.digests`), and of an entry point also the name and the version of its distribution.
+Built-in rewards and models are known by their names.
+"""
+
+import hashlib
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mixgrpo.atomic import write_json
+from mixgrpo.config import RunConfig
+from mixgrpo.errors import UnidentifiedError
+from mixgrpo.models import own_model
+from mixgrpo.modules import digests, is_installed
+from mixgrpo.rewards import own_reward
+
+FILE = "code.json"
+"""In the folder of a run with own code: which code that was."""
+
+Modules = dict[str, str]
+"""By the name of a module, or of a distribution, what identifies it."""
+
+
+class CodeRecord(BaseModel):
+    """Which code of the user's own made a run."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    settings: str
+    """The run's hash with all own code left out: the same in runs whose code alone differs."""
+    code: dict[str, Modules]
+    """By what it is, such as `reward red`: the digests of its modules."""
+
+
+def own_code(config: RunConfig) -> dict[str, Modules]:
+    """The digests of a run's own code, by what it is: {} for a run that has none.
+
+    UnidentifiedError where a module is not to be found, naming the setting.
+    """
+    found: dict[str, Modules] = {}
+    rewards = config.rewards
+    for name in sorted({*rewards.train, *rewards.held_out}):
+        point = own_reward(name, rewards)
+        if point is not None:
+            named = name in rewards.classes
+            key = f"rewards.classes.{name}: " if named else f"reward {name}: its entry point "
+            found[f"reward {name}"] = _of_point(point, key)
+    if (point := own_model(config.model.name)) is not None:
+        key = f"model.name {config.model.name}: its entry point "
+        found[f"model {config.model.name}"] = _of_point(point, key)
+    optimizer = config.optimizer.name
+    module = optimizer.rpartition(":" if ":" in optimizer else ".")[0]
+    if module and not is_installed(module):
+        found[f"optimizer {optimizer}"] = digests(module) or {}
+    # Of this package's own modules nothing counts.
+    return {what: modules for what, modules in found.items() if modules}
+
+
+def digest_of(modules: Modules) -> str:
+    """One digest of all of them."""
+    return hashlib.sha256(json.dumps(modules, sort_keys=True).encode()).hexdigest()
+
+
+def write_record(folder: Path, record: CodeRecord) -> None:
+    """Note in a run's folder which code it is of; nothing for a run without any."""
+    if record.code:
+        write_json(folder / FILE, record.model_dump())
+    else:
+        (folder / FILE).unlink(missing_ok=True)
+
+
+def read_record(folder: Path) -> CodeRecord | None:
+    """Which code a run is of; None where that is not noted, or cannot be read."""
+    try:
+        return CodeRecord.model_validate_json((folder / FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def changes(before: dict[str, Modules], now: dict[str, Modules]) -> str:
+    """What differs, in words: `reward red (module myrewards)`; "" where nothing does."""
+    texts = []
+    for what in dict.fromkeys((*before, *now)):
+        old, new = before.get(what, {}), now.get(what, {})
+        names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            texts.append(f"{what} ({', '.join(names[:3])}{more})")
+    return ", ".join(texts)
+
+
+def _of_point(point: EntryPoint, key: str) -> Modules:
+    """The digests of what an entry point, or a class's import path, stands for."""
+    module = point.value.partition(":")[0].strip()
+    found = digests(module)
+    if found is None:
+        raise UnidentifiedError(
+            f"{key}{point.value}: no module {module} is found from {Path.cwd()}; start the "
+            "command where it lies, or add its folder to PYTHONPATH"
+        )
+    if point.dist is not None:
+        found = found | {f"distribution {point.dist.name}": point.dist.version}
+    return found
