@@ -515,16 +515,18 @@ def _holds_no_secret(key: str, value: object) -> None:
             _holds_no_secret(key, inner)
     elif isinstance(value, str) and value:
         if without_passwords(value) != value:
-            raise ValueError(
+            raise Conflict(
                 f"{key}: a URL with a user or a password in it would be kept in config.yaml, in "
                 "messages and at trackers; write it without, and name the environment variable "
-                "that holds user:password, as login_env of rewards.options.unifiedreward does"
+                "that holds user:password, as login_env of rewards.options.unifiedreward does",
+                key,
             )
         if _SECRET_KEYS.fullmatch(key.rpartition(".")[2]) or _SECRET.search(value):
-            raise ValueError(
+            raise Conflict(
                 f"{key}: a password or key would be kept in config.yaml, in messages and at "
                 "trackers; name the environment variable that holds it, as api_key_env of "
-                "rewards.options.unifiedreward does, and read it in the reward"
+                "rewards.options.unifiedreward does, and read it in the reward",
+                key,
             )
 
 

@@ -7,20 +7,28 @@ get nothing: no command, environment, code or user.
 
 import hashlib
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError
+from mixgrpo.escape import markdown_block, one_line, shortened
 from mixgrpo.identity import config_hash
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
+
+_LONGEST_TAG, _LONGEST_GROUP = 64, 128
+"""Characters, as Weights & Biases has it."""
 
 PATIENCE = 30.0
 """Seconds that Weights & Biases may hold up a run, at its begin and at its end."""
@@ -49,6 +57,7 @@ Part = Literal["train", "eval"]
 
 class Tracker(Protocol):
     def log(self, part: Part, iteration: int, values: dict[str, float]) -> None: ...
+    def show(self, iteration: int, prompts: Sequence[str], images: "Sequence[Tensor]") -> None: ...
     def close(self) -> None: ...
 
 
@@ -65,6 +74,13 @@ class Trackers:
     def evaluation(self, line: dict[str, Any]) -> None:
         """Show one line of eval.jsonl."""
         self._log("eval", line)
+
+    def samples(self, iteration: int, prompts: Sequence[str], images: "Sequence[Tensor]") -> None:
+        """Show the pictures [3, H, W] in [0, 1] of an evaluation with their prompts. Before its
+        line."""
+        for name, tracker in list(self._opened.items()):
+            with _harmless(name, self._folder, self._opened):
+                tracker.show(iteration, prompts, images)
 
     def close(self) -> None:
         """Write out what is pending; the trackers are gone after that."""
@@ -106,6 +122,21 @@ def open_trackers(config: RunConfig, folder: Path, run_name: str) -> Trackers:
     return Trackers(folder, opened)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run of a sweep stands in it."""
+
+    sweep: str
+    arm: str
+    seed: int
+
+
+def place_of(folder: Path) -> Place | None:
+    """By the names of the run's folder and of the one that it lies in; None outside a sweep."""
+    found = re.fullmatch(r"(.+)-seed(\d+)-[0-9a-f]{8}", folder.name)
+    return Place(folder.absolute().parent.name, found[1], int(found[2])) if found else None
+
+
 def run_id(config: RunConfig, run_name: str) -> str:
     """The id at Weights & Biases: the same for a run that is continued, another for any other."""
     return hashlib.sha256(f"{run_name} {config_hash(config)}".encode()).hexdigest()[:16]
@@ -132,6 +163,7 @@ class _WeightsAndBiases:
     """One run at Weights & Biases, under an id that the same run finds again."""
 
     def __init__(self, config: RunConfig, folder: Path, run_name: str) -> None:
+        place = place_of(folder)
         # By name: a mere folder called wandb in the working directory can be imported, too.
         from wandb import Settings, init, setup
         from wandb.sdk.lib import wbauth
@@ -147,10 +179,15 @@ class _WeightsAndBiases:
         self._run = init(
             project=config.output.project,
             name=run_name,
+            group=shortened(place.sweep, _LONGEST_GROUP) if place else None,
+            tags=[shortened(f"arm {place.arm}", _LONGEST_TAG), f"seed {place.seed}"]
+            if place
+            else None,
             id=run_id(config, run_name),
             resume="allow",
             dir=folder,
-            config=config.model_dump(mode="json"),
+            config=config.model_dump(mode="json")
+            | ({"sweep": place.sweep, "arm": place.arm} if place else {}),
             mode="offline" if keyless else None,
             settings=Settings(
                 # A process may hold several runs, each with its own object.
@@ -179,6 +216,15 @@ class _WeightsAndBiases:
         # evaluation before an iteration is of the same step, which the iteration completes.
         self._run.log({**named, "iteration": iteration}, step=iteration, commit=part == "train")
 
+    def show(self, iteration: int, prompts: Sequence[str], images: "Sequence[Tensor]") -> None:
+        from wandb import Image
+
+        shown = [
+            Image(_pixels(image), caption=one_line(prompt))
+            for prompt, image in zip(prompts, images, strict=True)
+        ]
+        self._run.log({"eval/samples": shown, "iteration": iteration}, step=iteration, commit=False)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -194,18 +240,35 @@ class _TensorBoard:
         self._folder.mkdir(exist_ok=True)
         self._writers: dict[Part, SummaryWriter] = {}
 
-    def log(self, part: Part, iteration: int, values: dict[str, float]) -> None:
+    def _writer(self, part: Part, iteration: int) -> "SummaryWriter":
         if part not in self._writers:
             # What an interrupted process wrote from here on is about to be written again.
             self._writers[part] = self._library.SummaryWriter(
                 str(self._folder / part), purge_step=iteration
             )
-        writer = self._writers[part]
+        return self._writers[part]
+
+    def log(self, part: Part, iteration: int, values: dict[str, float]) -> None:
+        writer = self._writer(part, iteration)
         for key, value in values.items():
             writer.add_scalar(key, value, iteration)
         # As metrics.jsonl is whole after every line, so that a killed run loses nothing.
         writer.flush()
 
+    def show(self, iteration: int, prompts: Sequence[str], images: "Sequence[Tensor]") -> None:
+        writer = self._writer("eval", iteration)
+        for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+            writer.add_image(f"samples/{number}", _pixels(image), iteration, dataformats="HWC")
+            # Shown as Markdown.
+            writer.add_text(f"samples/{number}", markdown_block(prompt), iteration)
+        writer.flush()
+
     def close(self) -> None:
         for writer in self._writers.values():
             writer.close()
+
+
+def _pixels(image: "Tensor") -> "np.ndarray":
+    """An image [3, H, W] in [0, 1] as bytes [H, W, 3]."""
+    pixels: np.ndarray = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels

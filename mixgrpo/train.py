@@ -296,12 +296,14 @@ class _Run:
         line["prompts"] = len(judged.prompts)
         line["images"] = len(judged.prompts) * self.config.evaluation.images_per_prompt
         line["seconds_total"] = time.perf_counter() - begin
-        self._keep_samples(done, [judged.images[prompt][0] for prompt in shown])
+        pictures = [judged.images[prompt][0] for prompt in shown]
+        self._keep_samples(done, pictures)
         jsonlines.append(self.measured.evals, line)
         means = "  ".join(f"{k} {float(v.mean()):.3f}" for k, v in judged.scores.items())
         log.info("%s: %d of %d iterations  %s", self.folder, done, self.config.iterations, means)
         self._tell(self.health.evaluation(line))
         if self.trackers is not None:
+            self.trackers.samples(done, shown, pictures)
             self.trackers.evaluation(line)
 
     def _shown(self) -> list[str]:

@@ -106,12 +106,17 @@ class Study:
         name = self.search.report_name
         up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
         if create:
-            return optuna.create_study(
+            study = optuna.create_study(
                 study_name=name,
                 storage=storage,
                 directions=[up if one == "reward" else down for one in self.search.objectives],
                 load_if_exists=True,
             )
+            measure = self.search.measure  # as a reader of Optuna's own pages knows it
+            names = [measure if one == "reward" else one for one in self.search.objectives]
+            if study.metric_names != names:
+                study.set_metric_names(names)
+            return study
         try:
             return optuna.load_study(study_name=name, storage=storage)
         except KeyError:

@@ -183,6 +183,8 @@ def test_the_storage_holds_what_optuna_needs_to_go_on(lab: SearchLab) -> None:
         optuna.storages.journal.JournalFileBackend(str(storage_file(lab.folder)))
     )
     study = optuna.load_study(study_name="toy", storage=storage)
+    names = [lab.search.measure if one == "reward" else one for one in lab.search.objectives]
+    assert study.metric_names == names
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     done = [t for t in study.trials if t.state.name == "COMPLETE"]
     assert done[1].values == pytest.approx([0.6005, 1200])

@@ -9,16 +9,17 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError
-from mixgrpo.trackers import Trackers, open_trackers, run_id
+from mixgrpo.trackers import Place, Trackers, open_trackers, place_of, run_id
 from tests.mixgrpo.toy import ROOT
 
 SECRET = "sekret0123456789abcdef0123456789abcdef00"
@@ -215,6 +216,74 @@ def test_a_server_that_cannot_be_reached_stops_nothing(tmp_path: Path) -> None:
         assert SECRET.encode() not in content, path
 
 
+IN_A_SWEEP = """
+import sys
+from pathlib import Path
+import torch
+from mixgrpo import trackers
+from mixgrpo.config import RunConfig
+
+folder = Path(sys.argv[1])
+names = ("wandb", "tensorboard")
+config = RunConfig.model_validate({"seed": 3, "output": {"trackers": names}})
+opened = trackers.open_trackers(config, folder, folder.name)
+for i in (0, 5):
+    opened.samples(i, ["a <b>cross</b>", "字 $x$"], torch.rand(2, 3, 8, 8))
+    opened.evaluation({"iteration": i, "reward_x_mean": 0.5})
+opened.close()
+"""
+
+
+def test_a_sweeps_run_has_its_group_tags_and_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arm = "a-" + "long " * 30 + "=[x]"
+    folder = tmp_path / "tau" / f"{arm}-seed3-0a1b2c3d"
+    folder.mkdir(parents=True)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "WANDB_MODE": "offline",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_SWEEP, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (file,) = wandb_files(folder)
+    found = records(file)
+    run = next(r.run for r in found if r.WhichOneof("record_type") == "run")
+    assert run.run_group == "tau"
+    assert [len(tag) <= 64 for tag in run.tags] == [True, True]
+    assert run.tags[0].startswith("arm a-long long")
+    assert run.tags[1] == "seed 3"
+    settings = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert (settings["sweep"], settings["arm"], settings["seed"]) == ("tau", arm, 3)
+    captions = [
+        json.loads(item.value_json)
+        for record in found
+        for item in record.history.item
+        if list(item.nested_key) == ["eval/samples", "captions"]
+    ]
+    assert captions == [["a <b>cross</b>", "字 $x$"]] * 2
+    assert len(list(file.parent.rglob("*.png"))) == 4
+
+    read = EventAccumulator(str(folder / "tensorboard" / "eval"))
+    read.Reload()
+    assert [(image.step, image.width) for image in read.Images("samples/1")] == [(0, 8), (5, 8)]
+    texts = read.Tensors("samples/0/text_summary")
+    assert texts[0].tensor_proto.string_val[0].decode() == r"a \<b>cross\</b>"
+
+
+def test_outside_a_sweep_a_run_has_no_place(tmp_path: Path) -> None:
+    assert place_of(tmp_path / "runs" / "mine") is None
+    assert place_of(tmp_path / "tau" / "w=4-seed12-0a1b2c3d") == Place("tau", "w=4", 12)
+
+
 def points(run: Path, part: str) -> list[tuple[int, float]]:
     """What TensorBoard shows of one reward."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -303,6 +372,9 @@ class Recorder:
         if iteration >= self.fails:
             raise ConnectionResetError("gone\nand more")
         self.seen.append((part, iteration, values))
+
+    def show(self, iteration: int, prompts: Sequence[str], images: Sequence[Tensor]) -> None:
+        self.seen.append(("samples", iteration, list(prompts)))
 
     def close(self) -> None:
         self.closed = True
