@@ -303,7 +303,7 @@ def _clean_environment(parameters: dict[str, Any]) -> Iterator[None]:
 
     kept = {k: os.environ[k] for k in ("SLURM_CONF",) if k in os.environ}
     before = dict(os.environ)
-    with submitit.helpers.clean_env():
+    with submitit.helpers.clean_env(environment.strays()):
         os.environ.update(kept)
         hidden = {*_NOT_INHERITED, *(v for k, v in _INHERITED_UNLESS.items() if k in parameters)}
         os.environ.update(

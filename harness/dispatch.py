@@ -97,7 +97,8 @@ class Inline:
                 **start.shared,
             )
             os.environ.update(job.variables())
-            job.run(self.should_stop)
+            with environment.changed(dict.fromkeys(environment.strays())), _working_folder_kept():
+                job.run(self.should_stop)
         return [start.name for start in starts[:1]]
 
     def over(self, state: RunState) -> bool:
@@ -158,8 +159,9 @@ class Local:
         executor = submitit.LocalExecutor(folder=_fresh(start.folder / "log"))
         # submitit kills what takes longer than its limit, and its limit cannot be left out.
         executor.update_parameters(timeout_min=_NO_TIME_LIMIT_MIN, stderr_to_stdout=True)
-        variables = job.variables() | (self.snapshot.variables() if self.snapshot else {})
-        with _environment(variables), _signals_held_back():
+        variables: dict[str, str | None] = dict.fromkeys(environment.strays())
+        variables |= job.variables() | (self.snapshot.variables() if self.snapshot else {})
+        with environment.changed(variables), _signals_held_back():
             process: _Process = executor.submit(job)
         return process
 
@@ -191,17 +193,14 @@ def _fresh(logs: Path) -> Path:
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+def _working_folder_kept() -> Iterator[None]:
+    """Code that an inline run calls may change the working directory; the launcher stays in its."""
+    before = os.open(".", os.O_RDONLY)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.fchdir(before)
+        os.close(before)
 
 
 @contextmanager

@@ -5,8 +5,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,42 @@ SNAPSHOT = "snapshot.json"
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by numerical libraries when they are loaded, so they must be set before torch is."""
+
+
+_OF_LAUNCHERS = re.compile(
+    r"(MASTER_(ADDR|PORT)|((LOCAL|GROUP|ROLE|NODE|GLOBAL)_)?(RANK|WORLD_SIZE)|NPROC_PER_NODE)"
+    r"|(ACCELERATE|FSDP|DEEPSPEED|TORCHELASTIC|TORCH_NCCL|OMPI|PMI|PMIX|MPI|MV2|HYDRA"
+    r"|SLURM|SLURMD|SRUN|SUBMITIT)_.*"
+)
+"""Variables by which launchers (accelerate, torchrun, MPI, Slurm, submitit) tell a process which of
+several it is, and with what settings."""
+_OF_SITES = {"SLURM_CONF"}
+"""Variables of these names that say where the cluster is, not which job this is."""
+
+
+def strays() -> list[str]:
+    """The variables of this process that say which of several processes a job is: what a shell or
+    an allocation left there must not reach a job that is one alone."""
+    return [name for name in os.environ if _OF_LAUNCHERS.fullmatch(name) and name not in _OF_SITES]
+
+
+@contextmanager
+def changed(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """The environment with these variables set, or removed where they are None."""
+    before = {name: os.environ.get(name) for name in variables}
+    _set(variables)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def cores() -> int:

@@ -147,7 +147,7 @@ class Job:
         `should_yield` says whether the scheduler wants the job's place; `where` it runs is known
         for a process of its own, whose output then goes to a log of the attempt.
         """
-        folder = Path(self.folder)
+        folder = Path(self.folder).absolute()
         try:
             owner = lease.acquire(folder / OWNER, patience_s=2.0)
         except (FileNotFoundError, NotADirectoryError):
@@ -206,7 +206,7 @@ class Job:
                     reason = train(config, folder, asked_to_stop)
         except lease.FolderGoneError:
             raise
-        except Exception as caught:
+        except BaseException as caught:  # what would end the process, too: sys.exit of other code
             record.owner.check()  # what failed may be that the folder is gone
             reason, error = _reason(caught), _explain(caught)
             _tell(error)
@@ -259,7 +259,7 @@ class Job:
                 stops = load(self.train)(
                     config, folder, lambda: should_stop() or stop_file.exists()
                 )
-            except Exception as caught:
+            except BaseException as caught:
                 _tell(_explain(caught))
                 leave_ranks()
                 time.sleep(_PATIENCE_WITH_RANKS_S)
@@ -465,7 +465,7 @@ def _write_attempt(folder: Path, attempt: Attempt) -> None:
     write_json(folder / "attempts" / f"{attempt.number}.json", asdict(attempt))
 
 
-def _reason(error: Exception) -> Reason:
+def _reason(error: BaseException) -> Reason:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
@@ -479,7 +479,7 @@ def _reason(error: Exception) -> Reason:
     return "exception" if _unforeseen(error) else "run-error"
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """The message of an error that was foreseen; otherwise a traceback, what it says last."""
     text = str(error)
     if not isinstance(error, ConfigError | RunError):

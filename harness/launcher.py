@@ -68,7 +68,9 @@ class Launcher:
     ) -> None:
         """`make_executor` is given what an inline job asks after every iteration. Without `sharing`
         every run is computed from its beginning. `held` is the sweep's lease."""
-        self.sweep, self.runs_dir, self.progress, self.retry = sweep, runs_dir, progress, retry
+        # Absolute: code that an inline run calls may change the working directory.
+        self.sweep, self.runs_dir, self.progress = sweep, runs_dir.absolute(), progress
+        self.retry = retry
         self.scheduler, self.sharing, self.held = scheduler, sharing, held
         self.executor = make_executor(self._after_iteration)
         self.signals = 0

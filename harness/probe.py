@@ -189,7 +189,7 @@ class _Worker:
 
     def __init__(self, gpu: str) -> None:
         self.environment = {
-            **os.environ,
+            **{k: v for k, v in os.environ.items() if k not in environment.strays()},
             **dict.fromkeys(environment.THREAD_VARIABLES, str(THREADS)),
             "CUDA_VISIBLE_DEVICES": gpu,
         }

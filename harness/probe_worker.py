@@ -20,6 +20,7 @@ from mixgrpo.config import RunConfig
 from mixgrpo.configfile import as_tuples, load_config
 from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
 from mixgrpo.folder import RESULT
+from mixgrpo.foreign import in_words
 from mixgrpo.probes import PROBES, options_of
 from mixgrpo.trust import named_code
 
@@ -42,8 +43,8 @@ def measure(task: Task) -> str | None:
         return str(error)
     except OSError as error:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except Exception as error:  # the other runs go on
-        return " ".join(f"{type(error).__name__}: {error}".split())
+    except BaseException as error:  # the other runs go on
+        return in_words(error)
     return None
 
 
@@ -51,7 +52,7 @@ def _task(line: str) -> Task:
     said = json.loads(line)
     config = RunConfig.model_validate(as_tuples(said["config"]))
     run = Run(said["arm"], said["seed"], config, said["hash"])
-    return Task(run, Path(said["folder"]), said["name"], said["options"])
+    return Task(run, Path(said["folder"]).absolute(), said["name"], said["options"])
 
 
 def serve(tasks: TextIO, answers: TextIO) -> None:

@@ -4,6 +4,7 @@
 of the program keeps its traceback.
 """
 
+import functools
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ import typer
 from mixgrpo import signals
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.escape import one_line, visible, without_passwords
+from mixgrpo.foreign import exits_are_errors
 
 TrustOption = Annotated[
     bool,
@@ -24,15 +26,26 @@ TrustOption = Annotated[
 ]
 
 
-def run(command: Callable[..., Any]) -> None:
-    """Run a typer command and end the process. `command` returns its exit code, or None for 0."""
+def run(command: Callable[..., Any], ranks: bool = False) -> None:
+    """Run a typer command and end the process. `command` returns its exit code, or None for 0.
+
+    `ranks`: the command may be one of several processes of a run, which all read the same; the
+    first of them says what is wrong with it.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
+
+    # Typer and click, which ends of the process pass through, would take them for their own.
+    @functools.wraps(command)
+    def called(*arguments: Any, **options: Any) -> Any:
+        with exits_are_errors():
+            return command(*arguments, **options)
+
+    app.command()(called)
     try:
         with signals.handling(signals.interrupt):
             code = app(standalone_mode=False)
     except ConfigError as error:
-        if os.environ.get("RANK", "0") != "0":  # all ranks read the same
+        if ranks and _follows():
             sys.exit(error.exit_code)
         _fail_all([str(one) for one in error.errors], error.exit_code)
     except RunError as error:
@@ -56,6 +69,13 @@ def run(command: Callable[..., Any]) -> None:
             raise
         fail(error.format_message().replace("Value error, ", ""), 2)
     sys.exit(code or 0)
+
+
+def _follows() -> bool:
+    """Whether this is one of several processes, and not the first (`mixgrpo.ranks.join`)."""
+    asked = os.environ
+    several = "LOCAL_RANK" in asked and asked.get("WORLD_SIZE", "1") != "1"
+    return several and asked.get("RANK", "0") != "0"
 
 
 def fail(message: str, code: int) -> None:

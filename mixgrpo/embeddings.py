@@ -45,7 +45,7 @@ def embeddings_folder(named: str | None = None) -> Path:
     """
     place = named or os.environ.get(FOLDER_VARIABLE) or "~/.cache/mixgrpo/embeddings"
     try:
-        return Path(place).expanduser()
+        return Path(place).expanduser().absolute()
     except RuntimeError:
         raise ConfigError(
             f"prompts.embeddings {place}: the home folder is not known; name a folder in full"

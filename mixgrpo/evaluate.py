@@ -277,6 +277,7 @@ def main(
     if out is not None:
         check_outside(out, run)
         check_file("--out", out)
+        out = out.absolute()  # code that is called may change the working directory
     loaded = load_run(run, checkpoint, trust=trust)
     config = loaded.config
     names = dict.fromkeys([*config.rewards.train, *config.rewards.held_out, *(reward or [])])

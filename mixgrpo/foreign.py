@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mixgrpo.errors import RepeatableError
+from mixgrpo.signals import Interrupted
+
 ENDS_THE_PROCESS = "code that a run calls must raise an exception, not end the process"
 
 
@@ -27,6 +30,18 @@ def in_words(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" (raised in {frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{text}{place}; {ENDS_THE_PROCESS}"
+
+
+@contextmanager
+def exits_are_errors() -> Iterator[None]:
+    """RepeatableError where what runs inside raises what would end the process without a word, as
+    `sys.exit(0)` does: in a model, an optimizer, a thread that is waited for."""
+    try:
+        yield
+    except (Exception, Interrupted):
+        raise
+    except BaseException as error:
+        raise RepeatableError(in_words(error)) from error
 
 
 @contextmanager

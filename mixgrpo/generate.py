@@ -200,6 +200,8 @@ def main(
     out = out or Path("generated") / run.resolve().name
     sheet = sheet or out / "sheet.png"
     check_places(out, sheet, run)
+    # Code of a model may change the working directory.
+    out, sheet, named, run = out.absolute(), sheet.absolute(), run, run.absolute()
 
     asked = sorted(set(checkpoint or []))
     loaded = load_run(run, asked[0] if asked else None, trust=trust)
@@ -236,7 +238,7 @@ def main(
                 label = f"seed {k}" + (f", image {index}" if images > 1 else "")
                 columns.append(Column(group, label, pixels[:, index]))
         cli.say(f"{group}: done", sys.stderr)
-    write_bytes(sheet, contact_sheet(_title(run, sampling), wanted, columns))
+    write_bytes(sheet, contact_sheet(_title(named, sampling), wanted, columns))
     if not is_stream(sheet):  # which may be the standard output
         cli.say(sheet)
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from mixgrpo.atomic import followed, is_stream
+from mixgrpo.config import DIFFUSION, RunConfig
 from mixgrpo.errors import ConfigError
 
 
@@ -50,3 +51,21 @@ def check_outside(place: Path, run: Path) -> None:
     """ConfigError where `place` lies in the folder of `run`, which is only read."""
     if place.resolve().is_relative_to(run.resolve()):
         raise ConfigError(f"{place}: lies in the run's folder, which is only read; name another")
+
+
+def anchored(config: RunConfig) -> RunConfig:
+    """The configuration with the files that it names by absolute paths.
+
+    What is read after code of users has run would else be sought where that went (`os.chdir`).
+    Names on the hub and of what is shipped stay, and whatever code of users reads itself.
+    """
+
+    def fixed(name: str | None) -> str | None:
+        return str(Path(name).absolute()) if name and Path(name).exists() else name
+
+    model, prompts = config.model, config.prompts
+    if model.name in DIFFUSION:
+        model = model.model_copy(update={"checkpoint": fixed(model.checkpoint)})
+    files = {"train": fixed(prompts.train), "held_out": fixed(prompts.held_out)}
+    prompts = prompts.model_copy(update=files)
+    return config.model_copy(update={"model": model, "prompts": prompts})

@@ -15,6 +15,7 @@ from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.folder import finished_after
 from mixgrpo.models import Conditioning, Policy, load_policy
+from mixgrpo.places import anchored
 from mixgrpo.prompts import read_prompts
 from mixgrpo.ranks import Ranks
 from mixgrpo.rollout import Velocity
@@ -172,12 +173,14 @@ def load_run(
     than the run's. `trust`: run code that the folder names, wherever it lies (`mixgrpo.trust`).
     ConfigError for a folder that holds no run and for an iteration without a checkpoint.
     """
+    folder = folder.absolute()  # code that a run calls may change the working directory
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no run; name a run's folder, with a config.yaml in it")
     config = load_config(file)
     check_folder(config, folder, trust)
     _warn_of_other_code(config, folder)
+    config = anchored(config)
     if precision is not None:
         compute = config.compute.model_copy(update={"precision": precision})
         config = config.model_copy(update={"compute": compute})

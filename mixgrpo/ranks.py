@@ -6,6 +6,8 @@ is trained. What ranks tell each other apart from gradients and weights goes thr
 """
 
 import os
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,10 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, RunError
 
 _BUCKET_BYTES = 2**28
 """Gradients are summed over the ranks in flat buffers of at most this size."""
+
+_OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What launchers tell a process."""
+
+_MEETING = timedelta(seconds=float(os.environ.get("MIXGRPO_MEETING_SECONDS", "600")))
+"""How long a rank waits for the others at the beginning."""
+_SILENCE_S = 5.0
+"""After so long it says that it waits."""
 
 _PATIENCE = timedelta(minutes=30)
 """How long a rank waits for a living one, which may be writing a checkpoint; the end of a dead one
@@ -208,11 +218,50 @@ def join() -> Ranks:
 
     import accelerate
 
+    _meet("cuda:nccl,cpu:gloo" if on_gpu else "gloo")
     state = accelerate.PartialState(
         cpu=not on_gpu, backend="cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=_PATIENCE
     )
     device = str(state.device) if on_gpu else "cpu"
     return Ranks(state.process_index, state.num_processes, device, sharded)
+
+
+def _meet(backend: str) -> None:
+    """Wait for the other processes of the run; what starts them is taken from the environment.
+
+    ConfigError for an environment that no launcher makes, RunError where the others do not come.
+    """
+    import torch.distributed as dist
+
+    asked = {name: os.environ.get(name, "") for name in _OF_LAUNCHERS}
+    taken = ", ".join(f"{name}={value}" for name, value in asked.items() if value)
+    alone = "to run it alone, unset RANK, LOCAL_RANK and WORLD_SIZE"
+    try:
+        rank, size, _, port = (int(asked[name]) for name in (*_OF_LAUNCHERS[:3], "MASTER_PORT"))
+        fits = 0 <= rank < size and 0 < port < 2**16 and asked["MASTER_ADDR"] != ""
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"environment: {taken} is not what accelerate launch or torchrun sets; {alone}"
+        )
+    place = f"process {rank} of {size}, as the environment says ({taken})"
+    waiting = f"{place}: waits for the others for up to {_MEETING.total_seconds():g} s; {alone}"
+    spoken = threading.Timer(_SILENCE_S, print, [waiting], {"file": sys.stderr, "flush": True})
+    spoken.daemon = True
+    spoken.start()
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=_MEETING))
+        store.set_timeout(_MEETING)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    except (dist.DistError, RuntimeError, TimeoutError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RunError(
+            f"{place}: the others did not come within {_MEETING.total_seconds():g} s ({reason}); "
+            f"start all of them with accelerate launch or torchrun; {alone}"
+        ) from error
+    finally:
+        spoken.cancel()
 
 
 def leave() -> None:

@@ -14,7 +14,9 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.foreign import in_words
 from mixgrpo.modules import is_standard
+from mixgrpo.signals import Interrupted
 
 _PATH = re.compile(r"[\w.]+:[\w.]+")
 
@@ -125,11 +127,10 @@ def _blamed(begin: str) -> Iterator[None]:
     """Make one line of what is raised inside; errors for the user are that already."""
     try:
         yield
-    except (ConfigError, RunError):
+    except (ConfigError, RunError, Interrupted):
         raise
-    except (Exception, SystemExit) as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-        raise ConfigError(f"{begin}: {text}") from error
+    except BaseException as error:  # sys.exit of a module that is a script, too
+        raise ConfigError(f"{begin}: {in_words(error)}") from error
 
 
 def _takes(maker: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:

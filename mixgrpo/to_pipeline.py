@@ -83,6 +83,7 @@ def main(
     if os.path.lexists(out):
         raise ConfigError(f"--out {out}: is there already; name a new folder")
     check_folder("--out", out)
+    out = out.absolute()  # code of a model may change the working directory
     loaded = load_run(run, checkpoint, device="cpu", precision="fp32", trust=trust)
     if loaded.config.model.name not in DIFFUSION:
         raise ConfigError(

@@ -19,6 +19,7 @@ from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.escape import markdown_block, one_line, shortened
 from mixgrpo.identity import config_hash
+from mixgrpo.signals import Interrupted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,9 +148,9 @@ def _harmless(name: str, folder: Path, opened: dict[str, Tracker]) -> Iterator[N
     """Make a warning of what a tracker raises inside, and take it out of `opened`."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, Interrupted):
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit, too
         opened.pop(name, None)
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(

@@ -7,6 +7,7 @@ metrics (timings and memory apart) and weights as a run that was never interrupt
 device with the same number of threads.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -28,8 +29,9 @@ from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.folder import Measured, check_unchanged, claim, is_finished, write_result
+from mixgrpo.foreign import exits_are_errors
 from mixgrpo.phase import PhaseFile
-from mixgrpo.places import check_folder
+from mixgrpo.places import anchored, check_folder
 from mixgrpo.words import duration
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ def run(
     ConfigError for what the configuration asks in vain, RunError for what failed; a folder that
     holds another configuration's run is refused.
     """
+    # Code that a run calls may change the working directory.
+    folder, home, given, config = folder.absolute(), Path.cwd(), config, anchored(config)
     try:
         if ranks is None or ranks.first:
             # Before anything slow: what is removed from now on is not made again.
@@ -89,14 +93,15 @@ def run(
 
         ranks = ranks or join()
         if ranks.first:
-            claim(config, folder)
+            claim(given, folder)
         if ranks.any(ranks.first and is_finished(config, folder)):
             if ranks.first:
                 log.info("%s: finished before", folder)
             return "finished"
         phase = PhaseFile(folder if ranks.first else None)
         try:
-            return _Run(config, folder, ranks, phase).go(should_stop)
+            with exits_are_errors():
+                return _Run(config, folder, ranks, phase, given, home).go(should_stop)
         finally:
             phase.close()
     except OSError as error:
@@ -115,7 +120,16 @@ def run(
 class _Run:
     """The folder's side of a run: files, checkpoints, the order of things."""
 
-    def __init__(self, config: RunConfig, folder: Path, ranks: "Ranks", phase: PhaseFile) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        ranks: "Ranks",
+        phase: PhaseFile,
+        given: RunConfig,
+        home: Path,
+    ) -> None:
+        """`given`: the configuration whose relative paths begin in `home`, to be shown."""
         import torch
 
         from mixgrpo.health import Health
@@ -123,6 +137,7 @@ class _Run:
 
         self.config, self.folder, self.ranks = config, folder, ranks
         self.phase = phase
+        self.given, self.home = given, home
         phase.enter("loading")
         self.trainer = Trainer(config, ranks)
         if ranks.first:
@@ -144,7 +159,8 @@ class _Run:
 
         done = self._resume()
         if self.ranks.first:
-            self.trackers = open_trackers(self.config, self.folder, self.folder.name)
+            with contextlib.chdir(self.home):
+                self.trackers = open_trackers(self.given, self.folder, self.folder.name)
         try:
             return self._go(done, should_stop)
         finally:
@@ -398,7 +414,7 @@ def main(
     if out is None:
         raise ConfigError("--out: name the run's folder")
     with signals.noted() as stopping:
-        return _train(resolved, out, stopping)
+        return _train(resolved, out.absolute(), stopping)
 
 
 def _train(config: RunConfig, out: Path, stopping: list[int]) -> int:
@@ -451,4 +467,4 @@ def _dry_run(config: RunConfig, processes: int, sharded: bool) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, ranks=True)

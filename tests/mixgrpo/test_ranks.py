@@ -1,6 +1,7 @@
 """Ranks: alone in this process, and as two real processes on the CPU (gloo)."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,52 @@ def test_without_a_launcher_nothing_is_imported_or_set_up() -> None:
         check=True,
     )
     assert done.stdout.split() == ["1", "cpu", "False", "False", "False", "False"]
+
+
+STRAY = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+def test_a_rank_alone_says_what_it_takes_itself_for_and_does_not_wait_for_ever() -> None:
+    """By hand, in a shell where variables of a launcher were left."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    done = subprocess.run(
+        [sys.executable, "-c", "import mixgrpo.ranks as r; r._SILENCE_S = 0.1; r.join()"],
+        cwd=ROOT,
+        env={**os.environ, **STRAY, "MASTER_PORT": port, "MIXGRPO_MEETING_SECONDS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    for said in ("process 0 of 2", "WORLD_SIZE=2", "did not come within 1 s", "unset RANK, LOCAL"):
+        assert said in last
+    assert "RunError" in last
+    assert "waits for the others for up to 1 s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"RANK": "2"},
+        {"RANK": "-1"},
+        {"RANK": "first"},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": ""},
+        {"MASTER_ADDR": ""},
+        {"MASTER_PORT": ""},
+        {"MASTER_PORT": "99999"},
+    ],
+    ids=str,
+)
+def test_variables_that_no_launcher_sets_are_refused(
+    wrong: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (STRAY | {"MASTER_PORT": "29500"} | wrong).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="not what accelerate launch or torchrun sets; to run it"):
+        join()
 
 
 def test_version_1_of_fsdp_is_refused_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:

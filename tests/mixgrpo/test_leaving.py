@@ -1,0 +1,163 @@
+"""Code that a run calls neither ends the process without a word nor takes the run elsewhere."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.job import Job, make_job
+from harness.store import read_attempts
+from mixgrpo import cli, evaluate, generate, train
+from mixgrpo.configfile import dump_config
+from tests.mixgrpo import toy
+from tests.mixgrpo.runs import outcome
+
+OWN = toy.config(
+    rewards={
+        "train": {"leaving": 1.0},
+        "held_out": [],
+        "classes": {"leaving": "tests.mixgrpo.leaving:Leaving"},
+    }
+)
+HOWS = {
+    "exit": "SystemExit: 0",
+    "interrupt": "KeyboardInterrupt",
+    "cancelled": "CancelledError",
+    "generator": "GeneratorExit",
+}
+
+
+@pytest.fixture(autouse=True)
+def model(toy_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model by the name `leaving`."""
+    info = tmp_path / "site" / "leaving-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: leaving\nVersion: 0\n")
+    point = "leaving = tests.mixgrpo.leaving:LeavingPolicy.load"
+    (info / "entry_points.txt").write_text(f"[mixgrpo.models]\n{point}\n")
+    monkeypatch.syspath_prepend(info.parent)
+
+
+def command(
+    main: Any, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    """Exit code and what was said on stderr of a command in this process."""
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    ("where", "code", "names"),
+    [
+        ("init", 2, "leaving"),
+        ("score", 1, "reward leaving on"),
+        ("velocity", 1, "leaving.py, line"),
+    ],
+)
+def test_an_exit_is_a_failure_with_its_name(
+    where: str,
+    code: int,
+    names: str,
+    how: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = OWN.model_copy(update={"model": OWN.model.model_copy(update={"name": "leaving"})})
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    words = [str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
+    monkeypatch.setenv("LEAVES", f"{where}:{how}")
+    ended, err = command(train.main, words, monkeypatch, capsys)
+    error = err.splitlines()[-1]
+    assert ended == code, err
+    assert error.startswith("error: ")
+    for said in (names, HOWS[how], "leaving.py, line", "must raise an exception"):
+        assert said in error
+    assert not (tmp_path / "run" / "result.json").exists()
+    monkeypatch.delenv("LEAVES")
+    assert train.run(config, tmp_path / "run") == "finished"
+
+
+@pytest.mark.parametrize("main", [evaluate.main, generate.main])
+@pytest.mark.parametrize("how", HOWS)
+def test_commands_that_read_a_run_fail_too(
+    main: Any,
+    how: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = OWN.model_copy(update={"model": OWN.model.model_copy(update={"name": "leaving"})})
+    assert train.run(config, tmp_path / "run") == "finished"
+    monkeypatch.setenv("LEAVES", f"decode:{how}")
+    monkeypatch.chdir(tmp_path)
+    ended, err = command(main, [str(tmp_path / "run")], monkeypatch, capsys)
+    assert ended == 1, err
+    assert HOWS[how] in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("where", ["init", "score", "velocity"])
+def test_a_job_records_it_as_a_failure(
+    where: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OWN.model_copy(update={"model": OWN.model.model_copy(update={"name": "leaving"})})
+    (tmp_path / "run").mkdir()
+    job: Job = make_job(tmp_path / "run", config)
+    monkeypatch.setenv("LEAVES", f"{where}:{how}")
+    ended = job.run(lambda: False)
+    [attempt] = read_attempts(tmp_path / "run")
+    assert ended == attempt.reason == ("config" if where == "init" else "exception")
+    assert attempt.error is not None
+    assert HOWS[how] in attempt.error
+    assert "leaving.py, line" in attempt.error
+
+
+@pytest.mark.parametrize("where", ["init", "score", "velocity"])
+def test_a_run_stays_where_it_began(
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Though its code changes the working directory: every name was relative."""
+    monkeypatch.chdir(tmp_path)
+    prompts = {"train": "prompts.txt", "held_out": "prompts.txt"}
+    Path("prompts.txt").write_text("\n".join(toy.PROMPTS))
+    models = OWN.model.model_copy(update={"name": "leaving"})
+    files = OWN.prompts.model_copy(update=prompts)
+    config = OWN.model_copy(update={"model": models, "prompts": files})
+    assert train.run(config, Path("undisturbed")) == "finished"
+    Path("run.yaml").write_text(dump_config(config))
+    monkeypatch.setenv("LEAVES", f"{where}:chdir")
+
+    def run(main: Any, words: list[str]) -> None:
+        os.chdir(tmp_path)
+        code, err = command(main, words, monkeypatch, capsys)
+        assert code == 0, err
+        assert Path.cwd() == Path("/"), "the test's code was called"
+
+    run(train.main, ["run.yaml", "--out", "run"])
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
+    run(evaluate.main, ["run", "--out", "scores.txt"])
+    assert "leaving" in (tmp_path / "scores.txt").read_text()
+    if where == "velocity":  # it asks no reward
+        run(generate.main, ["run", "--checkpoint", "4", "--out", "images", "--sheet", "sheet.png"])
+        assert (tmp_path / "sheet.png").exists()
+        assert list((tmp_path / "images").glob("*.png"))
+    made = {p.name for p in tmp_path.iterdir()}
+    assert made <= {
+        "site",
+        "prompts.txt",
+        "run.yaml",
+        "run",
+        "undisturbed",
+        "scores.txt",
+        "images",
+        "sheet.png",
+    }
