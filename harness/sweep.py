@@ -156,9 +156,9 @@ def main(
                 progress.say(
                     f"{owner(sweep, runs)} runs this sweep: following it (Ctrl-C leaves it alone)"
                 )
-                places = _scheduler(sweep, runs, asked).places
+                scheduler = _scheduler(sweep, runs, asked)
                 try:
-                    held = wait_for_lease(part, runs, progress, places)
+                    held = wait_for_lease(part, runs, progress, scheduler.places)
                 except Interrupted as interrupted:
                     progress.say("left; the sweep goes on without this command")
                     return interrupted.exit_code

@@ -232,6 +232,7 @@ def _meet(backend: str) -> None:
     ConfigError for an environment that no launcher makes, RunError where the others do not come.
     """
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     asked = {name: os.environ.get(name, "") for name in _OF_LAUNCHERS}
     taken = ", ".join(f"{name}={value}" for name, value in asked.items() if value)
@@ -251,7 +252,7 @@ def _meet(backend: str) -> None:
     spoken.daemon = True
     spoken.start()
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=_MEETING))
+        store, _, _ = next(rendezvous("env://", timeout=_MEETING))
         store.set_timeout(_MEETING)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     except (dist.DistError, RuntimeError, TimeoutError) as error:

@@ -8,6 +8,7 @@ get nothing: no command, environment, code or user.
 import hashlib
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -230,12 +231,29 @@ class _WeightsAndBiases:
         self._run.finish()
 
 
+_WRITERS = "_AsyncWriterThread"
+"""TensorBoard's threads: what ends one is raised again by the next flush, which warns of it."""
+
+
+def _hush_writers() -> None:
+    """Print no traceback of a thread of TensorBoard beside the warning."""
+    before = threading.excepthook
+
+    def hushed(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != _WRITERS:
+            before(args)
+
+    if getattr(before, "__name__", "") != hushed.__name__:  # once a process
+        threading.excepthook = hushed
+
+
 class _TensorBoard:
     """A folder for each part, so that one chart shows training and evaluation of the same name."""
 
     def __init__(self, folder: Path) -> None:
         import torch.utils.tensorboard as tensorboard
 
+        _hush_writers()
         self._library = tensorboard
         self._folder = folder / "tensorboard"
         self._folder.mkdir(exist_ok=True)

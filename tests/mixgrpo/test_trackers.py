@@ -332,8 +332,6 @@ def warned(act: Callable[[], object]) -> list[str]:
     return [str(w.message) for w in seen if w.category is UserWarning]
 
 
-# The library's own thread says it, too.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_tracker_whose_disk_goes_away_is_off_after_one_warning(tmp_path: Path) -> None:
     opened = open_trackers(make("tensorboard"), tmp_path, "x")
     opened.metrics(line(0, 0.0))
