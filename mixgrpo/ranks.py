@@ -234,12 +234,14 @@ def _meet(backend: str) -> None:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
+    if dist.is_initialized():
+        return
     asked = {name: os.environ.get(name, "") for name in _OF_LAUNCHERS}
     taken = ", ".join(f"{name}={value}" for name, value in asked.items() if value)
     alone = "to run it alone, unset RANK, LOCAL_RANK and WORLD_SIZE"
     try:
         rank, size, _, port = (int(asked[name]) for name in (*_OF_LAUNCHERS[:3], "MASTER_PORT"))
-        fits = 0 <= rank < size and 0 < port < 2**16 and asked["MASTER_ADDR"] != ""
+        fits = 0 <= rank < size and 0 <= port < 2**16 and asked["MASTER_ADDR"] != ""
     except ValueError:
         fits = False
     if not fits:
