@@ -16,6 +16,7 @@ from torch import Tensor
 from mixgrpo import cli, train
 from mixgrpo import evaluate as command
 from mixgrpo.bootstrap import RESAMPLES, bootstrap
+from mixgrpo.errors import ConfigError
 from mixgrpo.evaluate import compare, evaluate, evaluation_noise
 from mixgrpo.inference import Sampling, sample
 from mixgrpo.jsonlines import read_lines
@@ -340,5 +341,5 @@ def test_misuse_is_one_line(
 
 
 def test_nothing_is_written_into_the_runs_folder(run: Path) -> None:
-    with pytest.raises(command.ConfigError, match="only read"):
+    with pytest.raises(ConfigError, match="only read"):
         command.main(run, out=run / "result.json")

@@ -69,6 +69,7 @@ def test_an_exit_is_a_failure_with_its_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = OWN.model_copy(update={"model": OWN.model.model_copy(update={"name": "leaving"})})
+    monkeypatch.chdir(tmp_path)  # code that files there name is the user's own
     (tmp_path / "run.yaml").write_text(dump_config(config))
     words = [str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
     monkeypatch.setenv("LEAVES", f"{where}:{how}")
