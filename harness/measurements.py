@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.advice import command_for
 from mixgrpo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def gather(sweep: "Sweep", runs_dir: Path, report: Path) -> Measurements:
         return _committed(sweep, report)
     raise ConfigError(
         f"{sweep.file}: nothing to report: no finished run under {runs_dir / sweep.name} and no "
-        f"measurements in {report}; run `python -m harness.sweep {sweep.file}` first"
+        f"measurements in {report}; run "
+        f"`{command_for('harness.sweep', sweep, runs=runs_dir, reports=report.parent)}` first"
     )
 
 
@@ -219,7 +221,7 @@ def _readable(sweep: "Sweep", report: Path) -> Iterator[None]:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise RunError(
             f"{report}: the measurements kept there cannot be read ({reason}); restore them, or "
-            f"run `python -m harness.sweep {sweep.file}`"
+            f"run `{command_for('harness.sweep', sweep, reports=report.parent)}`"
         ) from None
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import queue
-import shlex
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import cli, environment
+from harness.advice import command_for
 from harness.spec import Run, Sweep, load_sweep, only
 from harness.store import read_result, sweep_folder
 from mixgrpo.atomic import write_json
@@ -177,10 +177,8 @@ def after_training(sweep: Sweep, runs_dir: Path, jobs: int | None, on_slurm: boo
         return measure_missing(sweep, runs_dir, jobs, say)
     count = sum(task.read() is None for task in tasks(sweep, runs_dir))
     if count:
-        options = ["--profile", sweep.profile] if sweep.profile else []
-        options += [text for pair in sweep.overrides for text in ("--set", pair)]
-        command = shlex.join([str(sweep.file), *options, "--runs", str(runs_dir)])
-        say(f"{count} measurements are missing: srun --gpus=1 python -m harness.probe {command}")
+        probe = command_for("harness.probe", sweep, runs=runs_dir)
+        say(f"{count} measurements are missing: srun --gpus=1 {probe}")
     return []
 
 

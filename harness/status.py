@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from harness import cli
+from harness.advice import command
 from harness.codechange import of_other_code
 from harness.launcher import LAUNCHER, owner
 from harness.ledger import Ledger, Spent, ledger
@@ -238,7 +239,7 @@ def _failure(state: RunState) -> list[str]:
     tries = len(state.attempts)
     return [
         f"{state.run.name}: {state.state} at {state.iteration}/{state.total} iterations, "
-        f"{tries} attempt{'' if tries == 1 else 's'}; log: python -m harness.logs {state.folder}",
+        f"{tries} attempt{'' if tries == 1 else 's'}; log: {command('harness.logs', state.folder)}",
         *(f"    {line}" for line in error.strip().splitlines()[-TRACEBACK_LINES:]),
     ]
 

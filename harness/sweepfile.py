@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, StrictInt, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.advice import command
 from mixgrpo.config import Name, RunConfig, Section
 from mixgrpo.configfile import as_tuples, check_key, check_value, is_section, known_keys
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
@@ -95,12 +96,13 @@ def read_file(path: Path) -> tuple[Document, SweepFile]:
     if _is_run_configuration(document):
         raise ConfigError(
             "is a run configuration, not a sweep file; name it as `base:` in a sweep file, or "
-            f"train it with python -m mixgrpo.train {path} --out DIR",
+            f"train it with {command('mixgrpo.train', path)} --out DIR",
             place=place,
         )
     if "space" in keys_of_parts(document):
         raise ConfigError(
-            "is a search file; run it with python -m harness.search (--status, --report)",
+            f"is a search file; run it with {command('harness.search', path)} (and look at it "
+            "with --status, --report)",
             place=place,
         )
     try:

@@ -5,6 +5,7 @@ Every value remembers the place it came from, so that an error can point there.
 """
 
 import difflib
+import shlex
 import sys
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -340,7 +341,9 @@ def load_layers(path: Path) -> Layers:
         chain.append(document)
         if document.data.keys() & {"grid", "arms", "question"}:
             raise ConfigError(
-                "is a sweep file; run it with python -m harness.sweep", place=document.place()
+                "is a sweep file; run it with "
+                f"{shlex.join(['python', '-m', 'harness.sweep', str(document.file)])}",
+                place=document.place(),
             )
         base = document.data.pop("base", None)
         if base is None:

@@ -1,10 +1,9 @@
 """The page of the report of a search, one HTML file with everything in it."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import page as shared
-from harness.searching import confirm
+from harness.advice import command
 from harness.searching.words import Told, answer, more
 from harness.tables import Table
 
@@ -29,8 +28,8 @@ def page(told: Told, pictures: "list[Picture]", found: list[Table]) -> str:
         command_search=f"python -m harness.search {arguments}",
         command_report=f"python -m harness.search {arguments} --report",
         command_confirm=None
-        if confirm.sweep_text(search, told.trials, Path()) is None
-        else f"python -m harness.sweep reports/{search.report_name}/{confirm.FILE}",
+        if told.confirmation is None
+        else command("harness.sweep", shared.shown(told.confirmation)),
     )
 
 

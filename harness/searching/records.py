@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.advice import command_for
 from harness.searching.space import Asked, Range
 from mixgrpo.errors import ConfigError, RunError
 
@@ -122,7 +123,7 @@ def read_files(search: "Search", folder: Path) -> "tuple[pd.DataFrame, dict[str,
     except FileNotFoundError:
         raise ConfigError(
             f"{search.file}: nothing to report: no finished trial, and no trials kept in {folder}; "
-            f"run `python -m harness.search {search.file}` first"
+            f"run `{command_for('harness.search', search, reports=folder.parent)}` first"
         ) from None
     except Exception as error:  # whatever a damaged file makes pyarrow, json or pandas raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

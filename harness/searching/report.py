@@ -48,7 +48,8 @@ def write_report(search: Search, runs_dir: Path, reports_dir: Path, url: str | N
         _write(folder, {confirm.FILE: files[confirm.FILE]})
     confirmed = _confirmed(search, runs_dir, reports_dir, folder) if text is not None else None
     unit = "seconds of one core's time" if made.get("one_core") else "seconds"
-    told = Told(search, trials, made, confirmed, unit)
+    place = None if text is None else folder / confirm.FILE
+    told = Told(search, trials, made, confirmed, place, unit)
     found = tables(told)
     files["table.md"] = markdown(told, found).encode()
     _write(folder, files)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from harness.advice import command
 from harness.searching.space import Settings
 from harness.sweepfile import (
     MOST_RUNS,
@@ -164,7 +165,9 @@ def read_search_file(path: Path) -> tuple[Document, SearchFile]:
     document = read_yaml(path)
     keys = keys_of_parts(document)
     if "space" not in keys and keys & {"grid", "arms"}:
-        raise ConfigError("is a sweep file; run it with python -m harness.sweep", place=place)
+        raise ConfigError(
+            f"is a sweep file; run it with {command('harness.sweep', path)}", place=place
+        )
     try:
         return document, SearchFile.model_validate(as_tuples(document.data))
     except ValidationError as error:

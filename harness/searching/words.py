@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.numbers import NOTHING, number
-from harness.page import shown
+from harness.page import arguments
 from harness.searching import confirm, records
 from harness.searching.file import Search
 from harness.searching.space import label
@@ -29,6 +30,8 @@ class Told:
     trials: "pd.DataFrame"
     made: dict[str, Any]
     confirmed: "Analysis | None"
+    confirmation: Path | None
+    """The sweep file that confirms what was found best; None where there is nothing to confirm."""
     unit: str
     """What a second is."""
 
@@ -36,6 +39,13 @@ class Told:
 def answer(told: Told) -> str:
     from harness import findings
 
+    if told.confirmed is None and told.confirmation is None:
+        own = told.search.enqueue and confirm.reference(told.trials) is not None
+        return (
+            "Nothing is to be confirmed: no finished trial beats the file's own settings."
+            if own and (told.trials["state"] == "complete").any()
+            else "Nothing is to be confirmed yet: too few trials have finished."
+        )
     if told.confirmed is None:
         return "The best settings that the search found are not confirmed on fresh seeds yet."
     return findings.answer(told.confirmed)
@@ -56,9 +66,14 @@ def more(told: Told) -> list[str]:
         if resolution:
             found.append(resolution)
     else:
+        command = (
+            f"python -m harness.search {arguments(search.file, search.profile, search.overrides)}"
+        )
         found.append(
-            f"python -m harness.search {shown(search.file)} runs them; until then nothing is "
-            "called better."
+            f"Until they have run nothing is called better: {command}"
+            if told.confirmation is not None
+            else "What is left of the search, and what a larger number of trials in its file asks "
+            f"for: {command}"
         )
     return [*found, _counted(told), _biased(told)]
 

@@ -15,7 +15,10 @@ from mixgrpo.foreign import in_words, settings_restored
 from mixgrpo.rewards import Reward
 from mixgrpo.signals import Interrupted
 
-_MEND = "mend the reward and run the same command again"
+_MEND = (
+    "mend the reward and run the same command again (harness.sweep and harness.search: with "
+    "--retry failed)"
+)
 
 
 def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
