@@ -58,7 +58,7 @@ def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_o
         said = manifest.read(place)
         theirs = load_config(source / "config.yaml")
         processes = said["made_on"].get("processes", 1)
-        makers = _makers(source)
+        makers = makers_of(source)
     except _BROKEN as error:
         raise UnfitError(f"{place}: {error}") from error
     if common_iterations(config, theirs) < iterations:
@@ -96,7 +96,7 @@ def adopt_finished(
         present = checkpoints_of(source)
         places = [manifest.place_of(root, m) for m in {*config.output.keep, *present[-1:]}]
         said = {place: manifest.read(place) for place in sorted(places)}
-        makers = _makers(source)
+        makers = makers_of(source)
     except _BROKEN as error:
         raise UnfitError(f"{source}: {error}") from error
     claim(config, folder)
@@ -152,7 +152,7 @@ def trained_by(folder: Path, iterations: int) -> str:
     return str(copied.get("trained_by") or study or folder.parent.name)
 
 
-def _makers(folder: Path) -> list[tuple[int, MadeOn]]:
+def makers_of(folder: Path) -> list[tuple[int, MadeOn]]:
     """What computed a run, part by part: from which iteration on, and on what. Nothing where one
     of its records does not say."""
     copied = origin(folder)

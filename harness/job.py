@@ -244,7 +244,8 @@ class Job:
         except (UnfitError, OSError) as why:
             if isinstance(why, OSError) and why.errno in _NO_SPACE:
                 raise
-            _tell(f"does not start from {self.trunk}, but from nothing: {why}")
+            text = f"does not start from {self.trunk}, but from nothing: {why}"
+            record.warned(text, UserWarning, __file__, 0)
         else:
             _tell(f"starts after {done} iterations from {self.trunk}")
             record.began(done)

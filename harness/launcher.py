@@ -94,6 +94,8 @@ class Launcher:
         """Folder names of runs whose folder was there and is not any more."""
         self._seen: set[str] = set()
         """Folder names of runs whose folder was there."""
+        self._said: set[str] = set()
+        """Why runs start from zero, as far as it was said."""
         self._trunks: dict[str, Trunk] = {}
         """From where runs start that have nothing yet, as it was seen last."""
 
@@ -269,6 +271,10 @@ class Launcher:
             states,
             lambda s: s.run.folder_name in busy or self._wants(s) or self._wants_later(s),
         )
+        for text in self.sharing.why_from_zero():
+            if text not in self._said:
+                self._said.add(text)
+                self.progress.say(text)
         waits = {name for name, trunk in self._trunks.items() if not trunk.ready}
         sources = {self._trunks[name].source for name in waits}
         able = [state for state in wanted if state.run.folder_name not in waits]
@@ -332,6 +338,11 @@ class Launcher:
             start = Start(state.run, folder)
             if self.sharing is not None:
                 start = self.sharing.start(state.run, folder, self._trunks)
+                if start.trunk is not None and self.sharing.is_other_length(start.trunk.name):
+                    self.progress.say(
+                        f"{state.run.name}: continues {start.trunk.name} after its "
+                        f"{start.trunk_iterations} iterations"
+                    )
             wanted[state.run.folder_name] = (state, start)
         if not self.executor.outlive:  # said before: an inline run takes its time
             for state in states:

@@ -29,6 +29,8 @@ class Saved:
     """Finished elsewhere: where."""
     trunks: dict[str, Trunk]
     """From whose checkpoint the others start that do not start from nothing."""
+    from_zero: tuple[str, ...] = ()
+    """Why runs start from zero though runs of another length are there."""
 
     def iterations(self, state: RunState) -> int:
         """Those that a run gets from another one."""
@@ -47,7 +49,8 @@ def foresee(
     if accept_code_change:
         copied = finished_by_other_code(starting, runs_dir) | copied
     left = [state for state in states if state.run.folder_name not in copied]
-    return Saved(copied, Sharing(sweep, runs_dir).plan(left, will_come))
+    sharing = Sharing(sweep, runs_dir)
+    return Saved(copied, sharing.plan(left, will_come), tuple(sharing.why_from_zero()))
 
 
 def describe(
@@ -83,7 +86,7 @@ def describe(
     if len(shown) < len(arms):
         lines += ["", f"and {len(arms) - len(shown)} more arms (--only ARM shows one)"]
     lines += ["", _total(states, left, unknown, slots)]
-    lines += _shared(states, saved) if saved else []
+    lines += [*_shared(states, saved), *saved.from_zero] if saved else []
     groups = same_schedules(sweep)
     lines += [
         f"same schedule: {_names(group)} have their windows at the same steps in every iteration "
@@ -140,7 +143,7 @@ def _shared_by(own: list[RunState], states: list[RunState], saved: Saved) -> Ite
     for state in own:
         trunk = saved.trunks.get(state.run.folder_name)
         if trunk is not None:
-            source = names.get(trunk.source, trunk.source)
+            source = names.get(trunk.source, f"the run {trunk.source}")
             yield (
                 f"  shared       {trunk.iterations} of {state.total} iterations, which are those "
                 f"of {source}"

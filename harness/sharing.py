@@ -16,6 +16,7 @@ from harness.adopt import CHECKPOINTS, UnfitError, adopt_finished, fits_whole
 from harness.codechange import accepting, of_other_code
 from harness.dispatch import Start
 from harness.job import close_killed
+from harness.lengths import OtherLength, other_lengths
 from harness.spec import Run, Sweep
 from harness.store import LIVE, RunState, checkpoints_of, look, sweep_folder
 from harness.trunk import Family, Trunk, families, may_start, needed, points, superfluous, trunks
@@ -45,6 +46,10 @@ class Sharing:
     """Runs that the launcher does not follow, as they were when it began."""
     _begun: set[str] = field(default_factory=set)
     """Runs that have something of their own, as was seen once."""
+    _lengths: list[OtherLength] | None = None
+    """Runs of other lengths that lay in the folder at the first plan, for those that start."""
+    _not_from: dict[str, OtherLength] = field(default_factory=dict)
+    """By folder name of a run that starts from zero, one that it might have started from."""
 
     def __post_init__(self) -> None:
         self.families = families(self.whole.runs)
@@ -60,8 +65,9 @@ class Sharing:
     ) -> dict[str, Trunk]:
         """From where each run starts that has nothing yet, by its folder's name."""
         followed = {state.run.folder_name: state for state in states}
+        starting = {name: state.run for name, state in followed.items() if may_start(state)}
         found: dict[str, Trunk] = {}
-        for family in self.families:
+        for family in self._with_other_lengths(starting.values()):
             own = {m.name: followed[m.name] for m in family if m.name in followed}
             if not any(may_start(state) for state in own.values()):
                 continue
@@ -75,7 +81,38 @@ class Sharing:
                 _promised,
                 self.queued,
             )
+        self._not_from = {
+            other.wanted.folder_name: other
+            for other in self._lengths or ()
+            if other.wanted.folder_name in starting and other.wanted.folder_name not in found
+        }
         return {name: self._settled(trunk, followed) for name, trunk in found.items()}
+
+    def _with_other_lengths(self, starting: Iterable[Run]) -> list[Family]:
+        """The families, and in them the runs of other lengths from which these runs can start."""
+        if self._lengths is None:
+            self._lengths = other_lengths(self.whole, self.runs_dir, starting)
+        others = {o.run.folder_name: o.run for o in self._lengths if not o.why_not}
+        return families([*self.whole.runs, *others.values()]) if others else self.families
+
+    def is_other_length(self, name: str) -> bool:
+        """Whether a folder's name is that of a run of another length."""
+        return any(name == other.run.folder_name for other in self._lengths or ())
+
+    def why_from_zero(self) -> list[str]:
+        """Why runs start from zero though runs of another length are there, a line for each reason,
+        as of the last plan."""
+        by_reason: dict[str, list[OtherLength]] = {}
+        for other in self._not_from.values():
+            why = other.why_not or "too few of their iterations are the same"
+            by_reason.setdefault(why, []).append(other)
+        return [
+            f"{others[0].wanted.name}"
+            + (f" and {len(others) - 1} more runs start" if len(others) > 1 else " starts")
+            + f" from zero, not from {others[0].run.folder_name} with its "
+            f"{others[0].run.config.iterations} iterations: {why}"
+            for why, others in by_reason.items()
+        ]
 
     def _other(self, run: Run) -> RunState:
         name = run.folder_name

@@ -7,7 +7,6 @@ are added.
 """
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Annotated
 import typer
 
 from harness import cli, cli_launch
+from harness.advice import command
 from harness.codechange import of_other_code
 from harness.dispatch import Executor, ExecutorName, Inline, Local
 from harness.job import TRAIN
@@ -29,6 +29,7 @@ from harness.launcher import (
     owner,
     wait_for_lease,
 )
+from harness.lengths import other_lengths
 from harness.probe import after_training
 from harness.progress import Progress
 from harness.resources import Slurm, resources
@@ -163,11 +164,11 @@ def main(
                     progress.say("left; the sweep goes on without this command")
                     return interrupted.exit_code
     try:
-        places = Scheduler(sweep_folder(sweep, runs)).places()
-        queued = {name for name, place in places.items() if place.standing != "gone"}
+        in_slurm = Scheduler(sweep_folder(sweep, runs)).places()
+        queued = {name for name, place in in_slurm.items() if place.standing != "gone"}
         folders = [sweep_folder(sweep, runs) / run.folder_name for run in anew]
         there = [look_at(folder, queued) for folder in folders if os.path.lexists(folder)]
-        if not (_clear(sweep, runs, there, "--rerun", yes)):
+        if not _clear(sweep, runs, there, "--rerun", yes):
             return 1
         if prune_ and not _clear(sweep, runs, _strangers(sweep, runs, queued), "--prune", yes):
             return 1
@@ -296,10 +297,10 @@ def _run(
             say(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
             continue
         why = state.attempts[-1].last_line if state.attempts else "it never began"
-        log = f"python -m harness.logs {shlex.quote(str(state.folder))}"
+        log = command("harness.logs", state.folder)
         say(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")
     if any(state.state == "failed" for state in unfinished) and asked.retry != "failed":
-        say("what failed by an exception runs again with --retry failed")
+        say("what failed by an exception runs again by the same command with --retry failed")
     jobs = 1 if asked.executor == "inline" else asked.jobs
     lacking = after_training(part, runs, jobs, asked.executor == "slurm")
     if any(state.state == "finished" for state in look_at_all(sweep, runs)):
@@ -338,7 +339,17 @@ def _strangers(sweep: Sweep, runs: Path, queued: set[str]) -> list[Item]:
             f"--prune: which folders belong to all profiles of {sweep.file} is not known here "
             f"({error}); nothing was moved"
         ) from error
-    return [look_at(folder, queued) for folder in strangers(known, sweep_folder(sweep, runs))]
+    remarks = _remarks(sweep, runs)
+    return [
+        look_at(folder, queued, remarks.get(folder.name, ""))
+        for folder in strangers(known, sweep_folder(sweep, runs))
+    ]
+
+
+def _remarks(sweep: Sweep, runs: Path) -> dict[str, str]:
+    """What run folders are that differ from one of the file only in their length, by name."""
+    others = other_lengths(sweep, runs, sweep.runs)
+    return {other.run.folder_name: other.remark for other in others}
 
 
 def _tell_strangers(sweep: Sweep, runs: Path) -> None:
@@ -362,8 +373,9 @@ def _tell_strangers(sweep: Sweep, runs: Path) -> None:
             f"{len(found)} run(s) are no longer in {sweep.file}, or were made with other --set "
             "values; they stay (--prune moves them to the trash):"
         )
+        remarks = _remarks(sweep, runs)
         for folder in found:
-            say(f"  {folder}")
+            say(f"  {folder}" + (f": {remarks[folder.name]}" if folder.name in remarks else ""))
 
 
 def _go_to_background(sweep: Sweep, runs: Path, held: Lease, executor: ExecutorName) -> bool:

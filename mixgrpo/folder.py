@@ -1,16 +1,20 @@
 """The files in a run's folder: whose it is, what was measured so far, what it came to."""
 
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 from mixgrpo import jsonlines, owncode
 from mixgrpo.atomic import flush, write_json, write_text
+from mixgrpo.common import common_iterations
 from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.identity import code_record, config_hash, differences
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -33,6 +37,9 @@ def claim(config: RunConfig, folder: Path) -> None:
         write_text(file, header + dump_config(config))
         return
     if found.startswith(_HEADER):
+        if (shorter := _lengthens(file, config)) is not None:
+            _lengthen(config, folder, shorter, header)
+            return
         raise ConfigError(f"{file}: {_other_run(file, config)}")
     raise ConfigError(
         f"{file}: was written by another version (it begins {found.strip()!r}, this one writes "
@@ -69,7 +76,7 @@ def _other_run(file: Path, config: RunConfig) -> str:
     """What is said of a folder that belongs to another run."""
     settings = _changes(file, config)
     if settings:
-        return f"is of another run ({settings}); choose another folder, or remove this one"
+        return f"is of another run ({settings}); {_other_way(file, config)}"
     return (
         f"is of another run: {_what_changed(file.parent, config)} changed since it began; name "
         "another folder for a new run (--out), or restore what changed to continue this one"
@@ -84,6 +91,70 @@ def _what_changed(folder: Path, config: RunConfig) -> str:
     if before is None and now.code and claimed(folder) == now.settings:
         return f"the code of {', '.join(now.code)} was not noted then, and may have been"
     return "the contents of its weights, prompts or code"
+
+
+def _lengthens(file: Path, config: RunConfig) -> RunConfig | None:
+    """The run of a folder, where `config` is the same run and goes on after it; None elsewhere.
+
+    Not where a sweep made it: its folder's name says which run it is.
+    """
+    try:
+        before = load_config(file)
+    except ConfigError:
+        return None
+    exact = common_iterations(before, config) == before.iterations < config.iterations
+    # Its weights, prompts and code are still what they were.
+    same = _length_alone(before, config) and config_hash(before) == claimed(file.parent)
+    return before if exact and same and not _of_a_sweep(file) else None
+
+
+def _length_alone(before: RunConfig, now: RunConfig) -> bool:
+    """Whether two runs differ in their iterations and in nothing else that counts."""
+    a, b = differences(before), differences(now)
+    return {key for key in (*a, *b) if a.get(key) != b.get(key)} == {"iterations"}
+
+
+def _of_a_sweep(file: Path) -> bool:
+    return (file.parent / "attempts").is_dir()
+
+
+def _lengthen(config: RunConfig, folder: Path, before: RunConfig, header: str) -> None:
+    """Make the folder that of the longer run. The shorter one's result stays beside it."""
+    kept = folder / f"result-{before.iterations:06d}.json"
+    if (folder / RESULT).exists():
+        (folder / RESULT).replace(kept)
+    owncode.write_record(folder, code_record(config))
+    # After that: a kill in between leaves the shorter run, which writes its result again.
+    write_text(folder / CONFIG, header + dump_config(config))
+    log.info(
+        "%s: goes on from %d to %d iterations; the result of the former, if it had one, is kept as "
+        "%s",
+        folder,
+        before.iterations,
+        config.iterations,
+        kept.name,
+    )
+
+
+def _other_way(file: Path, config: RunConfig) -> str:
+    """What to do where a folder has another run."""
+    try:
+        before = load_config(file)
+    except ConfigError:
+        return "choose another folder, or remove this one"
+    if not _length_alone(before, config):
+        return "choose another folder, or remove this one"
+    if config.optimizer.schedule != "constant":
+        return (
+            f"with optimizer.schedule: {config.optimizer.schedule} the learning rate depends on "
+            "the number of iterations, so that it does not continue; choose another folder"
+        )
+    if _of_a_sweep(file):
+        return (
+            "it is a sweep's: change `iterations` in the sweep file, or give harness.sweep the "
+            "same --set, which continues it in a folder of its own"
+        )
+    return "a run that is longer does not become shorter; choose another folder"
 
 
 def _changes(file: Path, config: RunConfig) -> str:
@@ -163,7 +234,12 @@ class Measured:
         """Leave in the files what belongs to `done` iterations, and return it: their metrics, and
         the evaluations up to the one after them."""
         lines = [line for line in jsonlines.whole_lines(self.metrics) if line["iteration"] < done]
-        evals = [line for line in jsonlines.whole_lines(self.evals) if line["iteration"] <= done]
+        # One after the last iteration of what was a shorter run is none of this run's.
+        evals = [
+            line
+            for line in jsonlines.whole_lines(self.evals)
+            if line["iteration"] <= done and self.due(line["iteration"])
+        ]
         jsonlines.replace(self.metrics, lines)
         jsonlines.replace(self.evals, evals)
         self._disown(lines)

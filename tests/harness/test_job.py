@@ -33,6 +33,7 @@ def run(lab: Lab) -> Run:
 def job(lab: Lab, run: Run, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.syspath_prepend(str(HERE))
     folder = lab.runs / "toy" / run.folder_name
+    folder.mkdir(parents=True)
     return make_job(folder, run.config, train="fake_train:run")
 
 
@@ -197,6 +198,7 @@ def test_a_record_that_cannot_be_written_loses_only_words(
 
 
 def test_a_trainer_that_cannot_be_imported_is_a_failure_with_a_record(lab: Lab, run: Run) -> None:
+    (lab.runs / "x").mkdir(parents=True)
     job = make_job(lab.runs / "x", run.config, train="no_such_module:run")
     assert job.run(never) == "exception"
     assert "no_such_module" in (read_attempts(lab.runs / "x")[0].error or "")

@@ -70,6 +70,7 @@ def launch(
     said: list[str] = []
     progress = Progress("contrast", False)
     progress.say = said.append  # type: ignore[method-assign, assignment]
+    (runs / sweep.name).mkdir(parents=True, exist_ok=True)
     launcher = Launcher(
         part or sweep,
         runs,
@@ -615,6 +616,7 @@ def _finished_twice(tmp_path: Path, source: Path) -> tuple[Sharing, list[RunStat
         shutil.copytree(source, folder)
         result = json.loads((folder / "result.json").read_text())
         write_json(folder / "result.json", result | {"hash": run.hash})
+    (runs / sweep.name).mkdir()
     return Sharing(sweep, runs), look_at_all(sweep, runs)
 
 

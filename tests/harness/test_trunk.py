@@ -327,7 +327,7 @@ def test_a_launcher_that_is_killed_leaves_all_to_the_next_one(lab: Lab) -> None:
 
 
 def test_an_arm_that_is_added_while_its_source_runs_does_not_wait_in_vain(lab: Lab) -> None:
-    slow = {"*": {"seconds": 0.25}}
+    slow = {"interval=6-seed0": {"seconds": 0.8}}  # longer than a launcher takes to begin
     text = ONE_SEED.replace("checkpoint_every: 5", "checkpoint_every: 50")
     lab.write(text.replace("[3, 6, 12, 13]", "[6]"))
     launcher = lab.launch("--jobs", "2", fake=slow)
