@@ -1,9 +1,10 @@
 """The arms of a sweep file: the product of its grid, its named alternatives, or both."""
 
+import hashlib
 import itertools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def _axis(chosen: Chosen, grid: Given, key: str, name: str, values: tuple[Any, .
                 f"{shown(value)} is given twice: the arms {axis[i].name} and {axis[j].name} are "
                 "the same configuration; keep one",
             )
-    return axis
+    return _distinct(axis)
 
 
 def _hashable(value: Any) -> Any:
@@ -213,10 +214,27 @@ def _name_in_file(arm: Arm) -> str:
 
 
 def _grid_arm(key: str, name: str, value: Any) -> Arm:
-    text = value_text(value)
-    safe = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)
     label = SYMBOLS.get(key, name.replace("_", " "))
-    return Arm(f"{name}={safe}", f"{label} = {text}", {key: value})
+    return Arm(f"{name}={value_in_name(value)}", f"{label} = {value_text(value)}", {key: value})
+
+
+def value_in_name(value: Any) -> str:
+    """A setting's value as a part of a folder's name: letters, digits and `_.+-` alone."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "_", value_text(value))
+
+
+def _distinct(arms: list[Arm]) -> list[Arm]:
+    """The arms of an axis, those that have an earlier one's name (in any case: some file systems
+    ignore it) with a digest of their value after it, such as `checkpoint=_a_b-1f03c2`."""
+    taken: set[str] = set()
+    found = []
+    for arm in arms:
+        name = arm.name
+        if name.lower() in taken:
+            name += f"-{hashlib.sha256(arm.label.encode()).hexdigest()[:6]}"
+        taken.add(name.lower())
+        found.append(replace(arm, name=name))
+    return found
 
 
 def symbol(key: str) -> str:

@@ -4,11 +4,12 @@ The jobs belong to Slurm, not to the launcher: it may end and another may pick t
 records of what was submitted (`harness.submissions`).
 """
 
+import io
 import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,11 +81,9 @@ class Cluster:
     ) -> None:
         """`folder` is the sweep's, `resources` what each arm asks for.
 
-        ConfigError where this machine has no Slurm, or the folder's name is none for Slurm.
+        ConfigError where the folder's name is none for Slurm.
         """
-        slurm.check()
-        if "%" in str(folder.resolve()):
-            raise ConfigError(f"{folder}: Slurm reads a % in a file's name as its own; rename it")
+        slurm.check_path(folder)
         self.sweep_name, self.folder, self.resources = sweep_name, folder.resolve(), resources
         self.say, self.train, self.snapshot = say, train, snapshot
         self._max_array: int | None = None
@@ -165,7 +164,10 @@ class Cluster:
         wishes = array.asked.model_dump(mode="json")
         submission = submissions.new(self.folder, self.sweep_name, names, wishes)
         try:
-            with _clean_environment(self.parameters(array.asked, submission.name)):
+            with (
+                _clean_environment(self.parameters(array.asked, submission.name)),
+                redirect_stderr(io.StringIO()),  # submitit prints there what it raises as well
+            ):
                 executor = self._executor(array.asked, submission)
                 with executor.batch():
                     jobs = [executor.submit(self._task(array.asked, p)) for p in array.packs]
@@ -254,7 +256,7 @@ class Cluster:
         return {k: v for k, v in found.items() if v is not None} | {"wckey": None}
 
     def text(self, array: Array) -> str:
-        """The text for sbatch, as it would be handed over."""
+        """The text for sbatch, as it would be handed over; needs srun."""
         shown = Submission("TOKEN", f"{self.sweep_name}-TOKEN", 0.0, None, (), {}, False)
         executor = self._executor(array.asked, shown)
         if len(array.packs) > 1:

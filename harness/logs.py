@@ -3,6 +3,7 @@
 python -m harness.logs RUN [--follow]
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from harness import cli, submissions
+from harness.names import stem_of
 from harness.store import Attempt, read_attempts
 from mixgrpo import lease, signals
 from mixgrpo.cli import run as run_command
@@ -27,16 +29,18 @@ def find_run(name: str, runs_dir: Path) -> Path:
     ConfigError where none fits, or several do.
     """
     # A run whose job has not begun yet has an empty folder.
-    if any((Path(name) / part).exists() for part in ("attempts", "config.yaml")) or (
-        "-seed" in Path(name).name and Path(name).is_dir()
-    ):
-        return Path(name)
+    with contextlib.suppress(OSError):  # a run's name may be too long for a path
+        if any((Path(name) / part).exists() for part in ("attempts", "config.yaml")) or (
+            "-seed" in Path(name).name and Path(name).is_dir()
+        ):
+            return Path(name)
+    stem = stem_of(name)
     found = sorted(
         folder
         for folder in runs_dir.glob("*/*-seed*")
-        if folder.is_dir() and folder.name.startswith(name)
+        if folder.is_dir() and folder.name.startswith((name, stem))
     )
-    exact = [folder for folder in found if folder.name.rpartition("-")[0] == name]
+    exact = [folder for folder in found if folder.name.rpartition("-")[0] in (name, stem)]
     if len(exact or found) == 1:
         return (exact or found)[0]
     if not found:

@@ -5,13 +5,15 @@
 Safe to stop and run again at any time: trials and runs that are finished are kept, others go on.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness import cli, cli_launch
+from harness import cli, cli_launch, preflight
+from harness import slurm as slurms
 from harness.dispatch import Executor, ExecutorName, Inline, Local
 from harness.job import TRAIN
 from harness.launcher import Retry, own, owner
@@ -19,14 +21,16 @@ from harness.progress import Progress
 from harness.resources import Slurm, layered
 from harness.searching.check import check_space
 from harness.searching.file import Search, load_search
-from harness.searching.storage import check_url
-from harness.snapshot import take
+from harness.searching.storage import JOURNAL, check_url, open_storage
+from harness.snapshot import locate, take
+from harness.spec import Sweep
 from harness.store import RunState
 from harness.submissions import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.lease import Lease
+from mixgrpo.places import nothing_left
 from mixgrpo.signals import ended_by_signal
 
 if TYPE_CHECKING:
@@ -76,8 +80,14 @@ def main(
     check_url(storage)
     if sum((plan, status, report)) > 1:
         raise ConfigError("--plan, --status and --report: give one of them")
+    from harness.searching.runs import make_sweep
+
+    sweep = make_sweep(search)
     if not (status or report):
         check_space(search)
+        preflight.check_places(sweep, runs, reports, executor == "slurm")
+        wishes = _wishes(search, slurm or []) if executor == "slurm" else Slurm()
+        _check(search, wishes, executor)
     if plan:
         from harness.searching.status import describe
 
@@ -91,9 +101,44 @@ def main(
     if report:
         say(write_report(search, runs, reports, storage))
         return 0
-    from harness.searching.runs import make_sweep
+    if executor == "slurm":
+        slurms.check()
+    if snapshot:
+        locate(runs / search.name)
+    if storage is not None:
+        open_storage(runs / search.name, storage, create=True)
+    with nothing_left(runs / search.name, ("*/attempts", "*/config.yaml", JOURNAL)):
+        return _own_and_run(
+            search,
+            sweep,
+            runs,
+            reports,
+            storage,
+            executor,
+            jobs,
+            wishes,
+            slurm,
+            snapshot,
+            retry,
+            confirm,
+        )
 
-    sweep = make_sweep(search)
+
+def _own_and_run(
+    search: Search,
+    sweep: Sweep,
+    runs: Path,
+    reports: Path,
+    storage: str | None,
+    executor: ExecutorName,
+    jobs: int | None,
+    wishes: Slurm,
+    slurm: list[str] | None,
+    snapshot: bool,
+    retry: Retry,
+    confirm: bool,
+) -> int:
+    """Take the search's lease and run it. The exit code."""
     held = own(sweep, runs)
     if held is None:
         raise RunError(
@@ -101,7 +146,6 @@ def main(
             "first, or look at it with --status"
         )
     try:
-        wishes = _wishes(search, slurm or []) if executor == "slurm" else Slurm()
         code, over = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry, held)
         if ended_by_signal(code):
             return code
@@ -130,6 +174,14 @@ def main(
         return max(code, confirmed)  # a signal's are the highest
     finally:
         held.release()
+
+
+def _check(search: Search, wishes: Slurm, executor: ExecutorName) -> None:
+    """ConfigError where trials name code, weights or prompts that cannot be used."""
+    preflight.check_processes(executor, _wishes(search, []), search.file)
+    if wishes.python is None:
+        named = list(search.named())
+        preflight.check_code(named, executor != "slurm", lambda text: print(text, file=sys.stderr))
 
 
 def write_report(search: Search, runs: Path, reports: Path, storage: str | None) -> Path:

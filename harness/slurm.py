@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from mixgrpo.errors import ConfigError, RunError
 
@@ -67,12 +68,38 @@ class Past:
 
 
 def check() -> None:
-    """ConfigError where this machine has no Slurm."""
+    """ConfigError where this machine has no Slurm, or one that knows of no cluster. A cluster that
+    does not answer just now is none of either."""
     missing = [name for name in ("sbatch", "squeue", "srun", "scontrol") if not shutil.which(name)]
     if missing:
         raise ConfigError(
             f"--executor slurm: {missing[0]} was not found; run this on a login node of the "
             "cluster, or with --executor local"
+        )
+    try:
+        _tell(["scontrol", "show", "config"])
+    except RunError as error:
+        if "configuration source" in str(error):
+            raise ConfigError(
+                "--executor slurm: Slurm's programs are here and know no cluster (no slurm.conf); "
+                "run this on a login node of the cluster, or with --executor local"
+            ) from None
+
+
+def check_path(folder: Path) -> None:
+    """ConfigError for a folder whose files Slurm would look for elsewhere: it takes a backslash
+    away, reads `%j` as a job's number, and its lines of options end with the line."""
+    path = str(folder.resolve())
+    for character, called in (("\\", "a backslash"), ("%", "a %"), ("\n", "a line break")):
+        if character in path:
+            raise ConfigError(
+                f"{path!r}: has {called} in it, which Slurm does not leave in the names of files; "
+                "rename that folder, or name another one with --runs"
+            )
+    if any("\ud800" <= letter <= "\udfff" for letter in path):
+        raise ConfigError(
+            f"{path!r}: is not UTF-8, as what is handed to Slurm must be; rename that folder, or "
+            "name another one with --runs"
         )
 
 
@@ -205,12 +232,15 @@ def _tell(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"{command[0]} gives no answer: {error}") from None
     if done.returncode:
-        raise RunError(f"{command[0]} failed: {_first_line(done.stderr)}")
+        raise RunError(f"{command[0]} failed: {_reason(done.stderr)}")
     return done.stdout
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+def _reason(text: str) -> str:
+    """The line that ended a program, or else its first."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    fatal = [line for line in lines if "fatal:" in line]
+    return next(iter([*fatal, *lines]), "no reason given")
 
 
 def _epoch(text: str) -> float | None:

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from harness import slurm
 from harness.cluster import Array, Cluster
 from harness.dispatch import Start
 from harness.resources import Slurm
 from harness.snapshot import locate
 from harness.spec import Sweep
 from harness.store import LIVE, RunState, sweep_folder
+from mixgrpo.errors import ConfigError
 from mixgrpo.words import duration
 
 
@@ -18,9 +20,8 @@ def describe_arrays(
     resources: dict[str, Slurm],
     snapshot: bool = False,
 ) -> str:
-    """The arrays that would be submitted for what is neither finished nor under way.
-
-    ConfigError where this machine has no Slurm.
+    """The arrays that would be submitted for what is neither finished nor under way, also on a
+    machine without Slurm. ConfigError for a folder whose name is none for Slurm.
     """
     folder = sweep_folder(sweep, runs_dir)
     code = locate(folder) if snapshot else None
@@ -48,6 +49,10 @@ def describe_arrays(
     if arrays:
         lines.append(_hours(total, unknown, arrays))
         lines += _too_long(arrays, by_name, paces)
+    try:
+        slurm.check()
+    except ConfigError as error:
+        return "\n".join([*lines, "", f"nothing can be submitted from here: {error}"])
     # Arrays that differ only in their length: one is enough to be read.
     different = {array.asked.model_dump_json(): array for array in reversed(arrays)}
     for number, array in enumerate(reversed(list(different.values())), 1):

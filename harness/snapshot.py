@@ -40,7 +40,14 @@ def locate(sweep_folder: Path) -> Snapshot:
     for name in _tracked(root):
         digest.update(name.encode() + b"\0" + (root / name).read_bytes())
     commit = (environment.commit()[0] or "none")[:10]
-    return Snapshot((sweep_folder / CODE / f"{commit}-{digest.hexdigest()[:10]}").resolve())
+    place = (sweep_folder / CODE / f"{commit}-{digest.hexdigest()[:10]}").resolve()
+    for folder in (place, Path.cwd()):
+        if os.pathsep in str(folder):
+            raise ConfigError(
+                f"--snapshot: {folder} has a {os.pathsep} in it, which PYTHONPATH would be split "
+                "at; rename that folder, or leave --snapshot out"
+            )
+    return Snapshot(place)
 
 
 def take(sweep_folder: Path) -> Snapshot:

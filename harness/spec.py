@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from harness.arms import JOINT, base_place, make_arms, place_of, symbol, value_text, ways_to_name
 from harness.arms import Arm as Arm
+from harness.names import check_name, run_folder
 from harness.paper import TABLES
 from harness.sweepfile import MOST_RUNS, Chosen, Given, choose_profile, read_file, wrong_settings
 from harness.views import DEFAULT, VIEWS
@@ -23,6 +24,7 @@ from mixgrpo.config import RunConfig
 from mixgrpo.configfile import Layers, add_overrides, known_keys, load_layers
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors
 from mixgrpo.identity import config_hash, config_hashes
+from mixgrpo.preflight import placed
 from mixgrpo.probes import PROBES, options_of
 from mixgrpo.suggest import did_you_mean
 from mixgrpo.trust import check as check_trust
@@ -44,7 +46,7 @@ class Run:
 
     @property
     def folder_name(self) -> str:
-        return f"{self.name}-{self.hash}"
+        return run_folder(self.arm, self.seed, self.hash)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Sweep:
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What is measured on every finished run besides its training (`mixgrpo.probes`): options by
     name, the defaults filled in."""
+    layers: Mapping[str, Layers] = field(default_factory=dict, repr=False, compare=False)
+    """By arm, its settings with the places where they were written."""
 
     @property
     def references(self) -> dict[str, str]:
@@ -123,12 +127,15 @@ def load_sweep(
     errors = ErrorList()
     arms: list[Arm] = []
     seeds: tuple[int, ...] = ()
+    layers: dict[str, Layers] = {}
     configs: dict[str, RunConfig] = {}
     references: dict[str, str] = {}
     views: tuple[str, ...] = ()
     paper_rows: dict[str, str] = {}
     probes: dict[str, dict[str, Any]] = {}
     answered_by = measure = ""
+    with errors.collected():
+        check_name(chosen.file.name, chosen.document.place(("name",)))
     with errors.collected():
         seeds = _seeds(chosen)
     with errors.collected():
@@ -146,11 +153,15 @@ def load_sweep(
         with errors.collected():
             paper_rows = _paper_rows(chosen, arms)
         with errors.collected():
-            configs = _configs(chosen, list(overrides), arms, seeds[0] if seeds else 0, trust)
+            layers = _layers(chosen, list(overrides), arms)
+            configs = _configs(layers, seeds[0] if seeds else 0, trust)
             measure = _measure(chosen, configs)
-            _check_distinct(chosen, arms, configs)
+            _check_distinct(chosen, arms, configs, layers)
     errors.raise_all()
-    hashes = {arm.name: config_hashes(configs[arm.name], seeds) for arm in arms}
+    hashes = {}
+    for arm in arms:
+        with placed(layers[arm.name]):
+            hashes[arm.name] = config_hashes(configs[arm.name], seeds)
     runs = [
         _run(arm.name, configs[arm.name], seed, hashes[arm.name][index])
         for index, seed in enumerate(seeds)
@@ -178,6 +189,7 @@ def load_sweep(
         views=views,
         answered_by=answered_by,
         probes=probes,
+        layers=layers,
     )
 
 
@@ -207,9 +219,8 @@ def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
     return {run.folder_name for sweep in sweeps for run in sweep.runs}
 
 
-def _configs(
-    chosen: Chosen, overrides: list[str], arms: list[Arm], seed: int, trust: bool
-) -> dict[str, RunConfig]:
+def _layers(chosen: Chosen, overrides: list[str], arms: list[Arm]) -> dict[str, Layers]:
+    """What every arm's configuration is made of."""
     shared = {arm.base: _shared(chosen, arm) for arm in {a.base: a for a in arms}.values()}
     stacks = {}
     for arm in arms:
@@ -224,18 +235,23 @@ def _configs(
             raise ConfigError("the sweep file's `seeds:` sets the seeds", place=place)
         if key in varied:
             raise ConfigError(f"{key} is what the arms differ in; change the file", place=place)
+    for layers in stacks.values():
+        add_overrides(layers, overrides)
+    return stacks
+
+
+def _configs(stacks: dict[str, Layers], seed: int, trust: bool) -> dict[str, RunConfig]:
     configs = {}
     wrong: dict[str, tuple[ConfigError, list[str]]] = {}
-    for arm in arms:
-        add_overrides(stacks[arm.name], overrides)
+    for arm, layers in stacks.items():
         try:
-            configs[arm.name] = stacks[arm.name].validate(seed)
-            check_trust(configs[arm.name], stacks[arm.name].place, trust)
+            configs[arm] = layers.validate(seed)
+            check_trust(configs[arm], layers.place, trust)
         except ConfigError as error:
             for one in error.errors:
-                wrong.setdefault(str(one), (one, []))[1].append(arm.name)
+                wrong.setdefault(str(one), (one, []))[1].append(arm)
     if wrong:
-        raise all_errors(_of_arms(one, names, len(arms)) for one, names in wrong.values())
+        raise all_errors(_of_arms(one, names, len(stacks)) for one, names in wrong.values())
     return configs
 
 
@@ -291,10 +307,13 @@ def _value(layers: Layers, dotted: str, default: Layers) -> Any:
     return found
 
 
-def _check_distinct(chosen: Chosen, arms: list[Arm], configs: dict[str, RunConfig]) -> None:
+def _check_distinct(
+    chosen: Chosen, arms: list[Arm], configs: dict[str, RunConfig], layers: dict[str, Layers]
+) -> None:
     first: dict[str, str] = {}
     for arm in arms:
-        identity = config_hash(configs[arm.name])
+        with placed(layers[arm.name]):
+            identity = config_hash(configs[arm.name])
         if identity in first:
             key = (chosen.get("arms") or chosen.get("grid") or Given(None, ())).key
             raise chosen.error(

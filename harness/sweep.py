@@ -9,14 +9,15 @@ are added.
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from harness import cli, cli_launch
+from harness import cli, cli_launch, preflight
+from harness import slurm as slurms
 from harness.advice import command
 from harness.codechange import of_other_code
 from harness.dispatch import Executor, ExecutorName, Inline, Local
@@ -34,8 +35,8 @@ from harness.probe import after_training
 from harness.progress import Progress
 from harness.resources import Slurm, resources
 from harness.sharing import Sharing
-from harness.snapshot import take
-from harness.spec import Sweep, known_folders, load_sweep, only, single_runs
+from harness.snapshot import locate, take
+from harness.spec import Run, Sweep, known_folders, load_sweep, only, single_runs
 from harness.store import look_at_all, strangers, sweep_folder
 from harness.submissions import LAG_S, Scheduler
 from harness.trash import Item, confirmed, look_at, move
@@ -43,6 +44,7 @@ from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.lease import Lease
+from mixgrpo.places import nothing_left
 from mixgrpo.signals import Interrupted
 from mixgrpo.words import duration
 
@@ -139,10 +141,28 @@ def main(
     if (plan or cancel) and (prune_ or anew):
         option = "--prune" if prune_ else "--rerun"
         raise ConfigError(f"{option}: moves runs and starts others; leave out --plan and --cancel")
-    if plan:
-        return _plan(sweep, part, runs, asked)
     if cancel:
         return _cancel(part, runs)
+    preflight.check_places(sweep, runs, reports, executor == "slurm")
+    if plan:
+        return _plan(sweep, part, runs, asked)
+    _check(sweep, part, runs, asked)
+    with nothing_left(sweep_folder(sweep, runs), ("*/attempts", "*/config.yaml")):
+        return _own_and_run(sweep, part, runs, reports, asked, detach, prune_, anew, yes)
+
+
+def _own_and_run(
+    sweep: Sweep,
+    part: Sweep,
+    runs: Path,
+    reports: Path,
+    asked: _Asked,
+    detach: bool,
+    prune_: bool,
+    anew: Sequence[Run],
+    yes: bool,
+) -> int:
+    """Take the sweep's lease and run what is missing, or follow its owner. The exit code."""
     if detach:
         held = own(sweep, runs)
         if held is None:
@@ -195,6 +215,20 @@ def _asked(
     return _Asked(executor, jobs, wishes, snapshot, retry, share, accept_code_change)
 
 
+def _check(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> None:
+    """ConfigError, or RunError for a folder of another version, before anything is written."""
+    if asked.executor == "slurm":
+        slurms.check()
+    if asked.snapshot:
+        locate(sweep_folder(sweep, runs))
+    states = look_at_all(part, runs)
+    preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, _warn)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _scheduler(sweep: Sweep, runs: Path, asked: _Asked) -> Scheduler:
     polls = [wishes.poll_s for wishes in asked.slurm.values()]
     return Scheduler(sweep_folder(sweep, runs), min(polls, default=30.0), LAG_S)
@@ -224,6 +258,7 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
 
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
     states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
+    preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, _warn)
     saved = foresee(sweep, states, runs, asked.accept_code_change) if asked.share else None
     say(describe(part, states, slots, saved))
     if sweep.probes:
@@ -274,7 +309,6 @@ def _run(
     held: Lease,
 ) -> int:
     """What happens with the sweep's lease held. Returns the exit code."""
-    look_at_all(part, runs)  # a folder of another version is an error before anything starts
     _tell_strangers(sweep, runs)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:

@@ -255,21 +255,11 @@ def _diffusion(config: RunConfig, source: str, parts: dict[str, Json]) -> Archit
 
 
 def _scenes(checkpoint: str | None) -> Architecture:
-    from safetensors import SafetensorError, safe_open
-
     from mixgrpo.models.scenes import ScenesPolicy
-    from mixgrpo.scenes.model import TOKENS, ModelConfig, ScenesModel
+    from mixgrpo.scenes.model import TOKENS, ScenesModel, read_sizes
     from mixgrpo.scenes.render import SIZE
 
-    file = weights_file(checkpoint)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            found = json.loads((opened.metadata() or {})["config"])
-            sizes = ModelConfig(**{**found, "rope_dims": tuple(found["rope_dims"])})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"model checkpoint {file}: not a checkpoint of the scenes model"
-        ) from error
+    sizes = read_sizes(weights_file(checkpoint))
 
     def policy(decoder: nn.Module | None) -> Policy:
         with torch.device("meta"):

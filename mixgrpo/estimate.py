@@ -68,6 +68,23 @@ def _items(kind: Literal["model", "rewards"], sizes: dict[str, int]) -> list[Ite
     return [Item(kind, label, size) for label, size in sizes.items()]
 
 
+def least_memory(config: RunConfig) -> tuple[int, int] | None:
+    """Bytes that a run of one process needs whatever its batches are: on its device, of weights,
+    their average, gradients and AdamW's moments; and on the disk, of one checkpoint.
+
+    None where the model's sizes are not known here. Nothing is traced.
+    """
+    found = architecture(config)
+    if isinstance(found, str):
+        return None
+    parameters = list(policy_of(config, found).network.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters) - trained
+    element = 2 if config.compute.precision == "bf16" else _FULL
+    moments = 2 if config.optimizer.name == "adamw" else 0
+    return frozen * element + (3 + moments) * trained * _FULL, 4 * trained * _FULL
+
+
 @dataclass(frozen=True)
 class Batches:
     """The most latents that one forward takes on one rank."""

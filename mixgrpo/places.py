@@ -1,6 +1,9 @@
 """Whether a place that a command line names can be written: asked before anything is computed."""
 
 import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixgrpo.atomic import followed, is_stream
@@ -45,6 +48,23 @@ def check_folder(option: str, path: Path) -> None:
         raise ConfigError(f"{option} {path}: {error.strerror}; name another folder") from None
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"{option}: {nearest} cannot be written to; name another folder")
+
+
+@contextmanager
+def nothing_left(folder: Path, begun: Sequence[str]) -> Iterator[None]:
+    """Removes `folder` again where it was not there before and what is done inside is refused
+    (ConfigError), unless something in it fits one of the patterns `begun`."""
+    places = (folder, *folder.parents)
+    made = [place for place in places if not os.path.lexists(place)]
+    try:
+        yield
+    except ConfigError:
+        if folder in made and not any(next(folder.glob(one), None) for one in begun):
+            shutil.rmtree(folder, ignore_errors=True)
+            for place in made[1:]:
+                with suppress(OSError):  # another command may have written there
+                    place.rmdir()
+        raise
 
 
 def check_outside(place: Path, run: Path) -> None:

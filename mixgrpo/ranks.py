@@ -216,6 +216,14 @@ def join() -> Ranks:
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= asked.keys() or asked["WORLD_SIZE"] == "1":
         return Ranks(device="cuda" if on_gpu else "cpu")
 
+    if on_gpu and "CUDA_VISIBLE_DEVICES" not in asked:  # else each may see another one alone
+        there = torch.cuda.device_count()
+        if int(asked["LOCAL_RANK"]) >= there:
+            raise ConfigError(
+                f"accelerate launch: process {int(asked['LOCAL_RANK']) + 1} of this machine has no "
+                f"GPU of its own, for there are {there}; start {there} here (--num_processes over "
+                "all machines)"
+            )
     import accelerate
 
     _meet("cuda:nccl,cpu:gloo" if on_gpu else "gloo")

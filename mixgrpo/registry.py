@@ -53,13 +53,11 @@ def make(
     anything but this package's own errors, which stay as they are. What a built-in one raises
     stays, too.
     """
-    maker = load(group, built_in, name, path)
     named = options or {}
+    maker = check(group, built_in, name, wanted, *arguments, path=path, options=named)
     if name in built_in:
         return maker(*arguments, **named)
     point = _called(_find(group, built_in, name, path), path)
-    if not _takes(maker, arguments, named):
-        raise ConfigError(f"{name}: {point} must be {wanted}")
     given = ", ".join([*map(repr, arguments), *(f"{k}={v!r}" for k, v in named.items())])
     with _blamed(f"{name}: {point}, called as ({given}), fails"):
         return maker(*arguments, **named)
@@ -82,6 +80,23 @@ def others(group: str, built_in: dict[str, str], name: str, path: str | None) ->
 def _points(group: str, _path: tuple[str, ...]) -> EntryPoints:
     """The entry points of a group, looked up once for many runs."""
     return entry_points(group=group)
+
+
+def check(
+    group: str,
+    built_in: dict[str, str],
+    name: str,
+    wanted: str,
+    *arguments: Any,
+    path: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Any:
+    """What `make` would call, which is imported and not called. ConfigError as there."""
+    maker = load(group, built_in, name, path)
+    if name not in built_in and not _takes(maker, arguments, options or {}):
+        point = _called(_find(group, built_in, name, path), path)
+        raise ConfigError(f"{name}: {point} must be {wanted}")
+    return maker
 
 
 def _called(point: EntryPoint, path: str | None) -> str:

@@ -6,11 +6,12 @@ get nothing: no command, environment, code or user.
 """
 
 import hashlib
+import importlib
 import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +118,7 @@ def open_trackers(config: RunConfig, folder: Path, run_name: str) -> Trackers:
                     else _TensorBoard(folder)
                 )
             except ImportError as error:
-                raise ConfigError(
-                    f"output.trackers: {name} cannot be imported ({error}); "
-                    "pip install 'mixgrpo[trackers]', or leave it out"
-                ) from error
+                raise _missing(name, error) from error
     return Trackers(folder, opened)
 
 
@@ -137,6 +135,23 @@ def place_of(folder: Path) -> Place | None:
     """By the names of the run's folder and of the one that it lies in; None outside a sweep."""
     found = re.fullmatch(r"(.+)-seed(\d+)-[0-9a-f]{8}", folder.name)
     return Place(folder.absolute().parent.name, found[1], int(found[2])) if found else None
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """ConfigError for a tracker that is not installed."""
+    for name in names:
+        module = "wandb.sdk" if name == "wandb" else "torch.utils.tensorboard"
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise _missing(name, error) from error
+
+
+def _missing(name: str, error: ImportError) -> ConfigError:
+    return ConfigError(
+        f"output.trackers: {name} cannot be imported ({error}); pip install 'mixgrpo[trackers]', "
+        "or leave it out"
+    )
 
 
 def run_id(config: RunConfig, run_name: str) -> str:

@@ -23,15 +23,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mixgrpo import cli, jsonlines, lease, signals
+from mixgrpo import cli, jsonlines, lease, preflight, signals
 from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import load_config
+from mixgrpo.configfile import add_overrides, load_layers
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.folder import Measured, check_unchanged, claim, is_finished, write_result
 from mixgrpo.foreign import exits_are_errors
 from mixgrpo.phase import PhaseFile
-from mixgrpo.places import anchored, check_folder
+from mixgrpo.places import anchored, check_folder, nothing_left
+from mixgrpo.trust import check as check_trust
 from mixgrpo.words import duration
 
 if TYPE_CHECKING:
@@ -403,18 +404,24 @@ def main(
 
     On several GPUs or machines: accelerate launch ... -m mixgrpo.train CONFIG --out DIR
     """
-    resolved = load_config(config, set_, trust)
-    if dry_run:
-        return _dry_run(resolved, processes, sharded)
-    if processes > 1 or sharded:
+    layers = load_layers(config)
+    add_overrides(layers, set_ or [])
+    resolved = layers.validate()
+    check_trust(resolved, layers.place, trust)
+    if not dry_run and (processes > 1 or sharded):
         raise ConfigError(
             "--processes and --sharded are of --dry-run; accelerate launch starts processes "
             "(docs/training.md)"
         )
-    if out is None:
+    if out is None and not dry_run:
         raise ConfigError("--out: name the run's folder")
-    with signals.noted() as stopping:
-        return _train(resolved, out.absolute(), stopping)
+    preflight.check(resolved, layers)
+    if out is None or dry_run:
+        return _dry_run(resolved, processes, sharded)
+    preflight.warn_of_memory(resolved)
+    out, begun = out.absolute(), ("metrics.jsonl", "eval.jsonl", "checkpoints")
+    with nothing_left(out, begun), signals.noted() as stopping:
+        return _train(resolved, out, stopping)
 
 
 def _train(config: RunConfig, out: Path, stopping: list[int]) -> int:

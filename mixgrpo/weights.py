@@ -44,9 +44,23 @@ def folder(
         return local
     if local.exists():
         raise ConfigError(f"{needed_by}: {checkpoint} is a file, and a folder is needed")
-    if len(Path(checkpoint).parts) > 2 or checkpoint[:1] in ("/", ".", "~"):
-        raise ConfigError(f"{needed_by}: there is no file or folder {checkpoint}")
+    check_local(checkpoint, needed_by)
     return _snapshot(checkpoint, revision, needed_by, allow_patterns)
+
+
+def check_local(checkpoint: str, needed_by: str) -> None:
+    """ConfigError for the path of a file or folder that is not there; nothing is asked of the hub.
+
+    A hub's id has at most one slash: what else is not there is a path.
+    """
+    if not is_on_the_hub(checkpoint) and not Path(checkpoint).expanduser().exists():
+        raise ConfigError(f"{needed_by}: there is no file or folder {checkpoint}")
+
+
+def is_on_the_hub(checkpoint: str) -> bool:
+    """Whether this would be looked for on the hub: no file or folder, and not written as one."""
+    as_path = len(Path(checkpoint).parts) > 2 or checkpoint[:1] in ("/", ".", "~")
+    return not as_path and not Path(checkpoint).exists()
 
 
 def _snapshot(

@@ -5,11 +5,13 @@ Knows nothing of what has run, and imports no Optuna.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.arms import value_in_name
+from harness.names import check_name, shorten
 from harness.searching.ranges import flat, read_enqueued, read_space
 from harness.searching.schema import (
     Budget,
@@ -72,7 +74,7 @@ class Search:
 
     @property
     def confirm_name(self) -> str:
-        return f"{self.report_name}-confirm"
+        return f"{shorten(self.report_name, 64 - len('-confirm'))}-confirm"  # a Name's length
 
     def config(self, asked: Asked) -> RunConfig:
         """The run of these settings, with the first seed. ConfigError where it cannot be run."""
@@ -80,6 +82,26 @@ class Search:
         for key, value in asked.items():
             layers.set(key, value, SEARCHED)
         return layers.validate(self.seeds[0])
+
+    def named(self) -> Iterator[tuple[RunConfig, Layers]]:
+        """What trials may be, as far as they name code and files: the base, the file's own trials,
+        and the base with each choice of a setting that names something. Those that cannot be run
+        are left out."""
+        tried: list[Asked] = [{}, *self.enqueue]
+        tried += [
+            {one.key: value}
+            for one in self.space
+            if one.key.partition(".")[0] in ("model", "prompts", "rewards", "optimizer")
+            for value in one.choices or ()
+        ]
+        for asked in tried:
+            layers = self.layers.copy()
+            try:
+                for key, value in asked.items():
+                    layers.set(key, value, self.document.place(("space", key)))
+                yield layers.validate(self.seeds[0]), layers
+            except ConfigError:
+                continue
 
     @property
     def identity(self) -> str:
@@ -179,6 +201,8 @@ def load_search(
         document=document,
     )
     _check_confirm(search)
+    check_name(search.name, document.place(("name",)))
+    _check_names_of_choices(document, parts, space)
     if search.trials * len(seeds) > MOST_RUNS:
         message = (
             f"{search.trials:,} trials of {len(seeds):,} seeds are more than {MOST_RUNS:,} runs"
@@ -248,6 +272,24 @@ def _check_objectives(
             budget_key,
             "bounds what [reward] alone may cost; take objectives: [reward], or leave budget out",
         )
+
+
+def _check_names_of_choices(
+    document: Document, parts: list[tuple[Part, Key]], space: tuple[Range, ...]
+) -> None:
+    """Trials are known by the names of their folders."""
+    for one in space:
+        first: dict[str, Any] = {}
+        for value in one.choices or ():
+            other = first.setdefault(value_in_name(value).lower(), value)
+            if other is not value:
+                keys = [(*prefix, "space", one.key) for part, prefix in parts if part.space]
+                key = next(k for k in reversed(keys) if k in document.lines)
+                raise ConfigError(
+                    f"{document.place(key)}: space: {one.key}: {other!r} and {value!r} differ in "
+                    "no letter, digit or one of _.+- (capitals count as small ones), so that "
+                    "their trials would have one name; rename one of them"
+                )
 
 
 def _check_confirm(search: Search) -> None:

@@ -4,12 +4,12 @@ A value is kept with three significant digits, so that what is written is what w
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.arms import JOINT, symbol, value_text
+from harness.arms import JOINT, symbol, value_in_name, value_text
+from harness.names import shorten
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -160,14 +160,9 @@ def arm_name(asked: Asked) -> str:
     parts = []
     for key, value in asked.items():
         last = key.rpartition(".")[2]
-        text = re.sub(r"[^A-Za-z0-9_.+-]+", "_", value_text(value))
-        parts.append(f"{last if short.count(last) == 1 else key}={text}")
+        parts.append(f"{last if short.count(last) == 1 else key}={value_in_name(value)}")
     name = ",".join(parts)
-    if len(name) <= _MOST:
-        return name
-    import hashlib
-
-    return f"{name[: _MOST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return shorten(name, _MOST)
 
 
 def label(space: Sequence[Range], asked: Asked, beside: Asked | None = None) -> str:

@@ -59,7 +59,8 @@ def open_storage(folder: Path, url: str | None, create: bool) -> "BaseStorage":
     """The storage at `url`, or the journal in `folder` where none is given.
 
     With `create` the search's lease is held, and what is missing is made. NoTrialsError where
-    nothing is there and `create` is false, RunError where it cannot be opened.
+    nothing is there and `create` is false, RunError where it cannot be opened, ConfigError where
+    it is of a kind that is not known.
     """
     import optuna
 
@@ -74,6 +75,11 @@ def open_storage(folder: Path, url: str | None, create: bool) -> "BaseStorage":
         raise
     except Exception as error:  # of SQLAlchemy, a driver, a server
         mend = "is the server up, the database made, and its driver installed?"
+        if url is not None and _is_no_storage(error):
+            raise ConfigError(
+                f"{_named(folder, url)}: cannot be opened: {_text(error)}; name a database whose "
+                "driver is installed, such as sqlite:///trials.db"
+            ) from None
         if url is None:
             mend = "is it writable, and is there room?"
         raise RunError(f"{_named(folder, url)}: cannot be opened: {_text(error)}; {mend}") from None
@@ -155,6 +161,14 @@ def _of_storage(error: Exception) -> bool:
     return isinstance(error, OSError | optuna.exceptions.StorageInternalError) or (
         package in _DRIVERS
     )
+
+
+def _is_no_storage(error: Exception) -> bool:
+    """Whether a URL names what no server could mend: a kind of database, or a driver, that is not
+    known here."""
+    from sqlalchemy.exc import ArgumentError
+
+    return isinstance(error, ArgumentError | ImportError | ValueError)
 
 
 def _text(error: BaseException) -> str:

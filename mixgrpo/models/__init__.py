@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mixgrpo import registry
-from mixgrpo.config import DIFFUSION, RunConfig
+from mixgrpo.config import DIFFUSION, ModelConfig, RunConfig
 from mixgrpo.contents import contents, pipeline_contents
 from mixgrpo.errors import ConfigError
 from mixgrpo.scenes import weights_file
@@ -128,6 +128,20 @@ def _arguments(config: RunConfig, device: str) -> tuple[Any, ...]:
     model = config.model
     placed = model.model_copy(update={"checkpoint": hub_name(model.name, model.checkpoint)})
     return placed, config.compute, device, embeddings_folder(config.prompts.embeddings)
+
+
+def check_model(model: ModelConfig) -> None:
+    """ConfigError where the embedded model's file, or another package's code, is not there: what
+    `load_model` would refuse before it loads anything."""
+    if model.name == "scenes":
+        place = weights_file(model.checkpoint)
+        if not place.is_file():  # said without the seconds that the next line takes
+            raise ConfigError(f"model.checkpoint {place}: there is no such file")
+        from mixgrpo.scenes.model import read_sizes
+
+        read_sizes(place)
+        return
+    registry.check(_GROUP, _BUILT_IN, model.name, _WANTED, model.checkpoint, "cpu")
 
 
 def load_model(name: str, checkpoint: str | None, device: str) -> Policy:

@@ -122,6 +122,27 @@ class DiffusersPolicy:
         return cls._open(model, compute, device, embeddings, (), negative)[1]
 
     @classmethod
+    def check_folder(cls, model: ModelConfig) -> None:
+        """ConfigError where the folder `model.checkpoint` is no such pipeline or does not take a
+        setting; no weights are read."""
+        parts = ("transformer", "vae", "scheduler", *cls.side.parts)
+        pipeline = Pipeline.find(str(model.checkpoint), None, cls.pipeline_class, parts)
+        settings = pipeline.settings("transformer")
+        cls.check(model, settings)
+        cls._tokens(model, settings)
+        image_size(model, settings, pipeline.settings("vae"))
+
+    @classmethod
+    def _tokens(cls, model: ModelConfig, transformer: dict[str, Any]) -> int:
+        """Tokens of a prompt that are read. ConfigError for more than the model can."""
+        most, tokens = cls.token_limits(transformer)
+        if model.text_tokens is not None and model.text_tokens > most:
+            raise ConfigError(
+                f"model.text_tokens {model.text_tokens}: this model reads at most {most}"
+            )
+        return model.text_tokens or tokens
+
+    @classmethod
     def _open(
         cls,
         model: ModelConfig,
@@ -143,15 +164,10 @@ class DiffusersPolicy:
             )
         settings = pipeline.settings("transformer")
         cls.check(model, settings)
-        most, tokens = cls.token_limits(settings)
-        if model.text_tokens is not None and model.text_tokens > most:
-            raise ConfigError(
-                f"model.text_tokens {model.text_tokens}: this model reads at most {most}"
-            )
         text = PromptEncoder(
             pipeline,
             cls.side,
-            model.text_tokens or tokens,
+            cls._tokens(model, settings),
             _precision(compute),
             device,
             embeddings,
@@ -344,13 +360,18 @@ def schedule_shift(scheduler: dict[str, Any], image_tokens: int) -> float:
     return float(mu if scheduler.get("time_shift_type") == "linear" else exp(mu))
 
 
-def set_attention(network: Any, backend: str) -> None:
-    """Compute the network's attention by a backend of diffusers. ConfigError where it cannot."""
+def check_attention(backend: str) -> None:
+    """ConfigError for a name that diffusers knows no backend by."""
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     known = [name.value for name in AttentionBackendName]
     if backend not in known:
         raise ConfigError(f"compute.attention {backend}: not one of {', '.join(known)}")
+
+
+def set_attention(network: Any, backend: str) -> None:
+    """Compute the network's attention by a backend of diffusers. ConfigError where it cannot."""
+    check_attention(backend)
     if not any(hasattr(p, "_attention_backend") for p in network.attn_processors.values()):
         raise ConfigError(
             f"compute.attention {backend}: diffusers computes the attention of "

@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,6 +14,7 @@ from mixgrpo.contents import contents
 from mixgrpo.errors import ConfigError
 from mixgrpo.foreign import settings_restored
 from mixgrpo.scenes import CLARITY_WEIGHTS, REWARDS
+from mixgrpo.weights import check_local
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +113,57 @@ def load_rewards(
     return found
 
 
+def is_built_in(name: str) -> bool:
+    return name in _BUILT_IN
+
+
+def check_reward(name: str, settings: "RewardsConfig") -> None:
+    """ConfigError for what `load_reward` would refuse, as far as it is known without making the
+    reward: its code is imported and not called."""
+    options = dict(settings.options.get(name, {}))
+    if name in REWARDS:
+        _check_function(name, options)
+        return
+    path = settings.classes.get(name)
+    with _named_by(setting_of(name, settings), name):
+        maker = registry.load(_GROUP, _BUILT_IN, name, path)
+        if path is not None:
+            _check_class(name, path, maker)
+    _check_options(name, maker, options)
+    if name in _BUILT_IN:
+        for option in _IN_FILES:
+            if isinstance(options.get(option), str):
+                check_local(str(options[option]), f"rewards.options.{name}: {option}")
+        return
+    with _named_by(setting_of(name, settings), name):
+        registry.check(_GROUP, _BUILT_IN, name, _WANTED, path=path, options=options)
+        own = getattr(maker, "name", name)
+        if isinstance(own, str) and own != name:
+            raise ConfigError(f"{name}: its class is named {own}; give it the name {name}")
+
+
+@contextmanager
+def _named_by(key: str, name: str) -> Iterator[None]:
+    """Errors that begin with a reward's name begin with the setting that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error).removeprefix("reward ").removeprefix(f"{name}: ")
+        raise ConfigError(f"{key}: {text}") from None
+
+
+def setting_of(name: str, settings: "RewardsConfig") -> str:
+    """The setting that names a reward."""
+    if name in settings.classes:
+        return f"rewards.classes.{name}"
+    return f"rewards.train.{name}" if name in settings.train else f"rewards.held_out.{name}"
+
+
+def _check_function(name: str, options: Mapping[str, Any]) -> None:
+    if options:
+        raise ConfigError(f"rewards.options.{name}: {name} takes none; leave them out")
+
+
 def load_reward(name: str, settings: "RewardsConfig | None" = None) -> Reward:
     """The reward `name`: a built-in one, one of `settings.classes`, or an entry point's of
     `mixgrpo.rewards`; the latter two name a callable that makes one, with `settings.options`.
@@ -120,8 +173,7 @@ def load_reward(name: str, settings: "RewardsConfig | None" = None) -> Reward:
     """
     options = dict(settings.options.get(name, {})) if settings else {}
     if name in REWARDS:
-        if options:
-            raise ConfigError(f"rewards.options.{name}: {name} takes none; leave them out")
+        _check_function(name, options)
         return FunctionReward(name, registry.load(_GROUP, _BUILT_IN, name))
     path = settings.classes.get(name) if settings else None
     found = registry.load(_GROUP, _BUILT_IN, name, path)

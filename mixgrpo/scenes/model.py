@@ -168,23 +168,36 @@ def save_model(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> Non
     write_bytes(path, save(weights, metadata))
 
 
-def load_model(path: Path) -> ScenesModel:
-    """The model that `save_model` wrote, on the CPU. ConfigError where `path` holds none."""
+def read_sizes(path: Path) -> ModelConfig:
+    """The sizes of the model that `save_model` wrote, without its weights. ConfigError where `path`
+    holds none."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise ConfigError(f"model checkpoint {path}: there is no such file") from error
+        raise ConfigError(f"model.checkpoint {path}: there is no such file") from error
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"model checkpoint {path}: not a safetensors file ({error})") from error
-    if metadata.get("format") != _FORMAT:
-        raise ConfigError(f"model checkpoint {path}: not a checkpoint of the scenes model")
-    sizes = json.loads(metadata["config"])
+        raise ConfigError(f"model.checkpoint {path}: not a safetensors file ({error})") from error
+    try:
+        if metadata.get("format") != _FORMAT:
+            raise ValueError("another format")
+        sizes = json.loads(metadata["config"])
+        return ModelConfig(**{**sizes, "rope_dims": tuple(sizes["rope_dims"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"model.checkpoint {path}: not a checkpoint of the scenes model"
+        ) from error
+
+
+def load_model(path: Path) -> ScenesModel:
+    """The model that `save_model` wrote, on the CPU. ConfigError where `path` holds none."""
+    sizes = read_sizes(path)
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     with torch.device("meta"):  # no weights drawn only to be replaced
-        model = ScenesModel(ModelConfig(**{**sizes, "rope_dims": tuple(sizes["rope_dims"])}))
+        model = ScenesModel(sizes)
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ConfigError(f"model checkpoint {path}: its weights do not fit its sizes") from error
+        raise ConfigError(f"model.checkpoint {path}: its weights do not fit its sizes") from error
     return model

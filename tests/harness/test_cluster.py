@@ -144,7 +144,7 @@ def test_a_folder_whose_name_slurm_would_read_otherwise_is_refused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeSlurm(lab.root, monkeypatch)
-    with pytest.raises(ConfigError, match="reads a % in a file's name as its own"):
+    with pytest.raises(ConfigError, match="has a % in it, which Slurm"):
         Cluster("toy", lab.root / "100%" / "toy", {"a": SMALL}, print)
 
 

@@ -230,6 +230,31 @@ def test_a_machine_without_slurm_is_a_mistake_of_the_command(fake: FakeSlurm) ->
         slurm.check()
 
 
+def test_programs_without_a_cluster_are_a_mistake_and_one_that_is_silent_is_not(
+    fake: FakeSlurm,
+) -> None:
+    fake.fail(
+        "scontrol",
+        "scontrol: error: fetch_config: DNS SRV lookup failed\n"
+        "scontrol: fatal: Could not establish a configuration source",
+    )
+    with pytest.raises(ConfigError, match=r"know no cluster \(no slurm.conf\); run this on"):
+        slurm.check()
+    fake.fail("scontrol", "slurm_load_ctl_conf error: Unable to contact slurm controller")
+    slurm.check()
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a%b", "100%", "a\nb", "a\udcffb"])
+def test_a_folder_that_slurm_would_look_for_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rename that folder, or name another one with --runs"):
+        slurm.check_path(tmp_path / name / "toy")
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", 'a"b', "a$HOMEb", "~a", "a#b", "\u00fc", "a;b"])
+def test_what_slurm_leaves_alone_is_not_refused(name: str, tmp_path: Path) -> None:
+    slurm.check_path(tmp_path / name / "toy")
+
+
 # ---- the other side: what a job sees of Slurm ------------------------------------------------
 
 

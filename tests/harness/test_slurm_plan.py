@@ -9,7 +9,6 @@ from harness.resources import Slurm
 from harness.slurm_plan import describe_arrays
 from harness.store import look_at_all
 from harness.submissions import Scheduler
-from mixgrpo.errors import ConfigError
 
 from .fake_slurm import FakeSlurm
 from .lab import SWEEP, Lab
@@ -186,7 +185,18 @@ def test_a_plan_writes_nothing(desk: Desk) -> None:
     assert sorted(desk.lab.runs.rglob("*")) == before
 
 
-def test_a_machine_without_slurm_cannot_plan_for_it(desk: Desk, fake: FakeSlurm) -> None:
-    fake.remove("sbatch")
-    with pytest.raises(ConfigError, match="sbatch was not found"):
-        desk.plan(Slurm())
+def test_a_machine_without_slurm_plans_for_it_and_says_that_it_cannot_submit(
+    desk: Desk, fake: FakeSlurm
+) -> None:
+    fake.fail("scontrol", "scontrol: fatal: no configuration source", to="show config")
+    said = desk.plan(Slurm())
+    assert "array 1 of 1: 4 jobs; each 1 GPU(s)" in said
+    assert said.splitlines()[-1].startswith(
+        "nothing can be submitted from here: --executor slurm: Slurm's programs are here and know "
+        "no cluster (no slurm.conf)"
+    )
+    for program in ("sbatch", "srun", "scontrol", "squeue"):
+        fake.remove(program)
+    said = desk.plan(Slurm())
+    assert "array 1 of 1: 4 jobs; each 1 GPU(s)" in said
+    assert "sbatch was not found; run this on a login node" in said

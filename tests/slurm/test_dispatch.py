@@ -14,6 +14,7 @@ from harness import dispatch, environment
 from harness.cluster import Cluster as SlurmExecutor
 from harness.dispatch import Executor, Inline, Local, Start
 from harness.resources import Slurm
+from harness.slurm import check_path
 from harness.spec import load_sweep
 from harness.store import STOP, RunState, look, read_attempts, read_result
 from harness.submissions import Scheduler
@@ -21,6 +22,7 @@ from mixgrpo import lease
 from mixgrpo.train import OWNER
 
 from ..harness.lab import HERE, SEARCHED, SWEEP
+from .cluster import Cluster
 
 TRAIN = "fake_train:run"
 SMALL = Slurm(gpus=0, cpus=1, time=5, poll_s=1)
@@ -277,3 +279,22 @@ def test_a_snapshot_is_what_runs_whatever_becomes_of_the_code(
     assert attempt.commit is not None
     assert attempt.commit == environment.commit()[0]
     assert attempt.dirty is not None
+
+
+def test_folders_of_hard_names_reach_a_job_and_its_log(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `harness.slurm.check_path` lets pass; what it refuses was seen to lose its log."""
+    monkeypatch.setenv("PYTHONPATH", SEARCHED)
+    started = []
+    for name in ("a b", "a'b", 'a"b', "a$HOMEb", "~a", "a #b", "\u00fc;b"):
+        (tmp_path / name).mkdir()
+        bench = Bench(tmp_path / name, "slurm")
+        check_path(bench.place)
+        start = bench.start(0)
+        assert bench.make().start([start]) == [start.name]
+        started.append(start)
+    for start in started:
+        until(lambda folder=start.folder: read_result(folder) is not None)
+        (attempt,) = read_attempts(start.folder)
+        assert (start.folder / str(attempt.log)).is_file()
