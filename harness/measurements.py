@@ -126,10 +126,16 @@ def _samples_of(run: "Run", folder: Path) -> Samples | None:
     return Samples(run.arm, run.seed, total, prompts, before, after) if prompts else None
 
 
-def to_files(sweep: "Sweep", measurements: Measurements) -> dict[str, bytes]:
-    """The files, by path inside the report's folder, that `gather` reads back."""
+def to_files(sweep: "Sweep", measurements: Measurements, file: str) -> dict[str, bytes]:
+    """The files, by path inside the report's folder, that `gather` reads back. `file`: the sweep's,
+    as seen from there."""
     results = measurements.results
-    made: dict[str, Any] = {"profile": sweep.profile, "machines": results.env, "samples": None}
+    made: dict[str, Any] = {
+        "file": file,
+        "profile": sweep.profile,
+        "machines": results.env,
+        "samples": None,
+    }
     frames = {f"{name}.parquet": getattr(results, name) for name in FRAMES}
     if measurements.probes is not None:
         frames[PROBES] = measurements.probes

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import environment, slurm
+from harness import environment, slurm, source
 from harness.dispatch import ExecutorName
 from harness.names import check_paths
 from harness.resources import Slurm, resources
@@ -39,13 +39,14 @@ Named = tuple[RunConfig, Layers]
 
 
 def check_places(sweep: Sweep, runs_dir: Path, reports_dir: Path, on_slurm: bool) -> None:
-    """ConfigError where the folders of the runs and of the report cannot be made or written, or
-    cannot be used by Slurm."""
+    """ConfigError where the folders of the runs and of the report cannot be made or written, belong
+    to another file of the same name, or cannot be used by Slurm."""
     folder = sweep_folder(sweep, runs_dir)
     check_paths([folder, *(folder / run.folder_name for run in sweep.runs)], f"--runs {runs_dir}")
     check_paths([reports_dir / sweep.report_name], f"--reports {reports_dir}")
     check_folder("--runs", folder)
     check_folder("--reports", reports_dir / sweep.report_name)
+    source.check(sweep.name, sweep.file, folder, reports_dir / sweep.report_name)
     if on_slurm:
         slurm.check_path(folder)
 

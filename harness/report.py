@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import cli, page, unchanged
+from harness import cli, page, source, unchanged
 from harness.measurements import FRAMES, Measurements, gather, kept_finished, to_files
+from harness.source import relative
 from harness.spec import Arm, Sweep, load_sweep
+from harness.store import sweep_folder
+from harness.sweepfile import is_run_configuration
 from mixgrpo.atomic import write_bytes
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.words import duration
+from mixgrpo.yamlfile import read_yaml
 
 if TYPE_CHECKING:
     from harness.analysis import Analysis
@@ -54,6 +58,7 @@ def _write(sweep: Sweep, runs_dir: Path, folder: Path) -> tuple[Path, bool]:
     """The page, and whether it was made from the measurements kept with the report."""
     from harness.figures import check_drawn
 
+    source.check(sweep.name, sweep.file, sweep_folder(sweep, runs_dir), folder)
     made_of = unchanged.digest(sweep, runs_dir, page.shown(sweep.file))
     if unchanged.is_unchanged(sweep, runs_dir, folder, made_of):
         return folder / PAGE, False
@@ -89,7 +94,11 @@ def _files(
     names = (*DEFAULT, *sweep.views)
     views = make_views(analysis, measurements.results, measurements.probes, names)
     told = answer(views, sweep.answered_by)
-    files = {} if measurements.committed else to_files(sweep, measurements)
+    files = (
+        {}
+        if measurements.committed
+        else to_files(sweep, measurements, relative(sweep.file, folder))
+    )
     files |= {
         "table.md": (tables.to_markdown(analysis, told) + view_files.markdown(views)).encode(),
         "table.csv": tables.to_csv(analysis).encode(),
@@ -229,6 +238,22 @@ def _sweep_files() -> list[Path]:
     return files
 
 
+def _of_one_name(files: list[Path], failed: list[ConfigError | RunError]) -> set[Path]:
+    """The files of studies that share their name, and so their folders, with another one; an error
+    for each is added to `failed`."""
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        name = source.name_in(file)
+        if name is not None:
+            by_name.setdefault(name.casefold(), []).append(file)  # some file systems ignore case
+    shared = [of_name for of_name in by_name.values() if len(of_name) > 1]
+    for first, *others in shared:
+        for other in others:
+            with _noting(failed, other):
+                raise source.clash(str(source.name_in(other)), other, first)
+    return {file for of_name in shared for file in of_name}
+
+
 @contextlib.contextmanager
 def _noting(failed: list[ConfigError | RunError], what: Path) -> Iterator[None]:
     """What goes wrong with a file is added to `failed` and ends nothing."""
@@ -290,19 +315,27 @@ def main(
     """Write a sweep's report from its run folders, or from the measurements kept with it."""
     if (file is None) != every:
         raise ConfigError("give either a sweep file or --all")
-    files = [file] if file is not None else _sweep_files()
-    sweeps = [load_sweep(path, profile, set_ or []) for path in files]
-    if not every:
-        _say(sweeps[0], *_write(sweeps[0], runs, reports / sweeps[0].report_name))
+    if file is not None:
+        sweep = load_sweep(file, profile, set_ or [])
+        _say(sweep, *_write(sweep, runs, reports / sweep.report_name))
         return
     from harness.searching import confirm
 
     failed: list[ConfigError | RunError] = []
     reported = 0
+    sweeps = []
+    searches = sorted(SEARCHES.glob("*.yaml"))
+    shared = _of_one_name([*_sweep_files(), *searches], failed)
+    for path in [path for path in _sweep_files() if path not in shared]:
+        with _noting(failed, path):
+            if is_run_configuration(read_yaml(path)):
+                say(f"{path}: is a run configuration, not a sweep file; left out")
+            else:
+                sweeps.append(load_sweep(path, profile, set_ or []))
     for sweep in sweeps:
         with _noting(failed, sweep.file):
             reported += _write_or_skip(sweep, runs, reports)
-    for path in sorted(SEARCHES.glob("*.yaml")):
+    for path in [path for path in searches if path not in shared]:
         with _noting(failed, path):
             reported += _write_or_skip_search(path, runs, reports)
     for path in sorted(reports.glob(f"*/{confirm.FILE}")):  # what fresh seeds say of the searches

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness import cli, cli_launch, preflight
+from harness import cli, cli_launch, preflight, source
 from harness import slurm as slurms
 from harness.dispatch import Executor, ExecutorName, Inline, Local
 from harness.job import TRAIN
@@ -146,6 +146,7 @@ def _own_and_run(
             "first, or look at it with --status"
         )
     try:
+        source.note(search.name, search.file, runs / search.name, say)
         code, over = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry, held)
         if ended_by_signal(code):
             return code

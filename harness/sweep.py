@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from harness import cli, cli_launch, preflight
+from harness import cli, cli_launch, preflight, source
 from harness import slurm as slurms
 from harness.advice import command
 from harness.codechange import of_other_code
@@ -309,6 +309,7 @@ def _run(
     held: Lease,
 ) -> int:
     """What happens with the sweep's lease held. Returns the exit code."""
+    source.note(sweep.name, sweep.file, sweep_folder(sweep, runs), say)
     _tell_strangers(sweep, runs)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:

@@ -93,7 +93,7 @@ def read_file(path: Path) -> tuple[Document, SweepFile]:
     if path.is_dir():
         raise ConfigError("is a folder; name the sweep file", place=place)
     document = read_yaml(path)
-    if _is_run_configuration(document):
+    if is_run_configuration(document):
         raise ConfigError(
             "is a run configuration, not a sweep file; name it as `base:` in a sweep file, or "
             f"train it with {command('mixgrpo.train', path)} --out DIR",
@@ -174,7 +174,7 @@ def _dotted(key: Key, settings: Any, prefix: str = "") -> Iterator[tuple[Key, st
             yield here, dotted, value
 
 
-def _is_run_configuration(document: Document) -> bool:
+def is_run_configuration(document: Document) -> bool:
     """Whether a file has keys of a run, and none that only a sweep has."""
     keys = document.data.keys()
     if keys & (SweepFile.model_fields.keys() - {"base"}):

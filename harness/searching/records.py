@@ -98,12 +98,13 @@ def asked_of(search: "Search", frame: "pd.DataFrame", number: int) -> Asked:
 
 
 def to_files(
-    search: "Search", frame: "pd.DataFrame", machines: list[str], core: bool
+    search: "Search", frame: "pd.DataFrame", machines: list[str], core: bool, file: str
 ) -> dict[str, bytes]:
-    """What is committed, by path in the report's folder."""
+    """What is committed, by path in the report's folder. `file`: the search's, as seen from it."""
     stream = io.BytesIO()
     frame.to_parquet(stream, index=False)
     made = {
+        "file": file,
         "profile": search.profile,
         "identity": search.identity,
         "machines": machines,

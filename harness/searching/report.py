@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import environment
+from harness import environment, source
 from harness.figures import check_drawn
 from harness.searching import confirm, records
 from harness.searching.file import Search
@@ -22,6 +22,7 @@ from harness.searching.runs import on_one_core
 from harness.searching.storage import NoTrialsError, storage_file
 from harness.searching.study import Study
 from harness.searching.words import Told, markdown, tables
+from harness.source import relative
 from mixgrpo.atomic import write_bytes
 from mixgrpo.errors import ConfigError, RunError
 
@@ -39,6 +40,7 @@ def write_report(search: Search, runs_dir: Path, reports_dir: Path, url: str | N
     ConfigError where there is nothing to report, RunError where a place cannot be read or written.
     """
     folder = reports_dir / search.report_name
+    source.check(search.name, search.file, runs_dir / search.name, folder)
     kept = _gather(search, runs_dir, folder, url)
     trials, made = _read_back(kept)
     files: dict[str, bytes] = dict(kept)
@@ -94,7 +96,7 @@ def _gather(search: Search, runs_dir: Path, folder: Path, url: str | None) -> di
                         "(--reports DIR reports them elsewhere)"
                     )
         machines, core = _machines(place, fresh)
-        return records.to_files(search, fresh, machines, core)
+        return records.to_files(search, fresh, machines, core, relative(search.file, folder))
     records.read_files(search, folder)  # says what is wrong
     return {name: (folder / name).read_bytes() for name in (records.FILE, records.MADE)}
 

@@ -24,6 +24,7 @@ from harness.measurements import gather, to_files
 from harness.numbers import interval
 from harness.overall import Overall, Printed, ask, put_together
 from harness.overall_page import write_overall
+from harness.source import relative
 from harness.spec import Sweep
 from harness.stats import detectable_difference, mean_interval
 from harness.studies import Study, read_study
@@ -60,7 +61,9 @@ def make_sweeps() -> list[Sweep]:
 def keep(sweep: Sweep, runs: Path, reports: Path) -> None:
     """The measurements that a report keeps, without the report."""
     folder = reports / sweep.report_name
-    for name, content in to_files(sweep, gather(sweep, runs, folder)).items():
+    for name, content in to_files(
+        sweep, gather(sweep, runs, folder), relative(sweep.file, folder)
+    ).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
 
