@@ -94,11 +94,9 @@ def _files(
     names = (*DEFAULT, *sweep.views)
     views = make_views(analysis, measurements.results, measurements.probes, names)
     told = answer(views, sweep.answered_by)
-    files = (
-        {}
-        if measurements.committed
-        else to_files(sweep, measurements, relative(sweep.file, folder))
-    )
+    files = {}
+    if not measurements.committed:
+        files = to_files(sweep, measurements, relative(sweep.file, folder))
     files |= {
         "table.md": (tables.to_markdown(analysis, told) + view_files.markdown(views)).encode(),
         "table.csv": tables.to_csv(analysis).encode(),
