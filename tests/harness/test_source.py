@@ -27,11 +27,12 @@ def test_a_copied_file_with_the_name_left_is_refused_before_anything(lab: Lab) -
         assert output.count("\n") == 1
     assert sorted(path for path in lab.runs.rglob("*")) == before
     # A file that was moved takes its runs along, and that is said.
-    first.unlink()
+    first.rename(lab.root / "kept")
     code, output = _finish_with(lab, copy, "--jobs", "2")
     assert code == 0, output
     assert f"toy: {first} is gone; its runs belong to {copy} from now on" in output
     assert json.loads((lab.runs / "toy" / "source.json").read_text()) == {"file": "../../copy.yaml"}
+    (lab.root / "kept").rename(first)  # which the fixture reads
 
 
 def _finish_with(lab: Lab, file: Path, *options: str) -> tuple[int, str]:
