@@ -46,6 +46,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (own / "other.txt").write_text(PROMPTS + "a photo of a cat\n")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(own))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([SEARCHED, str(own)]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("MIXGRPO_SLURM", str(own / "site.yaml"))
@@ -64,10 +65,10 @@ def refusal(desk: Path, *settings: str, here: bool = True) -> tuple[str, list[st
     """What the checks say of a sweep with these settings, and what they warn of."""
     file = desk.parent / "own" / "toy.yaml"
     file.write_text(sweep_text(*settings))
-    sweep = load_sweep(file)
     said: list[str] = []
-    named = [(run.config, sweep.layers[run.arm]) for run in sweep.runs]
     try:
+        sweep = load_sweep(file)
+        named = [(run.config, sweep.layers[run.arm]) for run in sweep.runs]
         preflight.check_code(named, here, said.append)
     except ConfigError as error:
         return "\n".join(map(str, error.errors)).replace(f"{file.parent}/", ""), said
@@ -76,19 +77,17 @@ def refusal(desk: Path, *settings: str, here: bool = True) -> tuple[str, list[st
 
 OWN = "rewards: {{classes: {{{0}: '{1}'}}, held_out: [{0}]}}"
 REFUSED = {
-    OWN.format("a", "nope:Nope"): "toy.yaml:5: rewards.classes.a: nope:Nope fails: ModuleNotFound",
+    OWN.format("a", "nope:Nope"): "toy.yaml:5: rewards.classes.a: nope:Nope: no module nope is",
     OWN.format("a", "mine:Nope"): "toy.yaml:5: rewards.classes.a: mine:Nope fails: AttributeError",
     OWN.format("bare", "mine:Bare"): "rewards.classes.bare: mine:Bare has no method score",
-    OWN.format(
-        "a", "mine:Other"
-    ): "rewards.classes.a: its class is named other; give it the name a",
+    OWN.format("a", "mine:Other"): "rewards.classes.a: its class is named other; give it the",
     OWN.format("a", "mine:needs"): "rewards.classes.a: mine:needs is no class",
     OWN.format("a", "mine:PROMPTS"): "rewards.classes.a: mine:PROMPTS fails: AttributeError",
-    OWN.format("a", "subprocess:Popen"): "rewards.classes.a: subprocess:Popen has no method score",
-    OWN.format("a", "subprocess:CompletedProcess"): "rewards.classes.a: subprocess:CompletedPro",
+    OWN.format("a", "subprocess:Popen"): "rewards.classes.a: subprocess:Popen is of Python's standard",
+    OWN.format("a", "subprocess:CompletedProcess"): "rewards.classes.a: subprocess:Completed",
     OWN.format("a", "dies:Nope"): "rewards.classes.a: what is imported for it ended the process "
     "(exit code 3): a last word",
-    OWN.format("a", "leaves:Nope"): "ended the process (exit code 0)",
+    OWN.format("a", "leaves:Nope"): "rewards.classes.a: leaves:Nope fails: SystemExit: 0",
     "rewards: {classes: {good: 'mine:Good'}, held_out: [good], options: {good: {scal: 2}}}": (
         "toy.yaml:5: rewards.options.good: unknown option scal; did you mean scale?"
     ),
@@ -222,8 +221,9 @@ COMMANDS = {
     "harness.sweep {own}/many.yaml": "a run of arm interval=1 is meant for 32 processes on 32 GPUs",
     "harness.sweep {own}/many.yaml --executor inline": "this machine has 0 GPU(s)",
     "harness.sweep {own}/many.yaml --plan": "Take --executor slurm, or settings for one GPU",
-    "harness.sweep {own}/own.yaml": "rewards.classes.a: nope:Nope fails",
-    "harness.sweep {own}/own.yaml --detach": "rewards.classes.a: nope:Nope fails",
+    "harness.sweep {own}/own.yaml": "add --trust",
+    "harness.sweep {own}/own.yaml --trust": "rewards.classes.a: mine:Nope fails",
+    "harness.sweep {own}/own.yaml --trust --detach": "rewards.classes.a: mine:Nope fails",
     "harness.search {own}/look.yaml --storage nope": "--storage: is not a URL",
     "harness.search {own}/look.yaml --storage nope://x": "--storage nope://x: ",
     "harness.search {own}/look.yaml --storage postgresql+nope://u@h/d": "--storage postgresql+nope",
@@ -252,7 +252,7 @@ def test_a_refused_command_leaves_nothing_and_says_one_line(
     own = desk.parent / "own"
     (own / "toy.yaml").write_text(sweep_text("iterations: 2"))
     (own / "many.yaml").write_text(sweep_text("iterations: 2") + FOUR_NODES)
-    (own / "own.yaml").write_text(sweep_text(OWN.format("a", "nope:Nope")))
+    (own / "own.yaml").write_text(sweep_text(OWN.format("a", "mine:Nope")))
     (own / "look.yaml").write_text(SEARCH)
     (own / "run.yaml").write_text("iterations: 2\n")
     monkeypatch.setenv("PATH", "/nowhere")  # where no Slurm is
