@@ -83,7 +83,7 @@ REFUSED = {
     OWN.format("a", "mine:Other"): "rewards.classes.a: its class is named other; give it the",
     OWN.format("a", "mine:needs"): "rewards.classes.a: mine:needs is no class",
     OWN.format("a", "mine:PROMPTS"): "rewards.classes.a: mine:PROMPTS fails: AttributeError",
-    OWN.format("a", "subprocess:Popen"): "rewards.classes.a: subprocess:Popen is of Python's standard",
+    OWN.format("a", "subprocess:Popen"): "rewards.classes.a: subprocess:Popen is of Python's",
     OWN.format("a", "subprocess:CompletedProcess"): "rewards.classes.a: subprocess:Completed",
     OWN.format("a", "dies:Nope"): "rewards.classes.a: what is imported for it ended the process "
     "(exit code 3): a last word",
