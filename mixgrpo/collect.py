@@ -10,6 +10,7 @@ from torch import Tensor
 from mixgrpo.clock import Clock, now
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import RepeatableError
+from mixgrpo.inference import decoded
 from mixgrpo.models import Conditioning, Policy
 from mixgrpo.plan import Plan
 from mixgrpo.randomness import normal
@@ -119,7 +120,7 @@ def collect(
 def decode(policy: Policy, latents: Tensor, limit: int | None) -> Tensor:
     """Images [B, 3, H, W] of latents [B, ...], at most `limit` of them at once."""
     with torch.no_grad():  # set per thread
-        parts = [policy.decode(latents[rows]) for rows in slices(len(latents), limit)]
+        parts = [decoded(policy, latents[rows]) for rows in slices(len(latents), limit)]
     return torch.cat(parts)
 
 

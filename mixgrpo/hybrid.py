@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixgrpo.evaluate import IMAGES_AT_ONCE, choose, evaluation_noise
-from mixgrpo.inference import Sampling, images_at_once, shift_of
+from mixgrpo.inference import Sampling, decoded, images_at_once, shift_of
 from mixgrpo.models import Conditioning, Policy, prepare
 from mixgrpo.policy import held_out_prompts, load_run
 from mixgrpo.probes import HybridOptions
@@ -67,7 +67,7 @@ def hybrid_images(
     ]
     for text, states in zip(texts, reached, strict=True):
         yield [
-            policy.decode(sample_ode(reference, sigmas[switch:], text, states[switch]))
+            decoded(policy, sample_ode(reference, sigmas[switch:], text, states[switch]))
             for switch in switches
         ]
 

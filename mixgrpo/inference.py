@@ -118,8 +118,14 @@ def draw(
     for part in slices(len(prompts), batch):
         conditioning = policy.encode(list(prompts[part]))
         latents = sample(velocity, reference, sampling, conditioning, noise[part])
-        images.append(policy.decode(latents))
+        images.append(decoded(policy, latents))
     return torch.cat(images)
+
+
+def decoded(policy: Policy, latents: Tensor) -> Tensor:
+    """Images [B, 3, H, W] of latents [B, ...]. The model works on a copy, and its result is copied:
+    it may write into what it is given, and return one buffer each time."""
+    return policy.decode(latents.clone()).clone()
 
 
 def shift_of(setting: "float | Literal['dynamic']", policy: Policy) -> float:

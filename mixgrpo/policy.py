@@ -62,16 +62,26 @@ def held_out_prompts(config: RunConfig, policy: Policy) -> list[str]:
 
 
 def velocity_of(policy: Policy, config: RunConfig, device: str) -> Velocity:
-    """The policy's velocity, computed in the configured precision."""
+    """The policy's velocity, computed in the configured precision.
+
+    It works on copies: a model may write into what it is given, and return one buffer each time.
+    """
+
+    def copied(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+        own = {name: value.clone() for name, value in conditioning.items()}
+        sigma = sigma.clone() if isinstance(sigma, Tensor) else sigma
+        found = policy.velocity(latents.clone(), sigma, own)
+        return found if found.requires_grad else found.clone()
+
     if config.compute.precision == "fp32":
-        return policy.velocity
+        return copied
     kind = torch.device(device).type
     # Of rms_norm, whose weights stay in fp32: slower, and as exact.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
     def lowered(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
         with torch.autocast(kind, torch.bfloat16):
-            return policy.velocity(latents, sigma, conditioning).to(latents.dtype)
+            return copied(latents, sigma, conditioning).to(latents.dtype)
 
     return lowered
 

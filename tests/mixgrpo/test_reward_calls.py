@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from torch import Tensor
 from mixgrpo import hybrid, train
 from mixgrpo.errors import ConfigError, RepeatableError
 from mixgrpo.foreign import _torch_settings, settings_restored
+from mixgrpo.models import Conditioning
 from mixgrpo.probes import HybridOptions
 from mixgrpo.ranks import Ranks
 from mixgrpo.rewards import FunctionReward
@@ -246,6 +247,46 @@ def test_a_check_of_prompts_has_its_own_list_and_its_failure_a_name() -> None:
 def test_tensors_without_plain_numbers_are_no_scores(returned: Any, said: str) -> None:
     with pytest.raises(RepeatableError, match=f"reward odd on 8 images.*returned {said}"):
         score(FunctionReward("odd", lambda i, p: returned), IMAGES, PROMPTS)
+
+
+# ---- Models
+
+
+class RudePolicy(toy.ToyPolicy):
+    """Writes into everything it is given, and returns one buffer for every velocity and image."""
+
+    buffers: ClassVar[dict[torch.Size, Tensor]] = {}
+
+    def _reused(self, found: Tensor) -> Tensor:
+        if found.requires_grad:
+            return found
+        return self.buffers.setdefault(found.shape, torch.empty_like(found)).copy_(found)
+
+    def velocity(self, latents: Tensor, sigma: Any, conditioning: Conditioning) -> Tensor:
+        given = latents.clone(), sigma, {k: v.clone() for k, v in conditioning.items()}
+        latents.zero_()
+        for value in conditioning.values():
+            value.fill_(7)
+        conditioning.clear()
+        return self._reused(super().velocity(*given))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        images = super().decode(latents)
+        latents.div_(0.5).add_(1)  # as decoders do
+        return self._reused(images)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+def test_a_model_that_writes_into_what_it_is_given_changes_nothing(
+    micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learned() -> dict[str, Any]:
+        steps = {"sampler": {"steps": 5, "tail_ratio": 0.5, "order": 2}}
+        return measured(lambda i, _: mean(i), compute={"micro_batch": micro_batch}, **steps)
+
+    expected = learned()
+    monkeypatch.setattr(toy.ToyPolicy, "load", lambda checkpoint, device: RudePolicy())
+    assert same(learned(), expected)
 
 
 # ---- Settings of the whole process
