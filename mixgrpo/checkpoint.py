@@ -30,11 +30,16 @@ _CORRUPT = (OSError, ValueError, LookupError, TypeError, SafetensorError)
 
 
 def save(
-    root: Path, iteration: int, tensors: dict[str, dict[str, Tensor]], made_on: dict[str, Any]
+    root: Path,
+    iteration: int,
+    tensors: dict[str, dict[str, Tensor]],
+    made_on: dict[str, Any],
+    digests: dict[str, str] | None = None,
 ) -> None:
     """Write checkpoint `iteration` under `root`: groups of tensors, each by name.
 
-    `made_on` says what the bytes of a result depend on beside its configuration, such as threads.
+    `made_on` says what the bytes of a result depend on beside its configuration, such as threads;
+    `digests` are of the lines that had been written before.
 
     Replaces one of the same iteration. OSError (a full disk) leaves the earlier ones untouched.
     """
@@ -54,6 +59,7 @@ def save(
             "iteration": iteration,
             "files": files,
             "made_on": made_on,
+            "digests": digests,
         }
         (partial / manifest.NAME).write_text(json.dumps(said, indent=1))
         for file in partial.iterdir():

@@ -1,26 +1,39 @@
 """The files in a run's folder: whose it is, what was measured so far, what it came to."""
 
+import contextlib
+import hashlib
+import itertools
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mixgrpo import jsonlines, owncode
+from mixgrpo import jsonlines, manifest, owncode
 from mixgrpo.atomic import flush, write_json, write_text
 from mixgrpo.common import common_iterations
 from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.identity import code_record, config_hash, differences
+from mixgrpo.records import (
+    EVALUATIONS,
+    METRICS,
+    ORIGIN,
+    RESULT,
+    DamagedFileError,
+    check_lines,
+    is_line,
+    read_origin,
+    read_result,
+)
+from mixgrpo.records import measured as measure
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
-RESULT = "result.json"
-ORIGIN = "origin.json"
-"""Says which run its first iterations were copied from, how many, their seconds, and who made
-them."""
 _HEADER = f"# schema {SCHEMA_VERSION}, run "
 """What config.yaml begins with; the run's hash follows."""
 
@@ -179,40 +192,57 @@ def _changes(file: Path, config: RunConfig) -> str:
 
 
 def is_finished(config: RunConfig, folder: Path) -> bool:
-    """Whether the run has its result. What is not all of it, as a broken copy or a dying disk
-    leaves it, is removed with a warning, and the run makes it again."""
-    file = folder / RESULT
+    """Whether the run has its result, and the lines of which that tells.
+
+    Where one of them is damaged the result is set aside with a warning, and of the lines those are
+    left that a checkpoint vouches for, so that the run makes the others again.
+    """
     try:
-        if json.loads(file.read_bytes())["hash"] == config_hash(config):
-            return True
-    except FileNotFoundError:
+        result = read_result(folder)
+        if result is None:
+            return False
+        if result.hash != config_hash(config):
+            raise DamagedFileError(folder / RESULT, "is of another run")
+        try:
+            check_lines(folder, result, config.evaluation.every, thorough=True)
+        except DamagedFileError:
+            Measured(config, folder).cut_back(vouched=bool(result.digests))
+            raise
+    except DamagedFileError as damage:
+        aside = set_aside(folder / RESULT)
+        warnings.warn(
+            f"{damage}; the result is set aside as {aside.name}, and what is missing is made again "
+            "from the newest checkpoint before it",
+            stacklevel=2,
+        )
         return False
-    except (ValueError, LookupError, TypeError):
-        pass
-    warnings.warn(
-        f"{file}: is not the whole result of this run; it is removed, and the run goes on from its "
-        "newest checkpoint to write it again",
-        stacklevel=2,
-    )
-    file.unlink()
-    return False
+    return True
+
+
+def set_aside(place: Path) -> Path:
+    """Give a damaged file a name that nothing reads."""
+    names = (place.with_name(f"{place.name}.damaged-{k}") for k in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    place.rename(aside)
+    return aside
 
 
 def finished_after(folder: Path) -> int | None:
     """How many iterations a finished run has done; None of one that is not finished."""
     try:
-        return int(json.loads((folder / RESULT).read_bytes())["iterations"])
-    except (OSError, ValueError, LookupError, TypeError):
+        result = read_result(folder)
+    except DamagedFileError:
         return None
+    return result.iterations if result else None
 
 
 class Measured:
-    """metrics.jsonl and eval.jsonl of one run."""
+    """metrics.jsonl and eval.jsonl of one run. Lines that are none are as good as missing."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        self.config = config
-        self.metrics = folder / "metrics.jsonl"
-        self.evals = folder / "eval.jsonl"
+        self.config, self.folder = config, folder
+        self.metrics = folder / METRICS
+        self.evals = folder / EVALUATIONS
         self.origin = folder / ORIGIN
 
     def due(self, done: int) -> bool:
@@ -221,23 +251,79 @@ class Measured:
 
     def judged(self) -> set[int]:
         """The iterations that have their evaluation."""
-        return {line["iteration"] for line in jsonlines.whole_lines(self.evals)}
+        return {line["iteration"] for line in self._lines(self.evals)}
 
     def whole(self) -> int:
         """The iterations up to which nothing is missing; the evaluation after them may be."""
-        numbers = [line["iteration"] for line in jsonlines.whole_lines(self.metrics)]
+        numbers = [line["iteration"] for line in self._lines(self.metrics)]
         done = next((i for i, number in enumerate(numbers) if number != i), len(numbers))
         judged = self.judged()
         return next((m for m in range(done) if self.due(m) and m not in judged), done)
 
+    def unchanged(self) -> int:
+        """`whole`, or less where a checkpoint says that lines before it were others."""
+        whole = self.whole()
+        for done, digests in self._manifests():
+            if done <= whole:
+                if digests is None or digests == self.digests(done):
+                    break
+                whole = done - 1
+        return whole
+
+    def digests(self, done: int) -> dict[str, str]:
+        """Of the lines before `done` iterations, by file: what a checkpoint vouches for."""
+        return {
+            file.name: hashlib.sha256(
+                "".join(
+                    json.dumps(line) + "\n"
+                    for line in self._lines(file)
+                    if line["iteration"] < done
+                ).encode()
+            ).hexdigest()
+            for file in (self.metrics, self.evals)
+        }
+
+    def cut_back(self, vouched: bool) -> None:
+        """Leave only what belongs to the newest checkpoint up to which nothing is amiss; that must
+        be one that says so where they are `vouched` for."""
+        for file in (self.metrics, self.evals):
+            if file.is_dir():
+                set_aside(file)
+        whole = self.unchanged()
+        done = max(
+            (m for m, digests in self._manifests() if m <= whole and (digests or not vouched)),
+            default=0,
+        )
+        for file in (self.metrics, self.evals):
+            jsonlines.replace(file, [x for x in self._lines(file) if x["iteration"] < done])
+
+    def _manifests(self) -> Iterator[tuple[int, dict[str, str] | None]]:
+        """The whole manifests of the checkpoints, the newest first: iterations, and `digests`."""
+        root = self.folder / CHECKPOINTS
+        names = [p.name for p in root.glob("[0-9]*") if manifest.is_checkpoint_name(p.name)]
+        for done in sorted(map(int, names), reverse=True):
+            with contextlib.suppress(OSError, ValueError, RunError):
+                yield done, manifest.read(manifest.place_of(root, done))["digests"]
+
+    def _lines(self, file: Path) -> list[dict[str, Any]]:
+        rewards = self.config.rewards
+        names = rewards.train if file == self.metrics else (*rewards.train, *rewards.held_out)
+        means = [f"reward_{name}_mean" for name in names]
+        return [
+            line
+            for line in jsonlines.whole_lines(file)
+            if is_line(file.name, line)
+            and all(isinstance(line.get(key), int | float) for key in means)
+        ]
+
     def keep(self, done: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Leave in the files what belongs to `done` iterations, and return it: their metrics, and
         the evaluations up to the one after them."""
-        lines = [line for line in jsonlines.whole_lines(self.metrics) if line["iteration"] < done]
+        lines = [line for line in self._lines(self.metrics) if line["iteration"] < done]
         # One after the last iteration of what was a shorter run is none of this run's.
         evals = [
             line
-            for line in jsonlines.whole_lines(self.evals)
+            for line in self._lines(self.evals)
             if line["iteration"] <= done and self.due(line["iteration"])
         ]
         jsonlines.replace(self.metrics, lines)
@@ -248,18 +334,17 @@ class Measured:
     def _disown(self, lines: list[dict[str, Any]]) -> None:
         """Of what was copied, only these are left: the run computes the others itself."""
         try:
-            said = json.loads(self.origin.read_bytes())
-            if said["iterations"] <= len(lines):
+            said = read_origin(self.folder)
+            if said is None or said.iterations <= len(lines):
                 return
-        except FileNotFoundError:
+        except DamagedFileError:
+            said = None  # it says nothing
+        if said is None or not lines:
+            set_aside(self.origin) if said is None else self.origin.unlink()
             return
-        except (ValueError, LookupError, TypeError):
-            lines = []  # it says nothing
-        if not lines:
-            self.origin.unlink()
-            return
-        seconds = sum(line.get("seconds_total", 0.0) for line in lines)
-        write_json(self.origin, {**said, "iterations": len(lines), "seconds": seconds})
+        seconds = sum(line["seconds_total"] for line in lines)
+        rest = said.model_copy(update={"iterations": len(lines), "seconds": seconds})
+        write_json(self.origin, rest.model_dump(mode="json", exclude_none=True))
 
 
 def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:
@@ -296,5 +381,10 @@ def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:
             "backward_computed": total("backward_computed"),
             "nfe_rollout": total("nfe_rollout") / len(lines),
             "nfe_train": total("nfe_train") / len(lines),
+            "evaluations": len(evals),
+            "digests": {
+                file.name: measure(file.read_bytes()).model_dump()
+                for file in (measured.metrics, measured.evals)
+            },
         },
     )

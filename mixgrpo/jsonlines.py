@@ -11,6 +11,7 @@ from typing import Any
 
 from mixgrpo.atomic import write_bytes
 from mixgrpo.errors import RunError
+from mixgrpo.records import loads
 
 
 def append(file: Path, line: dict[str, Any]) -> None:
@@ -59,7 +60,7 @@ def _parse(file: Path) -> list[dict[str, Any] | None]:
     texts.pop()  # what follows the last line's end: nothing, or a line cut short
     try:
         # One parse of the whole file, not one per line: many runs are read at a time.
-        lines: list[Any] = json.loads(b"[%s]" % b",".join(texts))
+        lines: list[Any] = loads(b"[%s]" % b",".join(texts))
     except ValueError:
         lines = []
     if len(lines) != len(texts):  # also where two broken lines make a whole one together
@@ -73,7 +74,7 @@ def _is_whole(line: Any) -> bool:
 
 def _object(text: bytes) -> Any:
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError:
         return None
 

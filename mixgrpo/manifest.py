@@ -40,6 +40,8 @@ class Manifest(_Format):
     """The sha256 of each file, by its name."""
     made_on: dict[str, Any]
     """What the bytes depend on beside the configuration, such as threads."""
+    digests: dict[str, str] | None = None
+    """Digests of the lines measured before (`Measured.digests`); earlier versions did not say."""
 
 
 def is_checkpoint_name(name: str) -> bool:

@@ -9,7 +9,6 @@ device with the same number of threads.
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import signal
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mixgrpo import cli, jsonlines, lease, preflight, signals
-from mixgrpo.atomic import write_json
+from mixgrpo.atomic import flush, write_bytes, write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import add_overrides, load_layers
 from mixgrpo.errors import ConfigError, RunError
@@ -32,6 +31,7 @@ from mixgrpo.folder import Measured, check_unchanged, claim, is_finished, write_
 from mixgrpo.foreign import exits_are_errors
 from mixgrpo.phase import PhaseFile
 from mixgrpo.places import anchored, check_folder, nothing_left
+from mixgrpo.records import loads
 from mixgrpo.trust import check as check_trust
 from mixgrpo.words import duration
 
@@ -227,16 +227,16 @@ class _Run:
         return done
 
     def _whole(self) -> int:
-        """The iterations that have all their lines, with a warning where a checkpoint has more."""
+        """The iterations whose lines are whole, with a warning where a checkpoint has more."""
         from mixgrpo import checkpoint
 
-        whole = self.measured.whole()
+        whole = self.measured.unchanged()
         newest = max((int(p.name) for p in checkpoint.checkpoints(self.checkpoints)), default=0)
         if newest > whole:
             warnings.warn(
-                f"{self.folder}: metrics.jsonl and eval.jsonl have all lines of the first {whole} "
-                f"iterations only, not of {newest}; going back to a checkpoint up to there, or to "
-                "the beginning, to make the others again",
+                f"{self.folder}: metrics.jsonl and eval.jsonl have all lines, as they were written, of "
+                f"the first {whole} iterations only, not of {newest}; going back to a checkpoint "
+                "up to there, or to the beginning, to make the others again",
                 stacklevel=2,
             )
         return whole
@@ -290,7 +290,8 @@ class _Run:
                 if file.exists():
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
-            checkpoint.save(self.checkpoints, done, tensors, self.made_on)
+            digests = self.measured.digests(done)
+            checkpoint.save(self.checkpoints, done, tensors, self.made_on, digests)
             output = self.config.output
             besides = [m for m in output.keep if not self._is_usual(m)]
             checkpoint.prune(self.checkpoints, output.checkpoints_kept, done, output.keep, besides)
@@ -329,8 +330,8 @@ class _Run:
         listing = self.folder / "samples" / "prompts.json"
         prompts = self.trainer.held_out
         try:
-            listed: list[str] = json.loads(listing.read_bytes())
-            if set(listed) <= set(prompts):
+            listed: list[str] = loads(listing.read_bytes())
+            if isinstance(listed, list) and set(listed) <= set(prompts):
                 return listed
         except (FileNotFoundError, ValueError, TypeError):
             pass
@@ -342,15 +343,15 @@ class _Run:
         return chosen
 
     def _keep_samples(self, done: int, images: "list[Tensor]") -> None:
-        """Leave images [3, H, W] as pictures."""
-        from PIL import Image
+        """Leave images [3, H, W] as pictures, each whole or not at all."""
+        from mixgrpo.contact_sheet import png
 
         place = self.folder / "samples" / f"{done:06d}"
         place.parent.mkdir(exist_ok=True)
         place.mkdir(exist_ok=True)
         for k, image in enumerate(images):
-            pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
-            Image.fromarray(pixels).save(place / f"{k}.png")
+            write_bytes(place / f"{k}.png", png(image))
+        flush(place)
 
     def _finish(self) -> None:
         average = self.trainer.averages() if self.config.output.export else None

@@ -26,7 +26,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Everything that must be the same for two runs of one configuration."""
 
     def reproducible(data: dict[str, Any]) -> str:
-        kept = {k: v for k, v in data.items() if not k.startswith(("seconds", "memory"))}
+        # The digests are of what has timings in it.
+        timed = ("seconds", "memory", "digests")
+        kept = {k: v for k, v in data.items() if not k.startswith(timed)}
         return json.dumps(kept)
 
     newest = max(p for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
@@ -36,7 +38,8 @@ def outcome(folder: Path) -> dict[str, Any]:
         "result": reproducible(json.loads((folder / "result.json").read_text())),
         "config": (folder / "config.yaml").read_bytes(),
         "newest": newest.name,
-        "tensors": {f.name: f.read_bytes() for f in newest.iterdir()},
+        "tensors": {f.name: f.read_bytes() for f in newest.glob("*.safetensors")},
+        "manifest": reproducible(json.loads((newest / "manifest.json").read_text())),
         "samples": {
             str(f.relative_to(folder)): f.read_bytes()
             for f in (folder / "samples").rglob("*")

@@ -263,7 +263,7 @@ def test_a_spoiled_result_is_written_again(
     file = tmp_path / "result.json"
     whole = file.read_bytes()
     file.write_bytes(spoil(whole))
-    with pytest.warns(UserWarning, match=r"result\.json: is not the whole result of this run"):
+    with pytest.warns(UserWarning, match=r"result\.json: .*; the result is set aside as result\.json\.damaged-1"):
         assert train.run(SMALL, tmp_path) == "finished"
     assert file.read_bytes() == whole  # also the seconds: no iteration was made again
     assert outcome(tmp_path) == small
@@ -275,7 +275,7 @@ def test_a_spoiled_result_counts_as_none_until_it_is_written_again(tmp_path: Pat
     train.run(SMALL, tmp_path)
     (tmp_path / "result.json").write_text('{"sch')
     (tmp_path / "eval.jsonl").unlink()
-    with pytest.warns(UserWarning, match="not the whole result"):
+    with pytest.warns(UserWarning, match="is not whole JSON; the result is set aside"):
         assert train.run(SMALL, tmp_path, lambda: True) == "stopped"
     assert not (tmp_path / "result.json").exists()
 

@@ -1,0 +1,278 @@
+"""The files of a run's folder that are read back: each is checked here, by a model of pydantic.
+
+What is no such file (cut short, of another type, a folder in its place, not readable) is a
+`DamagedFileError` with its path. Keys that this version does not know are left alone. Nothing here
+imports torch.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from mixgrpo.errors import RunError
+
+RESULT = "result.json"
+METRICS = "metrics.jsonl"
+EVALUATIONS = "eval.jsonl"
+ORIGIN = "origin.json"
+"""Says which run its first iterations were copied from, how many, their seconds, and who made
+them."""
+
+_MOST = 2**63
+"""A number of more than 64 bits is none that the program wrote, and no table has room for it."""
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+Count = Annotated[int, Field(ge=0, lt=_MOST)]
+Seconds = Annotated[int | float, Field(ge=0, lt=1e12)]
+Number = Annotated[int | float, Field(gt=-1e300, lt=1e300)]
+
+
+class DamagedFileError(RunError):
+    """A file of a run is not what the program wrote."""
+
+    def __init__(self, file: Path | str, why: str, fix: str = "") -> None:
+        super().__init__(f"{file}: {why}" + (f"; {fix}" if fix else ""))
+        self.file, self.why = Path(file), why
+
+
+class Record(BaseModel):
+    """A file that is read back, or a part of one. Types are not converted: `"8"` is no number."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Measured(Record):
+    """What metrics.jsonl and eval.jsonl were when the result was written."""
+
+    bytes: Count
+    sha256: str
+
+
+class Result(Record):
+    """result.json."""
+
+    schema_: Count = Field(alias="schema")
+    hash: str
+    seed: int
+    iterations: Annotated[Count, Field(ge=1)]
+    before: dict[str, Number]
+    """Mean of every reward on held-out prompts, before the first iteration."""
+    after: dict[str, Number]
+    """After the last one."""
+    seconds_total: Seconds
+    evaluations_computed: Number
+    backward_computed: Number
+    nfe_rollout: Number
+    nfe_train: Number
+    digests: dict[str, Measured] = {}
+    """By name; earlier versions did not say."""
+
+
+class Version(Record):
+    """What every version's result.json has."""
+
+    schema_: Count = Field(alias="schema")
+
+
+class MetricsLine(Record):
+    """A line of metrics.jsonl: what every one has."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | str | None]
+    iteration: Count
+    window_start: Count
+    window_size: Annotated[Count, Field(ge=1)]
+    seconds_total: Seconds
+    evaluations_computed: Number
+    backward_computed: Number
+    nfe_rollout: Number
+    nfe_train: Number
+
+
+class EvaluationLine(Record):
+    """A line of eval.jsonl: what every one has."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | str | None]
+    iteration: Count
+    seconds_total: Seconds
+
+
+class Progress(Record):
+    """What is shown of the last lines of a run that is under way."""
+
+    model_config = ConfigDict(extra="allow")
+    iteration: Count
+    seconds_total: Seconds
+
+
+class Origin(Record):
+    """origin.json."""
+
+    run: str = ""
+    """`<study>/<folder>`."""
+    iterations: Count
+    seconds: Seconds
+    trained_by: str | None = None
+    made_on: list[tuple[Count, dict[str, JsonValue]]] | None = None
+
+
+LINES: Mapping[str, type[MetricsLine | EvaluationLine]] = {
+    METRICS: MetricsLine,
+    EVALUATIONS: EvaluationLine,
+}
+
+
+def read_bytes(path: Path | str) -> bytes | None:
+    """What a file holds; None where there is none. DamagedFileError where it cannot be read.
+
+    Without the cost of paths and streams: tens of thousands of small files are read at a time.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DamagedFileError(path, f"cannot be read: {error.strerror}") from None
+    try:
+        return os.read(descriptor, os.fstat(descriptor).st_size)
+    except OSError as error:
+        raise DamagedFileError(path, f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def parse(kind: type[Kind], file: Path | str, text: bytes) -> Kind:
+    """The content of a file of this kind. DamagedFileError where it is none."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise DamagedFileError(file, in_words(error)) from None
+
+
+def read(kind: type[Kind], file: Path | str) -> Kind | None:
+    """A file of this kind; None where there is none. DamagedFileError where it is damaged."""
+    text = read_bytes(file)
+    return None if text is None else parse(kind, file, text)
+
+
+def in_words(error: ValidationError) -> str:
+    """What is wrong first, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return "is not whole JSON"
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}: {first['msg']}" if key else first["msg"]
+
+
+def read_result(folder: Path | str) -> Result | None:
+    """A run's result.json; None while it is not finished. DamagedFileError where it is damaged."""
+    return read(Result, f"{folder}/{RESULT}")
+
+
+def read_origin(folder: Path | str) -> Origin | None:
+    """A run's origin.json; None where nothing was copied. DamagedFileError where it is damaged."""
+    return read(Origin, f"{folder}/{ORIGIN}")
+
+
+def measured(content: bytes) -> Measured:
+    return Measured(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def check_lines(folder: Path | str, result: Result, every: int, thorough: bool = False) -> None:
+    """DamagedFileError where a finished run's metrics.jsonl or eval.jsonl are not those of its
+    result, which was evaluated every so many iterations.
+
+    Thousands of runs are checked at a time: metrics.jsonl, the large one, is read where it was
+    changed after the result was written, or where the result does not say what it was, or when
+    `thorough`.
+    """
+    for name in (EVALUATIONS, METRICS):
+        file, said = f"{folder}/{name}", result.digests.get(name)
+        if said is not None and name == METRICS and not thorough and _is_older(folder, said):
+            continue
+        content = read_bytes(file)
+        if content is None:
+            raise DamagedFileError(file, "is missing")
+        if said is None:
+            _check_count(file, content, _iterations(name, result.iterations, every))
+        elif measured(content) != said:
+            raise DamagedFileError(file, _difference(content, said))
+        if name == EVALUATIONS:
+            _check_rewards(folder, result, content)
+
+
+def _is_older(folder: Path | str, said: Measured) -> bool:
+    """Whether metrics.jsonl has its size, and was not changed after the result was written."""
+    try:
+        metrics, result = Path(folder, METRICS).stat(), Path(folder, RESULT).stat()
+    except OSError:
+        return False
+    return metrics.st_size == said.bytes and metrics.st_mtime_ns <= result.st_mtime_ns
+
+
+def _difference(content: bytes, said: Measured) -> str:
+    if len(content) < said.bytes:
+        return f"lost {said.bytes - len(content)} of its {said.bytes} bytes"
+    return "was changed after the run finished"
+
+
+def _iterations(name: str, total: int, every: int) -> list[int]:
+    """The iterations of the lines of a finished run's file."""
+    if name == METRICS:
+        return list(range(total))
+    return [*range(0, total, every), total]
+
+
+def _check_count(file: str, content: bytes, wanted: list[int]) -> None:
+    """DamagedFileError where lines are missing. Only their number counts: each of them is looked
+    into when it is read."""
+    lines = content.count(b"\n")
+    if lines != len(wanted):
+        raise DamagedFileError(file, f"has {lines} whole lines, not {len(wanted)}")
+
+
+def _check_rewards(folder: Path | str, result: Result, content: bytes) -> None:
+    """DamagedFileError where the result says other rewards than the evaluations."""
+    lines = content.split(b"\n")
+    for text, key in ((lines[0], "before"), (lines[-2] if len(lines) > 1 else b"", "after")):
+        line = parse(EvaluationLine, f"{folder}/{EVALUATIONS}", text)
+        for name, value in getattr(result, key).items():
+            if (line.__pydantic_extra__ or {}).get(f"reward_{name}_mean") != value:
+                raise DamagedFileError(
+                    f"{folder}/{RESULT}",
+                    f"{key}.{name} is {value}, of which {EVALUATIONS} says otherwise",
+                )
+
+
+def check_measured(file: Path | str, name: str, lines: list[dict[str, Any]]) -> None:
+    """DamagedFileError where a line is none of metrics.jsonl or eval.jsonl, by `name`."""
+    kind = LINES[name]
+    for number, line in enumerate(lines, 1):
+        try:
+            kind.model_validate(line)
+        except ValidationError as error:
+            raise DamagedFileError(f"{file}:{number}", in_words(error)) from None
+
+
+def is_line(name: str, line: dict[str, Any]) -> bool:
+    """Whether a line is one of metrics.jsonl or eval.jsonl, by the file's `name`."""
+    try:
+        LINES[name].model_validate(line)
+    except ValidationError:
+        return False
+    return True
+
+
+def loads(text: bytes | str) -> Any:
+    """As json.loads; ValueError, too, for what is nested deeper than Python can read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
