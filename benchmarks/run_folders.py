@@ -17,6 +17,7 @@ from PIL import Image
 from harness.spec import Run, Sweep
 from mixgrpo.config import SCHEMA_VERSION
 from mixgrpo.configfile import dump_config
+from mixgrpo.records import measured
 
 BASE = Path(__file__).parents[1] / "sweeps" / "presets" / "scenes.yaml"
 
@@ -139,6 +140,10 @@ def _write_run(run: Run, folder: Path, arm: _Arm, rng: np.random.Generator) -> N
             "backward_computed": 320 * total,
             "nfe_rollout": 25.0,
             "nfe_train": 4.0,
+            "digests": {
+                name: measured((folder / name).read_bytes()).model_dump()
+                for name in ("metrics.jsonl", "eval.jsonl")
+            },
         },
     )
 

@@ -7,7 +7,6 @@ Pictures and lines come first: without a checkpoint the trainer makes them again
 comes last, under its name all at once, and the result of a whole run after everything else.
 """
 
-import json
 import os
 import re
 import shutil
@@ -26,10 +25,19 @@ from mixgrpo.common import common_iterations
 from mixgrpo.config import HealthConfig, RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.folder import ORIGIN, RESULT, Measured, claim, claimed
+from mixgrpo.folder import CHECKPOINTS, Measured, claim, claimed, set_aside
 from mixgrpo.identity import config_hash
+from mixgrpo.records import (
+    ORIGIN,
+    RESULT,
+    DamagedFileError,
+    Result,
+    check_lines,
+    loads,
+    parse,
+    read_origin,
+)
 
-CHECKPOINTS = "checkpoints"
 _LINES = ("metrics.jsonl", "eval.jsonl")
 _ENVIRONMENT = "env.json"
 _EXPORT = "weights"
@@ -69,6 +77,8 @@ def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_o
     if claimed(source) != config_hash(theirs):
         raise UnfitError(f"{source}: its code, weights or prompts are not those of now")
     lines = _lines(source, config, iterations)
+    if said["digests"] and said["digests"] != Measured(theirs, source).digests(iterations):
+        raise UnfitError(f"{source}: metrics.jsonl or eval.jsonl are not as they were written")
     claim(config, folder)
     try:
         _copy_lines(lines, source, folder, iterations, [(0, made_on)])
@@ -100,8 +110,12 @@ def adopt_finished(
     except _BROKEN as error:
         raise UnfitError(f"{source}: {error}") from error
     claim(config, folder)
+    if (folder / RESULT).exists():  # a damaged one, or the run would not take over another's
+        set_aside(folder / RESULT)
     try:
         _copy_lines(lines, source, folder, config.iterations, makers)
+        every = config.evaluation.every
+        check_lines(folder, parse(Result, source / RESULT, result), every, thorough=True)
         if config.output.export:
             shutil.rmtree(folder / _EXPORT, ignore_errors=True)
             _copy_tree(source / _EXPORT, folder / _EXPORT, _link)
@@ -109,34 +123,36 @@ def adopt_finished(
             write_bytes(folder / _ENVIRONMENT, (source / _ENVIRONMENT).read_bytes())
         for place, about in said.items():
             _copy_checkpoint(place, folder, about)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         (folder / ORIGIN).unlink(missing_ok=True)
+        if isinstance(error, DamagedFileError):
+            raise UnfitError(str(error)) from error
         raise
     if accepted is None:
         write_bytes(folder / RESULT, result)
         return
     write_json(folder / ACCEPTED, accepted.model_dump())
-    write_json(folder / RESULT, {**json.loads(result), "hash": claimed(folder)})
+    write_json(folder / RESULT, {**loads(result), "hash": claimed(folder)})
 
 
 def fits_whole(source: Path, config: RunConfig, identity: str) -> bool:
     """Whether a finished run of the same hash lies in `source`, and all that is asked for."""
     try:
-        result = read_result(source)
+        result = read_result(source, config.evaluation.every)
     except RunError:
         return False
-    return result is not None and result.get("hash") == identity and not _lacks(source, config)
+    return result is not None and result.hash == identity and not _lacks(source, config)
 
 
 def origin(folder: Path) -> dict[str, Any] | None:
-    """What was copied into a run's folder: `run`, `iterations`, their `seconds`, and the study that
-    they were `trained_by`. None if nothing was."""
+    """What was copied into a run's folder (`mixgrpo.records.Origin`); None if nothing was, or where
+    that is not known."""
     try:
-        found = json.loads((folder / ORIGIN).read_bytes())
-        return {**found, "iterations": int(found["iterations"]), "seconds": float(found["seconds"])}
-    except (OSError, ValueError, LookupError, TypeError):
+        found = read_origin(folder)
+    except DamagedFileError:
         return None
+    return found.model_dump() if found else None
 
 
 def trained_by(folder: Path, iterations: int) -> str:
@@ -148,8 +164,7 @@ def trained_by(folder: Path, iterations: int) -> str:
     copied = origin(folder)
     if copied is None or copied["iterations"] < iterations:
         return folder.parent.name
-    study = str(copied.get("run", "")).partition("/")[0]
-    return str(copied.get("trained_by") or study or folder.parent.name)
+    return copied["trained_by"] or copied["run"].partition("/")[0] or folder.parent.name
 
 
 def makers_of(folder: Path) -> list[tuple[int, MadeOn]]:
@@ -158,7 +173,7 @@ def makers_of(folder: Path) -> list[tuple[int, MadeOn]]:
     copied = origin(folder)
     parts: list[tuple[int, MadeOn]] = []
     if copied is not None:
-        parts += copied.get("made_on") or [(0, {})]
+        parts += copied["made_on"] or [(0, {})]
     parts += [(attempt.began_at, attempt.made_on or {}) for attempt in read_attempts(folder)]
     return parts if all(maker for _, maker in parts) else []
 

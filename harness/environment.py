@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harness.records import Environment
 from mixgrpo.machine import processor
 
 PACKAGES = ("mixgrpo", "torch", "diffusers", "numpy", "scipy")
@@ -111,16 +112,15 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-def in_words(env: dict[str, Any]) -> str:
+def in_words(env: Environment) -> str:
     """One line of env.json for a report's footer."""
-    code = f"commit {env['commit'][:10]}" if env.get("commit") else "no commit known"
-    if env.get("dirty"):
+    code = f"commit {env.commit[:10]}" if env.commit else "no commit known"
+    if env.dirty:
         code += " with uncommitted changes"
-    threads = env.get("threads")
-    device = "" if env.get("device") == "cpu" else f"{env.get('device')}, "
+    device = "" if env.device == "cpu" else f"{env.device}, "
     return (
-        f"{device}{env.get('cpu')}, {threads} thread{'' if threads == 1 else 's'} per run, "
-        f"Python {env.get('python')}, torch {env.get('versions', {}).get('torch')}, {code}"
+        f"{device}{env.cpu}, {env.threads} thread{'' if env.threads == 1 else 's'} per run, "
+        f"Python {env.python}, torch {env.versions.get('torch')}, {code}"
     )
 
 

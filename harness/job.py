@@ -21,20 +21,21 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from harness import environment, slurm
 from harness.adopt import UnfitError, adopt, origin
 from harness.place import Here, here, join_ranks
+from harness.records import Attempt
 from harness.store import (
     ENDED_BY_ITSELF,
     STOP,
-    Attempt,
     Reason,
     last_seen,
     newest_checkpoint,
+    next_attempt,
     read_attempts,
     without_progress,
 )
@@ -43,9 +44,9 @@ from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.escape import one_line, without_passwords
-from mixgrpo.folder import ORIGIN
 from mixgrpo.identity import config_hash
 from mixgrpo.owncode import own_code
+from mixgrpo.records import ORIGIN
 from mixgrpo.train import OWNER
 
 TRAIN = "mixgrpo.train:run"
@@ -387,8 +388,7 @@ class _Record:
         processes = int(os.environ.get("SLURM_NTASKS", "1")) if job.ranks else 1
         self.made_on = environment.decisive(self.environment, processes, job.sharded)
         close_killed(folder)
-        attempts = read_attempts(folder)
-        number = attempts[-1].number + 1 if attempts else 1
+        number = next_attempt(folder)
         place = where or here()
         self.attempt = Attempt(
             number=number,
@@ -425,18 +425,19 @@ class _Record:
         text, kept = one_line(without_passwords(str(message))), self.attempt.warnings
         if text in kept or len(kept) >= _MOST_WARNINGS:
             return
-        self.attempt = replace(self.attempt, warnings=(*kept, text))
+        self.attempt = self.attempt.model_copy(update={"warnings": (*kept, text)})
         with contextlib.suppress(OSError):  # the trainer meets a full disk itself, and says so
             self._write(self.attempt)
 
     def began(self, iterations: int) -> None:
         """What came before was not this attempt's work."""
-        self.attempt = replace(self.attempt, began_at=iterations)
+        self.attempt = self.attempt.model_copy(update={"began_at": iterations})
         self._write(self.attempt)
 
     def end(self, reason: Reason, error: str | None) -> None:
         try:
-            self._write(replace(self.attempt, ended=self.owner.now(), reason=reason, error=error))
+            end = {"ended": self.owner.now(), "reason": reason, "error": error}
+            self._write(self.attempt.model_copy(update=end))
         except OSError as full:
             # A record without an end reads as killed, which is as true: only the words are lost.
             _tell(f"{self.folder}: cannot record that it ended: {full}")
@@ -458,12 +459,13 @@ def close_killed(folder: Path) -> None:
     done = taken["iterations"] if taken else 0
     began_at = max(killed.began_at, done if done <= newest_checkpoint(folder) else 0)
     ended = last_seen(folder, killed)
-    _write_attempt(folder, replace(killed, ended=ended, reason="killed", began_at=began_at))
+    end = {"ended": ended, "reason": "killed", "began_at": began_at}
+    _write_attempt(folder, killed.model_copy(update=end))
 
 
 def _write_attempt(folder: Path, attempt: Attempt) -> None:
     (folder / "attempts").mkdir(exist_ok=True)
-    write_json(folder / "attempts" / f"{attempt.number}.json", asdict(attempt))
+    write_json(folder / "attempts" / f"{attempt.number}.json", attempt.model_dump(mode="json"))
 
 
 def _reason(error: BaseException) -> Reason:

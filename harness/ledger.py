@@ -10,20 +10,21 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from harness import submissions
 from harness.adopt import origin
+from harness.records import Attempt
 from harness.slurm import CAUSES
-from harness.store import Attempt, RunState, last_seen, last_touch, newest_checkpoint, read_file
-from mixgrpo import jsonlines
+from harness.store import RunState, last_seen, last_touch, newest_checkpoint, read_file
 
 START_UP = "start-up"
 """What an attempt that lost nothing took beside iterations and evaluations, as for imports."""
 
 # Not parsed as JSON: the measurements of thousands of runs are read at a time.
-_SECONDS = re.compile(rb'"seconds_total": ([0-9.eE+-]+)')
-_EVALUATION = re.compile(rb'"iteration": (\d+).*"seconds_total": ([0-9.eE+-]+)')
+_NUMBER = rb"(\d{1,9}(?:\.\d+)?(?:[eE]-\d{1,3})?)[,}]"
+"""Of seconds: never negative, never huge. Another one is damage, and counts as none."""
+_SECONDS = re.compile(rb'"seconds_total": ' + _NUMBER)
+_EVALUATION = re.compile(rb'"iteration": (\d{1,12}),.*"seconds_total": ' + _NUMBER)
 
 
 @dataclass
@@ -70,9 +71,10 @@ def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
         return
     # What came from another run is no attempt's work: one that was killed before it had a
     # checkpoint has nothing of what a later one, or a launcher, took over.
-    copied = (origin(state.folder) or {"iterations": 0})["iterations"]
+    taken = origin(state.folder)
+    copied = taken["iterations"] if taken else 0
     # A line for each iteration, in order, from the first on.
-    metrics = read_file(f"{state.folder}/metrics.jsonl") or b""
+    metrics = read_file(f"{state.folder}/metrics.jsonl")
     iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
     evaluations = _evaluations(state.folder)
     first_judged = copied > 0 or first.began_at > 0
@@ -130,7 +132,7 @@ def _enter_finished(made: Ledger, state: RunState) -> None:
 
 def _evaluations(folder: Path) -> dict[int, float]:
     """Seconds of the evaluations, by the iterations done before."""
-    text = read_file(f"{folder}/eval.jsonl") or b""
+    text = read_file(f"{folder}/eval.jsonl")
     return {int(iteration): float(seconds) for iteration, seconds in _EVALUATION.findall(text)}
 
 
@@ -173,7 +175,7 @@ class _Accounting:
     def __init__(self, sweep_folder: Path) -> None:
         self.sweep_folder = sweep_folder
         self._by_run: dict[str, list[submissions.Submission]] | None = None
-        self._lines: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        self._lines: dict[str, dict[str, list[submissions.Ended]]] = {}
         """By a submission's token and by task: a line for each time the task ran."""
 
     def about(self, run: str, attempt: Attempt) -> _Told | None:
@@ -192,11 +194,11 @@ class _Accounting:
         if attempt.restarts >= len(lines):
             return None
         line = lines[attempt.restarts]
-        cause = CAUSES.get(line.get("state", ""))
+        cause = CAUSES.get(line.state)
         packed = any(run in names and len(names) > 1 for names in submission.tasks)
         # One run of a pack may be killed long before its job ends.
         alone = packed and cause in (None, "out-of-memory")
-        return _Told(cause, line.get("started"), None if alone else line.get("ended"))
+        return _Told(cause, line.started, None if alone else line.ended)
 
     def _submissions(self, run: str) -> list[submissions.Submission]:
         """Those that a run was part of, the oldest first."""
@@ -207,9 +209,9 @@ class _Accounting:
                     self._by_run[name].append(submission)
         return self._by_run.get(run, [])
 
-    def _ended(self, token: str) -> dict[str, list[dict[str, Any]]]:
+    def _ended(self, token: str) -> dict[str, list[submissions.Ended]]:
         if token not in self._lines:
             by_task = self._lines[token] = defaultdict(list)
-            for line in jsonlines.whole_lines(submissions.ended_file(self.sweep_folder, token)):
-                by_task[line.get("task", "")].append(line)
+            for ended in submissions.read_ended(self.sweep_folder, token):
+                by_task[ended.task].append(ended)
         return self._lines[token]

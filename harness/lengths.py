@@ -18,6 +18,7 @@ from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.identity import config_hash, differences
+from mixgrpo.records import DamagedFileError
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def _why_not(folder: Path, there: RunConfig, wanted: RunConfig) -> str:
     try:
         read_result(folder)
         makers = makers_of(folder)
+    except DamagedFileError as damaged:
+        return f"{damaged.file}: {damaged.why}"
     except RunError as error:
         return str(error)
     if not makers:

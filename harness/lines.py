@@ -15,11 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import json as arrow_json
 
 from harness.cache import FOLDER, stamp
+from mixgrpo.errors import RunError
 from mixgrpo.jsonlines import read_lines
+from mixgrpo.records import (
+    EVALUATIONS,
+    METRICS,
+    DamagedFileError,
+    check_measured,
+    needed_numbers,
+    read_bytes,
+)
 
 RUNS_PER_PIECE = 256
 """Bounds the memory of parsing: some 100 MB of text of runs of 300 iterations."""
@@ -38,14 +48,19 @@ class _Part:
     count: int
 
 
-def read_runs(place: Path, folders: list[str], name: str) -> tuple[pa.Table, list[int]]:
-    """The lines of `<place>/<folder>/<name>.jsonl`, folder after folder, and each one's number.
+def read_runs(
+    place: Path, folders: list[str], name: str, digests: dict[str, str]
+) -> tuple[pa.Table, list[int], dict[str, str]]:
+    """The lines of `<place>/<folder>/<name>.jsonl`, folder after folder, and each one's number; of
+    the folders where that file is damaged nothing but why.
 
-    Columns are the keys of any line, empty where a line lacks them. RunError for a broken line.
+    Columns are the keys of any line, empty where a line lacks them. `digests` are sha256 of the
+    files, by folder, where they are known.
     """
     stamps = {folder: stamp(place / folder / f"{name}.jsonl") for folder in folders}
     pieces: list[pa.Table] = []
     found: dict[str, _Part] = {}
+    damaged: dict[str, str] = {}
     for table, runs in _kept(place / FOLDER, name, stamps):
         for folder, start, count in runs:
             found[folder] = _Part(len(pieces), start, count)
@@ -53,22 +68,18 @@ def read_runs(place: Path, folders: list[str], name: str) -> tuple[pa.Table, lis
     missing = [folder for folder in folders if folder not in found]
     for first in range(0, len(missing), RUNS_PER_PIECE):
         group = missing[first : first + RUNS_PER_PIECE]
-        table, counts = _parse([place / folder / f"{name}.jsonl" for folder in group])
-        _keep(
-            place / FOLDER,
-            name,
-            table,
-            [(f, stamps[f], n) for f, n in zip(group, counts, strict=True)],
-        )
+        files = {folder: place / folder / f"{name}.jsonl" for folder in group}
+        table, counts = _parse(files, digests, damaged)
+        _keep(place / FOLDER, name, table, [(f, stamps[f], n) for f, n in counts.items()])
         start = 0
-        for folder, count in zip(group, counts, strict=True):
+        for folder, count in counts.items():
             found[folder] = _Part(len(pieces), start, count)
             start += count
         pieces.append(table)
-    parts = [found[folder] for folder in folders]
+    parts = [found[folder] for folder in folders if folder not in damaged]
     slices = [pieces[p.piece].slice(p.start, p.count) for p in _joined(parts)]
     table = pa.concat_tables(slices, promote_options="permissive") if slices else pa.table({})
-    return table.replace_schema_metadata(None), [part.count for part in parts]
+    return table.replace_schema_metadata(None), [part.count for part in parts], damaged
 
 
 def _joined(parts: list[_Part]) -> Iterator[_Part]:
@@ -88,29 +99,69 @@ def _joined(parts: list[_Part]) -> Iterator[_Part]:
 # ---- parsing ---------------------------------------------------------------------------------
 
 
-def _parse(files: list[Path]) -> tuple[pa.Table, list[int]]:
-    """All whole lines of some files, and how many each has."""
-    texts = [_whole_lines(file) for file in files]
-    counts = [text.count(b"\n") for text in texts]
-    text = b"".join(texts)
+def _parse(
+    files: dict[str, Path], digests: dict[str, str], damaged: dict[str, str]
+) -> tuple[pa.Table, dict[str, int]]:
+    """All lines of some files by folder, and how many each has. The damaged ones are left out and
+    added to `damaged`."""
+    texts: dict[str, bytes] = {}
+    for folder, file in files.items():
+        try:
+            text = read_bytes(file)
+            if text is None:
+                raise DamagedFileError(file, "is missing")
+            if digests.get(folder, digest := hashlib.sha256(text).hexdigest()) != digest:
+                raise DamagedFileError(file, "is not as it was when the run finished")
+            texts[folder] = text[: text.rfind(b"\n") + 1]
+        except DamagedFileError as error:
+            damaged[folder] = str(error)
+    counts = {folder: text.count(b"\n") for folder, text in texts.items()}
+    joined = b"".join(texts.values())
     with contextlib.suppress(pa.ArrowInvalid):
-        table = arrow_json.read_json(pa.py_buffer(text)) if text else pa.table({})
-        if len(table) == sum(counts):
+        table = arrow_json.read_json(pa.py_buffer(joined)) if joined else pa.table({})
+        if len(table) == sum(counts.values()) and _is_sound(table, list(counts.values())):
             return table, counts
     # Python's own parser reads more (NaN), and knows which line of which file is broken.
-    lines = [read_lines(file) for file in files]
-    columns = dict.fromkeys(key for own in lines for line in own for key in line)
-    table = pa.table({key: [line.get(key) for own in lines for line in own] for key in columns})
-    return table, [len(own) for own in lines]
+    counts, tables = {}, [pa.table({})]
+    schema = tables[0].schema
+    for folder in texts:
+        file = files[folder]
+        try:
+            lines = read_lines(file)
+            check_measured(file, lines)
+            own = pa.Table.from_pylist(lines)
+            schema = pa.unify_schemas([schema, own.schema], promote_options="permissive")
+        except (RunError, pa.ArrowException, OverflowError) as error:
+            kept = isinstance(error, DamagedFileError)
+            damaged[folder] = str(error) if kept else f"{file}: {str(error).splitlines()[0]}"
+            continue
+        counts[folder] = len(lines)
+        tables.append(own)
+    return pa.concat_tables(tables, promote_options="permissive"), counts
 
 
-def _whole_lines(file: Path) -> bytes:
-    """Without a last line that a kill cut short."""
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        return b""
-    return text[: text.rfind(b"\n") + 1]
+def _is_sound(table: pa.Table, counts: list[int]) -> bool:
+    """Whether every line has what each must have, as numbers, and each run's are in order."""
+    kinds = {f.name: f.type for f in table.schema}
+    needed = needed_numbers(METRICS if "window_start" in kinds else EVALUATIONS)
+    for key in needed:
+        if key not in kinds or table[key].null_count:
+            return False
+    for key, kind in kinds.items():
+        if pa.types.is_nested(kind) or (
+            (key in needed or key.startswith("reward_"))
+            and not (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+        ):
+            return False
+    numbers = table["iteration"].to_numpy()
+    if not len(numbers):
+        return True
+    starts = np.cumsum([0, *counts])[:-1]
+    rises = np.diff(numbers) > 0
+    rises[starts[1:] - 1] = True
+    return bool(rises.all() and (numbers >= 0).all()) and bool(
+        (table["seconds_total"].to_numpy() >= 0).all()
+    )
 
 
 # ---- what is kept ----------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import typer
 
 from harness import cli, submissions
 from harness.names import stem_of
-from harness.store import Attempt, read_attempts
+from harness.records import Attempt
+from harness.store import read_attempts
 from mixgrpo import lease, signals
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import RootModel
+
 from harness.advice import command_for
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.records import DamagedFileError, read, read_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,9 +25,16 @@ if TYPE_CHECKING:
     from harness.results import Results
     from harness.spec import Run, Sweep
 
+_LARGEST_PICTURE = 8192
+"""Pixels of a side; no model here draws such images."""
+
 FRAMES = ("runs", "metrics", "evals")
 PROBES = "probes.parquet"
 MADE = "made.json"
+
+
+class _Prompts(RootModel[tuple[str, ...]]):
+    """samples/prompts.json."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,14 @@ def gather(sweep: "Sweep", runs_dir: Path, report: Path) -> Measurements:
     if (results.runs["state"] == "finished").any():
         runs = results.runs[results.runs["state"] == "finished"]
         finished = set(zip(runs["arm"], runs["seed"], strict=True))
-        samples = read_samples(sweep, finished, runs_dir)
+        samples = read_samples(sweep, finished, runs_dir, results.left_out)
         probes = read_probes(sweep, runs_dir)
         return Measurements(_sorted(sweep, results), samples, committed=False, probes=probes)
+    if results.left_out:
+        raise RunError(
+            f"{sweep.file}: nothing to report: every finished run is damaged: "
+            + "; ".join(results.left_out)
+        )
     if all((report / f"{name}.parquet").exists() for name in FRAMES):
         return _committed(sweep, report)
     raise ConfigError(
@@ -94,36 +109,66 @@ def _sorted(sweep: "Sweep", results: "Results") -> "Results":
         arrange(results.metrics, "seed", "iteration"),
         arrange(results.evals, "seed", "iteration"),
         sorted(results.env),
+        results.left_out,
     )
 
 
-def read_samples(sweep: "Sweep", finished: set[tuple[str, int]], runs_dir: Path) -> Samples | None:
-    """Pictures of the reference arm's first finished run; of another arm's where it has none.
+def read_samples(
+    sweep: "Sweep",
+    finished: set[tuple[str, int]],
+    runs_dir: Path,
+    damaged: list[str] | None = None,
+) -> Samples | None:
+    """Pictures of the reference arm's first finished run; of another run where it has none.
 
-    `finished`: arm and seed of the runs that are.
+    `finished`: arm and seed of the runs that are. What cannot be shown is added to `damaged`.
     """
     runs = sorted(sweep.runs, key=lambda run: (run.arm != sweep.reference, run.seed))
     for run in runs:
         if (run.arm, run.seed) in finished:
-            found = _samples_of(run, runs_dir / sweep.name / run.folder_name / "samples")
+            try:
+                found = _samples_of(run, runs_dir / sweep.name / run.folder_name / "samples")
+            except DamagedFileError as error:
+                fix = "the report shows another run's pictures; its numbers do not depend on them"
+                if damaged is not None:
+                    damaged.append(f"{run.name}: {error}; {fix}")
+                continue
             if found is not None:
                 return found
     return None
 
 
 def _samples_of(run: "Run", folder: Path) -> Samples | None:
+    """None where a run has no pictures, DamagedFileError where it has some of them."""
     total = run.config.iterations
-    try:
-        prompts = tuple(map(str, json.loads((folder / "prompts.json").read_text("utf-8"))))
-        before, after = (
-            tuple((folder / f"{m:06d}" / f"{k}.png").read_bytes() for k in range(len(prompts)))
-            for m in (0, total)
-        )
-    except FileNotFoundError:
+    listing = folder / "prompts.json"
+    listed = read(_Prompts, listing)
+    if listed is None or not listed.root:
         return None
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{folder}: the pictures cannot be read: {error}") from None
-    return Samples(run.arm, run.seed, total, prompts, before, after) if prompts else None
+    before, after = (
+        tuple(_picture(folder / f"{m:06d}" / f"{k}.png") for k in range(len(listed.root)))
+        for m in (0, total)
+    )
+    return Samples(run.arm, run.seed, total, listed.root, before, after)
+
+
+def _picture(file: Path) -> bytes:
+    """The bytes of a PNG file. DamagedFileError where it is none."""
+    from PIL import Image
+
+    content = read_bytes(file)
+    if content is None:
+        raise DamagedFileError(file, "is missing")
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if max(image.size) > _LARGEST_PICTURE:
+                raise DamagedFileError(file, f"has {image.size[0]} x {image.size[1]} pixels")
+            image.load()
+    except DamagedFileError:
+        raise
+    except Exception as error:  # whatever a damaged file makes PIL raise
+        raise DamagedFileError(file, f"is no whole PNG: {error}".replace("\n", " ")) from None
+    return content
 
 
 def to_files(sweep: "Sweep", measurements: Measurements, file: str) -> dict[str, bytes]:

@@ -31,6 +31,7 @@ from mixgrpo.atomic import write_json
 from mixgrpo.cli import TrustOption, say
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError
+from mixgrpo.records import DamagedFileError, loads
 from mixgrpo.words import duration
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Task:
         manifest = self.folder / "checkpoints" / f"{self.run.config.iterations:06d}/manifest.json"
         weights = None
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            weights = str(json.loads(manifest.read_bytes())["files"]["average.safetensors"])
+            weights = str(loads(manifest.read_bytes())["files"]["average.safetensors"])
         identity = {
             "format": FORMAT,
             "probe": self.name,
@@ -81,11 +82,12 @@ class Task:
         Without the run's last checkpoint they are of the weights that it had.
         """
         try:
-            kept = json.loads(self.file.read_bytes())
+            kept = loads(self.file.read_bytes())
             wanted = self.identity()
             same = ("digest",) if wanted["weights"] else ("format", "probe", "run", "options")
             fits = all(kept[key] == wanted[key] for key in same)
-            return list(kept["rows"]) if fits else None
+            rows = list(kept["rows"]) if fits else None
+            return rows if rows is None or all(isinstance(row, dict) for row in rows) else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
@@ -95,15 +97,25 @@ class Task:
         write_json(self.file, {**self.identity(), "seconds": seconds, "rows": list(rows)})
 
 
-def tasks(sweep: Sweep, runs_dir: Path) -> list[Task]:
-    """Every probe of every finished run, arm by arm. RunError for a folder of another version."""
+def tasks(sweep: Sweep, runs_dir: Path, damaged: list[str] | None = None) -> list[Task]:
+    """Every probe of every finished run, arm by arm; what is wrong with a damaged one is added to
+    `damaged`. RunError for a folder of another version."""
+
+    def is_finished(run: Run) -> bool:
+        try:
+            return read_result(place / run.folder_name, run.config.evaluation.every) is not None
+        except DamagedFileError as error:
+            if damaged is not None:
+                damaged.append(f"{run.name}: {error}")
+            return False
+
     place = sweep_folder(sweep, runs_dir)
     order = {arm.name: index for index, arm in enumerate(sweep.arms)}
     runs = sorted(sweep.runs, key=lambda run: (order[run.arm], run.seed))
     return [
         Task(run, place / run.folder_name, name, options)
         for run in runs
-        if sweep.probes and read_result(place / run.folder_name) is not None
+        if sweep.probes and is_finished(run)
         for name, options in sweep.probes.items()
     ]
 
@@ -267,12 +279,15 @@ def main(
         raise ConfigError(
             f"{file}: probes: names none; add a line such as probes: {{hybrid: {{}}}}"
         )
-    every = tasks(sweep, runs)
+    damaged: list[str] = []
+    every = tasks(sweep, runs, damaged)
+    for text in damaged:
+        print(f"error: {text}", file=sys.stderr)
     finished = len({task.folder for task in every})
     say(f"{finished} of {len(sweep.runs)} runs finished")
     failed = measure_missing(sweep, runs, jobs, say)
     say(f"{len(every) - len(failed)} of {len(every)} measurements are there")
-    return 1 if failed else 0
+    return 1 if failed or damaged else 0
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from mixgrpo import cli
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import as_tuples, load_config
 from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
-from mixgrpo.folder import RESULT
 from mixgrpo.foreign import in_words
 from mixgrpo.probes import PROBES, options_of
+from mixgrpo.records import RESULT
 from mixgrpo.trust import named_code
 
 

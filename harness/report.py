@@ -12,6 +12,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from mixgrpo.atomic import write_bytes
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.escape import visible
 from mixgrpo.words import duration
 from mixgrpo.yamlfile import read_yaml
 
@@ -44,24 +46,35 @@ class FullerReport(RunError):
     """The report that is there has more finished runs than the one that would replace it."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """A report that was written."""
+
+    page: Path
+    committed: bool = False
+    """Whether it was made from the measurements kept with the report."""
+    left_out: tuple[str, ...] = ()
+    """What is damaged and not in it: run, file, what is wrong, what to do."""
+
+
 def write_report(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> Path:
     """Write reports/<sweep>/ and return the path of its page.
 
     Files are replaced one by one, each atomically, the page last. ConfigError where there is
     nothing to report, RunError where a place cannot be read or written, FullerReport where a part
-    would replace more.
+    would replace more. What is damaged is left out (`write` says what).
     """
-    return _write(sweep, runs_dir, reports_dir / sweep.report_name)[0]
+    return write(sweep, runs_dir, reports_dir / sweep.report_name).page
 
 
-def _write(sweep: Sweep, runs_dir: Path, folder: Path) -> tuple[Path, bool]:
-    """The page, and whether it was made from the measurements kept with the report."""
+def write(sweep: Sweep, runs_dir: Path, folder: Path) -> Written:
+    """Write the report in `folder`; what is damaged is said on the standard error."""
     from harness.figures import check_drawn
 
     source.check(sweep.name, sweep.file, sweep_folder(sweep, runs_dir), folder)
     made_of = unchanged.digest(sweep, runs_dir, page.shown(sweep.file))
     if unchanged.is_unchanged(sweep, runs_dir, folder, made_of):
-        return folder / PAGE, False
+        return Written(folder / PAGE)
     measurements = gather(sweep, runs_dir, folder)
     files: dict[str, bytes] = {}
     pictures: list[Picture] = []
@@ -72,10 +85,13 @@ def _write(sweep: Sweep, runs_dir: Path, folder: Path) -> tuple[Path, bool]:
         pictures += drawn
     if not measurements.committed:
         _remove_stale(folder, set(files))
+    left_out = tuple(measurements.results.left_out)
+    for text in left_out:
+        print(f"error: {visible(text)}", file=sys.stderr)
     check_drawn(folder / PAGE, pictures)
-    if not measurements.committed:
+    if not measurements.committed and not left_out:  # it is said every time
         unchanged.remember(sweep, runs_dir, folder, made_of, files)
-    return folder / PAGE, measurements.committed
+    return Written(folder / PAGE, measurements.committed, left_out)
 
 
 def _files(
@@ -114,7 +130,8 @@ def _files(
 def _check_replaces_less(sweep: Sweep, measurements: Measurements, folder: Path) -> None:
     """FullerReport where a part of the sweep would replace the report of a larger part."""
     finished = int((measurements.results.runs["state"] == "finished").sum())
-    kept = kept_finished(folder)
+    # A damaged run is no smaller part of the sweep: the report says that it is missing.
+    kept = kept_finished(folder) - len(measurements.results.left_out)
     if finished < min(kept, len(sweep.runs)):
         raise FullerReport(
             f"{folder} has {kept} finished runs and is kept; now {finished} of {len(sweep.runs)} "
@@ -273,10 +290,14 @@ def _write_or_skip(sweep: Sweep, runs: Path, reports: Path) -> bool:
         return False
     folder = reports / sweep.report_name
     try:
-        _say(sweep, *_write(sweep, runs, folder))
+        written = write(sweep, runs, folder)
+        _say(sweep, written)
     except FullerReport as error:
         say(error)  # what is kept is the report
         say(folder / PAGE)
+        return True
+    if written.left_out:
+        raise RunError(f"{sweep.file}: {_count(written)}")
     return True
 
 
@@ -294,10 +315,16 @@ def _write_or_skip_search(file: Path, runs: Path, reports: Path) -> bool:
     return True
 
 
-def _say(sweep: Sweep, page_: Path, committed: bool) -> None:
-    if committed:
-        say(f"{sweep.file}: no run folders; using the measurements kept in {page_.parent}")
-    say(page_)
+def _say(sweep: Sweep, written: Written) -> None:
+    if written.committed:
+        kept = written.page.parent
+        say(f"{sweep.file}: no run folders; using the measurements kept in {kept}")
+    say(written.page)
+
+
+def _count(written: Written) -> str:
+    number = len(written.left_out)
+    return f"{number} damaged file{'' if number == 1 else 's'}, named above; the rest is reported"
 
 
 def main(
@@ -309,14 +336,15 @@ def main(
     runs: cli.RunsOption = Path("runs"),
     reports: cli.ReportsOption = Path("reports"),
     set_: cli.SetOption = None,
-) -> None:
+) -> int:
     """Write a sweep's report from its run folders, or from the measurements kept with it."""
     if (file is None) != every:
         raise ConfigError("give either a sweep file or --all")
     if file is not None:
         sweep = load_sweep(file, profile, set_ or [])
-        _say(sweep, *_write(sweep, runs, reports / sweep.report_name))
-        return
+        written = write(sweep, runs, reports / sweep.report_name)
+        _say(sweep, written)
+        return 1 if written.left_out else 0
     from harness.searching import confirm
 
     failed: list[ConfigError | RunError] = []
@@ -348,6 +376,7 @@ def main(
             say(write_overall(sweeps, runs, reports))
     if failed:
         raise failed[0]
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,23 +6,24 @@ come any more gets another one, or starts from nothing. What is copied, and how,
 
 import contextlib
 import errno
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.adopt import CHECKPOINTS, UnfitError, adopt_finished, fits_whole
+from harness.adopt import UnfitError, adopt_finished, fits_whole
 from harness.codechange import accepting, of_other_code
 from harness.dispatch import Start
 from harness.job import close_killed
 from harness.lengths import OtherLength, other_lengths
+from harness.records import Kept
 from harness.spec import Run, Sweep
 from harness.store import LIVE, RunState, checkpoints_of, look, sweep_folder
 from harness.trunk import Family, Trunk, families, may_start, needed, points, superfluous, trunks
 from mixgrpo import lease, manifest
 from mixgrpo.atomic import write_json
-from mixgrpo.folder import RESULT, claimed
+from mixgrpo.folder import CHECKPOINTS, claimed
+from mixgrpo.records import RESULT, DamagedFileError, read
 from mixgrpo.train import OWNER
 
 KEPT = "kept.json"
@@ -307,6 +308,7 @@ def _promised(state: RunState) -> set[int]:
 
 def _read_kept(folder: Path) -> set[int]:
     try:
-        return {int(m) for m in json.loads((folder / KEPT).read_bytes())}
-    except (OSError, ValueError, TypeError):
+        kept = read(Kept, folder / KEPT)
+    except DamagedFileError:
         return set()
+    return kept.root if kept else set()

@@ -118,7 +118,8 @@ def _run_data(state: RunState) -> dict[str, Any]:
         "score": state.score,
         "before": state.before,
         "gain": state.gain,
-        "error": last.error if last else None,
+        "error": state.damage or (last.error if last else None),
+        "damaged": [*([state.damage] if state.damage else []), *state.unreadable],
         "warnings": list(state.warnings),
     }
 
@@ -143,6 +144,7 @@ def as_text(seen: Observer) -> str:
     bad = [_failure(state) for state in states if state.state in ("failed", "lost")]
     lines += ["\n".join(rows) for rows in bad[:MOST_ROWS]]
     lines += _more(len(bad))
+    lines += _some(f"{s.run.name}: {text}" for s in states for text in s.unreadable)
     kinds = by_kind((state, text) for state in states for text in state.warnings)
     lines += _some(warned(ones, len(states)) for ones in kinds.values())
     stopped = [state.run.name for state in states if state.state == "stopped"]
@@ -235,7 +237,7 @@ def _cost(books: Ledger) -> str:
 
 def _failure(state: RunState) -> list[str]:
     last = state.attempts[-1] if state.attempts else None
-    error = (last.error if last else None) or _without_a_word(state)
+    error = state.damage or (last.error if last else None) or _without_a_word(state)
     tries = len(state.attempts)
     return [
         f"{state.run.name}: {state.state} at {state.iteration}/{state.total} iterations, "

@@ -15,24 +15,42 @@ A run's state, from what lies in its folder, in this order of trust:
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.records import Attempt
 from harness.slurm import CAUSES
 from harness.spec import Run, Sweep
 from harness.submissions import SUBMISSIONS, Place
 from mixgrpo import lease, phase
 from mixgrpo.config import SCHEMA_VERSION
 from mixgrpo.errors import RunError
+from mixgrpo.manifest import is_checkpoint_name
+from mixgrpo.records import (
+    EVALUATIONS,
+    METRICS,
+    RESULT,
+    DamagedFileError,
+    Progress,
+    Result,
+    Version,
+    check_lines,
+    loads,
+    parse,
+    read,
+    read_bytes,
+)
 from mixgrpo.train import OWNER
 
 State = Literal["finished", "running", "queued", "unknown", "stopped", "failed", "lost", "waiting"]
 LIVE: tuple[State, ...] = ("running", "queued", "unknown")
 """What is under way, or may be."""
+
+FIX = "run the sweep again: it makes again what is damaged"
+"""What to do about a damaged result, and about damaged lines."""
 
 STOP = "stop"
 """A file of this name in a run's folder asks its job to checkpoint and stop."""
@@ -83,51 +101,6 @@ STATE_OF: dict[str, State] = {
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One record of attempts/: what one job did to a run."""
-
-    number: int
-    pid: int
-    job_id: str | None
-    """The scheduler's name for the job, for its logs; nothing is keyed by it."""
-    started: float
-    """Seconds since the epoch, as `ended`."""
-    ended: float | None
-    reason: str | None
-    error: str | None
-    """Why it failed: one line of message, or a traceback with the message last."""
-    executor: str | None = None
-    """inline, local or slurm: how the job was started."""
-    host: str | None = None
-    """The machine or node, for its owner: whom a process id belongs to."""
-    warnings: tuple[str, ...] = ()
-    """What the job warned of, each text once; the log has them with their places."""
-    restarts: int | None = None
-    """How often Slurm had queued the job again before."""
-    began_at: int = 0
-    """Iterations of the newest checkpoint at its start."""
-    gpus: float = 0.0
-    """The GPUs it occupied; a part of one where runs share it."""
-    commit: str | None = None
-    """The commit of the code that ran."""
-    dirty: bool | None = None
-    """Whether that code had been changed since."""
-    made_on: dict[str, Any] | None = None
-    """What its bytes depend on beside the settings: code, versions, machine, processes."""
-    log: str | None = None
-    """Its output, as a path in the run's folder; None where that went to the terminal."""
-
-    @property
-    def last_line(self) -> str:
-        return (self.error or "").strip().rpartition("\n")[2]
-
-
-_NO_ATTEMPT: dict[str, Any] = dict.fromkeys(
-    ("pid", "job_id", "started", "ended", "reason", "error")
-)
-
-
-@dataclass(frozen=True)
 class RunState:
     """What one look at a run's folder shows."""
 
@@ -150,6 +123,10 @@ class RunState:
     """The sweep's measure in the first evaluation."""
     phase: str = ""
     """What a running one is doing, as far as it says."""
+    damage: str | None = None
+    """Why a run that was finished counts as lost: which of its files is damaged, and how."""
+    unreadable: tuple[str, ...] = ()
+    """Records of attempts that are damaged and were passed over, each with what is wrong."""
 
     @property
     def total(self) -> int:
@@ -178,6 +155,8 @@ class RunState:
         """Why the newest attempt ended; None where there was none, or it is under way."""
         if self.state in (*LIVE, "waiting"):
             return None
+        if self.damage is not None and self.state == "lost":
+            return "damaged"
         return _reason(self.attempts, self.place)
 
     @property
@@ -205,40 +184,52 @@ def look(
     name = run.folder_name
     folder = sweep_folder(sweep, runs_dir) / name
     place = places.get(name) if places else None
-    result = read_result(folder)
-    if result is not None:
-        return _finished(sweep, run, folder, result, place)
+    every = run.config.evaluation.every
+    damage = None
+    try:
+        result = read_result(folder, every)
+        if result is not None:
+            return _finished(sweep, run, folder, result, place)
+    except DamagedFileError as damaged:
+        damage = str(damaged)
     # In this order: an attempt that ends between the two looks is then seen as running, not lost.
     held = watch.holds(folder / OWNER) if watch else lease.is_held(folder / OWNER)
-    attempts = read_attempts(folder)
+    attempts, unreadable = look_at_attempts(folder)
+    state: State
     if held is not False:
         # A job takes the lease, then writes its record: until then there is nothing to show.
-        return _with_progress(sweep, RunState(run, folder, "running", attempts, place=place))
-    result = read_result(folder)
-    if result is not None:
-        return _finished(sweep, run, folder, result, place)
-    return _with_progress(
-        sweep, RunState(run, folder, _state(attempts, place), attempts, place=place)
+        state = "running"
+    else:
+        try:
+            result = read_result(folder, every)
+            if result is not None:
+                return _finished(sweep, run, folder, result, place)
+        except DamagedFileError as damaged:
+            damage = str(damaged)
+        state = _state(attempts, place)
+        if damage is not None and state not in LIVE:
+            state = "lost"
+    found = RunState(
+        run, folder, state, attempts, place=place, damage=damage, unreadable=unreadable
     )
+    return _with_progress(sweep, found)
 
 
 def _finished(
-    sweep: Sweep, run: Run, folder: Path, result: dict[str, Any], place: Place | None
+    sweep: Sweep, run: Run, folder: Path, result: Result, place: Place | None
 ) -> RunState:
-    before, score = (result.get(when, {}).get(sweep.measure) for when in ("before", "after"))
-    iteration = int(result.get("iterations", run.config.iterations))
-    attempts = read_attempts(folder)
-    pace = result.get("seconds_total", 0.0) / max(1, iteration)
+    attempts, unreadable = look_at_attempts(folder)
     return RunState(
         run,
         folder,
         "finished",
         attempts,
-        iteration=iteration,
-        seconds_per_iteration=pace,
-        score=score,
-        before=before,
+        iteration=result.iterations,
+        seconds_per_iteration=result.seconds_total / result.iterations,
+        score=result.after.get(sweep.measure),
+        before=result.before.get(sweep.measure),
         place=place,
+        unreadable=unreadable,
     )
 
 
@@ -318,20 +309,19 @@ def _looks_like_a_run(folder: Path) -> bool:
 
 
 def _with_progress(sweep: Sweep, state: RunState) -> RunState:
-    metrics = list(_last_lines(state.folder / "metrics.jsonl", count=20))
-    evals = list(_last_lines(state.folder / "eval.jsonl", count=1))
+    metrics = list(_last_lines(state.folder / METRICS, count=20))
+    evals = list(_last_lines(state.folder / EVALUATIONS, count=1))
     values: dict[str, Any] = {}
     if metrics:
-        seconds = sorted(float(line["seconds_total"]) for line in metrics)
-        values["iteration"] = int(metrics[-1]["iteration"]) + 1
+        seconds = sorted(line.seconds_total for line in metrics)
+        values["iteration"] = metrics[-1].iteration + 1
         values["seconds_per_iteration"] = seconds[len(seconds) // 2]
-        values["reward"] = metrics[-1].get(f"reward_{sweep.measure}_mean")
+        values["reward"] = metrics[-1].number(f"reward_{sweep.measure}_mean")
     if evals:
-        values["seconds_per_evaluation"] = evals[-1].get("seconds_total")
-        values["score"] = evals[-1].get(f"reward_{sweep.measure}_mean")
-        values["before"] = _first_line(state.folder / "eval.jsonl").get(
-            f"reward_{sweep.measure}_mean"
-        )
+        values["seconds_per_evaluation"] = evals[-1].seconds_total
+        values["score"] = evals[-1].number(f"reward_{sweep.measure}_mean")
+        first = _first_line(state.folder / EVALUATIONS)
+        values["before"] = first.number(f"reward_{sweep.measure}_mean") if first else None
     now = phase.read(state.folder) if state.state == "running" else None
     # What a killed process left behind is not what its successor does.
     if now is not None and state.attempts and state.attempts[-1].pid == now.pid:
@@ -342,71 +332,74 @@ def _with_progress(sweep: Sweep, state: RunState) -> RunState:
 # ---- files of one run ------------------------------------------------------------------------
 
 
-def read_file(path: str) -> bytes | None:
-    """What a file holds; None where there is none.
-
-    Without the cost of paths and streams: tens of thousands of small files are read at a time.
-    """
+def read_file(path: str) -> bytes:
+    """What a file holds; nothing where there is none, or where it cannot be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
+        return read_bytes(path) or b""
+    except DamagedFileError:
+        return b""
+
+
+def read_result(folder: Path, every: int | None = None) -> Result | None:
+    """The result of a finished run, checked against its lines; None while it is not finished.
+
+    `every` so many iterations it was evaluated: of results that do not say of how many lines they
+    are (`mixgrpo.records.check_lines`).
+
+    DamagedFileError where the result or the lines are damaged: the sweep makes them again. RunError
+    for another version's.
+    """
+    file = f"{folder}/{RESULT}"
+    text = read_bytes(file)
+    if text is None:
         return None
     try:
-        return os.read(descriptor, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
+        version = parse(Version, file, text).schema_
+        if version != SCHEMA_VERSION:
+            raise RunError(
+                f"{folder}: was written by another version (schema {version}; this one reads "
+                f"{SCHEMA_VERSION}); move the folder away to run it anew, or use the version that "
+                "wrote it"
+            )
+        result = parse(Result, file, text)
+        check_lines(folder, result, every)
+    except DamagedFileError as damaged:
+        raise DamagedFileError(damaged.file, damaged.why, FIX) from None
+    return result
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """A run's result.json; None while it is not finished. RunError for another version's.
-
-    One that was cut short is none: the run goes on from its checkpoint and writes it again.
-    """
-    file = f"{folder}/result.json"
-    try:
-        result = json.loads(read_file(file) or b"")
-    except ValueError:
-        return None
-    try:
-        schema = result["schema"]
-    except (KeyError, TypeError):
-        raise RunError(
-            f"{file}: is not a result of this program; remove it and run the sweep again to "
-            "continue from the newest checkpoint"
-        ) from None
-    if schema != SCHEMA_VERSION:
-        raise RunError(
-            f"{folder}: was written by another version (schema {schema}; this one reads "
-            f"{SCHEMA_VERSION}); move the folder away to run it anew, or use the version that "
-            "wrote it"
-        )
-    return dict(result)
+def look_at_attempts(folder: Path) -> tuple[tuple[Attempt, ...], tuple[str, ...]]:
+    """The attempts of a run, the oldest first, one without an end by the time it was last seen; and
+    what is wrong with those of the records that are damaged."""
+    found, damaged = [], []
+    for file in _attempt_files(folder):
+        try:
+            attempt = read(Attempt, file)
+        except DamagedFileError as error:
+            damaged.append(f"{error}; remove it, the run itself is unharmed")
+            continue
+        if attempt is not None:
+            found.append(attempt)
+    return tuple(sorted(found, key=lambda attempt: attempt.number)), tuple(sorted(damaged))
 
 
 def read_attempts(folder: Path) -> tuple[Attempt, ...]:
-    """The attempts of a run, the oldest first; one without an end by the time it was last seen."""
+    """The attempts of a run, the oldest first, but for damaged records."""
+    return look_at_attempts(folder)[0]
+
+
+def next_attempt(folder: Path) -> int:
+    """The number of a new attempt: damaged records keep theirs."""
+    names = (Path(file).stem for file in _attempt_files(folder))
+    return max((int(name) for name in names if is_checkpoint_name(name)), default=0) + 1
+
+
+def _attempt_files(folder: Path) -> list[str]:
     try:
         with os.scandir(f"{folder}/attempts") as entries:
-            files = [e.path for e in entries if e.name[0] != "." and e.name.endswith(".json")]
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-    found = [attempt for file in files if (attempt := _read_attempt(file))]
-    return tuple(sorted(found, key=lambda attempt: attempt.number))
-
-
-def _read_attempt(file: str) -> Attempt | None:
-    try:
-        text = read_file(file)
-        if text is None:
-            return None
-        data = json.loads(text)
-        # Earlier versions kept less, and what this one does not know is none of its business.
-        known = _NO_ATTEMPT | {k: v for k, v in data.items() if k in Attempt.__dataclass_fields__}
-        return Attempt(**known | {"warnings": tuple(known.get("warnings") or ())})
-    except (ValueError, AttributeError, TypeError):
-        raise RunError(
-            f"{file}: is not a record of this program; remove it, the run itself is unharmed"
-        ) from None
+            return [e.path for e in entries if e.name[0] != "." and e.name.endswith(".json")]
+    except OSError:
+        return []
 
 
 def newest_checkpoint(folder: Path) -> int:
@@ -418,8 +411,8 @@ def checkpoints_of(folder: Path) -> list[int]:
     """Iterations of a run's checkpoints, as their names say, the oldest first."""
     try:
         with os.scandir(f"{folder}/checkpoints") as entries:
-            return sorted(int(e.name) for e in entries if e.name.isdigit())
-    except (FileNotFoundError, NotADirectoryError):
+            return sorted(int(e.name) for e in entries if is_checkpoint_name(e.name))
+    except OSError:
         return []
 
 
@@ -455,7 +448,7 @@ def last_touch(folder: Path, attempt: Attempt) -> float | None:
         files = [file for file in (folder / OWNER).iterdir() if file.name.isdigit()]
         with max(files, key=lambda file: int(file.name)).open("rb") as stream:
             touched = os.fstat(stream.fileno()).st_mtime
-            owner = dict(json.load(stream))
+            owner = dict(loads(stream.read()))
     except (OSError, ValueError, TypeError):
         return None
     pid, machine = owner.get("pid"), owner.get("machine")
@@ -465,28 +458,23 @@ def last_touch(folder: Path, attempt: Attempt) -> float | None:
     return touched or None
 
 
-def _first_line(file: Path) -> dict[str, Any]:
-    """The first line of a file of JSON lines; empty where there is none yet."""
-    with contextlib.suppress(OSError, ValueError), file.open("rb") as stream:
-        line = json.loads(stream.readline(65536))
-        if isinstance(line, dict):
-            return line
-    return {}
+def _first_line(file: Path) -> Progress | None:
+    """The first line of a file of JSON lines; None where there is none yet."""
+    with contextlib.suppress(OSError, DamagedFileError), file.open("rb") as stream:
+        return parse(Progress, file, stream.readline(65536))
+    return None
 
 
-def _last_lines(file: Path, count: int) -> Iterator[dict[str, Any]]:
+def _last_lines(file: Path, count: int) -> Iterator[Progress]:
     """The last whole lines of a file that may be written to just now, the oldest first."""
     try:
         with file.open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(max(0, size - count * 2048))
             texts = stream.read().split(b"\n")[:-1]
-    except FileNotFoundError:
+    except OSError:
         return
     for text in texts[-count:]:
-        try:
-            line = json.loads(text)
-        except ValueError:  # cut at the beginning of what was read
-            continue
-        if isinstance(line, dict):
-            yield line
+        # Cut at the beginning of what was read, or damaged.
+        with contextlib.suppress(DamagedFileError):
+            yield parse(Progress, file, text)

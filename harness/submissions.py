@@ -11,7 +11,6 @@ run they were given for: a cluster that is made anew counts from the start again
 """
 
 import contextlib
-import json
 import secrets
 import shutil
 import time
@@ -20,10 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from harness import slurm
 from mixgrpo import jsonlines
 from mixgrpo.atomic import write_json
 from mixgrpo.errors import RunError
+from mixgrpo.records import DamagedFileError, Number, Record, in_words, read_bytes
 
 SUBMISSIONS = "submissions"
 
@@ -51,6 +53,18 @@ class Submission:
             return ""
         return f"{self.job}_{index}" if self.array else self.job
 
+
+class Ended(Record):
+    """How one task of a submission ended, for each time that it ran."""
+
+    task: str
+    state: str
+    started: Number | None = None
+    """By Slurm's clock, in seconds since the epoch, as `ended`."""
+    ended: Number | None = None
+
+
+_RECORD = TypeAdapter(Submission)
 
 LAG_S = 10.0
 """So long the accounting may need to learn how a job ended; after that it is done without."""
@@ -123,17 +137,17 @@ def read(sweep_folder: Path) -> list[Submission]:
     found = []
     for file in sorted(folder(sweep_folder).glob("[0-9]*.json")):
         try:
-            data = json.loads(file.read_text())
-            data["tasks"] = tuple(map(tuple, data["tasks"]))
-            submission = Submission(**data)
+            text = read_bytes(file)
+            if text is None:
+                continue
+            submission = _RECORD.validate_json(text, strict=True)
             if submission.token != file.stem:  # files and folders are named by it
-                raise ValueError(submission.token)
+                raise DamagedFileError(file, f"its token is {submission.token}")
             found.append(submission)
-        except FileNotFoundError:
-            continue
-        except (ValueError, TypeError, KeyError):
+        except (ValidationError, DamagedFileError) as error:
+            why = in_words(error) if isinstance(error, ValidationError) else str(error)
             raise RunError(
-                f"{file}: is not a record of this program; remove it: the runs are unharmed"
+                f"{file}: is not a record of this program ({why}); remove it: the runs are unharmed"
             ) from None
     return found
 
@@ -260,8 +274,8 @@ class Scheduler:
             if task not in self._gone:
                 missing[task] = submission
         for token in {submission.token for submission in missing.values()}:
-            for line in jsonlines.whole_lines(ended_file(self.sweep_folder, token)):
-                self._gone[line["task"]] = line["state"]
+            for ended in read_ended(self.sweep_folder, token):
+                self._gone[ended.task] = ended.state
         missing = {task: s for task, s in missing.items() if task not in self._gone}
         if not missing:
             return
@@ -288,6 +302,16 @@ def _last_words(of: list[Submission]) -> dict[str, tuple[str, str]]:
 
 def ended_file(sweep_folder: Path, token: str) -> Path:
     return folder(sweep_folder) / f"{token}.ended.jsonl"
+
+
+def read_ended(sweep_folder: Path, token: str) -> list[Ended]:
+    """How a submission's jobs ended, as far as that was kept. Damaged lines are passed over: Slurm
+    is asked again."""
+    found = []
+    for line in jsonlines.whole_lines(ended_file(sweep_folder, token)):
+        with contextlib.suppress(ValidationError):
+            found.append(Ended.model_validate(line))
+    return found
 
 
 def tidy(scheduler: Scheduler) -> None:
@@ -322,7 +346,7 @@ def _record_ended(sweep_folder: Path, places: dict[str, Place]) -> None:
     submission = {s.token: s for s in read(sweep_folder)}
     for token, tasks in gone.items():
         file = ended_file(sweep_folder, token)
-        known = {line["task"] for line in jsonlines.whole_lines(file)}
+        known = {ended.task for ended in read_ended(sweep_folder, token)}
         new_ones = tasks - known
         if not new_ones:
             continue

@@ -37,7 +37,7 @@ from harness.resources import Slurm, resources
 from harness.sharing import Sharing
 from harness.snapshot import locate, take
 from harness.spec import Run, Sweep, known_folders, load_sweep, only, single_runs
-from harness.store import look_at_all, strangers, sweep_folder
+from harness.store import RunState, look_at_all, strangers, sweep_folder
 from harness.submissions import LAG_S, Scheduler
 from harness.trash import Item, confirmed, look_at, move
 from mixgrpo.cli import run as run_command
@@ -259,6 +259,7 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
     states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
     preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, _warn)
+    _tell_damage(states)
     saved = foresee(sweep, states, runs, asked.accept_code_change) if asked.share else None
     say(describe(part, states, slots, saved))
     if sweep.probes:
@@ -310,6 +311,7 @@ def _run(
 ) -> int:
     """What happens with the sweep's lease held. Returns the exit code."""
     source.note(sweep.name, sweep.file, sweep_folder(sweep, runs), say)
+    _tell_damage(look_at_all(part, runs))
     _tell_strangers(sweep, runs)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:
@@ -332,26 +334,40 @@ def _run(
             say(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
             continue
         why = state.attempts[-1].last_line if state.attempts else "it never began"
+        why = state.damage or why
         log = command("harness.logs", state.folder)
         say(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")
     if any(state.state == "failed" for state in unfinished) and asked.retry != "failed":
         say("what failed by an exception runs again by the same command with --retry failed")
     jobs = 1 if asked.executor == "inline" else asked.jobs
     lacking = after_training(part, runs, jobs, asked.executor == "slurm")
+    report: Path | RunError | None = None
     if any(state.state == "finished" for state in look_at_all(sweep, runs)):
-        say(f"report: {write_report(sweep, runs, reports)}")
-    return 1 if unfinished or lacking else 0
+        report = write_report(sweep, runs, reports)
+        say(f"report: {report}")
+    return 1 if unfinished or lacking or isinstance(report, PartialReport) else 0
+
+
+class PartialReport(RunError):
+    """A report, by the path of its page, that leaves out what is damaged."""
+
+
+def _tell_damage(states: list[RunState]) -> None:
+    """Name the finished runs that are damaged."""
+    for state in states:
+        if state.damage is not None:
+            say(f"{state.run.name}: {state.damage}")
 
 
 def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
     """The report of what is finished; imported late, for it brings pandas and matplotlib."""
-    from harness.report import FullerReport
-    from harness.report import write_report as write
+    from harness.report import FullerReport, write
 
     try:
-        return write(sweep, runs, reports)
+        written = write(sweep, runs, reports / sweep.report_name)
     except FullerReport as kept:
         return kept
+    return PartialReport(written.page) if written.left_out else written.page
 
 
 def _clear(sweep: Sweep, runs: Path, items: list[Item], option: str, yes: bool) -> bool:

@@ -22,7 +22,7 @@ from mixgrpo import lease
 from mixgrpo.atomic import flush
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.folder import RESULT
+from mixgrpo.records import RESULT
 from mixgrpo.train import OWNER
 
 TRASH = ".trash"

@@ -242,7 +242,9 @@ def _digest(value: "Tensor") -> str:
     """Of a tensor's bytes: .safetensors has no checksum of its own."""
     import torch
 
-    return hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()[:16]
+    return hashlib.sha256(
+        value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    ).hexdigest()[:16]
 
 
 def _key(prompt: str) -> str:

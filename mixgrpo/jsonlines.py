@@ -11,7 +11,7 @@ from typing import Any
 
 from mixgrpo.atomic import write_bytes
 from mixgrpo.errors import RunError
-from mixgrpo.records import loads
+from mixgrpo.records import loads, read_bytes
 
 
 def append(file: Path, line: dict[str, Any]) -> None:
@@ -48,10 +48,7 @@ def replace(file: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return b""
+    return read_bytes(file) or b""
 
 
 def _parse(file: Path) -> list[dict[str, Any] | None]:

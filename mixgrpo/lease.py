@@ -312,7 +312,7 @@ def holder(folder: Path) -> str:
     try:
         since = time.strftime("%H:%M:%S", time.localtime(owner["since"]))
         return f"process {owner['pid']} on {owner['host']} (since {since})"
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return "another process"
 
 
@@ -340,7 +340,7 @@ def _newest(folder: Path) -> _Sign | None:
         try:
             touched = os.fstat(descriptor).st_mtime_ns
             owner: dict[str, Any] = {}
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 owner = dict(json.loads(os.pread(descriptor, 4096, 0)))
             # A shared lock for the blink of an eye, on a file that nobody locks again.
             return _Sign(number, touched, _lock(descriptor, fcntl.LOCK_SH), owner)

@@ -83,7 +83,7 @@ class Version(Record):
 class MetricsLine(Record):
     """A line of metrics.jsonl: what every one has."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
     __pydantic_extra__: dict[str, float | str | None]
     iteration: Count
     window_start: Count
@@ -105,11 +105,16 @@ class EvaluationLine(Record):
 
 
 class Progress(Record):
-    """What is shown of the last lines of a run that is under way."""
+    """What is shown of a line of a run that is under way."""
 
     model_config = ConfigDict(extra="allow")
     iteration: Count
     seconds_total: Seconds
+
+    def number(self, key: str) -> float | None:
+        """A further number of the line; None where it has none of that name."""
+        value = (self.__pydantic_extra__ or {}).get(key)
+        return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 
 class Origin(Record):
@@ -185,9 +190,11 @@ def measured(content: bytes) -> Measured:
     return Measured(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def check_lines(folder: Path | str, result: Result, every: int, thorough: bool = False) -> None:
+def check_lines(
+    folder: Path | str, result: Result, every: int | None, thorough: bool = False
+) -> None:
     """DamagedFileError where a finished run's metrics.jsonl or eval.jsonl are not those of its
-    result, which was evaluated every so many iterations.
+    result. `every` so many iterations it was evaluated; None where that is not known.
 
     Thousands of runs are checked at a time: metrics.jsonl, the large one, is read where it was
     changed after the result was written, or where the result does not say what it was, or when
@@ -201,7 +208,10 @@ def check_lines(folder: Path | str, result: Result, every: int, thorough: bool =
         if content is None:
             raise DamagedFileError(file, "is missing")
         if said is None:
-            _check_count(file, content, _iterations(name, result.iterations, every))
+            if name == METRICS:
+                _check_count(file, content, result.iterations)
+            elif every is not None:  # one before every so many iterations, and one at the end
+                _check_count(file, content, -(-result.iterations // every) + 1)
         elif measured(content) != said:
             raise DamagedFileError(file, _difference(content, said))
         if name == EVALUATIONS:
@@ -223,19 +233,12 @@ def _difference(content: bytes, said: Measured) -> str:
     return "was changed after the run finished"
 
 
-def _iterations(name: str, total: int, every: int) -> list[int]:
-    """The iterations of the lines of a finished run's file."""
-    if name == METRICS:
-        return list(range(total))
-    return [*range(0, total, every), total]
-
-
-def _check_count(file: str, content: bytes, wanted: list[int]) -> None:
+def _check_count(file: str, content: bytes, wanted: int) -> None:
     """DamagedFileError where lines are missing. Only their number counts: each of them is looked
     into when it is read."""
     lines = content.count(b"\n")
-    if lines != len(wanted):
-        raise DamagedFileError(file, f"has {lines} whole lines, not {len(wanted)}")
+    if lines != wanted:
+        raise DamagedFileError(file, f"has {lines} whole lines, not {wanted}")
 
 
 def _check_rewards(folder: Path | str, result: Result, content: bytes) -> None:
@@ -251,9 +254,14 @@ def _check_rewards(folder: Path | str, result: Result, content: bytes) -> None:
                 )
 
 
-def check_measured(file: Path | str, name: str, lines: list[dict[str, Any]]) -> None:
-    """DamagedFileError where a line is none of metrics.jsonl or eval.jsonl, by `name`."""
-    kind = LINES[name]
+def needed_numbers(name: str) -> list[str]:
+    """What every line of metrics.jsonl or eval.jsonl has, by the file's `name`."""
+    return list(LINES[name].model_fields)
+
+
+def check_measured(file: Path, lines: list[dict[str, Any]]) -> None:
+    """DamagedFileError where a line is none of metrics.jsonl or eval.jsonl."""
+    kind = LINES[file.name]
     for number, line in enumerate(lines, 1):
         try:
             kind.model_validate(line)
@@ -265,6 +273,15 @@ def is_line(name: str, line: dict[str, Any]) -> bool:
     """Whether a line is one of metrics.jsonl or eval.jsonl, by the file's `name`."""
     try:
         LINES[name].model_validate(line)
+    except ValidationError:
+        return False
+    return True
+
+
+def shows_progress(line: dict[str, Any]) -> bool:
+    """Whether a line has its iteration and seconds."""
+    try:
+        Progress.model_validate(line)
     except ValidationError:
         return False
     return True

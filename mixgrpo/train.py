@@ -234,9 +234,9 @@ class _Run:
         newest = max((int(p.name) for p in checkpoint.checkpoints(self.checkpoints)), default=0)
         if newest > whole:
             warnings.warn(
-                f"{self.folder}: metrics.jsonl and eval.jsonl have all lines, as they were written, of "
-                f"the first {whole} iterations only, not of {newest}; going back to a checkpoint "
-                "up to there, or to the beginning, to make the others again",
+                f"{self.folder}: metrics.jsonl and eval.jsonl have all lines, as they were "
+                f"written, of the first {whole} iterations only, not of {newest}; going back to a "
+                "checkpoint up to there, or to the beginning, to make the others again",
                 stacklevel=2,
             )
         return whole

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import environment, source
 from harness.figures import check_drawn
+from harness.records import Environment
 from harness.searching import confirm, records
 from harness.searching.file import Search
 from harness.searching.page import page
@@ -25,6 +26,7 @@ from harness.searching.words import Told, markdown, tables
 from harness.source import relative
 from mixgrpo.atomic import write_bytes
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.records import DamagedFileError, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,9 +119,10 @@ def _machines(place: Path, trials: "pd.DataFrame") -> tuple[list[str], bool]:
     for folder in sorted(place.glob("*-seed*-*")):
         if folder.name.rpartition("-seed")[0] in arms and (folder / "result.json").exists():
             core = core is not False and on_one_core(folder)
-            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-                words.add(environment.in_words(json.loads((folder / "env.json").read_text())))
-    return sorted(words - {""}), bool(core)
+            with contextlib.suppress(DamagedFileError):
+                env = read(Environment, folder / "env.json")
+                words |= {environment.in_words(env)} if env else set()
+    return sorted(words), bool(core)
 
 
 def _confirmed(

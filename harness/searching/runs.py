@@ -1,17 +1,18 @@
 """The runs of a search's trials, and what they have measured so far, read from their folders."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from harness.arms import Arm
+from harness.records import Environment
 from harness.searching.file import Search
 from harness.searching.space import arm_name
 from harness.searching.study import Trial
 from harness.spec import Run, Sweep
 from harness.store import RunState
 from mixgrpo.identity import config_hashes
-from mixgrpo.jsonlines import read_lines
+from mixgrpo.jsonlines import whole_lines
+from mixgrpo.records import EVALUATIONS, METRICS, DamagedFileError, read, shows_progress
 
 
 def make_sweep(search: Search, arms: tuple[Arm, ...] = (), runs: tuple[Run, ...] = ()) -> Sweep:
@@ -78,12 +79,13 @@ class Curves:
                 self._whole.add(state.run.folder_name)
 
     def read(self, run: Run) -> None:
-        file = self._folder / run.folder_name / "eval.jsonl"
-        if not file.exists():
-            return
-        lines = [one for one in read_lines(file) if self._column in one]
-        if lines:
-            curve = {int(one["iteration"]): float(one[self._column]) for one in lines}
+        lines = _lines(self._folder / run.folder_name / EVALUATIONS)
+        curve = {
+            line["iteration"]: float(line[self._column])
+            for line in lines
+            if isinstance(line.get(self._column), int | float)
+        }
+        if curve:
             self._found.setdefault(run.arm, {})[run.seed] = curve
 
 
@@ -93,8 +95,7 @@ def run_seconds(folder: Path) -> float:
     What is measured beside the training (health) is not in them.
     """
     total = 0.0
-    file = folder / "metrics.jsonl"
-    lines: list[dict[str, Any]] = read_lines(file) if file.exists() else []
+    lines = _lines(folder / METRICS)
     core = bool(lines) and all("seconds_cpu" in line for line in lines) and on_one_core(folder)
     for line in lines:
         if core:
@@ -104,10 +105,15 @@ def run_seconds(folder: Path) -> float:
     return total
 
 
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The lines that show progress; those that are damaged are made again by their run."""
+    return [line for line in whole_lines(file) if shows_progress(line)]
+
+
 def on_one_core(folder: Path) -> bool:
     """Whether a run was computed by one thread of a processor."""
     try:
-        env = json.loads((folder / "env.json").read_text())
-        return bool(env["device"] == "cpu" and env["threads"] == 1)
-    except (OSError, ValueError, KeyError, TypeError):
+        env = read(Environment, folder / "env.json")
+    except DamagedFileError:
         return False
+    return env is not None and env.device == "cpu" and env.threads == 1

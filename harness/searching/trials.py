@@ -239,9 +239,9 @@ class Trials:
     def _keep_measured(self, opened: OpenTrial, own: list[RunState]) -> None:
         """Keep with a trial what its runs measured."""
         finished = [s for s in own if s.state == "finished"]
-        results = [read_result(s.folder) or {} for s in finished]
+        results = [read_result(s.folder, s.run.config.evaluation.every) for s in finished]
         spent = {s.run.seed: run_seconds(s.folder) for s in own}
-        counts = [float(result["evaluations_computed"]) for result in results]
+        counts = [float(result.evaluations_computed) for result in results if result]
         self.study.note(
             opened.trial,
             rewards={str(s.run.seed): s.score for s in finished if s.score is not None},

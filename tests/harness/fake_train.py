@@ -83,6 +83,11 @@ def run(
             "iteration": done,
             "pid": os.getpid(),
             "window_start": config.make_window().start_at(done),
+            "window_size": config.window.size,
+            "evaluations_computed": 100,
+            "backward_computed": 10,
+            "nfe_rollout": 8,
+            "nfe_train": 2,
             "reward_composition_mean": value,
             "seconds_total": behaviour.get("seconds", 0.01),
             "threads": os.environ.get("OMP_NUM_THREADS"),
@@ -100,7 +105,7 @@ def run(
         _evaluate(config, folder, done, value)
     if config.output.export:
         (folder / "weights").mkdir(exist_ok=True)
-    rewards = {"composition": 0.5, "palette": 0.9, "strict": 0.3}
+    rewards = {"composition": 0.5}
     write_json(
         folder / "result.json",
         {

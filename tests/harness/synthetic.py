@@ -12,6 +12,7 @@ from harness.spec import Arm, Run, Sweep
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import dump_config
 from mixgrpo.identity import config_hash
+from mixgrpo.records import measured
 
 PROMPTS = [
     "a red square above a blue cross",
@@ -174,6 +175,16 @@ def _write_run(sweep: Sweep, run: Run, runs_dir: Path, effect: float, sd: float)
             "nfe_train": 4.0,
         },
     )
+    seal(folder)
+
+
+def seal(folder: Path) -> None:
+    """Make a run's result tell of the lines that are there now."""
+    file = folder / "result.json"
+    result = json.loads(file.read_text())
+    names = ("metrics.jsonl", "eval.jsonl")
+    digests = {name: measured((folder / name).read_bytes()).model_dump() for name in names}
+    _write_json(file, result | {"digests": digests})
 
 
 ENVIRONMENT = {

@@ -20,6 +20,7 @@ from mixgrpo import lease
 from mixgrpo.config import SCHEMA_VERSION
 
 from .lab import Lab
+from .synthetic import seal
 
 NO_PROCESS = 2**22 + 1
 """More than the largest process id."""
@@ -55,8 +56,12 @@ class Books:
         (self.folder / "checkpoints" / f"{iterations:06d}").mkdir(parents=True)
 
     def finished(self) -> None:
-        result = {"schema": SCHEMA_VERSION, "hash": self.run.hash, "iterations": 6}
-        (self.folder / "result.json").write_text(json.dumps(result | {"seconds_total": 60.0}))
+        (self.folder / "eval.jsonl").write_text('{"iteration": 0, "seconds_total": 0.0}\n')
+        totals = ("evaluations_computed", "backward_computed", "nfe_rollout", "nfe_train")
+        result = {"schema": SCHEMA_VERSION, "hash": self.run.hash, "seed": 0, "iterations": 6}
+        result |= {"before": {}, "after": {}, "seconds_total": 60.0, **dict.fromkeys(totals, 1)}
+        (self.folder / "result.json").write_text(json.dumps(result))
+        seal(self.folder)
 
     def leased(self, pid: int, touched: float) -> Path:
         """The lease as a process that was killed leaves it."""

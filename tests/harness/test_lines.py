@@ -1,6 +1,7 @@
 """The lines of many runs: the same as Python's own parser reads, and each file parsed once."""
 
 import json
+import math
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,19 @@ from harness import lines
 from harness.cache import FOLDER
 from harness.results import Results, collect
 from harness.spec import Sweep
-from mixgrpo.errors import RunError
 
-from .synthetic import make_sweep, write_runs
+from .synthetic import make_sweep, seal, write_runs
+
+NEEDED = {
+    "iteration": 12,
+    "window_start": 0,
+    "window_size": 4,
+    "evaluations_computed": 100,
+    "backward_computed": 10,
+    "nfe_rollout": 25.0,
+    "nfe_train": 4.0,
+    "seconds_total": 0.5,
+}
 
 
 @pytest.fixture
@@ -34,9 +45,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     original = lines._parse
 
-    def parse(files: list[Path]) -> Any:
-        found.extend(f"{file.parent.name}/{file.name}" for file in files)
-        return original(files)
+    def parse(files: dict[str, Path], *rest: Any) -> Any:
+        found.extend(f"{file.parent.name}/{file.name}" for file in files.values())
+        return original(files, *rest)
 
     monkeypatch.setattr(lines, "_parse", parse)
     return found
@@ -65,25 +76,45 @@ def check(sweep: Sweep, runs: Path, results: Results) -> None:
 
 def test_the_tables_are_what_json_and_pandas_make_of_the_files(sweep: Sweep, runs: Path) -> None:
     with file_of(sweep, runs, 1).open("a") as stream:  # a key that others lack, an int among floats
-        stream.write('{"iteration": 12, "loss": 1, "new": 0.1, "seconds_total": 1e-3}\n')
+        stream.write(json.dumps(NEEDED | {"loss": 1, "new": 0.1, "seconds_total": 1e-3}) + "\n")
+    seal(file_of(sweep, runs, 1).parent)
     check(sweep, runs, collect(sweep, runs))
     check(sweep, runs, collect(sweep, runs))
 
 
 def test_what_is_no_json_to_others_is_read_as_python_wrote_it(sweep: Sweep, runs: Path) -> None:
     with file_of(sweep, runs, 1).open("a") as stream:
-        stream.write('{"iteration": 12, "loss": NaN, "kl": Infinity}\n')
+        stream.write(json.dumps(NEEDED | {"loss": math.nan, "kl": math.inf}) + "\n")
+    seal(file_of(sweep, runs, 1).parent)
     check(sweep, runs, collect(sweep, runs))
 
 
-def test_a_broken_line_is_named_and_one_cut_short_left_out(sweep: Sweep, runs: Path) -> None:
+def test_a_run_with_a_broken_line_is_named_and_left_out(sweep: Sweep, runs: Path) -> None:
     file = file_of(sweep, runs, 2)
     whole = file.read_text()
-    file.write_text(whole + '{"iteration": 12, "lo')
-    assert len(collect(sweep, runs).metrics) == 6 * 12
-    file.write_text('{"iteration"\n' + whole)
-    with pytest.raises(RunError, match=rf"{file}:1: not valid JSON"):
-        collect(sweep, runs)
+    for text, why in (
+        (whole + '{"iteration": 12, "lo', "was changed after the run finished"),
+        (whole[:-300], "lost 300 of its"),
+        ("", "lost "),
+    ):
+        file.write_text(text)
+        results = collect(sweep, runs)
+        assert len(results.metrics) == 5 * 12
+        assert len(results.evals) == 5 * 2
+        (said,) = results.left_out
+        assert said.startswith(f"{sweep.runs[2].name}: {file}: {why}")
+        assert "run the sweep again" in said
+        assert list(results.runs["state"]).count("lost") == 1
+    # By earlier versions, whose results have no digests.
+    for text in (
+        '{"iteration"\n' + whole,
+        whole.replace('"seconds_total": ', '"seconds_total": "x", "y": '),
+    ):
+        file.write_text(text)
+        seal(file.parent)
+        results = collect(sweep, runs)
+        assert len(results.metrics) == 5 * 12
+        assert str(file) in results.left_out[0]
 
 
 def test_a_file_is_parsed_again_only_when_it_has_changed(
@@ -96,6 +127,7 @@ def test_a_file_is_parsed_again_only_when_it_has_changed(
     assert parsed == []
     file = file_of(sweep, runs, 3)
     file.write_text(file.read_text().replace("seconds_rollout", "seconds_Rollout"))
+    seal(file.parent)
     check(sweep, runs, collect(sweep, runs))
     assert parsed == [f"{file.parent.name}/{file.name}"]
 

@@ -32,7 +32,7 @@ from harness.tables import Table
 from harness.views.budget import EqualCost
 from mixgrpo.errors import ConfigError
 
-from .synthetic import make_sweep, write_runs
+from .synthetic import make_sweep, seal, write_runs
 
 EFFECTS = {
     "tau": {"interval=9": -0.09, "interval=12": 0.002},
@@ -85,6 +85,7 @@ def change_costs(sweep: Sweep, runs: Path, with_core: bool = True) -> None:
                 line["seconds_cpu"] = 0.8 * line["seconds_total"]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "metrics.jsonl").write_text(text)
+        seal(folder)
 
 
 @pytest.fixture(scope="module")
@@ -533,6 +534,7 @@ def test_seconds_are_by_the_clock_otherwise(case: str, tmp_path: Path) -> None:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         del lines[5]["seconds_cpu"]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        seal(folder)
     elif case == "no machine":
         for run in sweep.runs:
             (tmp_path / "runs" / "tau" / run.folder_name / "env.json").unlink()

@@ -19,7 +19,7 @@ from harness.spec import load_sweep
 from harness.spent import at_evaluations
 from mixgrpo.errors import ConfigError, RunError
 
-from .synthetic import make_sweep, write_runs
+from .synthetic import make_sweep, seal, write_runs
 
 FIGURES = {"differences", "final", "learning", "heldout", "samples", "window", "time", "budget"}
 
@@ -342,6 +342,7 @@ def watch(sweep, runs_dir, arm, seconds):
                 if m % 9 == 0:
                     line |= {"drift_step_kl": 0.1, "drift_image_kl": 0.2, "evaluations_health": 8}
             file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        seal(folder)
 
 
 @pytest.mark.parametrize("arms", [["interval=9"], ["interval=9", "interval=15"]])

@@ -12,6 +12,7 @@ from harness.submissions import Scheduler
 
 from .fake_slurm import FakeSlurm
 from .lab import SWEEP, Lab
+from .synthetic import seal
 from .test_submissions import hand_over, line
 
 # Two arms x two seeds of 1000 iterations.
@@ -37,8 +38,20 @@ class Desk:
         (self.folder(name) / "metrics.jsonl").write_text(text)
 
     def finish(self, name: str, seconds: float) -> None:
-        result = {"schema": 1, "iterations": 1000, "seconds_total": 1000 * seconds, "after": {}}
+        totals = ("evaluations_computed", "backward_computed", "nfe_rollout", "nfe_train")
+        result = {
+            "schema": 1,
+            "hash": "x",
+            "seed": 0,
+            "iterations": 1000,
+            "before": {},
+            "after": {},
+        }
+        result |= {"seconds_total": 1000 * seconds, **dict.fromkeys(totals, 1)}
+        (self.folder(name) / "metrics.jsonl").write_text("")
+        (self.folder(name) / "eval.jsonl").write_text('{"iteration": 0, "seconds_total": 0.0}\n')
         (self.folder(name) / "result.json").write_text(json.dumps(result))
+        seal(self.folder(name))
 
     def plan(self, asked: Slurm, other: Slurm | None = None) -> str:
         """The plan where the arms ask for this, or the second one for something else."""

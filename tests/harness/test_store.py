@@ -17,6 +17,7 @@ from mixgrpo.jsonlines import read_lines
 from mixgrpo.train import OWNER
 
 from .lab import Lab
+from .synthetic import seal
 
 
 @pytest.fixture
@@ -37,15 +38,29 @@ def attempt(folder: Path, number: int, reason: str | None) -> None:
     (folder / "attempts" / f"{number}.json").write_text(json.dumps(record))
 
 
+NEEDED = {
+    "window_start": 0,
+    "window_size": 4,
+    "evaluations_computed": 100,
+    "backward_computed": 10,
+    "nfe_rollout": 25.0,
+    "nfe_train": 4.0,
+    "seconds_total": 0.1,
+}
+
+
 def finish(folder: Path, iterations: int = 6, **more: Any) -> None:
     (folder / "attempts").mkdir(parents=True, exist_ok=True)
     metrics = [
-        {"iteration": m, "reward_composition_mean": 0.5, "seconds_total": 0.1, "loss": float(m)}
+        NEEDED | {"iteration": m, "reward_composition_mean": 0.5, "loss": float(m)}
         for m in range(iterations)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
-    line = {"iteration": iterations, "reward_composition_mean": 0.6, "seconds_total": 1.0}
-    (folder / "eval.jsonl").write_text(json.dumps(line) + "\n")
+    evals = [
+        {"iteration": m, "reward_composition_mean": mean, "seconds_total": 1.0}
+        for m, mean in ((0, 0.5), (iterations, 0.6))
+    ]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
     result = {
         "schema": 1,
         "hash": "x",
@@ -55,8 +70,12 @@ def finish(folder: Path, iterations: int = 6, **more: Any) -> None:
         "after": {"composition": 0.6},
         "seconds_total": 0.6,
         "evaluations_computed": 600,
+        "backward_computed": 60,
+        "nfe_rollout": 25.0,
+        "nfe_train": 4.0,
     }
     (folder / "result.json").write_text(json.dumps(result | more))
+    seal(folder)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +162,7 @@ def test_collect_gives_frames_of_the_finished_runs(lab: Lab) -> None:
     assert first["evaluations_computed"] == 600
     assert len(results.metrics) == 18
     assert {"arm", "seed", "iteration", "loss"} <= set(results.metrics.columns)
-    assert len(results.evals) == 3
+    assert len(results.evals) == 6
 
 
 def test_collect_without_any_run_has_the_columns_that_others_group_by(lab: Lab) -> None:
@@ -170,8 +189,9 @@ def test_a_result_of_another_version_names_the_folder_and_the_mend(
     with pytest.raises(RunError, match=r"written by another version.*move the folder away"):
         look(lab.sweep, run, lab.runs)
     (folder / "result.json").write_text("[]")
-    with pytest.raises(RunError, match="not a result of this program"):
-        look(lab.sweep, run, lab.runs)
+    found = look(lab.sweep, run, lab.runs)
+    assert (found.state, found.reason) == ("lost", "damaged")
+    assert f"{folder}/result.json: Input should be an object; run the sweep" in str(found.damage)
     (folder / "result.json").unlink()
 
 

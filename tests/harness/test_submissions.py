@@ -83,7 +83,7 @@ def test_a_record_that_is_none_is_named_with_its_mend(folder: Path) -> None:
     assert submissions.read(folder) == []
     made = hand_over(folder, ("a",))
     file = submissions.folder(folder) / f"{made.token}.json"
-    for text in ("{", "[]", json.dumps(asdict(made) | {"more": 1})):
+    for text in ("{", "[]", json.dumps(asdict(made) | {"tasks": [1]}), "[" * 100_000):
         file.write_text(text)
         with pytest.raises(RunError, match=f"{made.token}.json: is not a record .*remove it"):
             submissions.read(folder)

@@ -12,7 +12,7 @@ from harness.cache import FOLDER
 from harness.report import write_report
 from harness.spec import Sweep
 
-from .synthetic import make_sweep, write_runs
+from .synthetic import make_sweep, seal, write_runs
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +60,17 @@ def folder_of(sweep: Sweep, runs: Path, index: int) -> Path:
 def another_score(sweep: Sweep, runs: Path) -> None:
     file = folder_of(sweep, runs, 1) / "result.json"
     result = json.loads(file.read_text())
-    result["after"]["composition"] = 0.9
+    before, result["after"]["composition"] = result["after"]["composition"], 0.9
     file.write_text(json.dumps(result))
+    evals = file.with_name("eval.jsonl")
+    evals.write_text(evals.read_text().replace(str(before), "0.9"))
+    seal(file.parent)
 
 
 def another_line(sweep: Sweep, runs: Path) -> None:
     file = folder_of(sweep, runs, 1) / "metrics.jsonl"
     file.write_text(file.read_text().replace('"window_start": 0', '"window_start": 1', 1))
+    seal(file.parent)
 
 
 def another_picture(sweep: Sweep, runs: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_spoiled_result_is_written_again(
     file = tmp_path / "result.json"
     whole = file.read_bytes()
     file.write_bytes(spoil(whole))
-    with pytest.warns(UserWarning, match=r"result\.json: .*; the result is set aside as result\.json\.damaged-1"):
+    with pytest.warns(UserWarning, match=r"json: .* is set aside as result\.json\.damaged-1"):
         assert train.run(SMALL, tmp_path) == "finished"
     assert file.read_bytes() == whole  # also the seconds: no iteration was made again
     assert outcome(tmp_path) == small
