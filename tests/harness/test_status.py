@@ -11,8 +11,9 @@ import pytest
 
 from harness.launcher import Launcher
 from harness.progress import Progress, cells, seconds_left, summary, time_left
+from harness.records import Attempt
 from harness.status import Observer, as_data, as_text
-from harness.store import Attempt, RunState
+from harness.store import RunState
 from harness.submissions import Scheduler
 from mixgrpo import lease, phase
 from mixgrpo.cli import say
@@ -116,7 +117,9 @@ def warned_states(lab: Lab, texts: list[str]) -> list[RunState]:
     """The sweep's runs, each with an attempt that warned of one of the texts."""
     states = []
     for run, text in zip(lab.sweep.runs, texts, strict=True):
-        tried = Attempt(1, 1, None, 0.0, 1.0, "finished", None, warnings=(text,))
+        tried = Attempt(
+            number=1, pid=1, started=0.0, ended=1.0, reason="finished", warnings=(text,)
+        )
         states.append(RunState(run, lab.root, "running", (tried,)))
     return states
 
@@ -216,7 +219,7 @@ def test_a_job_that_has_not_come_to_its_lease_is_under_way(lab: Lab) -> None:
 def test_no_text_of_a_run_moves_the_cursor(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     evil = "\x1b]0;owned\x07\x1b[2J \u202e at https://me:secret@host/ :smile: [red]x[/red]"
     states = warned_states(lab, [evil] * 4)
-    failed = Attempt(1, 1, None, 0.0, 1.0, "exception", evil)
+    failed = Attempt(number=1, pid=1, started=0.0, ended=1.0, reason="exception", error=evil)
     with Progress("composition", True) as progress:
         progress.say(evil)
     states.append(RunState(lab.sweep.runs[0], lab.root, "failed", (failed,)))
