@@ -245,7 +245,7 @@ def test_a_mistake_below_probes_is_one_line(
 def test_a_sweep_without_probes_says_what_to_write(place: Path) -> None:
     sweep_of(place, probes={})
     with pytest.raises(ConfigError, match="probes: names none"):
-        probe.main(place / "toy.yaml", runs=place / "runs")
+        probe.main(place / "toy.yaml", runs=place / "runs", trust=True)
 
 
 def test_the_command_imports_nothing_heavy() -> None:
