@@ -79,7 +79,7 @@ def measure(folder: Path, iteration: int, options: HybridOptions) -> list[dict[s
     `mean` and `sd` over all `images`; `role` is what the run does with the reward. ConfigError for
     a reward that is none.
     """
-    loaded = load_run(folder, iteration, trust=True)
+    loaded = load_run(folder, iteration)
     config, policy = loaded.config, loaded.policy
     ev, settings = config.evaluation, config.rewards
     names = dict.fromkeys([*settings.train, *settings.held_out, *options.rewards])

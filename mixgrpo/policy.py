@@ -173,14 +173,15 @@ def load_run(
     averaged: bool = True,
     device: str | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
-    trust: bool = False,
+    trust: bool = True,
 ) -> Loaded:
     """The policy of the run in `folder` after `iteration` iterations; read-only.
 
     `iteration`: none is the newest checkpoint, 0 the model that training starts from. RunError
     where that one is not whole; no other is taken for it.
     `averaged`: the averaged weights, which are the ones that evaluations judge. `precision`: other
-    than the run's. `trust`: run code that the folder names, wherever it lies (`mixgrpo.trust`).
+    than the run's. Without `trust`, as the commands ask, ConfigError where the folder is not the
+    user's own and names code (`mixgrpo.trust`); nothing of that is run here.
     ConfigError for a folder that holds no run and for an iteration without a checkpoint.
     """
     folder = folder.absolute()  # code that a run calls may change the working directory

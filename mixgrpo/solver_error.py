@@ -316,7 +316,7 @@ def measure(folder: Path, iteration: int, options: SolverErrorOptions) -> list[d
     One row for every model, solver, start and `at`, with the mean `error` over `images`.
     ConfigError for a run whose sampler is random on all steps.
     """
-    loaded = load_run(folder, iteration, trust=True)
+    loaded = load_run(folder, iteration)
     config, policy = loaded.config, loaded.policy
     sampler, size = config.sampler, config.window.size
     if sampler.sde == "all":

@@ -203,7 +203,7 @@ def test_what_was_trained_loads_into_the_pipeline_of_diffusers(
         pipeline.transformer = class_.from_pretrained(folder / "weights" / "transformer")
     theirs = pixels_of_diffusers(pipeline, family, loaded.policy, prompt)
     whole = tmp_path / "pipeline"
-    run("mixgrpo.to_pipeline", folder, "--out", whole)
+    run("mixgrpo.to_pipeline", folder, "--trust", "--out", whole)
     merged = pixels_of_diffusers(
         diffusers.DiffusionPipeline.from_pretrained(whole), family, loaded.policy, prompt
     )
@@ -226,7 +226,7 @@ def test_a_run_in_bfloat16_loses_nothing_of_its_adapters_as_a_pipeline(
     config = configuration("flux", pipelines["flux"], iterations=1)
     assert config.compute.precision == "bf16"
     train.run(config, tmp_path / "run")
-    run("mixgrpo.to_pipeline", tmp_path / "run", "--out", tmp_path / "whole")
+    run("mixgrpo.to_pipeline", tmp_path / "run", "--trust", "--out", tmp_path / "whole")
     base = FluxPipeline.from_pretrained(pipelines["flux"])
     before = {k: v.clone() for k, v in base.transformer.state_dict().items()}
     base.load_lora_weights(tmp_path / "run" / "weights")
@@ -257,13 +257,15 @@ def test_a_sweep_over_pipelines_is_run_judged_and_shown_by_the_same_commands(
     file.write_text(yaml.safe_dump(text))
     runs, reports = tmp_path / "runs", tmp_path / "reports"
     places = ("--runs", runs, "--reports", reports)
-    assert "2 of 2 runs finished" in run("harness.sweep", file, *places, "--executor", "inline")
+    assert "2 of 2 runs finished" in run(
+        "harness.sweep", file, *places, "--trust", "--executor", "inline"
+    )
     assert (reports / "pipelines" / "index.html").exists()
 
     for family in FAMILIES:
         [folder] = [r.parent for r in runs.glob(f"pipelines/{family}-*/result.json")]
         asked = tmp_path / f"{family}.json"
-        run("mixgrpo.evaluate", folder, "--p-mix", "0.4", "--json", "--out", asked)
+        run("mixgrpo.evaluate", folder, "--trust", "--p-mix", "0.4", "--json", "--out", asked)
         judged = json.loads(asked.read_text())
         ways = ["base model", "pure", "p_mix 40 %"]
         rewards = ("red", "spread")
@@ -275,14 +277,16 @@ def test_a_sweep_over_pipelines_is_run_judged_and_shown_by_the_same_commands(
         result = json.loads((folder / "result.json").read_text())
         assert judged["rows"][1]["mean"] == pytest.approx(result["after"]["red"], abs=1e-5)
         whole = tmp_path / f"{family}-pipeline"
-        run("mixgrpo.to_pipeline", folder, "--out", whole)
-        assert "is there already" in run("mixgrpo.to_pipeline", folder, "--out", whole, expect=2)
+        run("mixgrpo.to_pipeline", folder, "--trust", "--out", whole)
+        assert "is there already" in run(
+            "mixgrpo.to_pipeline", folder, "--trust", "--out", whole, expect=2
+        )
         # Another run begins where this one ended.
         next_ = configuration(family, whole, iterations=1)
         train.run(next_, tmp_path / f"{family}-next")
         [first, _] = reproducible(tmp_path / f"{family}-next" / "eval.jsonl")
         assert first["reward_red_mean"] == pytest.approx(result["after"]["red"], abs=2e-3)
-    run("mixgrpo.generate", folder, "--prompt", "A fox", "--out", tmp_path / "images")
+    run("mixgrpo.generate", folder, "--trust", "--prompt", "A fox", "--out", tmp_path / "images")
     assert (tmp_path / "images" / "sheet.png").exists()
 
 
@@ -306,7 +310,7 @@ def test_two_ranks_share_the_encoding_and_the_network(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("MIXGRPO_EMBEDDINGS", str(tmp_path / "of-two"))
     code, said = launch(
-        SHARDS, "mixgrpo.train", str(file), "--out", str(tmp_path / "two"), seconds=240
+        SHARDS, "mixgrpo.train", str(file), "--trust", "--out", str(tmp_path / "two"), seconds=240
     )
     assert code == 0, said
     shards = list((tmp_path / "of-two").rglob("*.safetensors"))

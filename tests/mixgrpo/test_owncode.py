@@ -288,7 +288,7 @@ def test_a_run_keeps_its_name_when_its_code_is_edited_meanwhile(
     begun = (tmp_path / "run" / "config.yaml").read_text().partition("\n")[0].split()[-1]
     assert json.loads((tmp_path / "run" / "result.json").read_bytes())["hash"] == begun
     with pytest.warns(UserWarning, match=r"the code of reward red \(red\) changed since"):
-        load_run(tmp_path / "run", trust=True)
+        load_run(tmp_path / "run")
     assert train(RED).returncode == 2
 
 
