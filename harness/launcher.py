@@ -478,7 +478,10 @@ def wait_for_lease(
     with signals.handling(noted.append, _ENDING_SIGNALS):
         while True:
             same = followed is not None and _identity(folder) == followed
-            held = own(sweep, runs_dir, begin=False) if same else None
+            try:
+                held = own(sweep, runs_dir, begin=False) if same else None
+            except FileNotFoundError:  # renamed between the two
+                same, held = False, None
             if not same:
                 raise lease.FolderGoneError(
                     f"{folder}: was renamed, removed or replaced while this command followed it; "

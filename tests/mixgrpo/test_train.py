@@ -445,9 +445,9 @@ def test_a_run_that_never_began_leaves_its_folder_free(tmp_path: Path) -> None:
 
 def test_another_runs_folder_names_what_differs(tmp_path: Path) -> None:
     train.run(SMALL, tmp_path)
-    longer = SMALL.model_copy(update={"iterations": 9})
-    with pytest.raises(ConfigError, match=r"is of another run \(iterations: 4, not 9\)"):
-        train.run(longer, tmp_path)
+    shorter = SMALL.model_copy(update={"iterations": 3})
+    with pytest.raises(ConfigError, match=r"is of another run \(iterations: 4, not 3\)"):
+        train.run(shorter, tmp_path)
 
 
 def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path: Path) -> None:
