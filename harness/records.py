@@ -1,9 +1,7 @@
 """The files that the harness itself reads back, as models; what the trainer writes is in
 `mixgrpo.records`, whose errors these have too."""
 
-from typing import Any
-
-from pydantic import Field, JsonValue, RootModel, field_validator
+from pydantic import Field, JsonValue, RootModel
 
 from mixgrpo.records import Count, Record, Seconds
 
@@ -41,11 +39,6 @@ class Attempt(Record):
     """What its bytes depend on beside the settings: code, versions, machine, processes."""
     log: str | None = None
     """Its output, as a path in the run's folder; None where that went to the terminal."""
-
-    @field_validator("warnings", mode="before")
-    @classmethod
-    def _none_is_empty(cls, value: Any) -> Any:
-        return value or ()
 
     @property
     def last_line(self) -> str:
