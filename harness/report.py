@@ -354,10 +354,12 @@ def main(
     shared = _of_one_name([*_sweep_files(), *searches], failed)
     for path in [path for path in _sweep_files() if path not in shared]:
         with _noting(failed, path):
-            if is_run_configuration(read_yaml(path)):
-                say(f"{path}: is a run configuration, not a sweep file; left out")
-            else:
+            try:
                 sweeps.append(load_sweep(path, profile, set_ or []))
+            except ConfigError:
+                if not (path.exists() and is_run_configuration(read_yaml(path))):
+                    raise
+                say(f"{path}: is a run configuration, not a sweep file; left out")
     for sweep in sweeps:
         with _noting(failed, sweep.file):
             reported += _write_or_skip(sweep, runs, reports)
