@@ -15,10 +15,10 @@ from .lab import Lab
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of 256 KiB where the lab keeps its runs. To be asked for before `lab`."""
+    """A real disk of 512 KiB where the lab keeps its runs. To be asked for before `lab`."""
     place = tmp_path / "runs"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this machine does not let the tests mount a small disk")
     yield place
