@@ -107,7 +107,7 @@ def test_a_system_exit_of_the_users_code_is_its_failure(
     leaves = "import sys\nsys.exit(0)\n"
     text = EVIL + (leaves if place == "import" else "    def __init__(self): raise SystemExit(0)\n")
     (tmp_path / f"leaves_{place}.py").write_text(text)
-    with pytest.raises(ConfigError, match=rf"^evil: leaves_{place}:Evil.* fails: SystemExit: 0$"):
+    with pytest.raises(ConfigError, match=rf"^evil: leaves_{place}:Evil.* fails: SystemExit: 0 "):
         load_reward("evil", named(f"leaves_{place}:Evil"))
 
 
