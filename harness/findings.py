@@ -416,8 +416,9 @@ def statistics_notes(analysis: Analysis) -> list[str]:
     ]
     if parts:
         notes.append(
-            "Arms with the same seed are bit-identical until their windows first differ. They part "
-            f"from {analysis.sweep.reference_label}: {listed(parts)}."
+            "Trained by the same code, arms with the same seed are bit-identical until their "
+            f"windows first differ. They part from {analysis.sweep.reference_label}: "
+            f"{listed(parts)}."
         )
     for group in analysis.same_schedule:
         notes.append(

@@ -1,8 +1,13 @@
 """The published numbers: complete, consistent, and found by name."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from harness import paper
+from harness.spec import load_sweep, profile_names
 from mixgrpo.errors import ConfigError
 
 
@@ -79,3 +84,32 @@ def test_errors_name_what_there_is():
         paper.table("strides")
     with pytest.raises(ConfigError, match="no row 40"):
         paper.row("tau", "40")
+
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = [file for file in sorted((ROOT / "sweeps").glob("*.yaml")) if "paper:" in file.read_text()]
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_what_stands_beside_a_published_row_moves_as_the_published_code_does(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scripts roll back; and decay linearly from 10 iterations to 1, or a fifth of that."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples" / "prompts", "prompts")
+    compared = 0
+    for profile in profile_names(file):
+        sweep = load_sweep(file, profile)
+        firsts = {run.arm: run for run in reversed(sweep.runs)}
+        for arm in sweep.paper_rows:
+            config = firsts[arm].config
+            if config.window.strategy in ("frozen", "random"):
+                continue
+            window = config.make_window()
+            if window.strategy == "linear-decay":
+                assert (window.interval, window.interval_min) == (config.iterations // 30, 1)
+            released = replace(window, at_end="released")
+            for iteration in range(config.iterations):
+                assert window.start_at(iteration) == released.start_at(iteration), (profile, arm)
+            compared += 1
+    assert compared
