@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixgrpo import collect
 from mixgrpo import policy as policies
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import load_layers
+from mixgrpo.configfile import NOWHERE, load_layers
 from mixgrpo.plan import iteration_cost
 from mixgrpo.randomness import normal
 from mixgrpo.ranks import Ranks
@@ -52,9 +52,9 @@ def on_the_toy(preset: Path, **further: Any) -> RunConfig:
     layers = load_layers(preset)
     small = toy.settings(optimizer={"lr": 2e-2, "ema_decay": 0.6, "max_grad_norm": 1.0})
     for name in ("seed", "iterations", "model", "rollout", "rewards", "evaluation", "output"):
-        layers.add({name: small[name]}, "test")
-    layers.add({"optimizer": small["optimizer"], "objective": {"updates": 2}}, "test")
-    layers.add(further, "test")
+        layers.add({name: small[name]}, NOWHERE)
+    layers.add({"optimizer": small["optimizer"], "objective": {"updates": 2}}, NOWHERE)
+    layers.add(further, NOWHERE)
     return layers.validate()
 
 
