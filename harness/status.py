@@ -163,16 +163,23 @@ def as_text(seen: Observer) -> str:
 
 def _arms(states: list[RunState]) -> dict[str, dict[str, Any]]:
     """By arm: how many runs are finished, and the means of their scores and gains."""
-    found: dict[str, dict[str, Any]] = {}
+    by_arm: dict[str, list[RunState]] = {}
     for state in states:
-        found.setdefault(state.run.arm, {"finished": 0, "score": None, "gain": None})
-    for arm, data in found.items():
-        done = [s for s in states if s.run.arm == arm and s.state == "finished"]
-        data["finished"] = len(done)
-        for key in ("score", "gain"):
-            values = [v for s in done if (v := getattr(s, key)) is not None]
-            data[key] = sum(values) / len(values) if values else None
-    return found
+        by_arm.setdefault(state.run.arm, []).extend([state] if state.state == "finished" else [])
+    return {
+        arm: {
+            "finished": len(done),
+            "score": _mean(state.score for state in done),
+            "gain": _mean(state.gain for state in done),
+        }
+        for arm, done in by_arm.items()
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _results(states: list[RunState], measure: str) -> list[str]:

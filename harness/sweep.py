@@ -183,6 +183,7 @@ def _own_and_run(
                 except Interrupted as interrupted:
                     progress.say("left; the sweep goes on without this command")
                     return interrupted.exit_code
+    handed_over = False
     try:
         in_slurm = Scheduler(sweep_folder(sweep, runs)).places()
         queued = {name for name, place in in_slurm.items() if place.standing != "gone"}
@@ -192,11 +193,13 @@ def _own_and_run(
             return 1
         if prune_ and not _clear(sweep, runs, _strangers(sweep, runs, queued), "--prune", yes):
             return 1
-        if detach and not _go_to_background(sweep, runs, held, asked.executor):
-            return 0
-        return _run(sweep, part, runs, reports, asked, held)
+        if not detach or _go_to_background(sweep, runs, held, asked.executor):
+            return _run(sweep, part, runs, reports, asked, held)
+        handed_over = True
+        return 0
     finally:
-        held.release()
+        if not handed_over:
+            held.release()
 
 
 def _asked(

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from harness import sweep as sweeps
 from harness.dispatch import Local, Start
-from harness.launcher import Launcher
+from harness.launcher import LAUNCHER, Launcher
 from harness.progress import Progress
+from harness.spec import Sweep
 from harness.status import as_data, as_text
 from harness.submissions import Scheduler
 from mixgrpo.errors import RunError
+from mixgrpo.lease import Lease, is_held
 
 from .lab import SEARCHED, SMALL, SWEEP, Lab
 
@@ -291,6 +294,24 @@ def test_detach_returns_and_the_same_command_picks_up(lab: Lab) -> None:
     assert "started" not in output
     assert all(reasons == ["finished"] for reasons in lab.attempts().values())
     assert "interval=1-seed0: started" in (lab.runs / "toy" / "launcher.log").read_text()
+
+
+def test_what_goes_to_the_background_takes_the_lease_along(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that returns does not give back what its child owns by then."""
+    taken: list[Lease] = []
+
+    def to_background(sweep: Sweep, runs: Path, held: Lease, executor: str) -> bool:
+        taken.append(held)
+        return False
+
+    monkeypatch.setattr(sweeps, "_go_to_background", to_background)
+    lab.write(SMALL)
+    assert sweeps.main(lab.file, runs=lab.runs, reports=lab.root / "reports", detach=True) == 0
+    assert is_held(lab.runs / "toy" / LAUNCHER)
+    taken[0].release()
+    assert not is_held(lab.runs / "toy" / LAUNCHER)
 
 
 def test_a_profile_for_another_machine_is_in_nobodys_way(lab: Lab) -> None:
