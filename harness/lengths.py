@@ -5,8 +5,10 @@ Wherever nothing before its last checkpoint depends on that number, the new run 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from harness import environment
@@ -15,10 +17,13 @@ from harness.spec import Run, Sweep
 from harness.store import checkpoints_of, read_result, sweep_folder
 from mixgrpo.common import common_iterations
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import load_config
+from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.identity import config_hash, differences
+from mixgrpo.identity import config_hash, length_alone
 from mixgrpo.records import DamagedFileError
+
+_LENGTH = re.compile(r"^iterations: (\d+)$", re.MULTILINE)
+_UNHASHED = re.compile(r"^(?:health|output):\n(?: .*\n)*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,7 @@ class OtherLength:
     """As its folder has it."""
     wanted: Run
     """The run of the file: the same arm and seed."""
-    why_not: str
-    """Why the run of the file cannot start from any of its checkpoints; empty where it can."""
+    folder: Path
 
     @property
     def remark(self) -> str:
@@ -40,6 +44,11 @@ class OtherLength:
             f"{self.wanted.config.iterations}"
         )
 
+    @cached_property
+    def why_not(self) -> str:
+        """Why the run of the file cannot start from any of its checkpoints; empty where it can."""
+        return _why_not(self.folder, self.run.config, self.wanted.config)
+
 
 def other_lengths(sweep: Sweep, runs_dir: Path, wanted: Iterable[Run]) -> list[OtherLength]:
     """The runs of other lengths that lie in the sweep's folder, for these runs of the file."""
@@ -48,8 +57,18 @@ def other_lengths(sweep: Sweep, runs_dir: Path, wanted: Iterable[Run]) -> list[O
     others: dict[str, list[str]] = {}
     for name in _names(folder):
         if name not in own:
-            others.setdefault(name.rpartition("-")[0], []).append(name)
-    return [found for run in wanted for found in _of(folder, run, others.get(run.name, ()))]
+            others.setdefault(_stem(name), []).append(name)
+    return [
+        OtherLength(Run(run.arm, run.seed, config, name.rpartition("-")[2]), run, folder / name)
+        for run in wanted
+        for name in others.get(_stem(run.folder_name), ())
+        if (config := _config_of(folder / name, run.config))
+    ]
+
+
+def _stem(name: str) -> str:
+    """The name of a run's folder without its hash."""
+    return name.rpartition("-")[0]
 
 
 def _names(folder: Path) -> list[str]:
@@ -60,22 +79,37 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _of(folder: Path, wanted: Run, names: Iterable[str]) -> Iterator[OtherLength]:
-    for name in names:
-        try:
-            config = load_config(folder / name / "config.yaml")
-        except (OSError, ConfigError, ValueError):
-            continue  # it is no run, or one of another version
-        if config.seed != wanted.seed or not _differ_in_length(config, wanted.config):
-            continue
-        run = Run(wanted.arm, wanted.seed, config, name.rpartition("-")[2])
-        yield OtherLength(run, wanted, _why_not(folder / name, config, wanted.config))
+def _config_of(folder: Path, wanted: RunConfig) -> RunConfig | None:
+    """The configuration of the run in `folder` where it differs from `wanted` in its length alone.
+
+    Of thousands of files few are parsed: the folder's hash says what its settings are, but for
+    those that change no result.
+    """
+    try:
+        text = (folder / "config.yaml").read_text("utf-8")
+        iterations = int(_LENGTH.findall(text)[0])
+        if iterations == wanted.iterations:
+            return None
+        config = wanted.model_copy(update={"iterations": iterations})
+        if not (folder.name.endswith(config_hash(config)) and _unhashed(text) == _dumped(wanted)):
+            config = load_config(folder / "config.yaml")
+    except (OSError, ConfigError, ValueError, LookupError):
+        return None  # it is no run, or one of another version
+    return config if config.seed == wanted.seed and length_alone(config, wanted) else None
 
 
-def _differ_in_length(one: RunConfig, other: RunConfig) -> bool:
-    """Whether two configurations differ in their iterations and in nothing else that counts."""
-    a, b = differences(one), differences(other)
-    return {key for key in (*a, *b) if a.get(key) != b.get(key)} == {"iterations"}
+def _unhashed(text: str) -> str:
+    """What a run's file says of health and output."""
+    return "".join(_UNHASHED.findall(text))
+
+
+def _dumped(config: RunConfig) -> str:
+    return _dumped_once(config.model_dump_json(include={"health", "output"}))
+
+
+@lru_cache
+def _dumped_once(settings: str) -> str:
+    return _unhashed(dump_config(RunConfig.model_validate_json(settings)))
 
 
 def _why_not(folder: Path, there: RunConfig, wanted: RunConfig) -> str:

@@ -129,7 +129,9 @@ def _parse(
         try:
             lines = read_lines(file)
             check_measured(file, lines)
-            own = pa.Table.from_pylist(lines)
+            # Not from_pylist: it takes the first line's keys alone.
+            keys = dict.fromkeys(key for line in lines for key in line)
+            own = pa.table({key: [line.get(key) for line in lines] for key in keys})
             schema = pa.unify_schemas([schema, own.schema], promote_options="permissive")
         except (RunError, pa.ArrowException, OverflowError) as error:
             kept = isinstance(error, DamagedFileError)
@@ -156,12 +158,11 @@ def _is_sound(table: pa.Table, counts: list[int]) -> bool:
     numbers = table["iteration"].to_numpy()
     if not len(numbers):
         return True
-    starts = np.cumsum([0, *counts])[:-1]
+    starts = np.cumsum(counts)
     rises = np.diff(numbers) > 0
-    rises[starts[1:] - 1] = True
-    return bool(rises.all() and (numbers >= 0).all()) and bool(
-        (table["seconds_total"].to_numpy() >= 0).all()
-    )
+    rises[starts[(starts > 0) & (starts < len(numbers))] - 1] = True
+    seconds = table["seconds_total"].to_numpy()
+    return bool(rises.all() and (numbers >= 0).all() and (seconds >= 0).all())
 
 
 # ---- what is kept ----------------------------------------------------------------------------

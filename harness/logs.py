@@ -16,7 +16,7 @@ from harness.records import Attempt
 from harness.store import read_attempts
 from mixgrpo import lease, signals
 from mixgrpo.cli import run as run_command
-from mixgrpo.cli import say
+from mixgrpo.cli import warn
 from mixgrpo.errors import ConfigError
 from mixgrpo.escape import visible
 from mixgrpo.train import OWNER
@@ -132,7 +132,7 @@ def follow(folder: Path, log: Path, position: int, stopping: list[int]) -> None:
         _print(added)
         newest = find_log(folder)
         if newest != log:
-            say(f"==> {newest} <==", sys.stderr)
+            warn(f"==> {newest} <==")
             log, position = newest, 0
         elif over:
             return
@@ -146,7 +146,7 @@ def _first_log(folder: Path, stopping: list[int]) -> Path | None:
         if read_attempts(folder) or _submission_log(folder, ()) is not None:
             return find_log(folder)
         if not told:
-            print(f"{folder}: no job has begun here yet; waiting", file=sys.stderr, flush=True)
+            warn(f"{folder}: no job has begun here yet; waiting")
             told = True
         signals.pause(FOLLOW_EVERY_S, stopping)
     return None
@@ -170,7 +170,7 @@ def main(
         waits = follow_ and attempt is None
         log = _first_log(folder, stopping) if waits else find_log(folder, attempt)
         if log is not None:
-            say(f"==> {log} <==", sys.stderr)
+            warn(f"==> {log} <==")
             position = show(log, lines)
             if waits:
                 follow(folder, log, position, stopping)

@@ -28,7 +28,7 @@ from harness.advice import command_for
 from harness.spec import Run, Sweep, load_sweep, only
 from harness.store import read_result, sweep_folder
 from mixgrpo.atomic import write_json
-from mixgrpo.cli import TrustOption, say
+from mixgrpo.cli import TrustOption, say, warn
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError
 from mixgrpo.records import DamagedFileError, loads
@@ -282,7 +282,7 @@ def main(
     damaged: list[str] = []
     every = tasks(sweep, runs, damaged)
     for text in damaged:
-        print(f"error: {text}", file=sys.stderr)
+        warn(f"error: {text}")
     finished = len({task.folder for task in every})
     say(f"{finished} of {len(sweep.runs)} runs finished")
     failed = measure_missing(sweep, runs, jobs, say)

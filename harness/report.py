@@ -9,7 +9,6 @@ they were written, nothing is done. Nothing is trained here.
 """
 
 import contextlib
-import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +25,8 @@ from harness.store import sweep_folder
 from harness.sweepfile import is_run_configuration
 from mixgrpo.atomic import write_bytes
 from mixgrpo.cli import run as run_command
-from mixgrpo.cli import say
+from mixgrpo.cli import say, warn
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.escape import visible
 from mixgrpo.words import duration
 from mixgrpo.yamlfile import read_yaml
 
@@ -87,7 +85,7 @@ def write(sweep: Sweep, runs_dir: Path, folder: Path) -> Written:
         _remove_stale(folder, set(files))
     left_out = tuple(measurements.results.left_out)
     for text in left_out:
-        print(f"error: {visible(text)}", file=sys.stderr)
+        warn(f"error: {text}")
     check_drawn(folder / PAGE, pictures)
     if not measurements.committed and not left_out:  # it is said every time
         unchanged.remember(sweep, runs_dir, folder, made_of, files)
@@ -274,12 +272,14 @@ def _noting(failed: list[ConfigError | RunError], what: Path) -> Iterator[None]:
     """What goes wrong with a file is added to `failed` and ends nothing."""
     try:
         yield
+    except BrokenPipeError:  # whoever read the output (`| head`) has gone
+        raise
     except Exception as error:
         if not isinstance(error, ConfigError | RunError):  # a defect: where it lies is kept
             traceback.print_exc()
             error = RunError(f"{what}: {type(error).__name__}: {error}")
         if failed:  # the first one ends the command
-            say(f"error: {error}", sys.stderr)
+            warn(f"error: {error}")
         failed.append(error)
 
 

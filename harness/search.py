@@ -5,7 +5,6 @@
 Safe to stop and run again at any time: trials and runs that are finished are kept, others go on.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +26,7 @@ from harness.spec import Sweep
 from harness.store import RunState
 from harness.submissions import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
-from mixgrpo.cli import say
+from mixgrpo.cli import say, warn
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.lease import Lease
 from mixgrpo.places import nothing_left
@@ -182,7 +181,7 @@ def _check(search: Search, wishes: Slurm, executor: ExecutorName) -> None:
     preflight.check_processes(executor, _wishes(search, []), search.file)
     if wishes.python is None:
         named = list(search.named())
-        preflight.check_code(named, executor != "slurm", lambda text: print(text, file=sys.stderr))
+        preflight.check_code(named, executor != "slurm", warn)
 
 
 def write_report(search: Search, runs: Path, reports: Path, storage: str | None) -> Path:

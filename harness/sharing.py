@@ -239,7 +239,7 @@ class Sharing:
                 why = (
                     f"accepted though it changed: {accepted.changed}"
                     if accepted
-                    else ("the same run and finished")
+                    else "the same run and finished"
                 )
                 say(f"{state.run.name}: copied from {source}, {why}")
             except (UnfitError, OSError) as error:

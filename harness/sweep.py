@@ -41,7 +41,7 @@ from harness.store import RunState, look_at_all, strangers, sweep_folder
 from harness.submissions import LAG_S, Scheduler
 from harness.trash import Item, confirmed, look_at, move
 from mixgrpo.cli import run as run_command
-from mixgrpo.cli import say
+from mixgrpo.cli import say, warn
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.lease import Lease
 from mixgrpo.places import nothing_left
@@ -225,11 +225,7 @@ def _check(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> None:
     if asked.snapshot:
         locate(sweep_folder(sweep, runs))
     states = look_at_all(part, runs)
-    preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, _warn)
-
-
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, warn)
 
 
 def _scheduler(sweep: Sweep, runs: Path, asked: _Asked) -> Scheduler:
@@ -261,7 +257,7 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
 
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
     states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
-    preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, _warn)
+    preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, warn)
     _tell_damage(states)
     saved = foresee(sweep, states, runs, asked.accept_code_change) if asked.share else None
     say(describe(part, states, slots, saved))

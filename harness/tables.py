@@ -319,10 +319,7 @@ def to_markdown(analysis: Analysis, told: str = "") -> str:
     for table in tables(analysis):
         parts += markdown_section(table)
     notes = findings.statistics_notes(analysis)
-    parts += [
-        "## How to read the numbers",
-        "\n".join(f"* {markdown_block(note)}" for note in notes),
-    ]
+    parts += ["## How to read the numbers", *markdown_list(notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -101,6 +101,11 @@ def say(text: object, to: TextIO | None = None) -> None:
     print(visible(without_passwords(str(text))), file=to, flush=True)
 
 
+def warn(text: object) -> None:
+    """`say`, on the standard error."""
+    say(text, sys.stderr)
+
+
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return visible(without_passwords(super().format(record)))

@@ -16,7 +16,7 @@ from mixgrpo.common import common_iterations
 from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.identity import code_record, config_hash, differences
+from mixgrpo.identity import code_record, config_hash, differences, length_alone
 from mixgrpo.records import (
     EVALUATIONS,
     METRICS,
@@ -117,14 +117,8 @@ def _lengthens(file: Path, config: RunConfig) -> RunConfig | None:
         return None
     exact = common_iterations(before, config) == before.iterations < config.iterations
     # Its weights, prompts and code are still what they were.
-    same = _length_alone(before, config) and config_hash(before) == claimed(file.parent)
+    same = length_alone(before, config) and config_hash(before) == claimed(file.parent)
     return before if exact and same and not _of_a_sweep(file) else None
-
-
-def _length_alone(before: RunConfig, now: RunConfig) -> bool:
-    """Whether two runs differ in their iterations and in nothing else that counts."""
-    a, b = differences(before), differences(now)
-    return {key for key in (*a, *b) if a.get(key) != b.get(key)} == {"iterations"}
 
 
 def _of_a_sweep(file: Path) -> bool:
@@ -155,7 +149,7 @@ def _other_way(file: Path, config: RunConfig) -> str:
         before = load_config(file)
     except ConfigError:
         return "choose another folder, or remove this one"
-    if not _length_alone(before, config):
+    if not length_alone(before, config):
         return "choose another folder, or remove this one"
     if config.optimizer.schedule != "constant":
         return (

@@ -48,6 +48,12 @@ def differences(config: RunConfig) -> dict[str, Any]:
     return found
 
 
+def length_alone(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two runs differ in their iterations and in nothing else that counts."""
+    a, b = differences(one), differences(other)
+    return {key for key in (*a, *b) if a.get(key) != b.get(key)} == {"iterations"}
+
+
 def _digest(key: str, file: str | None) -> str:
     """What identifies the prompts in a file; "" where none is named. UnidentifiedError where it
     cannot be read."""

@@ -35,11 +35,9 @@ Objective = Literal["reward", "seconds", "evaluations"]
 
 def check_choices(choices: tuple[Any, ...]) -> None:
     """ValueError for choices that leave nothing to search."""
-    first: dict[Any, Any] = {}
-    for one in choices:
-        if one in first:
+    for index, one in enumerate(choices):
+        if one in choices[:index]:
             raise ValueError(f"the choice {shown(one)} is given twice; keep one")
-        first[one] = one
     if len(choices) == 1:
         raise ValueError(
             f"has one choice, {shown(choices[0])}, so there is nothing to search; add another, or "

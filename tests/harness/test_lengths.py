@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import lengths
 from harness.lengths import other_lengths
 from harness.plan import describe, foresee
 from harness.spec import Sweep
 from harness.store import checkpoints_of, look_at_all
 from mixgrpo import train
+from mixgrpo.folder import claim
 
 from .lab import SMALL, Lab
 from .test_sharing import launch, same, write_sweep
@@ -112,6 +115,25 @@ def test_runs_that_differ_in_more_than_their_length_are_no_source(tmp_path: Path
     sweep = write_sweep(tmp_path, long({"a": {"optimizer.lr": 0.003}}, 8))
     assert other_lengths(sweep, runs, sweep.runs) == []
     assert "starts from zero" not in planned(sweep, runs)
+
+
+def test_of_many_runs_no_file_is_parsed_and_long_names_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_long_names(iterations: int) -> Sweep:
+        sweep = write_sweep(tmp_path, long({"a": {}, "b": {"window.interval": 7}}, iterations))
+        return replace(sweep, runs=tuple(replace(r, arm=250 * r.arm) for r in sweep.runs))
+
+    runs, before = tmp_path / "runs", with_long_names(6)
+    for run in before.runs:
+        folder = runs / before.name / run.folder_name
+        folder.mkdir(parents=True)
+        claim(run.config, folder)
+    monkeypatch.setattr(lengths, "load_config", None)
+    sweep = with_long_names(8)
+    found = other_lengths(sweep, runs, sweep.runs)
+    assert [other.run for other in found] == list(before.runs)
+    assert [other.wanted for other in found] == list(sweep.runs)
 
 
 def test_an_edited_number_of_iterations_continues_and_names_what_was_there(lab: Lab) -> None:

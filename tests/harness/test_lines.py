@@ -84,7 +84,7 @@ def test_the_tables_are_what_json_and_pandas_make_of_the_files(sweep: Sweep, run
 
 def test_what_is_no_json_to_others_is_read_as_python_wrote_it(sweep: Sweep, runs: Path) -> None:
     with file_of(sweep, runs, 1).open("a") as stream:
-        stream.write(json.dumps(NEEDED | {"loss": math.nan, "kl": math.inf}) + "\n")
+        stream.write(json.dumps(NEEDED | {"loss": math.nan, "kl": math.inf, "new": 0.1}) + "\n")
     seal(file_of(sweep, runs, 1).parent)
     check(sweep, runs, collect(sweep, runs))
 

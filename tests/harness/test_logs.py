@@ -262,7 +262,7 @@ def test_a_log_moves_no_cursor_and_a_progress_bar_becomes_lines(runs: Path) -> N
 
 @pytest.mark.parametrize("log", ["../../../../precious", "{}", "log/../../precious", "log/link"])
 def test_a_record_names_no_log_outside_its_run(runs: Path, log: str) -> None:
-    folder = next(runs.glob("*/tau=5-seed0*"))
+    folder = make_run(runs, "tau=5-seed0-0a1b2c3d")
     precious = folder.parent / "precious"
     precious.write_text("secret")
     (folder / "log" / "link").symlink_to(precious)

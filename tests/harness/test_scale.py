@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import drawing, figures, findings, store
+from harness import drawing, figures, findings, status, store
 from harness.analysis import analyse
 from harness.plan import describe
 from harness.report import write_report
 from harness.results import collect
 from harness.sharing import KEPT, Sharing
-from harness.spec import known_folders, load_sweep, same_schedules
+from harness.spec import Run, known_folders, load_sweep, same_schedules
 from harness.store import RunState
+from mixgrpo.config import RunConfig
 
 from .synthetic import make_sweep, write_runs
 
@@ -72,6 +73,21 @@ def test_what_is_kept_for_others_is_looked_through_in_proportion_to_the_runs(
 
     # Eight times as many: 8 where it is linear, 64 where it is quadratic.
     assert seconds(1600) <= 20 * seconds(200)
+
+
+def test_results_by_arm_take_time_in_proportion_to_the_runs() -> None:
+    def seconds(count: int) -> float:
+        runs = [Run(f"arm{k}", 0, RunConfig(), "0" * 8) for k in range(count)]
+        states = [RunState(r, Path(), "finished", score=0.6, before=0.5) for r in runs]
+        took = []
+        for _ in range(3):
+            begin = time.process_time()
+            assert len(status._arms(states)) == count
+            took.append(time.process_time() - begin)
+        return min(took)
+
+    # Sixteen times as many: 16 where it is linear, 256 where it is quadratic.
+    assert seconds(6400) <= 60 * seconds(400)
 
 
 def test_the_plan_of_many_arms_lists_some_and_the_reference(tmp_path: Path) -> None:
