@@ -15,7 +15,7 @@ from harness import environment
 from harness.adopt import makers_of
 from harness.spec import Run, Sweep
 from harness.store import checkpoints_of, read_result, sweep_folder
-from mixgrpo.common import common_iterations
+from mixgrpo.common import common_iterations, why_not_continued
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import dump_config, load_config
 from mixgrpo.errors import ConfigError, RunError
@@ -113,20 +113,9 @@ def _dumped_once(settings: str) -> str:
 
 
 def _why_not(folder: Path, there: RunConfig, wanted: RunConfig) -> str:
-    if wanted.optimizer.schedule != "constant":
-        return (
-            f"the learning rate depends on the number of iterations (optimizer.schedule: "
-            f"{wanted.optimizer.schedule})"
-        )
-    try:
-        unchanged = folder.name.endswith(f"-{config_hash(there)}")
-    except ConfigError as error:
-        return str(error)
-    if not unchanged:
-        return "its weights, prompts or rewards were others than they are now"
+    if why := why_not_continued(there, folder.name.rpartition("-")[2], wanted):
+        return why
     common = common_iterations(there, wanted)
-    if common == 0:
-        return "it was measured with other settings of health or output.samples"
     if not any(point <= common for point in checkpoints_of(folder)):
         return f"it has no checkpoint of at most {common} iterations"
     try:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mixgrpo import manifest
 from mixgrpo.atomic import disk_error, flush
 from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
+from mixgrpo.manifest import checkpoints
 
 _TRIES, _PAUSE_S = 4, 0.1
 """So often a checkpoint is read again, and after what pause, before it counts as corrupt."""
@@ -90,8 +91,9 @@ def load_newest(root: Path, at_most: int | None = None) -> Checkpoint | None:
     A corrupt one is passed over with a warning that names it and what is wrong. RunError where
     one has the format of another version.
     """
-    places = sorted(checkpoints(root), reverse=True)
-    for place in places if at_most is None else [p for p in places if int(p.name) <= at_most]:
+    for place in reversed(checkpoints(root)):
+        if at_most is not None and int(place.name) > at_most:
+            continue
         try:
             return _load(place)
         except _CORRUPT as error:
@@ -118,9 +120,10 @@ def read_newest(root: Path) -> Checkpoint | None:
     """
     tries: Counter[Path] = Counter()
     while True:
-        place = max(checkpoints(root), key=lambda p: int(p.name), default=None)
-        if place is None:
+        places = checkpoints(root)
+        if not places:
             return None
+        place = places[-1]
         try:
             return _load(place)
         except _CORRUPT as error:
@@ -150,7 +153,7 @@ def check_at(root: Path, iteration: int) -> None:
 
 
 def _place_at(root: Path, iteration: int) -> Path:
-    places = {int(place.name): place for place in sorted(checkpoints(root))}
+    places = {int(place.name): place for place in checkpoints(root)}
     if iteration not in places:
         known = ", ".join(map(str, places)) or "none"
         raise ConfigError(
@@ -162,7 +165,7 @@ def _place_at(root: Path, iteration: int) -> Path:
 
 def _newest_whole(root: Path, but: int) -> str:
     """Which checkpoint can be asked for instead of `but`, in words."""
-    for place in sorted(checkpoints(root), key=lambda p: int(p.name), reverse=True):
+    for place in reversed(checkpoints(root)):
         if int(place.name) == but:
             continue
         try:
@@ -186,7 +189,7 @@ def prune(
 
     Later ones are corrupt and were passed over; what killed processes left half-written goes too.
     """
-    places = sorted(checkpoints(root))
+    places = checkpoints(root)
     good = [place for place in places if int(place.name) <= newest]
     counted = [place for place in good if int(place.name) not in uncounted]
     stay = {*counted[-keep:], *(place for place in good if int(place.name) in always)}
@@ -197,11 +200,6 @@ def prune(
             place.unlink(missing_ok=True)
     for partial in root.glob(f"*{manifest.PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def checkpoints(root: Path) -> list[Path]:
-    """What under `root` has a checkpoint's name."""
-    return [p for p in root.glob("[0-9]*") if manifest.is_checkpoint_name(p.name)]
 
 
 def _load(place: Path) -> Checkpoint:

@@ -10,6 +10,8 @@ from functools import lru_cache
 from itertools import accumulate
 
 from mixgrpo.config import RunConfig
+from mixgrpo.errors import ConfigError
+from mixgrpo.identity import config_hash
 from mixgrpo.window import Window
 
 MOST = 100_000
@@ -38,6 +40,24 @@ def must_equal(config: RunConfig) -> str:
     if config.optimizer.schedule != "constant":
         parts.append(config.iterations)
     return repr(parts)
+
+
+def why_not_continued(there: RunConfig, claimed: str | None, wanted: RunConfig) -> str:
+    """Why `wanted` cannot go on where a run was that differs from it in length alone, and whose
+    hash was `claimed` when it began; "" where it can."""
+    if wanted.optimizer.schedule != "constant":
+        return (
+            "the learning rate depends on the number of iterations (optimizer.schedule: "
+            f"{wanted.optimizer.schedule})"
+        )
+    try:
+        if config_hash(there) != claimed:
+            return "its weights, prompts or code were others than they are now"
+    except ConfigError as error:
+        return str(error)
+    if must_equal(there) != must_equal(wanted):
+        return "it was measured with other settings of health or output.samples"
+    return ""
 
 
 def path(config: RunConfig) -> str:

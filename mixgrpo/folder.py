@@ -12,10 +12,10 @@ from typing import Any
 
 from mixgrpo import jsonlines, manifest, owncode
 from mixgrpo.atomic import flush, write_json, write_text
-from mixgrpo.common import common_iterations
+from mixgrpo.common import why_not_continued
 from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.configfile import dump_config, load_config
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError, RunError, shown
 from mixgrpo.identity import code_record, config_hash, differences, length_alone
 from mixgrpo.records import (
     EVALUATIONS,
@@ -41,22 +41,22 @@ _HEADER = f"# schema {SCHEMA_VERSION}, run "
 def claim(config: RunConfig, folder: Path) -> None:
     """Write config.yaml, or check that the one there is of the same run and version."""
     file = folder / CONFIG
-    header = f"{_HEADER}{config_hash(config)}\n"
-    found = file.read_text().partition("\n")[0] + "\n" if file.exists() else None
+    header = f"{_HEADER}{config_hash(config)}"
+    found = _first_line(file) if file.exists() else None
     if found == header:
         return
     if found is None or (found.startswith(_HEADER) and not _has_begun(folder)):
         owncode.write_record(folder, code_record(config))
-        write_text(file, header + dump_config(config))
+        write_text(file, f"{header}\n{dump_config(config)}")
         return
     if found.startswith(_HEADER):
-        if (shorter := _lengthens(file, config)) is not None:
-            _lengthen(config, folder, shorter, header)
-            return
-        raise ConfigError(f"{file}: {_other_run(file, config)}")
+        if why_not := _why_not_lengthened(file, config):
+            raise ConfigError(f"{file}: {_other_run(file, config, why_not)}")
+        _lengthen(config, folder, load_config(file), header)
+        return
     raise ConfigError(
-        f"{file}: was written by another version (it begins {found.strip()!r}, this one writes "
-        f"{header.strip()!r}); finish the run with that version, or remove its folder"
+        f"{file}: was written by another version (it begins {shown(found)}, this one writes "
+        f"{header!r}); finish the run with that version, or remove its folder"
     )
 
 
@@ -74,22 +74,26 @@ def claimed(folder: Path) -> str | None:
     """The hash of the run that a folder belongs to, as it was when the run began; None where
     config.yaml does not say."""
     try:
-        with (folder / CONFIG).open() as stream:
-            found = stream.readline().strip()
-    except (OSError, UnicodeDecodeError):
+        found = _first_line(folder / CONFIG)
+    except OSError:
         return None
     return found.removeprefix(_HEADER) if found.startswith(_HEADER) else None
+
+
+def _first_line(file: Path) -> str:
+    with file.open(errors="replace") as stream:
+        return stream.readline().strip()
 
 
 def _has_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("metrics.jsonl", "eval.jsonl"))
 
 
-def _other_run(file: Path, config: RunConfig) -> str:
-    """What is said of a folder that belongs to another run."""
+def _other_run(file: Path, config: RunConfig, why_not: str) -> str:
+    """What is said of a folder that belongs to another run, `why_not` included."""
     settings = _changes(file, config)
     if settings:
-        return f"is of another run ({settings}); {_other_way(file, config)}"
+        return f"is of another run ({settings}); {why_not}"
     return (
         f"is of another run: {_what_changed(file.parent, config)} changed since it began; name "
         "another folder for a new run (--out), or restore what changed to continue this one"
@@ -106,23 +110,25 @@ def _what_changed(folder: Path, config: RunConfig) -> str:
     return "the contents of its weights, prompts or code"
 
 
-def _lengthens(file: Path, config: RunConfig) -> RunConfig | None:
-    """The run of a folder, where `config` is the same run and goes on after it; None elsewhere.
-
-    Not where a sweep made it: its folder's name says which run it is.
-    """
+def _why_not_lengthened(file: Path, config: RunConfig) -> str:
+    """Why a folder's run does not become `config`, and what to do; "" where `config` is the same
+    run and goes on after it."""
     try:
         before = load_config(file)
     except ConfigError:
-        return None
-    exact = common_iterations(before, config) == before.iterations < config.iterations
-    # Its weights, prompts and code are still what they were.
-    same = length_alone(before, config) and config_hash(before) == claimed(file.parent)
-    return before if exact and same and not _of_a_sweep(file) else None
-
-
-def _of_a_sweep(file: Path) -> bool:
-    return (file.parent / "attempts").is_dir()
+        return "choose another folder, or remove this one"
+    if not length_alone(before, config):
+        return "choose another folder, or remove this one"
+    if why := why_not_continued(before, claimed(file.parent), config):
+        return f"it does not continue: {why}; choose another folder"
+    if (file.parent / "attempts").is_dir():  # its folder's name says which run it is
+        return (
+            "it is a sweep's: change `iterations` in the sweep file, or give harness.sweep the "
+            "same --set, which continues it in a folder of its own"
+        )
+    if config.iterations < before.iterations:
+        return "a run that is longer does not become shorter; choose another folder"
+    return ""
 
 
 def _lengthen(config: RunConfig, folder: Path, before: RunConfig, header: str) -> None:
@@ -132,7 +138,7 @@ def _lengthen(config: RunConfig, folder: Path, before: RunConfig, header: str) -
         (folder / RESULT).replace(kept)
     owncode.write_record(folder, code_record(config))
     # After that: a kill in between leaves the shorter run, which writes its result again.
-    write_text(folder / CONFIG, header + dump_config(config))
+    write_text(folder / CONFIG, f"{header}\n{dump_config(config)}")
     log.info(
         "%s: goes on from %d to %d iterations; the result of the former, if it had one, is kept as "
         "%s",
@@ -141,27 +147,6 @@ def _lengthen(config: RunConfig, folder: Path, before: RunConfig, header: str) -
         config.iterations,
         kept.name,
     )
-
-
-def _other_way(file: Path, config: RunConfig) -> str:
-    """What to do where a folder has another run."""
-    try:
-        before = load_config(file)
-    except ConfigError:
-        return "choose another folder, or remove this one"
-    if not length_alone(before, config):
-        return "choose another folder, or remove this one"
-    if config.optimizer.schedule != "constant":
-        return (
-            f"with optimizer.schedule: {config.optimizer.schedule} the learning rate depends on "
-            "the number of iterations, so that it does not continue; choose another folder"
-        )
-    if _of_a_sweep(file):
-        return (
-            "it is a sweep's: change `iterations` in the sweep file, or give harness.sweep the "
-            "same --set, which continues it in a folder of its own"
-        )
-    return "a run that is longer does not become shorter; choose another folder"
 
 
 def _changes(file: Path, config: RunConfig) -> str:
@@ -293,11 +278,9 @@ class Measured:
 
     def _manifests(self) -> Iterator[tuple[int, dict[str, str] | None]]:
         """The whole manifests of the checkpoints, the newest first: iterations, and `digests`."""
-        root = self.folder / CHECKPOINTS
-        names = [p.name for p in root.glob("[0-9]*") if manifest.is_checkpoint_name(p.name)]
-        for done in sorted(map(int, names), reverse=True):
+        for place in reversed(manifest.checkpoints(self.folder / CHECKPOINTS)):
             with contextlib.suppress(OSError, ValueError, RunError):
-                yield done, manifest.read(manifest.place_of(root, done))["digests"]
+                yield int(place.name), manifest.read(place)["digests"]
 
     def _lines(self, file: Path) -> list[dict[str, Any]]:
         rewards = self.config.rewards

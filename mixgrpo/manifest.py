@@ -49,6 +49,12 @@ def is_checkpoint_name(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
+def checkpoints(root: Path) -> list[Path]:
+    """What under `root` has a checkpoint's name, in the order of the iterations."""
+    found = (place for place in root.glob("[0-9]*") if is_checkpoint_name(place.name))
+    return sorted(found, key=lambda place: int(place.name))
+
+
 def place_of(root: Path, iteration: int) -> Path:
     """The folder of a checkpoint under `root`."""
     return root / f"{iteration:06d}"

@@ -29,6 +29,7 @@ from mixgrpo.configfile import add_overrides, load_layers
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.folder import Measured, check_unchanged, claim, is_finished, write_result
 from mixgrpo.foreign import exits_are_errors
+from mixgrpo.manifest import checkpoints
 from mixgrpo.phase import PhaseFile
 from mixgrpo.places import anchored, check_folder, nothing_left
 from mixgrpo.records import loads
@@ -228,10 +229,8 @@ class _Run:
 
     def _whole(self) -> int:
         """The iterations whose lines are whole, with a warning where a checkpoint has more."""
-        from mixgrpo import checkpoint
-
         whole = self.measured.unchanged()
-        newest = max((int(p.name) for p in checkpoint.checkpoints(self.checkpoints)), default=0)
+        newest = max((int(p.name) for p in checkpoints(self.checkpoints)), default=0)
         if newest > whole:
             warnings.warn(
                 f"{self.folder}: metrics.jsonl and eval.jsonl have all lines, as they were "

@@ -168,7 +168,7 @@ def test_every_byte_of_the_manifest_matters_or_changes_nothing(root: Path) -> No
 
 
 def test_all_corrupt_is_none_and_each_is_named(root: Path) -> None:
-    for place in checkpoint.checkpoints(root):
+    for place in manifest.checkpoints(root):
         _truncate(place)
     with pytest.warns(UserWarning, match="corrupt") as seen:
         assert checkpoint.load_newest(root) is None
@@ -198,18 +198,26 @@ def test_half_written_ones_are_not_checkpoints(root: Path) -> None:
 @pytest.mark.parametrize("keep", [1, 2, 3, 9])
 def test_prune_keeps_the_newest(root: Path, keep: int) -> None:
     checkpoint.prune(root, keep, 10)
-    kept = sorted(int(p.name) for p in checkpoint.checkpoints(root))
+    kept = [int(p.name) for p in manifest.checkpoints(root)]
     assert kept == [2, 4, 10][-keep:]
+
+
+def test_the_newest_of_very_many_iterations_is_the_one_that_stays(root: Path) -> None:
+    for iteration in (999_999, 1_000_000):
+        checkpoint.save(root, iteration, state(iteration % 7), MADE_ON)
+    assert loaded(root)[0] == 1_000_000
+    checkpoint.prune(root, 1, 1_000_000)
+    assert [p.name for p in manifest.checkpoints(root)] == ["1000000"]
 
 
 def test_prune_leaves_what_is_always_kept_beside_the_newest(root: Path) -> None:
     checkpoint.save(root, 7, state(7), MADE_ON)
     checkpoint.prune(root, 1, 10, always=(2,))
-    assert sorted(int(p.name) for p in checkpoint.checkpoints(root)) == [2, 10]
+    assert [int(p.name) for p in manifest.checkpoints(root)] == [2, 10]
     for iteration in (11, 12):
         checkpoint.save(root, iteration, state(iteration), MADE_ON)
     checkpoint.prune(root, 2, 12, always=(2, 11), uncounted=(11,))
-    assert sorted(int(p.name) for p in checkpoint.checkpoints(root)) == [2, 10, 11, 12]
+    assert [int(p.name) for p in manifest.checkpoints(root)] == [2, 10, 11, 12]
 
 
 def test_prune_never_takes_the_one_just_written_for_a_corrupt_later_one(root: Path) -> None:

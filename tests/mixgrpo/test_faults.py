@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from mixgrpo import checkpoint, jsonlines, train
+from mixgrpo import checkpoint, jsonlines, manifest, train
 from mixgrpo.errors import RunError
 from tests.mixgrpo import toy
 from tests.mixgrpo.runs import SMALL, flip, iterations, leftovers, outcome, stopped_at
@@ -64,7 +64,7 @@ def test_a_corrupt_checkpoint_is_passed_over_to_the_same_end(
 
 def test_all_checkpoints_corrupt_starts_over(tmp_path: Path, small: dict[str, Any]) -> None:
     stopped_at(tmp_path, 3)
-    for place in checkpoint.checkpoints(tmp_path / "checkpoints"):
+    for place in manifest.checkpoints(tmp_path / "checkpoints"):
         flip(place)
     with pytest.warns(UserWarning, match="corrupt"):
         assert train.run(SMALL, tmp_path) == "finished"

@@ -74,6 +74,23 @@ def test_what_does_not_go_on_says_why_and_changes_nothing(
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_what_was_made_otherwise_is_not_said_to_be_too_long(tmp_path: Path) -> None:
+    train.run(config(3), tmp_path)
+    with pytest.raises(ConfigError, match="measured with other settings of health or output"):
+        train.run(config(6, output={"samples": 3, "checkpoint_every": 4}), tmp_path)
+    file = tmp_path / "config.yaml"
+    header, _, rest = file.read_text().partition("\n")
+    file.write_text(f"{header[:-8]}01234567\n{rest}")  # as if its prompts had changed since
+    with pytest.raises(ConfigError, match="prompts or code were others than they are now"):
+        train.run(config(6), tmp_path)
+
+
+def test_a_configuration_that_is_no_text_is_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\0" + bytes(range(256)))
+    with pytest.raises(ConfigError, match=r"config\.yaml: was written by another version"):
+        train.run(config(3), tmp_path)
+
+
 def test_a_run_of_a_sweep_is_continued_by_the_sweep(tmp_path: Path) -> None:
     train.run(config(3), tmp_path)
     (tmp_path / "attempts").mkdir()
