@@ -7,6 +7,7 @@ import ast
 import hashlib
 import importlib
 import io
+import os
 import site
 import sys
 import sysconfig
@@ -37,7 +38,35 @@ def digests(name: str) -> dict[str, str] | None:
     These are the module itself; if it lies in a package, all files of that; and, of what is not
     installed, the modules that are imported from outside the standard library and the installed
     packages. Comments, blank lines, ends of lines and the place of the files do not count.
+
+    Remembered while no file and no folder that was looked into changes: thousands of runs ask.
     """
+    key = name, tuple(sys.path), Path.cwd()
+    seen, found = _remembered.get(key, ({}, None))
+    if not seen or any(_stamp(place) != stamp for place, stamp in seen.items()):
+        seen = {place: _stamp(place) for place in (Path(entry).absolute() for entry in sys.path)}
+        found = _digests(name, seen)
+        _remembered[key] = seen, found
+    return None if found is None else dict(found)
+
+
+_Seen = dict[Path, tuple[int, int] | None]
+"""Files and folders, each with its `_stamp` from before it was read."""
+
+_remembered: dict[tuple[str, tuple[str, ...], Path], tuple[_Seen, dict[str, str] | None]] = {}
+
+
+def _stamp(place: Path) -> tuple[int, int] | None:
+    """What tells that a file or a folder's list of names was changed; None where there is none."""
+    try:
+        stat = place.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _digests(name: str, seen: _Seen) -> dict[str, str] | None:
+    """`digests`, read anew; adds to `seen` what it looks into."""
     top = name.partition(".")[0]
     named = _find(name)
     if named is None:
@@ -50,39 +79,45 @@ def digests(name: str) -> dict[str, str] | None:
     while waiting:
         module = waiting.pop()
         root = module.partition(".")[0]
-        place = _find(module)
-        if module in found or place is None or root in _BUILT_IN:
+        if module in found or root in _BUILT_IN:
             continue
         if root != top and (is_installed(root) or is_standard(root)):
             continue
+        parent = module.rpartition(".")[0]
+        waiting += [parent] if parent else []  # also of one that is not there yet
+        place = _find(module)
+        if place is None:
+            continue
+        for looked in (*place.folders, *([place.file, place.file.parent] if place.file else ())):
+            seen.setdefault(looked, _stamp(looked))
         digest, imports = _read(place.file, module, bool(place.folders)) if place.file else ("", ())
         found[module] = digest, imports
         waiting += [] if installed else imports
-        parent = module.rpartition(".")[0]
-        waiting += [parent] if parent else []
     result = {module: digest for module, (digest, _) in found.items() if digest}
     package = name if named.folders else name.rpartition(".")[0]
-    for module, file in _in_package(package):
+    for module, file in _in_package(package, seen):
         if module not in result:
+            seen[file] = _stamp(file)
             result[module] = _read(file, module, file.stem == "__init__")[0]
     return result
 
 
-def _in_package(package: str) -> Iterator[tuple[str, Path]]:
+def _in_package(package: str, seen: _Seen) -> Iterator[tuple[str, Path]]:
     """Name and file of every module in a package and in those below it; none of a folder without
-    __init__.py, which may hold anything."""
+    __init__.py, which may hold anything. Adds the folders to `seen`."""
     place = _find(package) if package else None
     if place is None or place.file is None:
         return
     for folder in place.folders:
-        for file in sorted(folder.rglob("*")):
-            inner = file.relative_to(folder)
-            hidden = any(part.startswith((".", "__pycache__")) for part in inner.parts)
-            suffix = next((s for s in _SOURCES if file.name.endswith(s)), None)
-            if suffix is None or hidden or not file.is_file():
-                continue
-            parts = [*inner.parts[:-1], inner.name.removesuffix(suffix)]
-            yield ".".join([package, *(p for p in parts if p != "__init__")]), file
+        for where, inner, names in os.walk(folder):
+            inner[:] = [name for name in inner if not name.startswith((".", "__pycache__"))]
+            seen |= {place: _stamp(place) for place in (Path(where, name) for name in inner)}
+            for name in names:
+                file, suffix = Path(where, name), next(filter(name.endswith, _SOURCES), None)
+                if suffix is None or name.startswith(".") or not file.is_file():
+                    continue
+                parts = [*file.relative_to(folder).parts[:-1], name.removesuffix(suffix)]
+                yield ".".join([package, *(p for p in parts if p != "__init__")]), file
 
 
 _SOURCES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES)

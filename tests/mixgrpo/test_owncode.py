@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mixgrpo import modules
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, UnidentifiedError
 from mixgrpo.folder import claim
@@ -82,6 +83,23 @@ def test_a_changed_module_makes_another_run(place: Path, name: str) -> None:
     file.unlink()
     if name != "own/inner/red":
         assert config_hash(config) != before
+
+
+@pytest.mark.parametrize("name", ["own/inner/new", "own/inner/low/new", "own/late", "helper/new"])
+def test_a_new_module_is_noticed_and_thousands_of_runs_read_the_code_once(
+    place: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages(place)
+    red = place / "own" / "inner" / "red.py"
+    red.write_text("from own import late\nimport helper.new\n" + red.read_text())
+    (place / "helper").mkdir()
+    config = uses("own.inner.red:Red")
+    before = config_hash(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(modules, "_digests", None)
+        assert config_hash(config) == before
+    write(place / f"{name}.py", "x = 1\n")
+    assert config_hash(config) != before
 
 
 @pytest.mark.parametrize("name", ["unrelated", "own/unrelated"])
