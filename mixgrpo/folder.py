@@ -60,12 +60,20 @@ def claim(config: RunConfig, folder: Path) -> None:
     )
 
 
-def check_unchanged(config: RunConfig, folder: Path) -> None:
+def check_unchanged(
+    config: RunConfig, folder: Path, code: dict[str, owncode.Modules] | None = None
+) -> None:
     """ConfigError where a run is no longer the one that its folder was claimed for: what it reads,
-    such as its code, was changed while it was loaded."""
+    such as its code, was changed while it was loaded. `code`: the user's own, from before any of it
+    was imported."""
+    changed = ""
     if claimed(folder) != config_hash(config):
+        changed = _what_changed(folder, config)
+    elif code is not None and (others := owncode.changes(code, owncode.own_code(config))):
+        changed = f"the code of {others}"
+    if changed:
         raise ConfigError(
-            f"{folder}: {_what_changed(folder, config)} changed while the run was starting; run "
+            f"{folder}: {changed} changed while the run was starting; run "
             "the same command again, with another --out if that refuses"
         )
 

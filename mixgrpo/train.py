@@ -26,10 +26,11 @@ from mixgrpo import cli, jsonlines, lease, preflight, signals
 from mixgrpo.atomic import flush, write_bytes, write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import add_overrides, load_layers
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.folder import Measured, check_unchanged, claim, is_finished, write_result
 from mixgrpo.foreign import exits_are_errors
 from mixgrpo.manifest import checkpoints
+from mixgrpo.owncode import Modules, own_code
 from mixgrpo.phase import PhaseFile
 from mixgrpo.places import anchored, check_folder, nothing_left
 from mixgrpo.records import loads
@@ -76,11 +77,13 @@ def run(
     folder: Path,
     should_stop: Callable[[], bool] = lambda: False,
     ranks: "Ranks | None" = None,
+    code: dict[str, Modules] | None = None,
 ) -> Outcome:
     """Begin or continue the run in `folder` until it is finished or `should_stop()`.
 
     `should_stop` is asked after every iteration; a stopped run has a checkpoint of that iteration.
     What it raises ends the run before it writes anything more.
+    `code` is what `own_code` said before the user's own code was imported, where that is already.
     A finished run returns at once. All `ranks` of a run must call it; the first of them writes.
     ConfigError for what the configuration asks in vain, RunError for what failed; a folder that
     holds another configuration's run is refused.
@@ -96,6 +99,7 @@ def run(
         ranks = ranks or join()
         if ranks.first:
             claim(given, folder)
+            check_unchanged(given, folder, code)
         if ranks.any(ranks.first and is_finished(config, folder)):
             if ranks.first:
                 log.info("%s: finished before", folder)
@@ -415,16 +419,21 @@ def main(
         )
     if out is None and not dry_run:
         raise ConfigError("--out: name the run's folder")
+    code = None
+    with contextlib.suppress(UnidentifiedError):  # which the next line says better
+        code = own_code(resolved)
     preflight.check(resolved, layers)
     if out is None or dry_run:
         return _dry_run(resolved, processes, sharded)
     preflight.warn_of_memory(resolved)
     out, begun = out.absolute(), ("metrics.jsonl", "eval.jsonl", "checkpoints")
     with nothing_left(out, begun), signals.noted() as stopping:
-        return _train(resolved, out, stopping)
+        return _train(resolved, out, stopping, code)
 
 
-def _train(config: RunConfig, out: Path, stopping: list[int]) -> int:
+def _train(
+    config: RunConfig, out: Path, stopping: list[int], code: dict[str, Modules] | None
+) -> int:
     """The run of the command; signals that are noted in `stopping` end it after a checkpoint."""
     from mixgrpo import ranks
 
@@ -445,7 +454,7 @@ def _train(config: RunConfig, out: Path, stopping: list[int]) -> int:
         return bool(stopping)
 
     try:
-        outcome = run(config, out, should_stop, own)
+        outcome = run(config, out, should_stop, own, code)
     except (OSError, RunError):
         if owner is not None:
             owner.check()  # what failed may be that the folder is gone
