@@ -485,9 +485,11 @@ def _reason(error: BaseException) -> Reason:
 def _explain(error: BaseException) -> str:
     """The message of an error that was foreseen; otherwise a traceback, what it says last."""
     text = str(error)
-    if not isinstance(error, ConfigError | RunError):
+    if isinstance(error, ConfigError):
+        text = "; ".join(map(str, error.errors))
+    elif not isinstance(error, RunError):
         text = "".join(traceback.format_exception(error))
-    elif isinstance(error, RunError) and _unforeseen(error):
+    elif _unforeseen(error):
         text = "".join(traceback.format_exception(error.__cause__)) + text
     return without_passwords(text)
 

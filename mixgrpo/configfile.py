@@ -21,7 +21,6 @@ from mixgrpo.escape import shortened
 from mixgrpo.models import model_names
 from mixgrpo.rewards import reward_names
 from mixgrpo.suggest import nearest_setting, slurm_wish
-from mixgrpo.trust import check as check_trust
 from mixgrpo.yamlfile import Document, Key, dump_yaml, nearest_file, parse_yaml, read_yaml
 
 NOWHERE = Place("configuration")
@@ -380,17 +379,12 @@ def read_override(
     return key.strip(), parse_yaml(value, place), place
 
 
-def load_config(path: Path, overrides: list[str] | None = None, trust: bool = True) -> RunConfig:
-    """The validated run configuration of a file, with overrides on top.
-
-    Without `trust`, as whoever runs it asks, ConfigError where files that are not the user's own
-    name code (`mixgrpo.trust`).
-    """
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The validated run configuration of a file, with overrides on top. Who runs what it names
+    asks `mixgrpo.trust` before."""
     layers = load_layers(path)
     add_overrides(layers, overrides or [])
-    config = layers.validate()
-    check_trust(config, layers.place, trust)
-    return config
+    return layers.validate()
 
 
 def dump_config(config: RunConfig) -> str:

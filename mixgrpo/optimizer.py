@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from mixgrpo.config import OptimizerConfig
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.foreign import in_words
 from mixgrpo.modules import is_standard
 
 _SETTINGS = ("lr", "betas", "weight_decay")
@@ -41,8 +42,8 @@ def make_optimizer(
     chosen |= _arguments(config, kind)
     try:
         return kind(trained, **chosen)
-    except Exception as error:
-        reason = _in_one_line(error)
+    except (Exception, SystemExit) as error:
+        reason = in_words(error)
         if _takes(kind, [nn.Parameter(torch.zeros(2, 2))], chosen):
             raise ConfigError(
                 f"optimizer.name {config.name}: refuses the weights that are trained ({reason}); "
@@ -181,12 +182,11 @@ def _import(path: str) -> type[torch.optim.Optimizer]:
     """The class `package.module.Class` or `package.module:Class`. ConfigError without one."""
     module, _, name = path.rpartition(":" if ":" in path else ".")
     try:
-        if is_standard(module):
-            raise ImportError("it is of Python's standard library, where there is none")
-        kind = getattr(importlib.import_module(module), name)
+        # Nothing of Python's own, which may do things when it is imported, is one.
+        kind = None if is_standard(module) else getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"optimizer.name {path}: cannot be imported ({_in_one_line(error)}); name adamw or an "
+            f"optimizer.name {path}: cannot be imported ({in_words(error)}); name adamw or an "
             "installed optimizer such as torch.optim.Adafactor"
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
@@ -232,10 +232,6 @@ def _takes(
 ) -> bool:
     try:
         kind(parameters, **arguments)
-    except Exception:
+    except (Exception, SystemExit):
         return False
     return True
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -18,13 +18,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixgrpo.config import DIFFUSION, ModelConfig, RunConfig
 from mixgrpo.configfile import Layers
 from mixgrpo.errors import ConfigError, ErrorList, RunError
+from mixgrpo.foreign import in_words
 from mixgrpo.models import PIPELINES, check_model, hub_name
 from mixgrpo.prompts import read_prompts
 from mixgrpo.rewards import check_reward, is_built_in, setting_of
@@ -100,19 +101,15 @@ def warn_of_memory(config: RunConfig) -> None:
             warnings.warn(str(text), stacklevel=2)
 
 
-class placed:  # used as a context manager alone
-    """Puts the place in front of a ConfigError that begins with its setting."""
-
-    def __init__(self, layers: Layers) -> None:
-        self.layers = layers
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, ConfigError) and error.place is None:
-            found = located(str(error), self.layers)
-            raise type(error)(found.message, place=found.place) from None
+@contextmanager
+def placed(layers: Layers) -> Iterator[None]:
+    """Gives a ConfigError that begins with its setting the place of that."""
+    try:
+        yield
+    except ConfigError as error:
+        for one in (error, *error.errors):
+            one.place = one.place or located(str(one), layers).place
+        raise
 
 
 def located(text: str, layers: Layers) -> ConfigError:
@@ -239,9 +236,8 @@ def _work(lines: Iterator[str], say: Callable[[dict[str, object]], None]) -> Non
             except (ConfigError, RunError) as error:
                 for each in error.errors if isinstance(error, ConfigError) else (error,):
                     say({"at": at, "error": str(each)})
-            except Exception as error:
-                text = " ".join(f"{type(error).__name__}: {error}".split())
-                say({"at": at, "error": f"{what}: its check failed: {text}"})
+            except (Exception, SystemExit) as error:
+                say({"at": at, "error": f"{what}: its check failed: {in_words(error)}"})
         if asked["here"] and config.model.name in DIFFUSION:
             with suppress(ConfigError):  # said above
                 for key, value in _needs(config).items():

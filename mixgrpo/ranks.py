@@ -216,28 +216,20 @@ def join() -> Ranks:
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= asked.keys() or asked["WORLD_SIZE"] == "1":
         return Ranks(device="cuda" if on_gpu else "cpu")
 
-    if on_gpu and "CUDA_VISIBLE_DEVICES" not in asked:  # else each may see another one alone
-        there = torch.cuda.device_count()
-        if int(asked["LOCAL_RANK"]) >= there:
-            raise ConfigError(
-                f"accelerate launch: process {int(asked['LOCAL_RANK']) + 1} of this machine has no "
-                f"GPU of its own, for there are {there}; start {there} here (--num_processes over "
-                "all machines)"
-            )
     import accelerate
 
-    _meet("cuda:nccl,cpu:gloo" if on_gpu else "gloo")
-    state = accelerate.PartialState(
-        cpu=not on_gpu, backend="cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=_PATIENCE
-    )
+    backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
+    _meet(backend, on_gpu)
+    state = accelerate.PartialState(cpu=not on_gpu, backend=backend, timeout=_PATIENCE)
     device = str(state.device) if on_gpu else "cpu"
     return Ranks(state.process_index, state.num_processes, device, sharded)
 
 
-def _meet(backend: str) -> None:
+def _meet(backend: str, on_gpu: bool) -> None:
     """Wait for the other processes of the run; what starts them is taken from the environment.
 
-    ConfigError for an environment that no launcher makes, RunError where the others do not come.
+    ConfigError for an environment that no launcher makes and for a process without a GPU of its
+    own, RunError where the others do not come.
     """
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -248,13 +240,20 @@ def _meet(backend: str) -> None:
     taken = ", ".join(f"{name}={value}" for name, value in asked.items() if value)
     alone = "to run it alone, unset RANK, LOCAL_RANK and WORLD_SIZE"
     try:
-        rank, size, _, port = (int(asked[name]) for name in (*_OF_LAUNCHERS[:3], "MASTER_PORT"))
+        rank, size, local, port = (int(asked[name]) for name in (*_OF_LAUNCHERS[:3], "MASTER_PORT"))
         fits = 0 <= rank < size and 0 <= port < 2**16 and asked["MASTER_ADDR"] != ""
     except ValueError:
         fits = False
     if not fits:
         raise ConfigError(
             f"environment: {taken} is not what accelerate launch or torchrun sets; {alone}"
+        )
+    there = torch.cuda.device_count()
+    # With CUDA_VISIBLE_DEVICES each may see another one alone.
+    if on_gpu and "CUDA_VISIBLE_DEVICES" not in os.environ and local >= there:
+        raise ConfigError(
+            f"accelerate launch: process {local + 1} of this machine has no GPU of its own, for "
+            f"there are {there}; start {there} here (--num_processes over all machines)"
         )
     place = f"process {rank} of {size}, as the environment says ({taken})"
     waiting = f"{place}: waits for the others for up to {_MEETING.total_seconds():g} s; {alone}"

@@ -3,8 +3,8 @@
 A run folder or a configuration of somebody else's may name any class that can be imported, and
 have it called. So code that a file names is run only where that file lies in the folder that the
 command is started in; an entry point's name is harmless, since its package was installed. So it is
-with where images, prompts and a secret of the environment are sent (`urls` and `api_key_env` of a
-reward).
+with where images, prompts and a secret of the environment are sent (`urls`, `api_key_env` and
+`login_env` of a reward).
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Key = tuple[str | int, ...]
 
 MAY_NAME_CODE = ("rewards.classes", "rewards.options", "optimizer.name")
 
-_SENDS = ("urls", "api_key_env")
+_SENDS = ("urls", "api_key_env", "login_env")
 
 
 def named_code(config: RunConfig) -> dict[Key, str]:

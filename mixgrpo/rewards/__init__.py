@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mixgrpo import registry
 from mixgrpo.contents import contents
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, ErrorList
 from mixgrpo.foreign import settings_restored
 from mixgrpo.scenes import CLARITY_WEIGHTS, REWARDS
 from mixgrpo.weights import check_local
@@ -99,17 +99,12 @@ def load_rewards(
     from mixgrpo.rewards.limit import limited, offloaded
 
     found: dict[str, Reward] = {}
-    lacking: list[str] = []
+    errors = ErrorList()  # all that is to be got, at once
     for name in names:
-        try:
-            with settings_restored():
-                reward = load_reward(name, settings)
-        except ConfigError as error:
-            lacking.append(str(error))
-            continue
-        found[name] = limited(offloaded(reward) if offload else reward, settings.timeout)
-    if lacking:  # all that is to be got, at once
-        raise ConfigError("\n       ".join(lacking))
+        with errors.collected(), settings_restored():
+            reward = load_reward(name, settings)
+            found[name] = limited(offloaded(reward) if offload else reward, settings.timeout)
+    errors.raise_all()
     return found
 
 

@@ -95,8 +95,9 @@ class _Wrong(Exception):
 
 def _blame(about: str, error: BaseException) -> NoReturn:
     """Raise the error of the reward that raised `error`."""
-    if isinstance(error, ConfigError | RepeatableError):  # they say what is to be done
-        raise type(error)(f"{about}: {error}") from error
+    for kind in (ConfigError, RepeatableError):
+        if isinstance(error, kind):  # it says what is to be done
+            raise kind(f"{about}: {error}") from error
     if isinstance(error, _Wrong):
         raise RepeatableError(f"{about}: {error}; {_MEND}") from None
     if isinstance(error, OSError):

@@ -141,6 +141,21 @@ def test_variables_that_no_launcher_sets_are_refused(
         join()
 
 
+@pytest.mark.parametrize(
+    ("local", "said"), [("first", "LOCAL_RANK=first"), ("3", "4 of this machine has no GPU")]
+)
+def test_a_process_without_a_gpu_does_not_wait(
+    local: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (STRAY | {"MASTER_PORT": "29500", "LOCAL_RANK": local}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(ConfigError, match=said):
+        join()
+
+
 def test_version_1_of_fsdp_is_refused_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")

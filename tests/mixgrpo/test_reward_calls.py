@@ -236,6 +236,19 @@ def test_a_check_of_prompts_has_its_own_list_and_its_failure_a_name() -> None:
     assert prompts == PROMPTS
 
 
+class OfItsOwnError(ConfigError):
+    def __init__(self, server: str, code: int) -> None:
+        super().__init__(f"{server} says {code}")
+
+
+def test_an_error_of_any_making_is_told_with_the_rewards_name() -> None:
+    def refused(images: Tensor, prompts: list[str]) -> Tensor:
+        raise OfItsOwnError("nowhere", 401)
+
+    with pytest.raises(ConfigError, match=r"reward odd on 8 images.*: nowhere says 401"):
+        score(FunctionReward("odd", refused), IMAGES, PROMPTS)
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [

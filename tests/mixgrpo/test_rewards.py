@@ -118,6 +118,15 @@ def test_what_is_wrong_with_a_class_is_said_in_one_line(
     assert all(part in text for part in parts), text
 
 
+def test_all_rewards_that_cannot_be_had_are_named_each_in_a_line() -> None:
+    own = settings(classes={"warmth": f"{HERE}:Broken", "cold": f"{HERE}:Cold"})
+    with pytest.raises(ConfigError) as caught:
+        load_rewards(["warmth", "palette", "cold"], own)
+    first, second = map(str, caught.value.errors)
+    assert (first[:8], second[:6]) == ("warmth: ", "cold: ")
+    assert "\n" not in first + second
+
+
 def test_a_class_cannot_take_the_name_of_a_built_in_reward() -> None:
     text = refused(lambda: load_reward("hps", settings(classes={"hps": f"{HERE}:Warmth"})))
     assert "hps: is built in" in text

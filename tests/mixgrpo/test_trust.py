@@ -5,18 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mixgrpo.config import OptimizerConfig, RewardsConfig, RunConfig
-from mixgrpo.configfile import load_config
+from mixgrpo.configfile import add_overrides, load_layers
 from mixgrpo.errors import ConfigError
 from mixgrpo.optimizer import make_optimizer
 from mixgrpo.rewards import load_reward
 from mixgrpo.train import run
+from mixgrpo.trust import check
 from tests.mixgrpo import toy
 
 EVIL = """
@@ -122,6 +123,15 @@ def written(folder: Path, **rewards: Any) -> Path:
     return folder / "config.yaml"
 
 
+def trusted(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """As a command without --trust reads it."""
+    layers = load_layers(file)
+    add_overrides(layers, list(overrides))
+    config = layers.validate()
+    check(config, layers.place, trust=False)
+    return config
+
+
 @pytest.mark.usefixtures("toy_site")
 def test_a_configuration_elsewhere_names_no_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -131,32 +141,33 @@ def test_a_configuration_elsewhere_names_no_code(
     own.mkdir()
     monkeypatch.chdir(own)
     with pytest.raises(ConfigError) as refused:
-        load_config(file, trust=False)
+        trusted(file)
     text = str(refused.value)
     assert text.startswith(f"{file}:1: rewards.classes.evil: names 'evil:Evil', ")
     assert text.endswith("if you know whose it is, add --trust")
-    assert load_config(file, trust=True).rewards.classes == {"evil": "evil:Evil"}
+    assert load_layers(file).validate().rewards.classes == {"evil": "evil:Evil"}
     # Neither by a link nor as a base is it the user's own.
     (own / "linked").symlink_to(theirs)
     (own / "run.yaml").write_text("base: ../theirs/config.yaml\n")
     for mine in (own / "linked" / "config.yaml", own / "run.yaml"):
         with pytest.raises(ConfigError, match="--trust"):
-            load_config(mine, trust=False)
+            trusted(mine)
     # A base that names none, a setting of the command line, and one's own file are no reason.
     (theirs / "base.yaml").write_text("iterations: 7\n")
     (own / "mine.yaml").write_text(
         "base: ../theirs/base.yaml\n"
         "rewards: {train: {evil: 1.0}, classes: {evil: 'evil:Evil'}, held_out: []}\n"
     )
-    assert load_config(own / "mine.yaml", trust=False).iterations == 7
+    assert trusted(own / "mine.yaml").iterations == 7
     overrides = ["optimizer.name=lion.Lion"]
-    assert load_config(theirs / "base.yaml", overrides, trust=False).optimizer.name == "lion.Lion"
+    assert trusted(theirs / "base.yaml", overrides).optimizer.name == "lion.Lion"
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "optimizer: {name: evil.Adam}",
+        "rewards: {options: {unifiedreward: {login_env: HOME}}}",
         "rewards: {options: {unifiedreward: {urls: ['http://evil'], api_key_env: SECRET}}}",
         "rewards: {options: {unifiedreward: {api_key_env: AWS_SECRET_ACCESS_KEY}}}",
     ],
@@ -168,9 +179,9 @@ def test_other_ways_to_run_code_or_to_send_a_secret(
     (tmp_path / "own").mkdir()
     monkeypatch.chdir(tmp_path / "own")
     with pytest.raises(ConfigError, match=r"run\.yaml:1: .* add --trust"):
-        load_config(tmp_path / "run.yaml", trust=False)
+        trusted(tmp_path / "run.yaml")
     (tmp_path / "run.yaml").write_text("optimizer: {name: torch.optim.SGD}")
-    load_config(tmp_path / "run.yaml", trust=False)
+    trusted(tmp_path / "run.yaml")
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
