@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from harness import report, status, sweep
+from harness.records import Attempt
 from harness.results import collect
+from harness.store import look_at_attempts, next_attempt
 from mixgrpo import train
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import RunError
@@ -47,7 +49,7 @@ FILES = (
     *("attempts/1.json", "samples/prompts.json", "samples/000000/0.png", "config.yaml"),
 )
 
-ATTEMPT = {"number": 1, "pid": 1, "started": 10.0, "ended": 20.0, "reason": "finished"}
+ATTEMPT = Attempt(number=1, pid=1, started=10.0, ended=20.0, reason="finished")
 ORIGIN = {"run": "a/b", "iterations": 3, "seconds": 1.0, "trained_by": "a"}
 
 
@@ -63,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for run in made.runs:
         folder = place / "runs" / "tau" / run.folder_name
         (folder / "attempts").mkdir()
-        (folder / "attempts" / "1.json").write_text(json.dumps(ATTEMPT))
+        (folder / "attempts" / "1.json").write_text(ATTEMPT.model_dump_json())
         (folder / "kept.json").write_text("[3]")
     return place
 
@@ -142,6 +144,15 @@ def test_no_content_of_a_file_ends_status_or_plan_or_what_a_report_reads(
         if file not in ("kept.json", "config.yaml", "attempts/1.json") and not none:
             assert any(str(victim) in text for text in found.results.left_out), name
             assert len(found.results.left_out) == 1
+
+
+def test_a_whole_record_is_read_back(place: Path, victim: Path) -> None:
+    assert look_at_attempts(victim) == ((ATTEMPT,), ())
+    text = '{"number": 2, "pid": 1, "started": 1.0, "of_a_later_version": [1]}'
+    (victim / "attempts" / "2.json").write_text(text)
+    assert [a.number for a in look_at_attempts(victim)[0]] == [1, 2]
+    (victim / "attempts" / "7.json").write_text("{")
+    assert next_attempt(victim) == 8  # a damaged record keeps its number
 
 
 def fields(record: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -571,15 +571,15 @@ def test_all_reports_what_it_can_and_ends_with_what_it_could_not(
         keep(sweep, tmp_path / "old-runs", tmp_path / "reports")
     written: list[str] = []
 
-    def write(sweep: Sweep, runs: Path, folder: Path) -> tuple[Path, bool]:
+    def write(sweep: Sweep, runs: Path, folder: Path) -> report.Written:
         gather(sweep, runs, folder)
         written.append(sweep.name)
-        return folder / "index.html", True
+        return report.Written(folder / "index.html", committed=True)
 
     files = [Path(name) for name in sweeps]
     monkeypatch.setattr(report, "_sweep_files", lambda: files)
     monkeypatch.setattr(report, "load_sweep", lambda path, *_: sweeps[path.name])
-    monkeypatch.setattr(report, "_write", write)
+    monkeypatch.setattr(report, "write", write)
     # Neither does a search that cannot be read, nor what confirms one, end the others.
     (tmp_path / "searches").mkdir()
     (tmp_path / "searches" / "odd.yaml").write_text("nonsense: 1\n")
