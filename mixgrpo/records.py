@@ -235,16 +235,31 @@ def _difference(content: bytes, said: Measured) -> str:
 
 def _check_count(file: str, content: bytes, wanted: int) -> None:
     """DamagedFileError where lines are missing. Only their number counts: each of them is looked
-    into when it is read."""
+    into when it is read. Of several lines of one iteration the first counts (`jsonlines`)."""
     lines = content.count(b"\n")
+    if lines > wanted:
+        lines = len(_first_lines(content))
     if lines != wanted:
         raise DamagedFileError(file, f"has {lines} whole lines, not {wanted}")
 
 
+def _first_lines(content: bytes) -> dict[Any, bytes]:
+    """The first whole line of each iteration; what is no such line counts as one of its own."""
+    found: dict[Any, bytes] = {}
+    for text in content.split(b"\n")[:-1]:
+        try:
+            iteration = loads(text)["iteration"]
+        except (ValueError, TypeError, KeyError):
+            iteration = text
+        found.setdefault(iteration if isinstance(iteration, int) else text, text)
+    return found
+
+
 def _check_rewards(folder: Path | str, result: Result, content: bytes) -> None:
     """DamagedFileError where the result says other rewards than the evaluations."""
-    lines = content.split(b"\n")
-    for text, key in ((lines[0], "before"), (lines[-2] if len(lines) > 1 else b"", "after")):
+    lines = _first_lines(content)
+    first, last = lines.get(0, b""), lines.get(result.iterations, b"")
+    for text, key in ((first, "before"), (last, "after")):
         line = parse(EvaluationLine, f"{folder}/{EVALUATIONS}", text)
         for name, value in getattr(result, key).items():
             if (line.__pydantic_extra__ or {}).get(f"reward_{name}_mean") != value:

@@ -83,6 +83,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, toy_site: Path) -> Path:
     (place / "home").mkdir()
     binaries = place / "bin"
     binaries.mkdir()
+    for name in ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel"):
+        # A cluster without jobs, whatever this machine has.
+        (binaries / name).write_text("#!/bin/sh\n")
+        (binaries / name).chmod(0o755)
     for name in ("python", "python3"):
         (binaries / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
         (binaries / name).chmod(0o755)

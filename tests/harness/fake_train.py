@@ -46,6 +46,7 @@ def run(
         metrics.write_text("".join(line + "\n" for line in kept))
     value = 0.5 + 0.01 * config.window.interval + 0.001 * config.seed
     if done == 0:
+        (folder / "eval.jsonl").unlink(missing_ok=True)
         _evaluate(config, folder, 0, 0.5)
     judged = (
         done > 0 and f'"iteration": {config.iterations},' in (folder / "eval.jsonl").read_text()

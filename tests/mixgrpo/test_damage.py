@@ -1,5 +1,6 @@
 """Whoever reads a run's model refuses a damaged one, and says what can be read instead."""
 
+import json
 import re
 import shutil
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixgrpo import cli, evaluate, generate, to_pipeline, train
+from mixgrpo import cli, evaluate, generate, records, to_pipeline, train
 from mixgrpo.embeddings import EmbeddingStore
 from mixgrpo.errors import RunError
 from mixgrpo.policy import load_run
@@ -157,3 +158,22 @@ def test_a_changed_embedding_is_not_used(tmp_path: Path) -> None:
         EmbeddingStore(tmp_path, "tiny").get(["a", "b"])
     shard.unlink()
     assert EmbeddingStore(tmp_path, "tiny").missing(["a", "b"]) == ["a", "b"]
+
+
+def test_a_late_line_of_a_process_that_slept_is_no_damage(run: Path) -> None:
+    """Results of before there were digests: their lines are counted."""
+    result = json.loads((run / "result.json").read_text())
+    del result["digests"]
+    (run / "result.json").write_text(json.dumps(result))
+    known = records.parse(records.Result, "result.json", json.dumps(result).encode())
+    every = toy.config().evaluation.every
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        lines = (run / name).read_text().splitlines(keepends=True)
+        late = {**json.loads(lines[0]), "seconds_total": 99.0}
+        (run / name).write_text("".join([*lines, json.dumps(late) + "\n"]))
+        records.check_lines(run, known, every)
+        late_ones = [json.dumps(late) + "\n"] * 2
+        (run / name).write_text("".join([*lines[:-1], *late_ones]))
+        with pytest.raises(records.DamagedFileError, match=name):
+            records.check_lines(run, known, every)
+        (run / name).write_text("".join(lines))
