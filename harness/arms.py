@@ -203,7 +203,7 @@ def place_of(chosen: Chosen, arm: Arm, key: str) -> Place:
     """Where the file gives an arm this value."""
     arms, grid = chosen.get("arms"), chosen.get("grid")
     if grid and key in grid.value:
-        index = next(i for i, v in enumerate(grid.value[key]) if v == arm.settings[key])
+        index = grid.value[key].index(arm.settings[key])  # by identity first: NaN equals nothing
         return chosen.document.place((*grid.key, key, index))
     return chosen.place_under((*arms.key, _name_in_file(arm)) if arms else (), key)
 

@@ -9,9 +9,10 @@ FOLDER = ".cache"
 
 
 def stamp(file: Path) -> list[int] | None:
-    """Size and time of change (ns), one of which changes when a file does; None without a file."""
+    """Size and time of change (ns), one of which changes when a file does; None where no file
+    can be read."""
     try:
         stat = file.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # a loop of links, too
         return None
     return [stat.st_size, stat.st_mtime_ns]

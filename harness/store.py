@@ -32,6 +32,7 @@ from mixgrpo.manifest import is_checkpoint_name
 from mixgrpo.records import (
     EVALUATIONS,
     METRICS,
+    MOST_OF_A_RECORD,
     RESULT,
     DamagedFileError,
     Progress,
@@ -350,10 +351,10 @@ def read_result(folder: Path, every: int | None = None) -> Result | None:
     for another version's.
     """
     file = f"{folder}/{RESULT}"
-    text = read_bytes(file)
-    if text is None:
-        return None
     try:
+        text = read_bytes(file, MOST_OF_A_RECORD)
+        if text is None:
+            return None
         version = parse(Version, file, text).schema_
         if version != SCHEMA_VERSION:
             raise RunError(

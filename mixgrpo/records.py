@@ -8,6 +8,7 @@ imports torch.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,6 +26,9 @@ them."""
 
 _MOST = 2**63
 """A number of more than 64 bits is none that the program wrote, and no table has room for it."""
+
+MOST_OF_A_RECORD = 10_000_000
+"""Bytes of a file that is one record; the program writes some thousands."""
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -134,19 +138,25 @@ LINES: Mapping[str, type[MetricsLine | EvaluationLine]] = {
 }
 
 
-def read_bytes(path: Path | str) -> bytes | None:
-    """What a file holds; None where there is none. DamagedFileError where it cannot be read.
+def read_bytes(path: Path | str, most: int = _MOST) -> bytes | None:
+    """What a file holds; None where there is none. DamagedFileError where it cannot be read, or has
+    more than `most` bytes.
 
     Without the cost of paths and streams: tens of thousands of small files are read at a time.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DamagedFileError(path, f"cannot be read: {error.strerror}") from None
     try:
-        return os.read(descriptor, os.fstat(descriptor).st_size)
+        status = os.fstat(descriptor)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise DamagedFileError(path, "is no regular file")
+        if status.st_size > most:
+            raise DamagedFileError(path, f"has more than {most:,} bytes")
+        return os.read(descriptor, status.st_size)
     except OSError as error:
         raise DamagedFileError(path, f"cannot be read: {error.strerror}") from None
     finally:
@@ -163,7 +173,7 @@ def parse(kind: type[Kind], file: Path | str, text: bytes) -> Kind:
 
 def read(kind: type[Kind], file: Path | str) -> Kind | None:
     """A file of this kind; None where there is none. DamagedFileError where it is damaged."""
-    text = read_bytes(file)
+    text = read_bytes(file, MOST_OF_A_RECORD)
     return None if text is None else parse(kind, file, text)
 
 

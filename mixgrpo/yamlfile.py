@@ -256,7 +256,7 @@ class _Reading:
             raise self._error(line, "a key must be a plain word, not a list or a mapping")
         text = shortened(node.value)
         if node.tag == f"{_TAG}str":
-            return str(node.value)
+            return self._text(node.value, line)
         if node.value == "<<":
             raise self._error(
                 line,
@@ -276,11 +276,22 @@ class _Reading:
         }.get(kind, "something else than a name by some readers of YAML")
         raise self._error(line, f"the key {text} is read as {meaning}", f'quote it: "{text}"')
 
+    def _text(self, text: str, line: int) -> str:
+        """`text`, unless an escape such as "\\0" brought in what no path and no encoding takes."""
+        wrong = re.search("[\0\ud800-\udfff]", text)
+        if wrong:
+            raise self._error(
+                line,
+                f"the character U+{ord(wrong[0]):04X} cannot be part of a text",
+                "leave it out",
+            )
+        return text
+
     def _scalar(self, node: yaml.ScalarNode, line: int) -> Any:
         text: str = node.value
         kind = node.tag.removeprefix(_TAG)
         if kind == "str":
-            return text
+            return self._text(text, line)
         if kind == "null":
             return None
         if kind == "bool":

@@ -2,9 +2,11 @@
 traceback, and running the sweep again makes it again."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,19 @@ BAD: dict[str, bytes] = {
     "a lone surrogate": b'{"iteration": 0, "seconds_total": "\\ud800"}\n',
 }
 
+NO_FILES: dict[str, Callable[[Path], None]] = {
+    "a folder": Path.mkdir,
+    "a pipe that nobody writes to": os.mkfifo,
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "terabytes of zeros": lambda path: (path.touch(), os.truncate(path, 2**42))[1],
+}
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+RECORDS = ("result.json", "attempts/1.json", "origin.json", "env.json")
 FILES = (
     *("result.json", "metrics.jsonl", "eval.jsonl", "env.json", "origin.json", "kept.json"),
     *("attempts/1.json", "samples/prompts.json", "samples/000000/0.png", "config.yaml"),
@@ -128,11 +143,15 @@ def test_no_content_of_a_file_ends_status_or_plan_or_what_a_report_reads(
     from harness.spec import load_sweep
 
     made = load_sweep(place / "tau.yaml")
-    for name, content in {**BAD, "a folder": None}.items():
+    bad = {name: partial(_write, content=content) for name, content in BAD.items()}
+    for name, make in {**bad, **NO_FILES}.items():
+        if name == "terabytes of zeros" and file not in RECORDS:
+            continue
         target = victim / file
-        shutil.rmtree(target, ignore_errors=True)
+        if target.is_dir():
+            shutil.rmtree(target)
         target.unlink(missing_ok=True)
-        target.mkdir() if content is None else target.write_bytes(content)
+        make(target)
         look_at(place, monkeypatch, capsys)
         found = gather(made, place / "runs", place / "nowhere")
         lost = file in ("result.json", "metrics.jsonl", "eval.jsonl")
@@ -163,7 +182,7 @@ def fields(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield record | {key: value}
 
 
-@pytest.mark.parametrize("file", ["result.json", "attempts/1.json", "origin.json", "env.json"])
+@pytest.mark.parametrize("file", RECORDS)
 def test_no_field_of_a_wrong_type_ends_a_look(file: str, place: Path, victim: Path) -> None:
     from harness.ledger import ledger
     from harness.spec import load_sweep

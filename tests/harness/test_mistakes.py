@@ -89,6 +89,7 @@ def test_an_error_of_every_arm_is_said_once(tmp_path: Path) -> None:
         (GRID + "set: {views: [drift]}", 5, "is a key of the sweep file, not a setting"),
         ("grid:\n  window.size: [1, 2]\n  seeds: [1, 2]\nseeds: 2", 5, "indent it less"),
         (GRID + "set: {mem: 3}", 5, "did you mean memory_gb? Write it below `slurm:`"),
+        ("grid: {sampler.eta: [.nan, 0.5]}\nseeds: 2", 3, "expected a finite number, not nan"),
         ("arms:\n  off: {}\nseeds: 1", 4, 'quote it: "off"'),
         ("arms:\n  1: {}\nseeds: 1", 4, 'quote it: "1"'),
         (GRID + "profiles:\n  null: {}", 6, 'quote it: "null"'),

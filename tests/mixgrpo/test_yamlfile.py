@@ -118,6 +118,8 @@ def test_rows_of_a_published_table_may_be_numbers(tmp_path: Path) -> None:
         ("a: 1\nb: {c: 1, c: 2}", 2, "c is given twice"),
         ("a: b: c", 1, "mapping values are not allowed here; indent keys of one section alike"),
         (b"a: 1\nb: \x00", 2, "the character U+0000"),
+        ('a: 1\nb: "x\\0y"', 2, "the character U+0000 cannot be part of a text; leave it out"),
+        ('a: 1\nb: {"x\\ud800": 1}', 2, "the character U+D800 cannot be part of a text"),
         (b"a: 1\nb: \xff", 2, "byte 0xff is not UTF-8; save the file as UTF-8"),
         ("a: 1".encode("utf-16"), 1, "is not UTF-8"),
         ("a: 9223372036854775808", 1, "9223372036854775808 is too large for a whole number"),
@@ -171,17 +173,16 @@ def test_endless_files_are_not_read_to_their_end(tmp_path: Path) -> None:
             read_yaml(path)
 
 
+_texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 _plain = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**63) + 1, 2**63 - 1)
     | st.floats(allow_nan=False)
-    | st.text(max_size=12)
+    | _texts
     | st.from_regex(r"[-+]?[0-9_:.eEoxb]{1,8}", fullmatch=True)
     | st.sampled_from(["yes", "off", "010", "0o7", "1e3", "<<", "=", "2024-01-01", "~", "null"]),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
     max_leaves=8,
 )
 
