@@ -459,9 +459,16 @@ def last_touch(folder: Path, attempt: Attempt) -> float | None:
     return touched or None
 
 
+def _regular(file: Path) -> Path:
+    """`file`, which may be opened: a pipe would wait for a writer. FileNotFoundError for others."""
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    return file
+
+
 def _first_line(file: Path) -> Progress | None:
     """The first line of a file of JSON lines; None where there is none yet."""
-    with contextlib.suppress(OSError, DamagedFileError), file.open("rb") as stream:
+    with contextlib.suppress(OSError, DamagedFileError), _regular(file).open("rb") as stream:
         return parse(Progress, file, stream.readline(65536))
     return None
 
@@ -469,7 +476,7 @@ def _first_line(file: Path) -> Progress | None:
 def _last_lines(file: Path, count: int) -> Iterator[Progress]:
     """The last whole lines of a file that may be written to just now, the oldest first."""
     try:
-        with file.open("rb") as stream:
+        with _regular(file).open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(max(0, size - count * 2048))
             texts = stream.read().split(b"\n")[:-1]
