@@ -60,6 +60,15 @@ def read_space(document: Document, parts: Sequence[tuple[Part, Key]]) -> tuple[R
         raise error_at(
             document, ("space",), "settings wait for each other by `unless`; break the circle"
         )
+    by_key = {one.key: one for one in found}
+    for one in found:
+        for other, values in one.unless:
+            known = by_key[other]
+            for value in values:
+                if not (value in known.choices if known.choices else known.has(value)):
+                    key = ("space", one.key, "unless", other)
+                    message = f"{shown(value)} is not in the range of {other}, {known.text}"
+                    raise error_at(document, key, message)
     return ordered
 
 

@@ -74,9 +74,11 @@ class Range:
             return False
         low, high = self.bounds
         inside = bool(low <= value <= high)
-        if self.step is None:
+        if self.step is None or not inside:
             return inside
-        return inside and math.isclose(float(self.tidy(value)), value, abs_tol=1e-9)
+        if self.whole:
+            return bool((value - low) % self.step == 0)
+        return math.isclose(float(self.tidy(value)), value, abs_tol=1e-9)
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -140,6 +140,18 @@ def test_a_key_in_the_wrong_place_or_of_another_name(
             4,
             "the same value in three digits",
         ),
+        (
+            "high: 9}",
+            "high: 9, unless: {window.strategy: nope}}\n  window.strategy: [constant, random]",
+            4,
+            "'nope' is not in the range of window.strategy, constant, random",
+        ),
+        (
+            "high: 9}\ntrials: 4",
+            "high: 9, step: 2}\ntrials: 4\nenqueue: [{window.interval: 2}]",
+            6,
+            "2 is not in its range, 1 to 9 by 2",
+        ),
         ("trials: 4", "trials: 0", 5, "expected greater than or equal to 1, not 0"),
         ("trials: 4", "trials: 1000000000", 5, "expected less than or equal to"),
         ("trials: 4", "trials: 4\nobjectives: [speed]", 6, "'speed' is none of 'reward'"),
