@@ -50,7 +50,8 @@ def find_run(name: str, runs_dir: Path) -> Path:
             "python -m harness.status shows it"
         )
     raise ConfigError(
-        f"{name}: fits {len(found)} runs ({', '.join(map(str, found[:3]))}, ...); give the folder"
+        f"{name}: fits {len(found)} runs ({', '.join(map(str, found[:3]))}"
+        f"{', ...' * (len(found) > 3)}); give the folder"
     )
 
 

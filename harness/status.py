@@ -154,7 +154,7 @@ def as_text(seen: Observer) -> str:
     other_code = of_other_code(strange, sweep.runs)
     if other_code:
         names = _names([folder.name for folder in other_code])
-        lines.append(f"of other code (of rewards or models of one's own), and kept: {names}")
+        lines.append(f"made before your own code changed, and kept: {names}")
     others = [folder.name for folder in strange if folder not in other_code]
     if others:
         lines.append(f"no longer in the file, or made with other --set values: {_names(others)}")

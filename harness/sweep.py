@@ -100,8 +100,8 @@ def main(
         bool,
         typer.Option(
             "--prune",
-            help="Move runs that are no longer in the file to the trash; those of other --set "
-            "values too.",
+            help="Move runs that are no longer in the file to the trash, those of other --set "
+            "values and of code before a change too; then run what is missing.",
         ),
     ] = False,
     yes: Annotated[
@@ -412,8 +412,9 @@ def _tell_strangers(sweep: Sweep, runs: Path) -> None:
     other_code = of_other_code(found, sweep.runs)
     if other_code:
         say(
-            f"{len(other_code)} run(s) of other code (of rewards, models or optimizers of one's "
-            "own) stay; --accept-code-change takes what is finished among them for the same:"
+            f"{len(other_code)} run(s) have the same settings, but were made before your own code "
+            "(of a reward, model or optimizer) changed; they stay. --prune moves them to the "
+            "trash; if the change alters no result, --accept-code-change takes finished ones:"
         )
         for folder in other_code:
             say(f"  {folder}")

@@ -97,8 +97,9 @@ class Layers:
         config = self._parse(as_tuples(data), errors)
         if config is not None:
             self._check_names(config, errors)
-        if any(one.key == "model.name" for one in errors.errors):
-            # What does not fit together has no key, and may fit the model that is meant.
+        dotted = [key for key in data if key not in RunConfig.model_fields and key in known_keys()]
+        if dotted or any(one.key == "model.name" for one in errors.errors):
+            # What does not fit together has no key, and may fit the model or value that is meant.
             errors.errors = [one for one in errors.errors if one.key]
         errors.raise_all()
         assert config is not None
@@ -138,6 +139,14 @@ class Layers:
 
     def _simple(self, key: Key, error: ErrorDetails) -> ConfigError:
         kind, given = error["type"], shown(error["input"])
+        if kind == "extra_forbidden" and key[0] in known_keys():
+            section, _, last = str(key[0]).rpartition(".")
+            return ConfigError(
+                "a run configuration has no dotted keys",
+                place=self.place(key),
+                key=str(key[0]),
+                fix=f"write `{section}: {{{last}: ...}}`, with all keys of {section} together",
+            )
         if kind == "extra_forbidden":
             return _unknown_key(".".join(map(str, key)), self.place(key))
         if kind in ("model_type", "dict_type"):

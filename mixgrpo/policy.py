@@ -13,7 +13,8 @@ from mixgrpo.adapters import add_lora, without_adapters
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_config
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
-from mixgrpo.folder import finished_after
+from mixgrpo.folder import CONFIG, claimed, finished_after
+from mixgrpo.identity import settings_hash
 from mixgrpo.models import Conditioning, Policy, load_policy
 from mixgrpo.places import anchored
 from mixgrpo.prompts import read_prompts
@@ -150,15 +151,22 @@ class _Exchange:
             self.others[name] = own
 
 
-def _warn_of_other_code(config: RunConfig, folder: Path) -> None:
-    """Say that code of the user's own is not what it was when the run was trained."""
+def _warn_of_changes(config: RunConfig, folder: Path) -> None:
+    """Say that settings, files or code of the user's own are not what they were in training."""
     record = owncode.read_record(folder)
-    if record is None:
-        return
     try:
-        changed = owncode.changes(record.code, owncode.own_code(config))
+        settings = settings_hash(config)
+        changed = owncode.changes(record.code, owncode.own_code(config)) if record else ""
     except UnidentifiedError:  # not needed for all that one does with a run, and said where it is
         return
+    trained = record.settings if record else claimed(folder)
+    if trained not in (None, settings):
+        warnings.warn(
+            f"{folder / CONFIG}: does not give the settings that this run was trained with; the "
+            "file, or the weights or prompts that it names, changed since. Restore them before "
+            "you compare what it gives now",
+            stacklevel=3,
+        )
     if changed:
         warnings.warn(
             f"{folder}: the code of {changed} changed since this run was trained; what it gives "
@@ -190,7 +198,7 @@ def load_run(
         raise ConfigError(f"{folder}: holds no run; name a run's folder, with a config.yaml in it")
     config = load_config(file)
     check_folder(config, folder, trust)
-    _warn_of_other_code(config, folder)
+    _warn_of_changes(config, folder)
     config = anchored(config)
     if precision is not None:
         compute = config.compute.model_copy(update={"precision": precision})

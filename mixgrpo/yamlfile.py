@@ -26,6 +26,9 @@ from mixgrpo.escape import shortened
 
 Key = tuple[str | int, ...]
 
+_NO_KEY = ("mapping values are not allowed here", "could not find expected ':'")
+"""What PyYAML says, a line later too, where a text stands in place of a key with a value."""
+
 MOST_BYTES = 10_000_000
 """Of a file. A sweep of 10,000 named arms has less than one tenth of it."""
 MOST_DEPTH = 50
@@ -199,7 +202,7 @@ class _Reading:
             code = error.character if isinstance(error.character, int) else ord(error.character)
             raise self._error(line, f"not valid YAML: the character U+{code:04X}") from None
         except yaml.MarkedYAMLError as error:
-            raise self._syntax_error(error) from None
+            raise self._syntax_error(error, text) from None
         data = self._value(node, ()) if node is not None else None
         self.errors.raise_all()
         return data
@@ -207,7 +210,17 @@ class _Reading:
     def _error(self, line: int, message: str, fix: str = "") -> ConfigError:
         return ConfigError(message, place=self._place or Place(self.file, line), fix=fix)
 
-    def _syntax_error(self, error: yaml.MarkedYAMLError) -> ConfigError:
+    @staticmethod
+    def _glued(text: str, line: int) -> tuple[int, str] | None:
+        """Line and name of a key in the lines up to `line` whose value follows its colon without a
+        space, so that YAML reads both as one text that goes on in the next line."""
+        lines = text.splitlines()[:line]
+        for number in range(len(lines), max(0, len(lines) - 2), -1):
+            if found := re.fullmatch(r"\s*([A-Za-z_][\w.-]*):[^\s:/][^:]*", lines[number - 1]):
+                return number, found[1]
+        return None
+
+    def _syntax_error(self, error: yaml.MarkedYAMLError, text: str) -> ConfigError:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         problem = shortened(error.problem or "", 200)
@@ -218,7 +231,13 @@ class _Reading:
             fix = "indent with spaces"
         elif error.context == "expected a single document in the stream":
             problem, fix = "there are several documents", "leave one, without `---` after it"
-        elif problem == "mapping values are not allowed here":
+        elif problem == "found unexpected end of stream" and error.context_mark:
+            line = error.context_mark.line + 1
+            problem, fix = "a quoted text that begins here has no end", "close the quote"
+        elif problem in _NO_KEY and (glued := self._glued(text, line)):
+            line, key = glued
+            problem, fix = f"no space after {key}:", f"write `{key}: ` and then the value"
+        elif problem == _NO_KEY[0]:
             fix = "indent keys of one section alike, and quote a text that has `: ` in it"
         return self._error(line, f"not valid YAML: {problem}", fix)
 

@@ -57,7 +57,7 @@ def test_changed_code_makes_other_runs_and_the_old_ones_stay_and_are_named(lab: 
     write(lab.root, 2)
     code, said = lab.finish("--plan")
     assert code == 0
-    assert "2 run(s) of other code" in said
+    assert "2 run(s) have the same settings, but were made before your own code" in said
     code, said = lab.finish()
     assert code == 0
     assert "2 of 2 runs finished" in said
@@ -66,7 +66,7 @@ def test_changed_code_makes_other_runs_and_the_old_ones_stay_and_are_named(lab: 
     seen = lab.observe()
     assert set(as_data(seen)["of_other_code"]) == names
     assert as_data(seen)["no_longer_in_the_file"] == []
-    assert "of other code" in as_text(seen)
+    assert "made before your own code changed" in as_text(seen)
     # A comment changes no code.
     (lab.root / "lion.py").write_text(LION.replace("= 1", "= 2  # twice"))
     assert {s.state for s in lab.states().values()} == {"finished"}

@@ -100,6 +100,15 @@ def refused(tmp_path: Path, text: str, overrides: list[str] | None = None) -> st
 BAD: list[tuple[str, str, list[str]]] = [
     ("unknown key", "window: {intervall: 3}", [":1:", "window.intervall", "did you mean window.i"]),
     ("unknown section", "seed: 1\nwindw: {size: 3}", [":2:", "windw", "unknown key"]),
+    (
+        "dotted key in a run configuration",
+        "objective.updates: 1\nrollout: {group_size: 2}",
+        [
+            ":1:",
+            "objective.updates: a run configuration has no dotted keys",
+            "objective: {updates:",
+        ],
+    ),
     ("key of another section", "eta: 0.3", ["eta: unknown key", "did you mean sampler.eta"]),
     ("wrong type", "window:\n  size: 2\n  interval: soon", [":3:", "window.interval", "'soon'"]),
     ("a text for a number", 'sampler: {eta: "0.7"}', ["sampler.eta", "'0.7'"]),
