@@ -4,16 +4,17 @@ It may raise anything, also what would end the process, and may change settings 
 process shares.
 """
 
+import os
 import signal
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from mixgrpo.errors import RepeatableError
-from mixgrpo.signals import Interrupted
+from mixgrpo.signals import ENDING, Interrupted
 
 ENDS_THE_PROCESS = "code that a run calls must raise an exception, not end the process"
 
@@ -24,10 +25,14 @@ def in_words(error: BaseException) -> str:
     What is no Exception, such as the SystemExit of `sys.exit(0)`, says little itself: the place
     where it was raised is added.
     """
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    try:
+        said = str(error)
+    except Exception:  # of one whose own __str__ fails
+        said = ""
+    text = " ".join(f"{type(error).__name__}: {said}".split()).removesuffix(":")
     if isinstance(error, Exception):
         return text
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     place = f" (raised in {frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{text}{place}; {ENDS_THE_PROCESS}"
 
@@ -35,13 +40,64 @@ def in_words(error: BaseException) -> str:
 @contextmanager
 def exits_are_errors() -> Iterator[None]:
     """RepeatableError where what runs inside raises what would end the process without a word, as
-    `sys.exit(0)` does: in a model, an optimizer, a thread that is waited for."""
+    `sys.exit(0)` does: in a model, an optimizer, a thread that is waited for. `os._exit`, which no
+    handler hears, is made to raise it too."""
     try:
-        yield
+        with hard_exits_raise():
+            yield
     except (Exception, Interrupted):
         raise
     except BaseException as error:
         raise RepeatableError(in_words(error)) from error
+
+
+_guarded = threading.local()
+_hard_exit = os._exit
+
+
+def _exit(code: int) -> NoReturn:
+    if getattr(_guarded, "process", None) == os.getpid():  # a child that was forked ends so
+        raise SystemExit(code)
+    _hard_exit(code)
+
+
+@contextmanager
+def hard_exits_raise() -> Iterator[None]:
+    """`os._exit` raises SystemExit in this thread of this process: it would end a run with the code
+    of success. Where it is called from C, nothing helps."""
+    os._exit = _exit  # type: ignore[assignment]
+    before = getattr(_guarded, "process", None)
+    _guarded.process = os.getpid()
+    try:
+        yield
+    finally:
+        _guarded.process = before
+
+
+def _hear_signals() -> None:
+    """In a process that such code forks, as multiprocessing does, signals do what they always do:
+    with a handler of this command a worker would outlive its pool's `terminate`."""
+    if getattr(_guarded, "forks", False):
+        for number in ENDING:
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_hear_signals)
+
+
+@contextmanager
+def forks_end() -> Iterator[None]:
+    """A process that was forked inside ends by signals, and where it comes out of this: it would
+    write what its parent writes."""
+    process, before = os.getpid(), getattr(_guarded, "forks", False)
+    _guarded.forks = True
+    try:
+        yield
+    finally:
+        _guarded.forks = before
+        if os.getpid() != process:
+            os.write(2, b"error: code that a run calls forked a process which came back; it ends\n")
+            _hard_exit(1)
 
 
 @contextmanager
@@ -59,7 +115,8 @@ def settings_restored() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in numbers if main}
     try:
-        yield
+        with hard_exits_raise(), forks_end():
+            yield
     finally:
         for before, get, set_ in settings:
             if get() != before:
@@ -100,6 +157,11 @@ def _torch_settings() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
         (lambda: cudnn.enabled, lambda value: setattr(cudnn, "enabled", value)),
         (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
         (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
+        (
+            lambda: torch.backends.mkldnn.enabled,
+            lambda value: setattr(torch.backends.mkldnn, "enabled", value),
+        ),
+        (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
         (lambda: autocast("cpu"), lambda state: set_autocast("cpu", state)),
         (lambda: autocast("cuda"), lambda state: set_autocast("cuda", state)),
     ]

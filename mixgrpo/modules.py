@@ -13,9 +13,18 @@ import sys
 import sysconfig
 import tokenize
 import warnings
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, all_suffixes
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ModuleSpec,
+    PathFinder,
+    all_suffixes,
+)
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,12 +176,13 @@ def _standard() -> tuple[Path, ...]:
 def _find(module: str) -> _Found | None:
     """Where a module lies, by its name with dots; None for none, and for one without a file."""
     top, *inner = module.split(".")
-    found = _find_top(top, tuple(sys.path), Path.cwd())
+    path = tuple(folder for folder in sys.path if folder not in _added)
+    found = _find_top(top, path, Path.cwd())
     if found is None or (found.file is not None and not found.file.exists()):
         # Files may be younger than what the finders remember of their folders.
         _find_top.cache_clear()
         importlib.invalidate_caches()
-        found = _find_top(top, tuple(sys.path), Path.cwd())
+        found = _find_top(top, path, Path.cwd())
     for part in inner:
         if found is None:
             return None
@@ -181,20 +191,30 @@ def _find(module: str) -> _Found | None:
 
 
 @cache
-def _find_top(name: str, _path: tuple[str, ...], _cwd: Path) -> _Found | None:
-    for finder in sys.meta_path:
-        spec = finder.find_spec(name, None)
-        if spec is not None:
-            file = Path(spec.origin) if spec.has_location and spec.origin else None
-            folders = tuple(map(Path, spec.submodule_search_locations or ()))
-            return _Found(file, folders) if file or folders else None
-    return None
+def _find_top(name: str, path: tuple[str, ...], _cwd: Path) -> _Found | None:
+    now, sys.path = sys.path, list(path)
+    try:
+        specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+    finally:
+        sys.path = now
+    return _of_spec(spec) if spec is not None else None
+
+
+def _of_spec(spec: ModuleSpec) -> _Found | None:
+    file = Path(spec.origin) if spec.has_location and spec.origin else None
+    folders = tuple(map(Path, spec.submodule_search_locations or ()))
+    return _Found(file, folders) if file or folders else None
 
 
 def _find_in(folders: tuple[Path, ...], name: str) -> _Found | None:
     bare = []
     for folder in folders:
         inner = folder / name
+        if not folder.is_dir():  # in an archive
+            spec = PathFinder.find_spec(name, [str(folder)])
+            if spec is not None:
+                return _of_spec(spec)
         for suffix in all_suffixes():
             if (file := inner / f"__init__{suffix}").is_file():
                 return _Found(file, (inner,))
@@ -205,34 +225,79 @@ def _find_in(folders: tuple[Path, ...], name: str) -> _Found | None:
     return _Found(None, tuple(bare)) if bare else None
 
 
+# ---- What was imported ------------------------------------------------------------------------
+
+_noted: dict[str, set[str]] = {}
+_added: set[str] = set()
+"""What code of the user's own has put on sys.path: nothing is identified by what is found there,
+since whoever names the run does not run that code."""
+
+
+@contextmanager
+def imports_noted(value: str) -> Iterator[None]:
+    """Remember which modules are first imported inside, where the code that `value` names runs."""
+    before, path = set(sys.modules), set(sys.path)
+    try:
+        yield
+    finally:
+        _added.update(set(sys.path) - path)
+        _noted.setdefault(value, set()).update(sys.modules.keys() - before)
+
+
+def imported(value: str) -> dict[str, Path]:
+    """Modules that the code which `value` names has imported so far, with their files: those that
+    are not Python's, nor installed, nor of this project."""
+    found = {}
+    for name in sorted(_noted.get(value, ())):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and name.partition(".")[0] not in (*_BUILT_IN, "__main__"):
+            place = _Found(Path(file), ())
+            if not _lies_in(place, _installed()) and not _lies_in(place, _standard()):
+                found[name] = Path(file)
+    return found
+
+
 # ---- Reading source -----------------------------------------------------------------------------
 
 
 def _read(file: Path, module: str, is_package: bool) -> tuple[str, tuple[str, ...]]:
     """A digest of a file, and the names of modules that it may import."""
     package = module if is_package else module.rpartition(".")[0]
-    # What is imported from an archive has no file of its own.
-    file = next((place for place in (file, *file.parents) if place.is_file()), file)
+    # What is imported from an archive has no file of its own: all of the archive counts.
+    whole = next((place for place in (file, *file.parents) if place.is_file()), file)
     try:
-        stat = file.stat()
-        return _read_once(file, stat.st_mtime_ns, stat.st_size, package)
+        stat = whole.stat()
+        return _read_once(file, whole, stat.st_mtime_ns, stat.st_size, package)
     except OSError as error:
-        raise UnidentifiedError(f"{file}: cannot be read: {error.strerror}") from None
+        raise UnidentifiedError(f"{whole}: cannot be read: {error.strerror}") from None
 
 
 @cache
-def _read_once(file: Path, _mtime_ns: int, _size: int, package: str) -> tuple[str, tuple[str, ...]]:
-    content = file.read_bytes()
+def _read_once(
+    file: Path, whole: Path, _mtime_ns: int, _size: int, package: str
+) -> tuple[str, tuple[str, ...]]:
+    content = whole.read_bytes()
     imports: tuple[str, ...] = ()
     if file.suffix in SOURCE_SUFFIXES:
         try:
+            source = content if file == whole else _in_archive(whole, file)
             with warnings.catch_warnings():  # of what Python finds odd in it, its import warns
                 warnings.simplefilter("ignore")
-                imports = tuple(_imports(ast.parse(content), package))
-            content = _without_comments(content)
+                imports = tuple(_imports(ast.parse(source), package))
+            if file == whole:
+                content = _without_comments(content)
         except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
             pass  # no Python: every byte counts
     return hashlib.sha256(content).hexdigest()[:16], imports
+
+
+def _in_archive(archive: Path, file: Path) -> bytes:
+    """A file of a zip archive. ValueError where it is not to be had."""
+    try:
+        with zipfile.ZipFile(archive) as members:
+            return members.read(file.relative_to(archive).as_posix())
+    except (KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
@@ -247,12 +312,17 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
             if module:
                 yield module
                 yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args:  # import_module("helper")
+        elif isinstance(node, ast.Call):  # import_module("helper")
             called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            first = node.args[0]
-            if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
-                name = str(first.value)
-                yield f"{package}{name}" if name.startswith(".") else name
+            if called in ("import_module", "__import__"):
+                given = dict(zip(("name", "package"), node.args, strict=False))
+                given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+                said = {k: v.value for k, v in given.items() if isinstance(v, ast.Constant)}
+                name, base = str(said.get("name", "")), str(said.get("package", package))
+                if not name:  # it is computed
+                    continue
+                with suppress(ImportError):  # of more dots than there are packages
+                    yield resolve_name(name, base) if name.startswith(".") else name
 
 
 def _without_comments(source: bytes) -> bytes:

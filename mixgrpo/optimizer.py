@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from mixgrpo.config import OptimizerConfig
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.foreign import in_words
-from mixgrpo.modules import is_standard
+from mixgrpo.modules import imports_noted, is_standard
 
 _SETTINGS = ("lr", "betas", "weight_decay")
 _NUMBERS: dict[str, torch.dtype] = {
@@ -183,7 +183,8 @@ def _import(path: str) -> type[torch.optim.Optimizer]:
     module, _, name = path.rpartition(":" if ":" in path else ".")
     try:
         # Nothing of Python's own, which may do things when it is imported, is one.
-        kind = None if is_standard(module) else getattr(importlib.import_module(module), name)
+        with imports_noted(path):
+            kind = None if is_standard(module) else getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"optimizer.name {path}: cannot be imported ({in_words(error)}); name adamw or an "

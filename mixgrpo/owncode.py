@@ -17,7 +17,7 @@ from mixgrpo.atomic import write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.errors import UnidentifiedError
 from mixgrpo.models import own_model
-from mixgrpo.modules import digests, is_installed
+from mixgrpo.modules import digests, imported, is_installed
 from mixgrpo.rewards import own_reward
 
 FILE = "code.json"
@@ -43,23 +43,53 @@ def own_code(config: RunConfig) -> dict[str, Modules]:
 
     UnidentifiedError where a module is not to be found, naming the setting.
     """
-    found: dict[str, Modules] = {}
-    rewards = config.rewards
-    for name in sorted({*rewards.train, *rewards.held_out}):
-        point = own_reward(name, rewards)
-        if point is not None:
-            named = name in rewards.classes
-            key = f"rewards.classes.{name}: " if named else f"reward {name}: its entry point "
-            found[f"reward {name}"] = _of_point(point, key)
-    if (point := own_model(config.model.name)) is not None:
-        key = f"model.name {config.model.name}: its entry point "
-        found[f"model {config.model.name}"] = _of_point(point, key)
-    optimizer = config.optimizer.name
-    module = optimizer.rpartition(":" if ":" in optimizer else ".")[0]
-    if module and not is_installed(module):
-        found[f"optimizer {optimizer}"] = digests(module) or {}
+    found = {what: _of_point(point, key) for what, (point, key) in _points(config).items()}
+    if (module := _optimizers_module(config)) is not None:
+        found[f"optimizer {config.optimizer.name}"] = digests(module) or {}
     # Of this package's own modules nothing counts.
     return {what: modules for what, modules in found.items() if modules}
+
+
+def unseen(config: RunConfig) -> list[str]:
+    """A warning for each part of a run's own code that has imported what its digests do not cover,
+    as by a changed `sys.path` or by names that are computed. To be asked after it was loaded."""
+    values = {what: point.value for what, (point, _) in _points(config).items()}
+    if _optimizers_module(config) is not None:
+        values[f"optimizer {config.optimizer.name}"] = config.optimizer.name
+    code = own_code(config)
+    texts = []
+    for what, value in values.items():
+        others = {k: v for k, v in imported(value).items() if k not in code.get(what, {})}
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            names = ", ".join(f"{name} ({file})" for name, file in list(others.items())[:3])
+            texts.append(
+                f"{what}: its code imports {names}{more} in a way that is seen only when it runs, "
+                "so that a change there makes no other run; import it by an import statement, "
+                "from a folder of PYTHONPATH"
+            )
+    return texts
+
+
+def _points(config: RunConfig) -> dict[str, tuple[EntryPoint, str]]:
+    """Where a run's own rewards and model are, by what it is, and the setting, to begin errors."""
+    found = {}
+    rewards, model = config.rewards, config.model.name
+    for name in sorted({*rewards.train, *rewards.held_out}):
+        if (point := own_reward(name, rewards)) is not None:
+            named = name in rewards.classes
+            key = f"rewards.classes.{name}: " if named else f"reward {name}: its entry point "
+            found[f"reward {name}"] = point, key
+    if (point := own_model(model)) is not None:
+        found[f"model {model}"] = point, f"model.name {model}: its entry point "
+    return found
+
+
+def _optimizers_module(config: RunConfig) -> str | None:
+    """The module of an optimizer that is no installed package's; None without one."""
+    name = config.optimizer.name
+    module = name.rpartition(":" if ":" in name else ".")[0]
+    return module if module and not is_installed(module) else None
 
 
 def digest_of(modules: Modules) -> str:

@@ -196,7 +196,7 @@ def load_run(
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no run; name a run's folder, with a config.yaml in it")
-    config = load_config(file)
+    config = load_config(file, trust=trust)
     check_folder(config, folder, trust)
     _warn_of_changes(config, folder)
     config = anchored(config)

@@ -18,15 +18,16 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixgrpo.config import DIFFUSION, ModelConfig, RunConfig
 from mixgrpo.configfile import Layers
-from mixgrpo.errors import ConfigError, ErrorList, RunError
-from mixgrpo.foreign import in_words
+from mixgrpo.errors import ConfigError, ErrorList, RunError, UnidentifiedError
+from mixgrpo.foreign import in_words, settings_restored
 from mixgrpo.models import PIPELINES, check_model, hub_name
+from mixgrpo.owncode import Modules, changes, own_code, unseen
 from mixgrpo.prompts import read_prompts
 from mixgrpo.rewards import check_reward, is_built_in, setting_of
 from mixgrpo.scenes import REWARDS, SIZES
@@ -87,10 +88,28 @@ def check(config: RunConfig, layers: Layers) -> None:
     errors = ErrorList()
     with errors.collected(), placed(layers):
         check_count(config)
-    for _, one in [] if is_plain(config) else check_code(config):
-        with errors.collected(), placed(layers):
-            one()
+    if not is_plain(config):
+        before = _code(config)
+        # What is imported here may change what all of the process shares.
+        with settings_restored(), chdir(Path.cwd()):
+            for _, one in check_code(config):
+                with errors.collected(), placed(layers):
+                    one()
+        errors.raise_all()
+        if before is not None and (now := own_code(config)) != before:  # imported is the old one
+            raise ConfigError(
+                f"the code of {changes(before, now)} changed while the run was starting; run the "
+                "same command again"
+            )
     errors.raise_all()
+
+
+def _code(config: RunConfig) -> dict[str, Modules] | None:
+    """A run's own code; None where some of it is not there, which `check_code` says."""
+    try:
+        return own_code(config)
+    except UnidentifiedError:
+        return None
 
 
 def warn_of_memory(config: RunConfig) -> None:
@@ -238,6 +257,9 @@ def _work(lines: Iterator[str], say: Callable[[dict[str, object]], None]) -> Non
                     say({"at": at, "error": str(each)})
             except (Exception, SystemExit) as error:
                 say({"at": at, "error": f"{what}: its check failed: {in_words(error)}"})
+        with suppress(ConfigError):  # said where the run's hash is computed
+            for text in unseen(config):
+                say({"at": at, "warning": text})
         if asked["here"] and config.model.name in DIFFUSION:
             with suppress(ConfigError):  # said above
                 for key, value in _needs(config).items():

@@ -15,7 +15,7 @@ from typing import Any
 
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.foreign import in_words
-from mixgrpo.modules import is_standard
+from mixgrpo.modules import imports_noted, is_standard
 from mixgrpo.signals import Interrupted
 
 _PATH = re.compile(r"[\w.]+:[\w.]+")
@@ -34,7 +34,7 @@ def load(group: str, built_in: dict[str, str], name: str, path: str | None = Non
     point = _find(group, built_in, name, path)
     if name in built_in:
         return point.load()
-    with _blamed(f"{name}: {_called(point, path)} fails"):
+    with _blamed(f"{name}: {_called(point, path)} fails"), imports_noted(point.value):
         return point.load()
 
 
@@ -57,9 +57,10 @@ def make(
     maker = check(group, built_in, name, wanted, *arguments, path=path, options=named)
     if name in built_in:
         return maker(*arguments, **named)
-    point = _called(_find(group, built_in, name, path), path)
+    point = _find(group, built_in, name, path)
     given = ", ".join([*map(repr, arguments), *(f"{k}={v!r}" for k, v in named.items())])
-    with _blamed(f"{name}: {point}, called as ({given}), fails"):
+    begin = f"{name}: {_called(point, path)}, called as ({given}), fails"
+    with _blamed(begin), imports_noted(point.value):
         return maker(*arguments, **named)
 
 

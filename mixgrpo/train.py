@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mixgrpo import cli, jsonlines, lease, preflight, signals
+from mixgrpo import cli, jsonlines, lease, owncode, preflight, signals
 from mixgrpo.atomic import flush, write_bytes, write_json
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import add_overrides, load_layers
@@ -148,6 +148,8 @@ class _Run:
         self.trainer = Trainer(config, ranks)
         if ranks.first:
             check_unchanged(config, folder)
+            for text in owncode.unseen(config):
+                warnings.warn(text, stacklevel=2)
         self.made_on = {
             "device": torch.device(ranks.device).type,
             "threads": torch.get_num_threads(),

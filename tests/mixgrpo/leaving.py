@@ -20,6 +20,8 @@ def leave(where: str) -> None:
     match how:
         case "exit":
             sys.exit(0)
+        case "hard":
+            os._exit(0)
         case "interrupt":
             raise KeyboardInterrupt
         case "cancelled":

@@ -1,16 +1,23 @@
 """Code that a run calls neither ends the process without a word nor takes the run elsewhere."""
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from harness.job import Job, make_job
 from harness.store import read_attempts
-from mixgrpo import cli, evaluate, generate, train
+from mixgrpo import cli, evaluate, generate, signals, train
 from mixgrpo.configfile import dump_config
+from mixgrpo.errors import RepeatableError
+from mixgrpo.rewards import FunctionReward
+from mixgrpo.rewards.calls import score
+from mixgrpo.rewards.limit import limited
 from tests.mixgrpo import toy
 from tests.mixgrpo.runs import outcome
 
@@ -23,6 +30,7 @@ OWN = toy.config(
 )
 HOWS = {
     "exit": "SystemExit: 0",
+    "hard": "SystemExit: 0",
     "interrupt": "KeyboardInterrupt",
     "cancelled": "CancelledError",
     "generator": "GeneratorExit",
@@ -162,3 +170,63 @@ def test_a_run_stays_where_it_began(
         "images",
         "sheet.png",
     }
+
+
+def test_what_is_imported_by_a_check_takes_the_run_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command imports the reward's module before it begins."""
+    (tmp_path / "wanderer.py").write_text(
+        "import os, torch\nfrom tests.mixgrpo.toy import Red\n"
+        "os.chdir('/')\ntorch.set_default_dtype(torch.float64)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rewards = {"train": {"red": 1.0}, "held_out": [], "classes": {"red": "wanderer:Red"}}
+    Path("run.yaml").write_text(dump_config(toy.config(rewards=rewards)))
+    code, err = command(train.main, ["run.yaml", "--out", "run"], monkeypatch, capsys)
+    assert code == 0, err
+    assert (tmp_path / "run" / "result.json").exists()
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_a_process_that_a_reward_forked_does_not_come_back(seconds: float | None) -> None:
+    """It would train on, and write what the run itself writes."""
+    children = []
+
+    def forks(images: Tensor, prompts: list[str]) -> Tensor:
+        child = os.fork()
+        if child:
+            children.append(child)
+        return images.mean((1, 2, 3))
+
+    reward = limited(FunctionReward("forks", forks), seconds)
+    score(reward, torch.zeros(2, 3, 2, 2), ["a", "b"])
+    [child] = children
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_pool_of_processes_in_a_reward_ends() -> None:
+    """It ends its workers by SIGTERM, which the command itself hears and notes."""
+
+    def pooled(images: Tensor, prompts: list[str]) -> Tensor:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            return torch.tensor([float(n) for n in pool.map(len, prompts)])
+
+    reward = limited(FunctionReward("pooled", pooled), 60)
+    with signals.noted() as noted:
+        assert score(reward, torch.zeros(2, 3, 2, 2), ["a", "bcd"]).tolist() == [1, 3]
+    assert noted == []
+
+
+def test_an_error_that_cannot_be_shown_has_its_name() -> None:
+    class Shy(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def fails(images: Tensor, prompts: list[str]) -> Tensor:
+        raise Shy
+
+    with pytest.raises(RepeatableError, match="reward shy on 1 images.*: Shy; mend"):
+        score(FunctionReward("shy", fails), torch.zeros(1, 3, 2, 2), ["a"])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mixgrpo.folder import claim
 from mixgrpo.identity import code_record, config_hash, settings_hash
 from mixgrpo.owncode import own_code, read_record
 from mixgrpo.policy import load_run
+from mixgrpo.train import run
 from tests.mixgrpo import toy
 
 RED = """
@@ -207,6 +209,44 @@ def test_of_an_entry_point_version_and_source_count(place: Path, settings: dict[
     assert len(hashes) == 4
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "import_module(name='shelf')",
+        "import_module('.shelf', 'own')",
+        "import_module(package='own', name='.shelf')",
+    ],
+)
+def test_every_form_of_import_module_is_read(place: Path, call: str) -> None:
+    write(place / "red.py", f"from importlib import import_module\nx = {call}\n{RED}")
+    for name in ("shelf", "own/shelf", "own/__init__"):
+        write(place / f"{name}.py", "x = 1\n")
+    before = config_hash(uses("red:Red"))
+    write(place / ("own/shelf.py" if "own" in call else "shelf.py"), "x = 2\n")
+    assert config_hash(uses("red:Red")) != before
+
+
+def archive(file: Path, **members: str) -> None:
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, text in members.items():
+            packed.writestr(zipfile.ZipInfo(f"{name}.py".replace("__", "/", 1)), text)
+
+
+def test_a_reward_in_an_archive_and_what_it_imports_count(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(place / "lib.zip")
+    packed = {"pack____init__": "", "pack__red": f"import helper\n{RED}"}
+    archive(place / "lib.zip", **packed)
+    write(place / "helper.py", "x = 1\n")
+    hashes = {config_hash(uses("pack.red:Red"))}
+    write(place / "helper.py", "x = 2\n")
+    hashes.add(config_hash(uses("pack.red:Red")))
+    archive(place / "lib.zip", **packed, pack__new="x = 1\n")
+    hashes.add(config_hash(uses("pack.red:Red")))
+    assert len(hashes) == 3
+
+
 # ---- A folder belongs to the code that began it
 
 
@@ -315,3 +355,29 @@ def test_code_that_changes_while_it_is_imported_is_refused(train: Train, tmp_pat
     assert refused.returncode == 2
     assert "the code of reward red (red) changed while the run was starting" in refused.stderr
     assert not (tmp_path / "run" / "eval.jsonl").exists()
+
+
+DYNAMIC = {
+    "a changed path": "import sys\nsys.path.append({lib!r})\nimport {name}\n",
+    "a computed name": "import importlib\nname = '{name}'\nimportlib.import_module(name)\n",
+    "another name": "from importlib import import_module as get\nget('{name}')\n",
+    "a file": "import importlib.util as u, sys\nspec = u.spec_from_file_location('{name}', {lib!r} + "
+    "'/{name}.py')\nsys.modules['{name}'] = u.module_from_spec(spec)\n",
+}
+
+
+@pytest.mark.parametrize("how", DYNAMIC)
+def test_what_only_an_import_shows_is_said(
+    how: str, place: Path, toy_site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, lib = f"hidden_{abs(hash(how))}", str(place / "lib")
+    if "name" in how:
+        monkeypatch.syspath_prepend(lib)
+    write(place / "lib" / f"{name}.py", "x = 1\n")
+    write(place / f"uses_{name}.py", DYNAMIC[how].format(name=name, lib=lib) + RED)
+    rewards = {"train": {"red": 1.0}, "held_out": [], "classes": {"red": f"uses_{name}:Red"}}
+    config = toy.config(iterations=1, rewards=rewards)
+    said = f"reward red: its code imports {name} .{place}/lib/{name}.py. in a way that is seen only"
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.warns(UserWarning, match=said):
+        run(config, place / "run")

@@ -329,6 +329,8 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "deterministic": lambda: torch.use_deterministic_algorithms(True),
     "warn only": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "cudnn": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "mkldnn": lambda: setattr(torch.backends.mkldnn, "enabled", False),
+    "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
     "autocast": lambda: torch.set_autocast_enabled("cpu", True),
     "autocast dtype": lambda: torch.set_autocast_dtype("cpu", torch.float16),
     "no warnings": filters("ignore"),

@@ -15,6 +15,7 @@ from mixgrpo.config import OptimizerConfig, RewardsConfig, RunConfig
 from mixgrpo.configfile import add_overrides, load_layers
 from mixgrpo.errors import ConfigError
 from mixgrpo.optimizer import make_optimizer
+from mixgrpo.policy import load_run
 from mixgrpo.rewards import load_reward
 from mixgrpo.train import run
 from mixgrpo.trust import check
@@ -182,6 +183,22 @@ def test_other_ways_to_run_code_or_to_send_a_secret(
         trusted(tmp_path / "run.yaml")
     (tmp_path / "run.yaml").write_text("optimizer: {name: torch.optim.SGD}")
     trusted(tmp_path / "run.yaml")
+
+
+@pytest.mark.usefixtures("toy_site")
+@pytest.mark.parametrize("how", ["link", "base"])
+def test_a_run_folder_of_ones_own_takes_no_code_from_elsewhere(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = written(tmp_path / "theirs", classes={"evil": "evil:Evil"})
+    (tmp_path / "own" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "own")
+    if how == "link":
+        Path("run/config.yaml").symlink_to(theirs)
+    else:
+        Path("run/config.yaml").write_text(f"base: {theirs}\n")
+    with pytest.raises(ConfigError, match=r"rewards\.classes\.evil: .*--trust"):
+        load_run(Path("run"), 0)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
