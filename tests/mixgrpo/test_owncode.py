@@ -361,8 +361,9 @@ DYNAMIC = {
     "a changed path": "import sys\nsys.path.append({lib!r})\nimport {name}\n",
     "a computed name": "import importlib\nname = '{name}'\nimportlib.import_module(name)\n",
     "another name": "from importlib import import_module as get\nget('{name}')\n",
-    "a file": "import importlib.util as u, sys\nspec = u.spec_from_file_location('{name}', {lib!r} + "
-    "'/{name}.py')\nsys.modules['{name}'] = u.module_from_spec(spec)\n",
+    "a file": "import importlib.util as u, sys\n"
+    "spec = u.spec_from_file_location('{name}', {lib!r} + '/{name}.py')\n"
+    "sys.modules['{name}'] = u.module_from_spec(spec)\n",
 }
 
 
