@@ -11,7 +11,7 @@ from torch import Tensor
 from mixgrpo import checkpoint, manifest, owncode
 from mixgrpo.adapters import add_lora, without_adapters
 from mixgrpo.config import RunConfig
-from mixgrpo.configfile import load_config
+from mixgrpo.configfile import load_layers
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.folder import CONFIG, claimed, finished_after
 from mixgrpo.identity import settings_hash
@@ -20,6 +20,7 @@ from mixgrpo.places import anchored
 from mixgrpo.prompts import read_prompts
 from mixgrpo.ranks import Ranks
 from mixgrpo.rollout import Velocity
+from mixgrpo.trust import check as check_trust
 from mixgrpo.trust import check_folder
 
 
@@ -196,7 +197,9 @@ def load_run(
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no run; name a run's folder, with a config.yaml in it")
-    config = load_config(file, trust=trust)
+    layers = load_layers(file)
+    config = layers.validate()
+    check_trust(config, layers.place, trust)
     check_folder(config, folder, trust)
     _warn_of_changes(config, folder)
     config = anchored(config)

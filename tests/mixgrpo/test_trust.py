@@ -198,7 +198,7 @@ def test_a_run_folder_of_ones_own_takes_no_code_from_elsewhere(
     else:
         Path("run/config.yaml").write_text(f"base: {theirs}\n")
     with pytest.raises(ConfigError, match=r"rewards\.classes\.evil: .*--trust"):
-        load_run(Path("run"), 0)
+        load_run(Path("run"), 0, trust=False)
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
