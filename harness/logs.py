@@ -82,7 +82,7 @@ def _log_of(folder: Path, attempt: Attempt) -> Path:
             "of its launcher"
         )
     log = folder / attempt.log
-    if not log.resolve().is_relative_to(folder.resolve()):
+    if "\0" in attempt.log or not log.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
             f"{folder}: attempt {attempt.number} names a log outside its folder, which is not shown"
         )

@@ -260,7 +260,9 @@ def test_a_log_moves_no_cursor_and_a_progress_bar_becomes_lines(runs: Path) -> N
     assert shown.splitlines() == ["10 %", "20 %", r"\x1b[31mred\x1b[0m \u202e"]
 
 
-@pytest.mark.parametrize("log", ["../../../../precious", "{}", "log/../../precious", "log/link"])
+@pytest.mark.parametrize(
+    "log", ["../../../../precious", "{}", "log/../../precious", "log/link", "a\0b"]
+)
 def test_a_record_names_no_log_outside_its_run(runs: Path, log: str) -> None:
     folder = make_run(runs, "tau=5-seed0-0a1b2c3d")
     precious = folder.parent / "precious"
