@@ -257,6 +257,12 @@ class Trainer:
 
     def load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Take over the state of a checkpoint of the same model. RunError for another's."""
+        for group in ("weights", "average", "optimizer"):
+            if group not in tensors:
+                raise RunError(
+                    f"the newest checkpoint lacks its {group}, and its manifest does not name it; "
+                    "remove its folder and run the same command again"
+                )
         weights, average = tensors["weights"], tensors["average"]
         for name, parameter in self.parameters.items():
             if name not in weights or weights[name].shape != parameter.shape:

@@ -177,3 +177,17 @@ def test_a_late_line_of_a_process_that_slept_is_no_damage(run: Path) -> None:
         with pytest.raises(records.DamagedFileError, match=name):
             records.check_lines(run, known, every)
         (run / name).write_text("".join(lines))
+
+
+@pytest.mark.usefixtures("toy_site")
+@pytest.mark.parametrize("group", ["weights", "average", "optimizer"])
+def test_a_checkpoint_whose_manifest_lacks_a_file_is_an_error(tmp_path: Path, group: str) -> None:
+    config = toy.config(iterations=1)
+    assert train.run(config, tmp_path) == "finished"
+    (tmp_path / "result.json").unlink()
+    file = tmp_path / "checkpoints" / "000001" / "manifest.json"
+    said = json.loads(file.read_bytes())
+    del said["files"][f"{group}.safetensors"]
+    file.write_text(json.dumps(said))
+    with pytest.raises(RunError, match=f"lacks its {group}"):
+        train.run(config, tmp_path)
