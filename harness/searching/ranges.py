@@ -66,9 +66,9 @@ def read_space(document: Document, parts: Sequence[tuple[Part, Key]]) -> tuple[R
             known = by_key[other]
             for value in values:
                 if not (value in known.choices if known.choices else known.has(value)):
-                    key = ("space", one.key, "unless", other)
+                    at = ("space", one.key, "unless", other)
                     message = f"{shown(value)} is not in the range of {other}, {known.text}"
-                    raise error_at(document, key, message)
+                    raise error_at(document, at, message)
     return ordered
 
 
