@@ -16,6 +16,7 @@ A run's state, from what lies in its folder, in this order of trust:
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -366,6 +367,13 @@ def read_result(folder: Path, every: int | None = None) -> Result | None:
         check_lines(folder, result, every)
     except DamagedFileError as damaged:
         raise DamagedFileError(damaged.file, damaged.why, FIX) from None
+    named = folder.name.rpartition("-")[2]
+    if re.fullmatch("[0-9a-f]{8}", named) and named != result.hash:
+        raise DamagedFileError(
+            file,
+            f"is the result of another run ({result.hash})",
+            "move this run's folder away and run the sweep again",
+        )
     return result
 
 

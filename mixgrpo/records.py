@@ -268,7 +268,8 @@ def _first_lines(content: bytes) -> dict[Any, bytes]:
 def _check_rewards(folder: Path | str, result: Result, content: bytes) -> None:
     """DamagedFileError where the result says other rewards than the evaluations."""
     lines = _first_lines(content)
-    first, last = lines.get(0, b""), lines.get(result.iterations, b"")
+    known = [iteration for iteration in lines if isinstance(iteration, int)]
+    first, last = (lines[f(known)] if known else b"" for f in (min, max))
     for text, key in ((first, "before"), (last, "after")):
         line = parse(EvaluationLine, f"{folder}/{EVALUATIONS}", text)
         for name, value in getattr(result, key).items():

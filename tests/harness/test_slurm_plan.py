@@ -41,7 +41,7 @@ class Desk:
         totals = ("evaluations_computed", "backward_computed", "nfe_rollout", "nfe_train")
         result = {
             "schema": 1,
-            "hash": "x",
+            "hash": self.folder(name).name.rpartition("-")[2],
             "seed": 0,
             "iterations": 1000,
             "before": {},

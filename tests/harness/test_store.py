@@ -63,7 +63,7 @@ def finish(folder: Path, iterations: int = 6, **more: Any) -> None:
     (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
     result = {
         "schema": 1,
-        "hash": "x",
+        "hash": folder.name.rpartition("-")[2],
         "seed": 0,
         "iterations": iterations,
         "before": {"composition": 0.5},
@@ -257,3 +257,12 @@ def test_a_run_that_stopped_while_the_rest_of_its_array_was_cancelled_says_so(
     assert look(lab.sweep, run, lab.runs, {run.folder_name: cancelled}).reason == "stopped"
     timeout = Place("7_0", "00001-a", "gone", "TIMEOUT", created=50.0)
     assert look(lab.sweep, run, lab.runs, {run.folder_name: timeout}).reason == "time-limit"
+
+
+def test_the_result_of_another_run_is_damage(lab: Lab, run: Run, folder: Path) -> None:
+    """As a copy of that run's folder has it."""
+    finish(folder, hash="0123abcd")
+    found = look(lab.sweep, run, lab.runs)
+    assert found.state == "lost"
+    assert found.damage is not None
+    assert "result.json: is the result of another run (0123abcd); move this" in found.damage

@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.spec import Sweep, load_sweep
-from harness.store import read_result
 
 from . import chaos_reward
-from .chaos_books import SWEEP, balance, ledger_balances, processes, reasons
+from .chaos_books import SWEEP, balance, finished, ledger_balances, processes, reasons
 from .chaos_faults import DELAY_S, DISK_MB, FAULTS, Chaos, Missed
 from .cluster import REPOSITORY, Cluster
 from .processes import kill
@@ -159,7 +158,7 @@ def _attack(
 
 def _reopen(chaos: Chaos) -> None:
     """Where most runs are finished, one loses its end: there is work to disturb again."""
-    finished = [f for f in chaos.folders() if read_result(f) is not None]
+    finished = [f for f in chaos.folders() if finished(f)]
     if len(finished) < 16:
         return
     folder = finished[0]

@@ -20,6 +20,7 @@ from harness.ledger import ledger
 from harness.spec import Sweep
 from harness.store import Attempt, look, read_attempts, read_result
 from mixgrpo import lease
+from mixgrpo.records import DamagedFileError
 from mixgrpo.train import OWNER
 
 from ..mixgrpo.runs import leftovers, outcome
@@ -31,6 +32,14 @@ _TIMED = ("seconds", "time_ratio", "s / iteration", "time ratio")
 _TIMED_LINE = re.compile(r"^(Time|One core's time) per iteration")
 _AT_SECONDS = re.compile(r"(^|; )at [0-9.,]+ s\b.*$")
 """What a report says of the arms at equal seconds, in a sentence or over a column."""
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has a result, and the lines that this says it has."""
+    try:
+        return read_result(folder) is not None
+    except DamagedFileError:
+        return False
 
 
 def balance(
@@ -55,7 +64,7 @@ def _runs(sweep: Sweep, place: Path, undisturbed: Path) -> Iterator[str]:
     if there != wanted:
         yield f"run folders that are missing or too many: {sorted(there ^ wanted)}"
     for name in sorted(there & wanted):
-        if read_result(place / name) is None:
+        if not finished(place / name):
             yield f"{name}: has no result"
             continue
         mine, other = outcome(place / name), outcome(undisturbed / name)

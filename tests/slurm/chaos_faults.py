@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.store import Attempt, read_attempts, read_result
+from harness.store import Attempt, read_attempts
 from mixgrpo import lease
 from mixgrpo.train import OWNER
 
-from .chaos_books import status_calls
+from .chaos_books import finished, status_calls
 from .cluster import Cluster
 from .processes import start_time
 
@@ -78,7 +78,7 @@ class Chaos:
         and its attempt."""
         for folder in self.folders():
             attempts = read_attempts(folder)
-            if not attempts or read_result(folder) is not None:
+            if not attempts or finished(folder):
                 continue
             alive = attempts[-1].ended is None and start_time(attempts[-1].pid)
             if not alive or not lease.is_held(folder / OWNER):
@@ -311,7 +311,7 @@ def truncate_checkpoint(chaos: Chaos) -> str:
 
 def truncate_result(chaos: Chaos) -> str:
     for folder in chaos.folders():
-        if read_result(folder) is not None:
+        if finished(folder):
             with chaos.owning(folder):
                 _cut(folder / "result.json")
             return folder.name
