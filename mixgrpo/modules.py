@@ -249,10 +249,14 @@ def imported(value: str) -> dict[str, Path]:
     are not Python's, nor installed, nor of this project."""
     found = {}
     for name in sorted(_noted.get(value, ())):
+        top = name.partition(".")[0]
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file and name.partition(".")[0] not in (*_BUILT_IN, "__main__"):
-            place = _Found(Path(file), ())
-            if not _lies_in(place, _installed()) and not _lies_in(place, _standard()):
+        if file and top not in (*_BUILT_IN, "__main__", "__mp_main__"):
+            # torch.ops and the like have a `__file__` that is no path: their package's counts too.
+            files = (file, getattr(sys.modules.get(top), "__file__", None) or file)
+            places = [_Found(Path(one), ()) for one in files]
+            known = (_installed(), _standard())
+            if not any(_lies_in(place, roots) for place in places for roots in known):
                 found[name] = Path(file)
     return found
 

@@ -357,6 +357,21 @@ def test_code_that_changes_while_it_is_imported_is_refused(train: Train, tmp_pat
     assert not (tmp_path / "run" / "eval.jsonl").exists()
 
 
+def test_a_reward_that_is_the_first_to_import_torch_is_not_said_to_hide_anything() -> None:
+    code = (
+        "import sys, types\n"
+        "from mixgrpo.modules import imported, imports_noted\n"
+        "with imports_noted('red:Red'):\n"
+        "    import torch\n"
+        "    main = sys.modules['__mp_main__'] = types.ModuleType('__mp_main__')\n"
+        "    main.__file__ = '/somewhere/main.py'\n"
+        "assert 'torch.ops' in sys.modules\n"
+        "print(imported('red:Red'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "{}\n"
+
+
 DYNAMIC = {
     "a changed path": "import sys\nsys.path.append({lib!r})\nimport {name}\n",
     "a computed name": "import importlib\nname = '{name}'\nimportlib.import_module(name)\n",
