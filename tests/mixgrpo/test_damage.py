@@ -119,7 +119,8 @@ def test_the_commands_refuse_it_and_take_what_they_name(
     words = [command, "run", "--out", out]
     code, text = said(words, monkeypatch, capsys)
     assert code == 1
-    assert text.startswith("error: run/checkpoints/000004: corrupt checkpoint (average.safetensors")
+    newest = run / "checkpoints" / "000004"
+    assert text.startswith(f"error: {newest}: corrupt checkpoint (average.safetensors")
     assert not Path(out).exists()
     (option,) = re.findall(r"--checkpoint \d+", text)
     assert option == "--checkpoint 2"

@@ -214,7 +214,7 @@ def test_the_command_leaves_pictures_a_manifest_and_a_sheet(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "generated/toy-run/sheet.png\n"
+    assert done.stdout == f"{tmp_path}/generated/toy-run/sheet.png\n"
     assert contents(run) == before
     out = tmp_path / "generated" / "toy-run"
     manifest = json.loads((out / "manifest.json").read_text())
