@@ -158,10 +158,10 @@ def _attack(
 
 def _reopen(chaos: Chaos) -> None:
     """Where most runs are finished, one loses its end: there is work to disturb again."""
-    finished = [f for f in chaos.folders() if finished(f)]
-    if len(finished) < 16:
+    whole = [f for f in chaos.folders() if finished(f)]
+    if len(whole) < 16:
         return
-    folder = finished[0]
+    folder = whole[0]
     try:
         with chaos.owning(folder):
             file = folder / "metrics.jsonl"
