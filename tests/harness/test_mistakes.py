@@ -228,7 +228,8 @@ for file in sorted(Path({str(tmp_path)!r}).glob("*.yaml")):
         said = str(error)
     assert time.process_time() - begin < 8, file
     print(said[:200])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 300 * 1024)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(int(peak.split()[1]) < 300 * 1024, peak.strip())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -237,7 +238,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 300 * 1024)
     for said, words in zip(refused, ATTACKS.values(), strict=True):
         assert f".yaml{words}" in said
     assert planned == "t: 4 arms x 2 seeds = 8 runs; reference a, measure composition"
-    assert little == "True"
+    assert little.startswith("True"), little
 
 
 @pytest.mark.parametrize("module", ["harness.sweep", "harness.search"])

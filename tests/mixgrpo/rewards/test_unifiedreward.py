@@ -406,7 +406,7 @@ def slowly_encoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_encoding_ends_where_a_run_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, before = slowly_encoded(monkeypatch), set(threading.enumerate())
     with listening(8) as url:
-        reward = limited(UnifiedReward(urls=[url], at_once=256), 0.3)
+        reward = limited(UnifiedReward(urls=[url], at_once=256), 1.0)
         with pytest.raises(TimeoutError, match=r"rewards\.timeout"):
             reward.score(torch.ones(256, 3, 4, 4), [PROMPT] * 256)
         assert set(threading.enumerate()) <= before
