@@ -234,7 +234,7 @@ def _finish(chaos: Chaos, sweep: Sweep, begin: float, launchers: Counter[int]) -
         problems.append(f"still in the queue: {cluster.jobs()}")
     if "Traceback" in (chaos.root / "launcher.log").read_text():
         problems.append("a launcher ended with a traceback; see launcher.log (--keep)")
-    odd = set(launchers) - {0, 1, 130, -9}
+    odd = set(launchers) - {0, 1, 130, 143, -9}
     if odd:
         problems.append(f"launchers ended with {sorted(odd)}")
     return problems
