@@ -107,7 +107,9 @@ def run(
         _evaluate(config, folder, done, value)
     if config.output.export:
         (folder / "weights").mkdir(exist_ok=True)
-    rewards = {"composition": 0.5}
+    # As the lines say, which may come from the run that this one began as.
+    lines = [json.loads(text) for text in (folder / "eval.jsonl").read_text().splitlines()]
+    before, after = ({"composition": lines[k]["reward_composition_mean"]} for k in (0, -1))
     write_json(
         folder / "result.json",
         {
@@ -115,8 +117,8 @@ def run(
             "hash": config_hash(config),
             "seed": config.seed,
             "iterations": done,
-            "before": rewards,
-            "after": rewards | {"composition": value},
+            "before": before,
+            "after": after,
             "seconds_total": 0.01 * done,
             "evaluations_computed": 100 * done,
             "backward_computed": 10 * done,
