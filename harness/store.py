@@ -186,14 +186,9 @@ def look(
     name = run.folder_name
     folder = sweep_folder(sweep, runs_dir) / name
     place = places.get(name) if places else None
-    every = run.config.evaluation.every
-    damage = None
-    try:
-        result = read_result(folder, every)
-        if result is not None:
-            return _finished(sweep, run, folder, result, place)
-    except DamagedFileError as damaged:
-        damage = str(damaged)
+    finished, damage = _finished(sweep, run, folder, place)
+    if finished is not None:
+        return finished
     # In this order: an attempt that ends between the two looks is then seen as running, not lost.
     held = watch.holds(folder / OWNER) if watch else lease.is_held(folder / OWNER)
     attempts, unreadable = look_at_attempts(folder)
@@ -202,12 +197,9 @@ def look(
         # A job takes the lease, then writes its record: until then there is nothing to show.
         state = "running"
     else:
-        try:
-            result = read_result(folder, every)
-            if result is not None:
-                return _finished(sweep, run, folder, result, place)
-        except DamagedFileError as damaged:
-            damage = str(damaged)
+        finished, damage = _finished(sweep, run, folder, place)
+        if finished is not None:
+            return finished
         state = _state(attempts, place)
         if damage is not None and state not in LIVE:
             state = "lost"
@@ -218,10 +210,17 @@ def look(
 
 
 def _finished(
-    sweep: Sweep, run: Run, folder: Path, result: Result, place: Place | None
-) -> RunState:
+    sweep: Sweep, run: Run, folder: Path, place: Place | None
+) -> tuple[RunState | None, str | None]:
+    """The state of a finished run, or what is damaged of one; neither where it has no result."""
+    try:
+        result = read_result(folder, run.config.evaluation.every)
+    except DamagedFileError as damaged:
+        return None, str(damaged)
+    if result is None:
+        return None, None
     attempts, unreadable = look_at_attempts(folder)
-    return RunState(
+    state = RunState(
         run,
         folder,
         "finished",
@@ -233,6 +232,7 @@ def _finished(
         place=place,
         unreadable=unreadable,
     )
+    return state, None
 
 
 def _state(attempts: tuple[Attempt, ...], place: Place | None) -> State:
