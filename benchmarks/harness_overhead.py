@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.run_folders import all_states, write_finished, write_sweep_file
+from benchmarks.run_folders import all_states, write_again, write_finished, write_sweep_file
 from benchmarks.trivial import OWN_SECONDS
 from harness.environment import cores
 from harness.spec import load_sweep
@@ -116,10 +116,7 @@ def measure(shape: str, arms: int, seeds: int) -> list[Timing]:
             time_it(PLAIN_STATUS, plain, "status", str(place_of_runs))
         time_it(FIRST, *report, repeats=1)
         time_it(AGAIN, *report)
-        # One line more, and the run's file is another one.
-        with (place_of_runs / sweep.runs[-1].folder_name / "metrics.jsonl").open("a") as stream:
-            stream.write('{"iteration": 300, "window_start": 0, "window_size": 4, ')
-            stream.write('"evaluations_computed": 1, "seconds_total": 1.0}\n')
+        write_again(sweep.runs[-1], place_of_runs)
         time_it(ADDED, *report, repeats=1)
         time_it(PLAIN_REPORT, plain, "report", str(place_of_runs), str(folder / "p"), repeats=1)
     return found

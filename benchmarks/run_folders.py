@@ -6,6 +6,7 @@ every run, so that nothing compresses or repeats better than real measurements d
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -14,10 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.finished import REWARDS, write_finished_files
 from harness.spec import Run, Sweep
-from mixgrpo.config import SCHEMA_VERSION
 from mixgrpo.configfile import dump_config
-from mixgrpo.records import measured
 
 BASE = Path(__file__).parents[1] / "sweeps" / "presets" / "scenes.yaml"
 
@@ -28,8 +28,6 @@ RUNNING_AT_MOST = 4
 
 REASONS = {"failed": "exception", "stopped": "stopped"}
 """What an attempt says of its end; that of a killed run says nothing."""
-
-REWARDS = ("composition", "palette", "strict")
 
 _DIGITS = re.compile(rb"\d\.\d{3}(\d{6,})")
 """Of a measured number, what follows the third decimal."""
@@ -64,6 +62,13 @@ def write_finished(sweep: Sweep, runs_dir: Path) -> None:
         _write_run(run, folder, arms[run.arm], rng)
         if index == 0:
             _write_samples(folder / "samples", run.config.iterations, rng)
+
+
+def write_again(run: Run, runs_dir: Path) -> None:
+    """A finished run's folder with other measurements."""
+    folder = runs_dir / run.folder_name
+    shutil.rmtree(folder)
+    _write_run(run, folder, _Arm(run, 0), np.random.default_rng())
 
 
 @contextmanager
@@ -112,7 +117,6 @@ class _Arm:
 
 
 def _write_run(run: Run, folder: Path, arm: _Arm, rng: np.random.Generator) -> None:
-    total = run.config.iterations
     (folder / "attempts").mkdir(parents=True)
     settings = arm.settings.replace("seed: 0\n", f"seed: {run.seed}\n", 1)
     (folder / "config.yaml").write_text(f"# schema 1, run {run.hash}\n{settings}")
@@ -120,32 +124,7 @@ def _write_run(run: Run, folder: Path, arm: _Arm, rng: np.random.Generator) -> N
     _write(folder / "attempts" / "1.json", _attempt("finished"))
     metrics = np.frombuffer(arm.metrics, np.uint8).copy()
     metrics[arm.digits] = rng.integers(ord("0"), ord("9") + 1, len(arm.digits), np.uint8)
-    (folder / "metrics.jsonl").write_bytes(metrics.tobytes())
-    evals = _evaluations(run, rng)
-    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
-    before, after = (
-        {name: line[f"reward_{name}_mean"] for name in REWARDS} for line in (evals[0], evals[-1])
-    )
-    _write(
-        folder / "result.json",
-        {
-            "schema": SCHEMA_VERSION,
-            "hash": run.hash,
-            "seed": run.seed,
-            "iterations": total,
-            "before": before,
-            "after": after,
-            "seconds_total": 0.985 * total,
-            "evaluations_computed": 2192 * total,
-            "backward_computed": 320 * total,
-            "nfe_rollout": 25.0,
-            "nfe_train": 4.0,
-            "digests": {
-                name: measured((folder / name).read_bytes()).model_dump()
-                for name in ("metrics.jsonl", "eval.jsonl")
-            },
-        },
-    )
+    write_finished_files(folder, run.config, metrics.tobytes(), _evaluations(run, rng))
 
 
 def _metrics(iteration: int, start: int, size: int) -> dict[str, Any]:

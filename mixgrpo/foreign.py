@@ -6,6 +6,7 @@ process shares.
 
 import os
 import signal
+import sys
 import threading
 import traceback
 import warnings
@@ -32,9 +33,14 @@ def in_words(error: BaseException) -> str:
     text = " ".join(f"{type(error).__name__}: {said}".split()).removesuffix(":")
     if isinstance(error, Exception):
         return text
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    place = f" (raised in {frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{text}{place}; {ENDS_THE_PROCESS}"
+    # wandb puts a function of its own in the place of `sys.exit`: that is not who called it.
+    wrapper = getattr(sys.exit, "__code__", None)
+    places = [
+        f" (raised in {frame.f_code.co_filename}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code is not wrapper and frame.f_code.co_filename != __file__
+    ]
+    return f"{text}{places[-1] if places else ''}; {ENDS_THE_PROCESS}"
 
 
 @contextmanager

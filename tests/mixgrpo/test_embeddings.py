@@ -274,7 +274,7 @@ def test_the_folder_is_the_named_one_then_the_environments_then_the_homes(
     assert embeddings_folder() == Path("/home/me/.cache/mixgrpo/embeddings")
     monkeypatch.setenv("MIXGRPO_EMBEDDINGS", "/big/disk")
     assert embeddings_folder() == Path("/big/disk")
-    assert embeddings_folder("mine") == Path("mine")
+    assert embeddings_folder("mine") == Path("mine").absolute()
 
 
 def children() -> ForkServerContext:

@@ -15,6 +15,7 @@ from harness.store import read_attempts
 from mixgrpo import cli, evaluate, generate, signals, train
 from mixgrpo.configfile import dump_config
 from mixgrpo.errors import RepeatableError
+from mixgrpo.foreign import in_words
 from mixgrpo.rewards import FunctionReward
 from mixgrpo.rewards.calls import score
 from mixgrpo.rewards.limit import limited
@@ -218,6 +219,19 @@ def test_a_pool_of_processes_in_a_reward_ends() -> None:
     with signals.noted() as noted:
         assert score(reward, torch.zeros(2, 3, 2, 2), ["a", "bcd"]).tolist() == [1, 3]
     assert noted == []
+
+
+def test_an_exit_is_told_from_where_it_was_called_also_where_a_tracker_replaced_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from wandb.sdk.lib.exit_hooks import ExitHooks
+
+    for name in ("exit", "excepthook"):  # what the hook replaces comes back
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    ExitHooks().hook()
+    with pytest.raises(SystemExit) as error:
+        sys.exit(0)
+    assert f"raised in {__file__}, line" in in_words(error.value)
 
 
 def test_an_error_that_cannot_be_shown_has_its_name() -> None:
