@@ -42,8 +42,8 @@ def test_the_plan_takes_time_in_proportion_to_the_runs(tmp_path: Path, shape: st
         return time.process_time() - begin
 
     plan(100)  # first calls take longer
-    # Sixteen times as many: 16 where it is linear, 256 where it is quadratic. The shortest of three,
-    # since one may be stopped by a collection of all that earlier tests left.
+    # Sixteen times as many: 16 where it is linear, 256 where it is quadratic. The shortest of
+    # three, since one may be stopped by a collection of all that earlier tests left.
     assert min(plan(6400) for _ in range(3)) <= 30 * min(plan(400) for _ in range(3))
 
 
