@@ -13,7 +13,7 @@ import typer
 from harness import cli, submissions
 from harness.names import stem_of
 from harness.records import Attempt
-from harness.store import read_attempts
+from harness.store import look_at_attempts, next_attempt, read_attempts
 from mixgrpo import lease, signals
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import warn
@@ -60,7 +60,7 @@ def find_log(folder: Path, number: int | None = None) -> Path:
 
     ConfigError where there is none.
     """
-    attempts = read_attempts(folder)
+    attempts, damaged = look_at_attempts(folder)
     if number is not None:
         chosen = [attempt for attempt in attempts if attempt.number == number]
         if not chosen:
@@ -70,6 +70,8 @@ def find_log(folder: Path, number: int | None = None) -> Path:
     before_it = _submission_log(folder, attempts)
     if before_it is not None:
         return before_it
+    if damaged and (not attempts or attempts[-1].number + 1 < next_attempt(folder)):
+        raise ConfigError(damaged[-1])
     if not attempts:
         raise ConfigError(f"{folder}: no job has begun here yet, so there is nothing to show")
     return _log_of(folder, attempts[-1])

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from harness.arms import Arm
 from harness.spec import Sweep
@@ -45,45 +45,57 @@ _RESERVED = (
 """What a submission is found by, or a run is told by."""
 
 
+def _one_line(value: str | int | bool) -> str | int | bool:
+    if isinstance(value, str) and not (value.strip() and value.isprintable()):
+        raise PydanticCustomError("one_line", "expected one line of text")
+    return value
+
+
+Word = Annotated[str, AfterValidator(_one_line)]
+"""It stands on a line of the script that sbatch gets, which another line would end."""
+
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
 class Slurm(Section):
     """What one run (or one pack of runs) asks for. The words are sbatch's where it has one."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    time: Annotated[int, Field(ge=1)] = 240
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    time: Annotated[int, Field(ge=1, le=10_000_000)] = 240
     """Time limit in minutes, or as sbatch writes it: `4:00:00`, `1-00:00:00`. A run that needs
     longer is stopped with a checkpoint and queued again by itself."""
-    gpus: Annotated[int, Field(ge=0)] = 1
+    gpus: Annotated[int, Field(ge=0, le=100_000)] = 1
     """GPUs per node."""
-    shards: Annotated[int, Field(ge=1)] | None = None
+    shards: Count | None = None
     """Shares of a GPU (gres/shard) instead of `gpus`, where the site has them."""
-    cpus: Annotated[int, Field(ge=1)] = 4
+    cpus: Count = 4
     """CPU cores per task, which are also its threads."""
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Memory per node in GB; the site's default where it is left out."""
-    nodes: Annotated[int, Field(ge=1)] = 1
-    tasks_per_node: Annotated[int, Field(ge=1)] = 1
+    nodes: Count = 1
+    tasks_per_node: Count = 1
     """Processes of a run on each node; with several GPUs, one for each of them."""
     sharded: bool = False
     """Whether the network is sharded over the processes (FSDP2) rather than copied to each."""
-    pack: Annotated[int, Field(ge=1)] = 1
+    pack: Count = 1
     """Runs that share one job, and its GPUs, as processes of their own."""
-    at_once: Annotated[int, Field(ge=1)] | None = None
+    at_once: Count | None = None
     """Most jobs of an array that run at the same time."""
-    signal_s: Annotated[int, Field(ge=10)] = 120
+    signal_s: Annotated[int, Field(ge=10, le=1_000_000)] = 120
     """Seconds before the time limit at which a run is told to checkpoint. An iteration and a
     checkpoint should fit."""
     setup: tuple[str, ...] = ()
     """Shell lines before the run, such as `module load cuda`."""
-    sbatch: dict[str, str | int | bool] = Field(default={})
+    sbatch: dict[Word, Annotated[str | int | bool, AfterValidator(_one_line)]] = Field(default={})
     """Any further parameter of sbatch, such as `{reservation: icml}`."""
-    python: str | None = None
+    python: Word | None = None
     """The command that starts Python in the job, such as one inside a container."""
-    max_array: Annotated[int, Field(ge=1)] | None = None
+    max_array: Count | None = None
     """Most jobs in an array; asked of Slurm (MaxArraySize) where it is left out."""
-    poll_s: Annotated[float, Field(gt=0)] = 30.0
+    poll_s: Annotated[float, Field(gt=0, le=1e5)] = 30.0
     """Slurm is asked for the state of the jobs at most this often."""
 
     @field_validator("time", mode="before")

@@ -141,6 +141,8 @@ def main(
     if (plan or cancel) and (prune_ or anew):
         option = "--prune" if prune_ else "--rerun"
         raise ConfigError(f"{option}: moves runs and starts others; leave out --plan and --cancel")
+    if sum((plan, cancel, detach)) > 1:
+        raise ConfigError("--plan, --cancel, --detach: each does another thing; give one of them")
     if cancel:
         return _cancel(part, runs)
     preflight.check_places(sweep, runs, reports, executor == "slurm")

@@ -83,6 +83,8 @@ class Checkpoint(NamedTuple):
     iteration: int
     tensors: dict[str, dict[str, Tensor]]
     made_on: dict[str, Any]
+    digests: dict[str, str] | None
+    """Of the lines that had been written before; earlier versions did not say."""
 
 
 def load_newest(root: Path, at_most: int | None = None) -> Checkpoint | None:
@@ -205,7 +207,7 @@ def prune(
 def _load(place: Path) -> Checkpoint:
     said = _check(place)
     tensors = {Path(name).stem: load_file(place / name) for name in said["files"]}
-    return Checkpoint(int(said["iteration"]), tensors, said["made_on"])
+    return Checkpoint(int(said["iteration"]), tensors, said["made_on"], said["digests"])
 
 
 def _check(place: Path) -> dict[str, Any]:

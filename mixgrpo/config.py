@@ -185,7 +185,7 @@ RewardOption = bool | int | float | str | tuple[str, ...] | None
 
 
 class RewardsConfig(Section):
-    train: dict[Name, Annotated[float, Field(gt=0)]] = Field(
+    train: dict[Name, Annotated[float, Field(ge=1e-6, le=1e6)]] = Field(
         default={"composition": 1.0}, min_length=1
     )
     """Rewards that are trained on, with their weights."""

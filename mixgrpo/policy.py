@@ -13,12 +13,13 @@ from mixgrpo.adapters import add_lora, without_adapters
 from mixgrpo.config import RunConfig
 from mixgrpo.configfile import load_layers
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
-from mixgrpo.folder import CONFIG, claimed, finished_after
+from mixgrpo.folder import CHECKPOINTS, CONFIG, Measured, claimed, finished_after
 from mixgrpo.identity import settings_hash
 from mixgrpo.models import Conditioning, Policy, load_policy
 from mixgrpo.places import anchored
 from mixgrpo.prompts import read_prompts
 from mixgrpo.ranks import Ranks
+from mixgrpo.records import EVALUATIONS, METRICS
 from mixgrpo.rollout import Velocity
 from mixgrpo.trust import check as check_trust
 from mixgrpo.trust import check_folder
@@ -119,6 +120,20 @@ def _newest(folder: Path) -> checkpoint.Checkpoint | None:
     return newest
 
 
+def _check_whose(found: checkpoint.Checkpoint, config: RunConfig, folder: Path) -> None:
+    """RunError where a checkpoint was made after other measurements than those of the run: it is
+    another run's, or they are. A folder without measurements, as it is passed on, says nothing."""
+    measured = Measured(config, folder)
+    if found.digests is None or not (measured.metrics.is_file() and measured.evals.is_file()):
+        return
+    if measured.digests(found.iteration) != found.digests:
+        raise RunError(
+            f"{manifest.place_of(folder / CHECKPOINTS, found.iteration)}: was made after other "
+            f"measurements than those in {METRICS} and {EVALUATIONS}: it is another run's "
+            "checkpoint, or they were changed; restore them, or run the run again"
+        )
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A policy as a run's checkpoint left it."""
@@ -187,7 +202,7 @@ def load_run(
     """The policy of the run in `folder` after `iteration` iterations; read-only.
 
     `iteration`: none is the newest checkpoint, 0 the model that training starts from. RunError
-    where that one is not whole; no other is taken for it.
+    where that one is not whole, or was made by another run; no other is taken for it.
     `averaged`: the averaged weights, which are the ones that evaluations judge. `precision`: other
     than the run's. Without `trust`, as the commands ask, ConfigError where the folder is not the
     user's own and names code (`mixgrpo.trust`); nothing of that is run here.
@@ -216,6 +231,7 @@ def load_run(
     whole = config.model.train == "full" and found is not None
     exchange = _Exchange(policy) if whole else None
     if found is not None:
+        _check_whose(found, config, folder)
         weights = found.tensors.get("average" if averaged else "weights", {})
         with torch.no_grad():
             for name, parameter in policy.trainable_parameters().items():

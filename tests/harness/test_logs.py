@@ -125,6 +125,20 @@ def test_what_cannot_be_shown_says_why(runs: Path) -> None:
     assert "attempt-1.log: is gone" in done.stderr
 
 
+def test_a_damaged_record_of_the_newest_attempt_is_named(runs: Path) -> None:
+    folder = make_run(runs, "tau=5-seed0-00000000")
+    attempt(folder, 1, "one")
+    attempt(folder, 2, "two")
+    (folder / "attempts" / "1.json").write_text("{")
+    assert find_log(folder).name == "attempt-2.log"
+    (folder / "attempts" / "2.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"2\.json: is not whole JSON; remove it"):
+        find_log(folder)
+    attempt(folder, 1, "one")
+    with pytest.raises(ConfigError, match=r"2\.json: is not whole JSON; remove it"):
+        find_log(folder)
+
+
 def test_a_job_of_slurms_that_began_no_attempt_shows_its_own_log(runs: Path) -> None:
     folder = make_run(runs, "tau=5-seed0-00000000")
     attempt(folder, 1, "of the first job\n", job="6")

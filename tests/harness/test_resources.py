@@ -225,6 +225,11 @@ def test_what_is_no_time_is_named_with_its_place(text: str, desk: Desk) -> None:
         ("sbatch: {reservation: [a]}", "sbatch.reservation", "valid string"),
         ("pack: 2\n  nodes: 2", "pack", "cannot share a job; leave pack out"),
         ("pack: 2\n  tasks_per_node: 4", "pack", "cannot share a job; leave pack out"),
+        ('qos: "gpu\\n#SBATCH"', "qos", "expected one line of text"),
+        ('python: "python\\nrm"', "python", "expected one line of text"),
+        ('sbatch: {reservation: "a\\nb"}', "sbatch.reservation", "expected one line of text"),
+        ("account: ''", "account", "expected one line of text"),
+        ("nodes: 99999999999", "nodes", "less than or equal to 100000, not 99999999999"),
         ("sharded: true", "sharded", "raise tasks_per_node or nodes"),
     ],
 )

@@ -142,6 +142,21 @@ def test_what_is_asked_for_by_its_number_is_refused_too_before_any_image(
     assert not Path("images").exists()
 
 
+def test_another_runs_checkpoint_is_not_taken_for_the_runs_own(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert train.run(toy.config(seed=1), other) == "finished"
+    newest = sorted((other / "checkpoints").iterdir())[-1]
+    shutil.rmtree(run / "checkpoints" / newest.name)
+    shutil.copytree(newest, run / "checkpoints" / newest.name)
+    for asked in (None, int(newest.name)):
+        with pytest.raises(RunError, match="is another run's checkpoint"):
+            load_run(run, asked)
+    # Without measurements, as a model is passed on, there is nothing that it could contradict.
+    for name in (records.METRICS, records.EVALUATIONS):
+        (run / name).unlink()
+    assert load_run(run).iteration == int(newest.name)
+
+
 def test_where_none_is_whole_the_base_model_is_offered_and_not_taken(run: Path) -> None:
     for place in (run / "checkpoints").iterdir():
         overwrite(place / "average.safetensors")
