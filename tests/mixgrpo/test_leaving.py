@@ -128,6 +128,7 @@ def test_a_job_records_it_as_a_failure(
     assert "leaving.py, line" in attempt.error
 
 
+@pytest.mark.filterwarnings("ignore:9 of the 9 held-out prompts are also trained on")
 @pytest.mark.parametrize("where", ["init", "score", "velocity"])
 def test_a_run_stays_where_it_began(
     where: str,

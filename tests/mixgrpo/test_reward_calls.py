@@ -345,6 +345,7 @@ def settings() -> list[Any]:
     return [*(get() for get, _ in _torch_settings()), *shown]
 
 
+@pytest.mark.filterwarnings("default")  # one of the changes makes them errors
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("fails", [False, True])
 def test_settings_that_are_changed_are_changed_back(change: str, fails: bool) -> None:
