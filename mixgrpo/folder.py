@@ -263,8 +263,8 @@ class Measured:
             file.name: hashlib.sha256(
                 "".join(
                     json.dumps(line) + "\n"
-                    for line in self._lines(file)
-                    if line["iteration"] < done
+                    for line in jsonlines.whole_lines(file)
+                    if is_line(file.name, line) and line["iteration"] < done
                 ).encode()
             ).hexdigest()
             for file in (self.metrics, self.evals)

@@ -112,6 +112,7 @@ def test_an_error_around_an_exception_keeps_its_traceback_and_ends_with_its_mess
     assert attempt.last_line == "reward clip: failed"
 
 
+@pytest.mark.filterwarnings("default")
 def test_warnings_are_recorded_when_they_happen_each_once(
     job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,7 @@ def pipelines(flux: Path, prompts: list[str]) -> dict[str, torch.Tensor]:
     """What diffusers' own pipeline encodes them to, all in one batch."""
     from diffusers import FluxPipeline
 
-    pipeline = FluxPipeline.from_pretrained(flux, torch_dtype=torch.bfloat16)
+    pipeline = FluxPipeline.from_pretrained(flux, dtype=torch.bfloat16)
     with torch.no_grad():
         text, pooled, _ = pipeline.encode_prompt(
             prompt=prompts, prompt_2=None, max_sequence_length=TOKENS
