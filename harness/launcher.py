@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +29,15 @@ from harness.store import (
     look,
     look_at_all,
     newest_checkpoint,
+    read_result,
     sweep_folder,
 )
 from harness.submissions import Place, Scheduler
 from harness.trunk import Trunk
 from mixgrpo import lease, signals
 from mixgrpo.errors import RunError
+from mixgrpo.folder import is_finished
+from mixgrpo.records import DamagedFileError, check_lines
 
 Retry = Literal["none", "lost", "failed"]
 """What runs again: nothing that ended by itself, infrastructure failures, exceptions as well."""
@@ -186,6 +190,22 @@ class Launcher:
         except OSError as error:
             raise self._no_room(error) from error
 
+    def _set_aside(self, state: RunState) -> bool:
+        """Look into all lines of a finished run, as `look` does not: where some are not those of
+        the result, it is set aside, so that the run makes them again. Whether that was so."""
+        result = read_result(state.folder)
+        try:
+            if result is not None:
+                check_lines(state.folder, result, None, thorough=True)
+            return False
+        except DamagedFileError:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                is_finished(state.run.config, state.folder)
+        for warning in said:
+            self.progress.say(f"{state.run.name}: {warning.message}")
+        return True
+
     def _look(self) -> list[RunState]:
         """All states; those of finished runs are remembered, for they do not change."""
         places = self.scheduler.places()
@@ -194,6 +214,8 @@ class Launcher:
             known = self._states.get(run.folder_name)
             if known is None or known.state != "finished":
                 known = look(self.sweep, run, self.runs_dir, places, self._watch)
+                if known.state == "finished" and self._set_aside(known):
+                    known = look(self.sweep, run, self.runs_dir, places, self._watch)
                 self._states[run.folder_name] = known
                 if known.state in LIVE:
                     self._followed.add(run.folder_name)

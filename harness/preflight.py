@@ -44,6 +44,12 @@ def check_places(sweep: Sweep, runs_dir: Path, reports_dir: Path, on_slurm: bool
     folder = sweep_folder(sweep, runs_dir)
     check_paths([folder, *(folder / run.folder_name for run in sweep.runs)], f"--runs {runs_dir}")
     check_paths([reports_dir / sweep.report_name], f"--reports {reports_dir}")
+    for place in (folder / run.folder_name for run in sweep.runs):
+        if place.is_symlink() and not place.exists():
+            raise ConfigError(
+                f"{place}: is a link to {place.readlink()}, which is not there; bring back what it "
+                "leads to, or remove the link to make the run anew"
+            )
     check_folder("--runs", folder)
     check_folder("--reports", reports_dir / sweep.report_name)
     source.check(sweep.name, sweep.file, folder, reports_dir / sweep.report_name)
@@ -62,10 +68,7 @@ def check_runs(
     """ConfigError where runs that are not finished could not be run as they are asked for; what
     may yet go well is said. `wishes`: what each arm asks of Slurm."""
     left = {state.run.arm: state.run.config for state in states if state.state != "finished"}
-    try:
-        asked = resources(sweep) if executor != "slurm" else {}
-    except ConfigError:  # of what is not used here
-        asked = {}
+    asked = _asked_elsewhere(sweep) if executor != "slurm" else {}
     for arm in left:
         check_processes(executor, asked.get(arm, Slurm()), sweep.file, f"arm {arm}")
     elsewhere = {arm for arm in left if arm in wishes and wishes[arm].python is not None}
@@ -75,6 +78,14 @@ def check_runs(
     disk = check_code(named, executor != "slurm", say)
     runs = sum(state.state != "finished" for state in states)
     _say_disk(disk * runs, runs_dir, say)
+
+
+def _asked_elsewhere(sweep: Sweep) -> dict[str, Slurm]:
+    """What each arm of the file asks of Slurm, for an executor that is another one."""
+    try:
+        return resources(sweep, site=False)
+    except ConfigError:  # the site's file may be what is missing
+        return resources(sweep)
 
 
 def check_processes(executor: str, asked: Slurm, file: Path, whose: str = "a trial") -> None:

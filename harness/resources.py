@@ -174,14 +174,16 @@ def site_file() -> Path:
     return Path(home) / "mixgrpo" / "slurm.yaml"
 
 
-def resources(sweep: Sweep, overrides: list[str] | None = None) -> dict[str, Slurm]:
+def resources(
+    sweep: Sweep, overrides: list[str] | None = None, site: bool = True
+) -> dict[str, Slurm]:
     """What each arm asks for, by the arm's name. ConfigError names place, key and mend.
 
-    The site's file, the sweep's `slurm`, its profile's, the arm's and `KEY=VALUE` overrides lie on
-    top of each other.
+    The site's file (left out without `site`), the sweep's `slurm`, its profile's, the arm's and
+    `KEY=VALUE` overrides lie on top of each other.
     """
     chosen = Chosen(sweep.file, sweep.profile or None)
-    shared = _site()
+    shared = _site() if site else {}
     for part, prefix in chosen.parts:
         _lay(
             shared,

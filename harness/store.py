@@ -307,6 +307,8 @@ def strangers(known: set[str], folder: Path) -> list[Path]:
 
 
 def _looks_like_a_run(folder: Path) -> bool:
+    if folder.is_symlink() and not folder.exists():  # what it leads to is gone
+        return "-seed" in folder.name
     return any((folder / name).exists() for name in ("config.yaml", "attempts", OWNER))
 
 

@@ -144,6 +144,7 @@ def main(
     if sum((plan, cancel, detach)) > 1:
         raise ConfigError("--plan, --cancel, --detach: each does another thing; give one of them")
     if cancel:
+        source.check(sweep.name, sweep.file, sweep_folder(sweep, runs), reports / sweep.report_name)
         return _cancel(part, runs)
     preflight.check_places(sweep, runs, reports, executor == "slurm")
     if plan:
@@ -378,7 +379,7 @@ def _clear(sweep: Sweep, runs: Path, items: list[Item], option: str, yes: bool) 
     if not confirmed(items, option, yes):
         say("nothing was moved, and nothing was started")
         return False
-    move(items, say, Scheduler(sweep_folder(sweep, runs)).cancel)
+    move(items, say, Scheduler(sweep_folder(sweep, runs)).cancel, option == "--rerun")
     return True
 
 

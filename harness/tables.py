@@ -392,9 +392,13 @@ def _shrunk(table: Table) -> list[str]:
 def _broken(table: Table) -> list[str]:
     """Small letters, and as much of the line for a column as its longest word and texts ask for."""
     wanted = [
-        max(
-            2 + max(len(word) for cell in column for word in cell.split() or [""]),
-            min(max(map(len, column)), 12 + sum(map(len, column)) // len(column) // 2),
+        # At most so much that a text without spaces leaves room for the other columns.
+        min(
+            60,
+            max(
+                2 + max(len(word) for cell in column for word in cell.split() or [""]),
+                min(max(map(len, column)), 12 + sum(map(len, column)) // len(column) // 2),
+            ),
         )
         for column in _columns_of(table)
     ]

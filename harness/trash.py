@@ -84,9 +84,13 @@ def confirmed(items: list[Item], option: str, yes: bool) -> bool:
 
 
 def move(
-    items: list[Item], say: Callable[[str], None], cancel: Callable[[set[str]], set[str]]
+    items: list[Item],
+    say: Callable[[str], None],
+    cancel: Callable[[set[str]], set[str]],
+    made_anew: bool = False,
 ) -> Path:
-    """Move runs to a new folder of the trash, and say how to put them back.
+    """Move runs to a new folder of the trash, and say how to put them back: where they are
+    `made_anew` meanwhile, in place of the new ones.
 
     Running ones are stopped first, and queued ones are taken out of the queue by `cancel`. RunError
     for one that cannot be stopped; what was moved by then stays in the trash, the rest in place.
@@ -113,15 +117,19 @@ def move(
         if not any(place.iterdir()):
             place.rmdir()
         else:
-            for line in how_to_restore(place):
+            for line in how_to_restore(place, made_anew):
                 say(line)
     return place
 
 
-def how_to_restore(place: Path) -> Iterable[str]:
+def how_to_restore(place: Path, made_anew: bool = False) -> Iterable[str]:
     """The commands that put back what lies in a folder of the trash, and that free its space."""
-    there = shlex.quote(str(place))
-    yield f"to put them back: mv {there}/* {shlex.quote(str(place.parents[1]))}/"
+    there, back = shlex.quote(str(place)), f"{shlex.quote(str(place.parents[1]))}/"
+    command = f"mv {there}/* {back}"
+    if made_anew:
+        new = " ".join(back + shlex.quote(run.name) for run in sorted(place.iterdir()))
+        command = f"mkdir {there}-new && mv {new} {there}-new/ && {command}"
+    yield f"to put them back: {command}"
     yield f"to free the space: rm -r {there}"
 
 

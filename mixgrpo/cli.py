@@ -4,6 +4,7 @@
 of the program keeps its traceback.
 """
 
+import errno
 import functools
 import logging
 import os
@@ -63,6 +64,12 @@ def run(command: Callable[..., Any], ranks: bool = False) -> None:
         if not error.filename:
             raise
         fail(f"{error.filename}: {error.strerror}", 1)
+    except RuntimeError as error:
+        # What `Path.resolve` makes of it before Python 3.13.
+        cause = error.__context__
+        if not (isinstance(cause, OSError) and cause.errno == errno.ELOOP):
+            raise
+        fail(f"{cause.filename}: a link that leads to itself; name another place", 2)
     except Exception as error:
         # Usage errors of click, which typer may carry inside itself: known by what they can do.
         if not hasattr(error, "format_message"):

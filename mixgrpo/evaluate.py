@@ -24,6 +24,7 @@ from mixgrpo import cli
 from mixgrpo.atomic import is_stream, write_text
 from mixgrpo.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
 from mixgrpo.distributions import diversity
+from mixgrpo.errors import ConfigError
 from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
 from mixgrpo.models import Policy, prepare
 from mixgrpo.places import check_file, check_outside
@@ -117,6 +118,17 @@ def evaluate(
     return Evaluation(prompts, judged, torch.cat(spread) if spread else None, images)
 
 
+def check_readable(loaded: "Loaded", prompts: Sequence[str]) -> None:
+    """ConfigError naming a prompt that the model cannot read, before any image is made."""
+    try:
+        # All at once: text encoders that come and go should come once.
+        prepare(loaded.policy, prompts, log.info)
+        for part in slices(len(prompts), images_at_once(loaded.config.compute)):
+            loaded.policy.encode(list(prompts[part]))
+    except ValueError as error:
+        raise ConfigError(f"model {loaded.config.model.name}: {error}") from None
+
+
 @dataclass(frozen=True)
 class Row:
     """One reward of one way to sample."""
@@ -143,7 +155,7 @@ def compare(
     Intervals are over prompts, each of which counts by the mean of its `images`.
     """
     config, policy = loaded.config, loaded.policy
-    prepare(policy, prompts, log.info)  # text encoders that come and go come once
+    check_readable(loaded, prompts)
     noise = evaluation_noise(seed, prompts, images, policy.latent_shape)
     columns = []
     for way in ways:

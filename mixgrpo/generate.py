@@ -25,12 +25,10 @@ from mixgrpo.atomic import is_stream, write_bytes, write_json
 from mixgrpo.checkpoint import check_at
 from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError, RepeatableError
-from mixgrpo.evaluate import choose, evaluation_noise
+from mixgrpo.evaluate import check_readable, choose, evaluation_noise
 from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
-from mixgrpo.models import prepare
 from mixgrpo.places import check_file, check_folder, check_outside
 from mixgrpo.prompts import read_prompts
-from mixgrpo.rollout import slices
 
 if TYPE_CHECKING:
     from mixgrpo.policy import Loaded
@@ -61,17 +59,6 @@ def generate(
         raise RepeatableError(f"checkpoint {loaded.iteration}: its images are not finite")
     cpu: Tensor = pixels.unflatten(0, (-1, images)).cpu()
     return cpu
-
-
-def check_prompts(loaded: "Loaded", prompts: Sequence[str]) -> None:
-    """ConfigError naming a prompt that the model cannot read, before any image is made."""
-    try:
-        # All at once: text encoders that come and go should come once.
-        prepare(loaded.policy, prompts, log.info)
-        for part in slices(len(prompts), images_at_once(loaded.config.compute)):
-            loaded.policy.encode(list(prompts[part]))
-    except ValueError as error:
-        raise ConfigError(f"model {loaded.config.model.name}: {error}") from None
 
 
 def check_places(out: Path, sheet: Path, run: Path) -> None:
@@ -219,7 +206,7 @@ def main(
         variant="heun" if variant == "heun" else "midpoint",
     )
     wanted = given or choose(held_out_prompts(loaded.config, loaded.policy), DEFAULT_PROMPTS)
-    check_prompts(loaded, wanted)
+    check_readable(loaded, wanted)
     out.mkdir(parents=True, exist_ok=True)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     listing = _Listing(out, run)

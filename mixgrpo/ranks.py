@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixgrpo import signals
 from mixgrpo.errors import ConfigError, RunError
 
 _BUCKET_BYTES = 2**28
@@ -261,9 +262,12 @@ def _meet(backend: str, on_gpu: bool) -> None:
     spoken.daemon = True
     spoken.start()
     try:
-        store, _, _ = next(rendezvous("env://", timeout=_MEETING))
-        store.set_timeout(_MEETING)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        with signals.deadly():
+            store, _, _ = next(rendezvous("env://", timeout=_MEETING))
+            store.set_timeout(_MEETING)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE
+            )
     except (dist.DistError, RuntimeError, TimeoutError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise RunError(

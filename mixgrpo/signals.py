@@ -63,6 +63,19 @@ def handling(handler: Callable[[int], None], numbers: Sequence[int] = ENDING) ->
             signal.signal(number, previous)
 
 
+@contextmanager
+def deadly() -> Iterator[None]:
+    """SIGINT and SIGTERM end this process at once: where it waits in C, no handler is called."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
 def interrupt(number: int) -> NoReturn:
     """A handler that ends what runs by an exception."""
     raise Interrupted(number)

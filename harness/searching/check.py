@@ -23,7 +23,13 @@ def check_space(search: Search) -> None:
     if why:
         raise error_at(search.document, ("space",), f"none of its settings can be run: {why}")
     errors = ErrorList()
+    drawn = [_settings(search.space, draw, {}) for _ in range(_TRIES)]
     for one in search.space:
+        if not any(one.key in asked for asked in drawn):
+            key = next(k for k in _keys(search, one.key) if k in search.document.lines)
+            message = f"none of {_TRIES} settings asks for it: `unless` excludes all of them"
+            errors.errors.append(error_at(search.document, key, message))
+            continue
         for value in one.choices or ():
             why = _why_never(search, {one.key: value}, draw)
             if why:

@@ -293,6 +293,13 @@ def _check_names_of_choices(
 
 
 def _check_confirm(search: Search) -> None:
+    if search.confirm.best == 1 and not search.enqueue:
+        raise error_at(
+            search.document,
+            ("confirm",),
+            "the best trial alone has nothing to be compared with; raise best, or enqueue the "
+            "setting that it should beat",
+        )
     first, count = search.confirm.first_seed, search.confirm.seeds
     old = sorted(set(search.seeds) & set(range(first, first + count)))
     if old:

@@ -125,7 +125,10 @@ def run(
             "nfe_rollout": 8.0,
             "nfe_train": 2.0,
             # It evaluates before and after alone, whatever the configuration says.
-            "digests": {"eval.jsonl": measured((folder / "eval.jsonl").read_bytes()).model_dump()},
+            "digests": {
+                name: measured((folder / name).read_bytes()).model_dump()
+                for name in ("eval.jsonl", "metrics.jsonl")
+            },
         },
     )
     return "finished"

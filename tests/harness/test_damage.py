@@ -21,6 +21,7 @@ from mixgrpo.cli import run as run_command
 from mixgrpo.errors import RunError
 from tests.mixgrpo.runs import SMALL, outcome
 
+from .lab import Lab
 from .synthetic import write_runs
 
 FILE = """\
@@ -281,6 +282,26 @@ def spoil_number(text: bytes) -> bytes:
     """Another number in the first line, which is JSON as before."""
     at = text.index(b'"seconds_total": 0.') + 20
     return text[:at] + (b"1" if text[at : at + 1] != b"1" else b"2") + text[at + 1 :]
+
+
+def test_a_sweep_looks_into_all_lines_of_finished_runs(lab: Lab) -> None:
+    """Also of a size and a time that say nothing, as a bad disk and `rsync -t` leave them."""
+    lab.write(FILE.replace("seeds: 3", "seeds: 1"))
+    assert lab.finish()[0] == 0
+    folder = lab.states()["interval=9-seed0"].folder
+    metrics = folder / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole.replace('"iteration": 3', '"iteration": 4', 1))
+    os.utime(metrics, (0, 0))
+    assert lab.states()["interval=9-seed0"].state == "finished"
+    shutil.rmtree(folder / "checkpoints")  # of which the fake trainer would believe the number
+    code, output = lab.finish()
+    assert code == 0, output
+    assert "metrics.jsonl: was changed after the run finished; the result is set aside" in output
+    assert output.count(": started") == 1
+    assert [json.loads(line)["iteration"] for line in metrics.read_text().splitlines()] == [
+        json.loads(line)["iteration"] for line in whole.splitlines()
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:.*iterations only")

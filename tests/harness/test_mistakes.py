@@ -147,6 +147,13 @@ def test_a_key_in_the_wrong_place_or_of_another_name(
             "'nope' is not in the range of window.strategy, constant, random",
         ),
         (
+            "high: 9}",
+            "high: 9, unless: {window.strategy: [frozen, random]}}\n"
+            "  window.strategy: [frozen, random]",
+            4,
+            "none of 60 settings asks for it: `unless` excludes all of them",
+        ),
+        (
             "high: 9}\ntrials: 4",
             "high: 9, step: 2}\ntrials: 4\nenqueue: [{window.interval: 2}]",
             6,

@@ -221,6 +221,9 @@ COMMANDS = {
     "harness.sweep {own}/many.yaml": "a run of arm interval=1 is meant for 32 processes on 32 GPUs",
     "harness.sweep {own}/many.yaml --executor inline": "this machine has 0 GPU(s)",
     "harness.sweep {own}/many.yaml --plan": "Take --executor slurm, or settings for one GPU",
+    "harness.sweep {own}/wrong.yaml": "wrong.yaml:7: slurm: mem: unknown key",
+    "harness.sweep {own}/toy.yaml --reports {own}/loop": "loop is not a folder",
+    "mixgrpo.train {own}/loop --out r": "loop: a link that leads to itself",
     "harness.sweep {own}/own.yaml": "add --trust",
     "harness.sweep {own}/own.yaml --trust": "rewards.classes.a: mine:Nope fails",
     "harness.sweep {own}/own.yaml --trust --detach": "rewards.classes.a: mine:Nope fails",
@@ -252,6 +255,8 @@ def test_a_refused_command_leaves_nothing_and_says_one_line(
     own = desk.parent / "own"
     (own / "toy.yaml").write_text(sweep_text("iterations: 2"))
     (own / "many.yaml").write_text(sweep_text("iterations: 2") + FOUR_NODES)
+    (own / "wrong.yaml").write_text(sweep_text("iterations: 2") + "slurm: {nodes: 4, mem: 3}\n")
+    (own / "loop").symlink_to("loop")
     (own / "own.yaml").write_text(sweep_text(OWN.format("a", "mine:Nope")))
     (own / "look.yaml").write_text(SEARCH)
     (own / "run.yaml").write_text("iterations: 2\n")

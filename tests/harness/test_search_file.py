@@ -71,6 +71,12 @@ def test_a_mistake_is_named_with_line_key_and_mend(
     assert "\n" not in str(raised.value)
 
 
+def test_one_best_trial_and_no_reference_confirm_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path, FILE.replace("trials: 4", "trials: 4\nconfirm: {best: 1}"))
+    with pytest.raises(ConfigError, match="nothing to be compared with; raise best, or enqueue"):
+        load_search(file)
+
+
 def test_without_trials_or_space_nothing_begins(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="trials: this key is missing"):
         load_search(write(tmp_path, FILE.replace("trials: 4\n", "")))

@@ -19,7 +19,7 @@ def test_a_copied_file_with_the_name_left_is_refused_before_anything(lab: Lab) -
     copy = lab.root / "copy.yaml"
     copy.write_text(lab.file.read_text().replace("[1, 3]", "[2, 4]"))
     first = lab.file
-    for options in ([], ["--plan"], ["--prune", "--yes"], ["--detach"]):
+    for options in ([], ["--plan"], ["--prune", "--yes"], ["--detach"], ["--cancel"]):
         lab.launchers.clear()
         code, output = _finish_with(lab, copy, *options)
         assert code == 2, output

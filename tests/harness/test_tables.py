@@ -79,6 +79,13 @@ def test_the_same_measurements_give_the_same_bytes(found):
         assert write(again) == write(analysis)
 
 
+def test_a_long_text_without_spaces_leaves_the_other_columns_a_width(found):
+    table = tables.Table("T", ("what", "result", "seeds"), (("m" * 500, "0.5", "8"),))
+    parts = [float(part) for part in re.findall(r"dimexpr(0\.\d+)", "".join(tables._broken(table)))]
+    assert sum(parts) == pytest.approx(1, abs=1e-3)
+    assert min(parts) * 345 > 6  # of a line of 345 pt, with 6 pt between columns
+
+
 def test_latex_is_escaped_and_balanced(found):
     _, _, analysis = found
     text = tables.to_latex(analysis)

@@ -209,10 +209,33 @@ def test_rerun_computes_what_could_be_copied(lab: Lab) -> None:
     lab.write(ONE)
     assert lab.finish()[0] == 0
     shutil.copytree(lab.runs / "toy", lab.runs / "twin")
+    old = (lab.states()["interval=1-seed0"].folder / "result.json").stat().st_mtime_ns
     code, output = lab.finish("--rerun", "interval=1-seed0", "--yes")
     assert code == 0, output
     assert "copied" not in output
     assert "interval=1-seed0: started" in output
+    result = lab.states()["interval=1-seed0"].folder / "result.json"
+    assert result.stat().st_mtime_ns != old
+    run_shell(commands(output.splitlines())["to put them back"], lab.root)
+    assert result.stat().st_mtime_ns == old
+    assert len(list((lab.runs / "toy" / ".trash").glob("*-new/*/result.json"))) == 1
+
+
+def test_a_run_that_is_a_link_to_nowhere_is_named(lab: Lab) -> None:
+    lab.write(ONE)
+    folder = lab.states()["interval=1-seed0"].folder
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to("../unmounted")
+    code, output = lab.finish()
+    assert (code, output) == (
+        2,
+        f"error: {folder}: is a link to ../unmounted, which is not there; bring back what it leads "
+        "to, or remove the link to make the run anew\n",
+    )
+    folder.rename(folder.with_name("old-seed0-00000000"))
+    code, output = lab.finish("--prune", "--yes")
+    assert code == 0
+    assert "old-seed0-00000000: a link to ../unmounted" in output
 
 
 def test_only_takes_arms_and_single_runs(lab: Lab) -> None:

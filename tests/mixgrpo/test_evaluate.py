@@ -20,6 +20,7 @@ from mixgrpo.errors import ConfigError
 from mixgrpo.evaluate import compare, evaluate, evaluation_noise
 from mixgrpo.inference import Sampling, sample
 from mixgrpo.jsonlines import read_lines
+from mixgrpo.models import Conditioning
 from mixgrpo.policy import load_run
 from mixgrpo.rewards import load_reward
 from mixgrpo.rollout import sample_ode
@@ -338,6 +339,17 @@ def test_misuse_is_one_line(
     text = capsys.readouterr().err
     assert part in text
     assert text.count("\n") == 1
+
+
+def test_a_prompt_that_the_model_cannot_read_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self: ToyPolicy, prompts: list[str]) -> Conditioning:
+        raise ValueError(f"{prompts[-1]!r} is not a prompt of the toy")
+
+    monkeypatch.setattr(ToyPolicy, "encode", encode)
+    with pytest.raises(ConfigError, match=r"^model toy: 'prompt .*' is not a prompt of the toy$"):
+        command.main(run)
 
 
 def test_nothing_is_written_into_the_runs_folder(run: Path) -> None:

@@ -20,7 +20,7 @@ from mixgrpo import cli, train
 from mixgrpo import generate as command
 from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluate import choose, evaluation_noise
+from mixgrpo.evaluate import check_readable, choose, evaluation_noise
 from mixgrpo.generate import generate
 from mixgrpo.inference import Order, Sampling, Variant, draw, sample
 from mixgrpo.models import Conditioning
@@ -446,8 +446,8 @@ def test_prompts_are_checked_after_all_are_encoded_together(
 
     monkeypatch.setattr(ToyPolicy, "encode", noting)
     monkeypatch.setattr(ToyPolicy, "prepare", prepare, raising=False)
-    monkeypatch.setattr(command, "images_at_once", lambda _: 2)
-    command.check_prompts(loaded, PROMPTS[:3])
+    monkeypatch.setattr("mixgrpo.evaluate.images_at_once", lambda _: 2)
+    check_readable(loaded, PROMPTS[:3])
     expected = [("prepare", PROMPTS[:3]), ("encode", PROMPTS[:2]), ("encode", PROMPTS[2:3])]
     assert called == expected
 

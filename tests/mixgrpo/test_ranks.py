@@ -1,6 +1,7 @@
 """Ranks: alone in this process, and as two real processes on the CPU (gloo)."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -116,6 +117,29 @@ def test_a_rank_alone_says_what_it_takes_itself_for_and_does_not_wait_for_ever()
         assert said in last
     assert "RunError" in last
     assert "waits for the others for up to 1 s" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_waits_for_the_others_can_be_ended(rank: str, number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    script = (
+        "import mixgrpo.ranks as r; from mixgrpo.signals import *; r._SILENCE_S = 0.5\n"
+        "with handling(interrupt): r.join()"
+    )
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, **STRAY, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert waiting.stderr is not None
+    assert "waits for the others" in waiting.stderr.readline()
+    waiting.send_signal(number)
+    assert waiting.wait(10) == -number
+    waiting.communicate()
 
 
 @pytest.mark.parametrize(
