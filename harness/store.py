@@ -383,7 +383,10 @@ def look_at_attempts(folder: Path) -> tuple[tuple[Attempt, ...], tuple[str, ...]
     """The attempts of a run, the oldest first, one without an end by the time it was last seen; and
     what is wrong with those of the records that are damaged."""
     found, damaged = [], []
-    for file in _attempt_files(folder):
+    files = _attempt_files(folder)
+    if not files and os.path.isfile(place := f"{folder}/attempts"):  # noqa: PTH113
+        damaged.append(f"{place}: is no folder; remove it, the run itself is unharmed")
+    for file in files:
         try:
             attempt = read(Attempt, file)
         except DamagedFileError as error:

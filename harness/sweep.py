@@ -355,10 +355,10 @@ class PartialReport(RunError):
 
 
 def _tell_damage(states: list[RunState]) -> None:
-    """Name the finished runs that are damaged."""
+    """Name the runs of which a file is damaged."""
     for state in states:
-        if state.damage is not None:
-            say(f"{state.run.name}: {state.damage}")
+        for text in (*([state.damage] if state.damage else []), *state.unreadable):
+            say(f"{state.run.name}: {text}")
 
 
 def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:

@@ -284,6 +284,22 @@ def spoil_number(text: bytes) -> bytes:
     return text[:at] + (b"1" if text[at : at + 1] != b"1" else b"2") + text[at + 1 :]
 
 
+def test_a_file_in_place_of_the_attempts_is_named(lab: Lab) -> None:
+    lab.write(FILE.replace("seeds: 3", "seeds: 1"))
+    folder = lab.states()["interval=9-seed0"].folder
+    folder.mkdir(parents=True)
+    (folder / "attempts").touch()
+    assert look_at_attempts(folder) == (
+        (),
+        (f"{folder}/attempts: is no folder; remove it, the run itself is unharmed",),
+    )
+    code, output = lab.finish()
+    assert code == 1
+    assert f"interval=9-seed0: {folder}/attempts: is no folder; remove it" in output
+    (folder / "attempts").unlink()
+    assert lab.finish()[0] == 0
+
+
 def test_a_sweep_looks_into_all_lines_of_finished_runs(lab: Lab) -> None:
     """Also of a size and a time that say nothing, as a bad disk and `rsync -t` leave them."""
     lab.write(FILE.replace("seeds: 3", "seeds: 1"))
