@@ -125,7 +125,9 @@ def test_a_rank_that_waits_for_the_others_can_be_ended(rank: str, number: int) -
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     script = (
-        "import mixgrpo.ranks as r; from mixgrpo.signals import *; r._SILENCE_S = 0.5\n"
+        "import mixgrpo.ranks as r\n"
+        "from mixgrpo.signals import *\n"
+        "r._SILENCE_S = 0.5\n"
         "with handling(interrupt): r.join()"
     )
     waiting = subprocess.Popen(
