@@ -4,7 +4,7 @@ What the keys mean together is `harness.spec`'s work.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,9 +159,9 @@ ARM_WORDS = ("base", "label", "slurm")
 
 def wrong_word_of_arm(key: str) -> str:
     """What is wrong with a key that looks like an arm's own and is none; empty for a setting."""
-    if key == "set":
+    if plain(key) == "set":
         return "an arm's settings need no `set:`; write them below the arm's name"
-    near = difflib.get_close_matches(key, ARM_WORDS, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(plain(key), ARM_WORDS, n=1, cutoff=0.7)
     return f"unknown key; did you mean {near[0]}?" if near and key not in ARM_WORDS else ""
 
 
@@ -260,12 +260,12 @@ def no_name(given: str) -> str:
 def _unknown_key(document: Document, key: Key) -> ConfigError:
     name = str(key[-1])
     fields = Profile.model_fields if key[0] == "profiles" else SweepFile.model_fields
-    return unknown_key(document, key, fields, SWEEP, of_runs(name))
+    return unknown_key(document, key, fields, SWEEP, of_runs(name, {*fields, *SWEEP}))
 
 
-def of_runs(name: str, own: Mapping[str, str] = SWEEP) -> tuple[str, str] | None:
+def of_runs(name: str, own: Collection[str]) -> tuple[str, str] | None:
     """What is wrong with a key of a file, and what to do, where it is a setting of the runs or of
-    their jobs; None for others and for `own` words of the file."""
+    their jobs; None for others and for `own` keys and words of the file."""
     word = plain(name)
     if word in own:
         return None

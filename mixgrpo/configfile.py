@@ -20,7 +20,7 @@ from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
 from mixgrpo.escape import shortened
 from mixgrpo.models import model_names
 from mixgrpo.rewards import reward_names
-from mixgrpo.suggest import nearest_setting, slurm_wish
+from mixgrpo.suggest import nearest_setting, plain, slurm_wish
 from mixgrpo.yamlfile import Document, Key, dump_yaml, nearest_file, parse_yaml, read_yaml
 
 NOWHERE = Place("configuration")
@@ -315,10 +315,12 @@ def _unknown_key(dotted: str, place: Place) -> ConfigError:
     keys = known_keys()
     outer, _, last = dotted.rpartition(".")
     sections = _sections()
-    if outer and last in sections | {key for key in keys if "." not in key}:
-        fix = f"{last} stands at the margin, not below {outer}; indent it less"
-    elif not outer and (wish := slurm_wish(dotted, keys)):
+    if outer in ("", "slurm") and (wish := slurm_wish(dotted, keys)):
         fix = f"did you mean {wish}? Write it below `slurm:` of a sweep"
+    elif outer and last in sections | {key for key in keys if "." not in key}:
+        fix = f"{last} stands at the margin, not below {outer}; indent it less"
+    elif plain(dotted) in sections:
+        fix = f"did you mean {plain(dotted)}?"
     else:
         near = nearest_setting(dotted, keys)
         section = difflib.get_close_matches(dotted, sections, n=1, cutoff=0.75)

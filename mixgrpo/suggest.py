@@ -20,6 +20,7 @@ RUN = {
     "optimizer.beta": "optimizer.betas",
     "adam_epsilon": "optimizer.options",
     "eps": "optimizer.options",
+    "optimizer.epsilon": "optimizer.options",
     "momentum": "optimizer.options",
     "wd": "optimizer.weight_decay",
     "adam_weight_decay": "optimizer.weight_decay",
@@ -29,6 +30,7 @@ RUN = {
     "clip_grad_norm": "optimizer.max_grad_norm",
     "clip_grad": "optimizer.max_grad_norm",
     "max_norm": "optimizer.max_grad_norm",
+    "optimizer.clip": "optimizer.max_grad_norm",
     "warmup_steps": "optimizer.warmup",
     "warmup_iterations": "optimizer.warmup",
     "lr_warmup_steps": "optimizer.warmup",
@@ -178,6 +180,10 @@ RUN = {
     "eval_freq": "evaluation.every",
     "eval_steps": "evaluation.every",
     "eval_interval": "evaluation.every",
+    "evaluation.interval": "evaluation.every",
+    "evaluation.freq": "evaluation.every",
+    "evaluation.batch_size": "compute.micro_batch",
+    "evaluation.num_samples": "evaluation.images_per_prompt",
     "images_per_eval_prompt": "evaluation.images_per_prompt",
     "save_steps": "output.checkpoint_every",
     "save_freq": "output.checkpoint_every",
@@ -356,8 +362,11 @@ def plain(name: str) -> str:
 
 def slurm_wish(name: str, settings: Iterable[str]) -> str | None:
     """What a job asks Slurm for that is meant by a name; None for one that settings of runs, dotted
-    `settings`, have too."""
+    `settings`, have too, unless it begins with `slurm.`."""
     word = plain(name)
+    if word.startswith("slurm."):
+        word = word.removeprefix("slurm.")
+        return SLURM.get(word, word)
     if word in RUN or any(key.rpartition(".")[2] == word for key in settings):
         return None
     return SLURM.get(word, word if word in SLURM.values() else None)
@@ -370,13 +379,16 @@ def nearest_setting(dotted: str, keys: Iterable[str]) -> str | None:
     section, _, last = word.rpartition(".")
     # The right name in the wrong section, or without one.
     same = [key for key in known if key.rpartition(".")[2] == last]
-    if same:
+    if same and not (section and word in RUN):
         near = difflib.get_close_matches(word, same, n=1, cutoff=0.0)
         return known[near[0]]
-    for name in (word, last, word.replace(".", "_")):
-        if name in RUN:
-            return RUN[name]
     inside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    meant = next((RUN[name] for name in (word, word.replace(".", "_"), last) if name in RUN), None)
+    if meant and section == "evaluation" and word not in RUN:  # it has the sampler's words, too
+        near = difflib.get_close_matches(last, inside, n=1, cutoff=0.8)
+        meant = inside.get(meant.rpartition(".")[2]) or (inside[near[0]] if near else meant)
+    if meant:
+        return meant
     near = difflib.get_close_matches(last, inside, n=1, cutoff=0.6)
     if near:
         return known[inside[near[0]]]

@@ -213,4 +213,4 @@ def _unknown_key(document: Document, key: Key) -> ConfigError:
     if "space" in key:
         return unknown_key(document, key, RangeText.model_fields, RANGE)
     known = Part.model_fields if "profiles" in key else SearchFile.model_fields
-    return unknown_key(document, key, known, SEARCH, of_runs(str(key[-1]), SEARCH))
+    return unknown_key(document, key, known, SEARCH, of_runs(str(key[-1]), {*known, *SEARCH}))

@@ -82,6 +82,11 @@ def test_an_error_of_every_arm_is_said_once(tmp_path: Path) -> None:
     [
         (GRID + "lr: 1", 5, "did you mean optimizer.lr? Write it below `set:`"),
         (GRID + "window.size: 3", 5, "is a setting of the runs; write it below `set:`"),
+        (GRID + "Name: t", 5, "Name: unknown key; did you mean name?"),
+        (GRID.replace("seeds", "Seeds"), 4, "Seeds: unknown key; did you mean seeds?"),
+        (GRID + "arms: {a: {LABEL: x}}", 5, "did you mean label?"),
+        (GRID + "set: {slurm.time: 3}", 5, "did you mean time? Write it below `slurm:`"),
+        (GRID + "slurm.time: 3", 5, "did you mean time? Write it below `slurm:`"),
         (GRID + "mem: 3", 5, "did you mean memory_gb? Write it below `slurm:`"),
         (GRID + "partition: a", 5, "Write it below `slurm:`"),
         (GRID + "baseline: a", 5, "did you mean reference?"),
@@ -165,6 +170,7 @@ def test_a_key_in_the_wrong_place_or_of_another_name(
         ("trials: 4", "trials: 4\nseeds: 1000000000", 6, "1,000,000,000 seeds are more than"),
         ("trials: 4", "trials: 20000\nseeds: 100", 5, "20,000 trials of 100 seeds are more than"),
         ("trials: 4", "n_trials: 4", 5, "did you mean trials?"),
+        ("trials: 4", "trials: 4\nSeeds: 2", 6, "Seeds: unknown key; did you mean seeds?"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(

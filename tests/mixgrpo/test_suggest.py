@@ -61,6 +61,16 @@ def test_every_word_of_the_field_leads_to_a_key_that_exists(
         ("optimiser.lr", "optimizer.lr"),
         ("evaluation.step", "evaluation.steps"),
         ("widnow.size", "window.size"),
+        ("evaluation.num_inference_steps", "evaluation.steps"),
+        ("evaluation.num_images_per_prompt", "evaluation.images_per_prompt"),
+        ("evaluation.num_prompts", "evaluation.prompts"),
+        ("evaluation.flow_shift", "evaluation.shift"),
+        ("evaluation.interval", "evaluation.every"),
+        ("evaluation.guidance_scale", "model.guidance"),
+        ("eval.num_steps", "evaluation.steps"),
+        ("optimizer.epsilon", "optimizer.options"),
+        ("optimizer.clip", "optimizer.max_grad_norm"),
+        ("model.optimizer_type", "optimizer.name"),
     ],
 )
 def test_a_setting_is_known_by_its_other_names(given: str, meant: str) -> None:
@@ -74,7 +84,10 @@ def test_what_is_like_nothing_suggests_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("name", "wish"),
-    [("mem", "memory_gb"), ("gpus", "gpus"), ("walltime", "time"), ("timeout", None), ("lr", None)],
+    [
+        *[("mem", "memory_gb"), ("gpus", "gpus"), ("walltime", "time"), ("timeout", None)],
+        *[("lr", None), ("slurm.time", "time"), ("slurm.timeout", "time"), ("slurm.seed", "seed")],
+    ],
 )
 def test_what_a_job_asks_for_is_known_by_its_other_names(name: str, wish: str | None) -> None:
     assert suggest.slurm_wish(name, known_keys()) == wish
@@ -102,6 +115,11 @@ def test_wrong_indentation_has_a_hint(tmp_path: Path) -> None:
         "run.yaml:6: sampler.seed: unknown key; seed stands at the margin, not below sampler; "
         "indent it less",
     ]
+
+
+def test_a_section_in_capitals_is_known(tmp_path: Path) -> None:
+    (said,) = errors("Window: {size: 4}\n", tmp_path)
+    assert said == "run.yaml:1: Window: unknown key; did you mean window?"
 
 
 def test_all_errors_of_a_run_are_said_at_once_even_what_does_not_fit_together(
