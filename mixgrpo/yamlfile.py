@@ -39,6 +39,9 @@ MOST_INTEGER = 2**63 - 1
 MOST_DIGITS = 100
 """Characters of a number."""
 
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+"""What ends a line in YAML 1.1, which PyYAML reads, and in no editor."""
+
 _NUMBER_KEYS = {"paper_rows"}
 """Below these, keys may be numbers; elsewhere they are texts."""
 
@@ -113,6 +116,12 @@ class _Refused(yaml.MarkedYAMLError):
 
 class _Dumper(yaml.SafeDumper):
     """Writes plain data so that YAML 1.1 and 1.2 read the same."""
+
+    def analyze_scalar(self, scalar: str) -> Any:
+        found = super().analyze_scalar(scalar)
+        if _LINE_ENDS.search(scalar):  # double quotes alone escape them
+            found.allow_single_quoted = found.allow_block = False
+        return found
 
 
 for _tag, _pattern in _RESOLVERS.items():
@@ -195,6 +204,13 @@ class _Reading:
         self.errors = ErrorList()
 
     def read(self, text: str) -> Any:
+        if wrong := _LINE_ENDS.search(text):
+            code = ord(wrong[0])
+            raise self._error(
+                text.count("\n", 0, wrong.start()) + 1,
+                f"the character U+{code:04X} ends a line to some readers of YAML",
+                f'leave it out, or write "\\u{code:04x}" in double quotes',
+            )
         try:
             node = _Loader(text).get_single_node()
         except ReaderError as error:

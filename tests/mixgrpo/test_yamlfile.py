@@ -122,6 +122,10 @@ def test_rows_of_a_published_table_may_be_numbers(tmp_path: Path) -> None:
         ("u: http://x\n  b: 1", 2, "mapping values are not allowed here; indent"),
         ('a: 1\nb: {c: "d:E}\nf: 1', 2, "a quoted text that begins here has no end; close the"),
         (b"a: 1\nb: \x00", 2, "the character U+0000"),
+        *[
+            (f"a: 1\nb: x{char} y\nc: 1", 2, f'leave it out, or write "\\u{ord(char):04x}" in')
+            for char in "\x85\u2028\u2029"
+        ],
         ('a: 1\nb: "x\\0y"', 2, "the character U+0000 cannot be part of a text; leave it out"),
         ('a: 1\nb: {"x\\ud800": 1}', 2, "the character U+D800 cannot be part of a text"),
         (b"a: 1\nb: \xff", 2, "byte 0xff is not UTF-8; save the file as UTF-8"),
@@ -196,6 +200,11 @@ def test_what_is_written_is_read_back_by_both_versions(data: dict[str, Any]) -> 
     text = dump_yaml(data)
     assert parse_yaml(text, HERE) == data
     assert yaml.safe_load(text) == data
+
+
+def test_what_ends_a_line_to_yaml_alone_is_written_so_that_it_is_read_back() -> None:
+    data = {"a": "x\u2028y\x85", "b\u2029": "é"}
+    assert parse_yaml(dump_yaml(data, allow_unicode=True), HERE) == data
 
 
 def test_what_earlier_versions_wrote_is_written_alike() -> None:
