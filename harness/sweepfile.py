@@ -4,9 +4,10 @@ What the keys mean together is `harness.spec`'s work.
 """
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any
 
 from pydantic import Field, StrictInt, ValidationError
@@ -108,7 +109,7 @@ def read_file(path: Path) -> tuple[Document, SweepFile]:
     try:
         return document, SweepFile.model_validate(as_tuples(document.data))
     except ValidationError as error:
-        found = explain_all(document, error, _explain)
+        found = explain_all(document, error, _explain, {**SWEEP, **SweepFile.model_fields})
     raise all_errors([*found, *wrong_settings(document)])
 
 
@@ -157,6 +158,12 @@ ARM_WORDS = ("base", "label", "slurm")
 """What an arm may have beside its settings."""
 
 
+def _of_an_arm(key: str) -> bool:
+    """Whether a key looks like what stands below an arm's name."""
+    known = is_section(key) or key in (*ARM_WORDS, "set")
+    return known or nearest_setting(key, known_keys()) is not None
+
+
 def wrong_word_of_arm(key: str) -> str:
     """What is wrong with a key that looks like an arm's own and is none; empty for a setting."""
     if plain(key) == "set":
@@ -193,8 +200,10 @@ def explain_all(
     document: Document,
     error: ValidationError,
     explain: Callable[[Document, Key, ErrorDetails], ConfigError],
+    words: Collection[str],
 ) -> list[ConfigError]:
-    """Every error of a file, in the order of its lines."""
+    """Every error of a file, in the order of its lines. `words`: its own keys, and those that mean
+    them."""
     # A union reports each of its members: the error deepest in the file is the one that was meant.
     by_key: dict[Key, ErrorDetails] = {}
     missing = []
@@ -206,8 +215,57 @@ def explain_all(
             if key not in by_key or by_key[key]["type"].endswith("_type"):
                 by_key[key] = details
     outer = {key[:n] for key in by_key for n in range(len(key))}
-    found = [explain(document, key, e) for key, e in by_key.items() if key not in outer]
+    found = []
+    for key, details in by_key.items():
+        # A word of a profile in place of its name.
+        at = key[:2] if key[:1] == ("profiles",) and {*key[1:2]} & {*words} else key
+        if details["type"] in _STRAY and (empty := empty_before(document, at, by_key, words)):
+            found.append(beside_empty(document, at, empty))
+        elif key not in outer:
+            found.append(explain(document, key, details))
     return [*found, *(explain(document, file_key(document, e["loc"]), e) for e in missing)]
+
+
+_STRAY = ("extra_forbidden", "dict_type", "model_type")
+"""Errors of a key that stands where it means nothing."""
+
+_HOLDS: dict[str, tuple[type, ...]] = {
+    "set": (object,),
+    "slurm": (object,),
+    "grid": (list,),
+    "space": (list, dict),
+    "arms": (dict, NoneType),
+    "profiles": (dict, NoneType),
+    "probes": (dict, NoneType),
+    "paper_rows": (str, int, float),
+}
+"""What may stand below a key of a file."""
+
+
+def empty_before(
+    document: Document, key: Key, wrong: Container[Key] = (), words: Container[str] = ()
+) -> str:
+    """The key that `key`, which is wrong where it stands, was to be indented below: the one before
+    it that is empty, with only `wrong` ones in between. Empty where it may be one of `words`."""
+    *outer, last = key
+    beside: Any = document.data
+    for part in outer:
+        beside = beside.get(part) if isinstance(beside, dict) else None
+    if not isinstance(beside, dict) or last not in beside:
+        return ""
+    value, names, named = beside[last], list(beside), outer[-1:] and outer[-1] in _HOLDS
+    if outer[-1:] == ["arms"] and not _of_an_arm(str(last)):
+        return ""
+    if not named and plain(str(last)) in words and not isinstance(value, dict):
+        return ""
+    for name in reversed(names[: names.index(last)]):
+        here = (*outer, name)
+        if beside[name] is None and document.place(here) != document.place(key):
+            stray = named or here in wrong
+            return str(name) if stray or isinstance(value, _HOLDS.get(str(name), ())) else ""
+        if here not in wrong:
+            break
+    return ""
 
 
 def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
@@ -237,6 +295,12 @@ def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
 def error_at(document: Document, key: Key, message: str, fix: str = "") -> ConfigError:
     """An error about a key of the file."""
     return ConfigError(message, place=document.place(key), key=".".join(map(str, key)), fix=fix)
+
+
+def beside_empty(document: Document, key: Key, empty: str) -> ConfigError:
+    """The error of a key that was to be indented below an `empty` one."""
+    said = f"stands beside `{empty}:`, which is empty"
+    return error_at(document, key, said, f"indent it below `{empty}:`")
 
 
 def missing_key(document: Document, key: Key, error: ErrorDetails, kind: str) -> ConfigError:
@@ -310,6 +374,11 @@ def check_setting(
         raise error_at(document, key, message)
     if dotted == "seed":
         raise error_at(document, key, f"is not a setting of an arm; give `seeds:` of the {word}")
+    of_arm = key[-3:-2] == ("arms",) and (
+        f"{key[-2]}.{dotted}" in known_keys() or key[-2] in (*ARM_WORDS, "set")
+    )
+    if of_arm and (empty := empty_before(document, key[:-1])):
+        raise beside_empty(document, key[:-1], empty)
     check_key(dotted, document.place(key))
 
 

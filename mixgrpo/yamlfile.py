@@ -275,13 +275,16 @@ class _Reading:
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[Any, Any]:
         data: dict[Any, Any] = {}
-        for name_node, value_node in node.value:
+        for index, (name_node, value_node) in enumerate(node.value):
             line = name_node.start_mark.line + 1
             with self.errors.collected():
                 name = self._name(name_node, line, bool(key) and key[-1] in _NUMBER_KEYS)
                 here = (*key, str(name))
                 if name in data:
-                    raise self._error(line, f"{shown_key(name)} is given twice", "keep one")
+                    empty = "" if node.flow_style else _empty_before(node.value[:index], str(name))
+                    fix = f", or indent each below the empty key above it, here {empty}"
+                    said = f"{shown_key(name)} is given twice"
+                    raise self._error(line, said, "keep one" + (fix if empty else ""))
                 self.lines[here] = line
                 data[name] = self._value(value_node, here)
         return data
@@ -343,6 +346,16 @@ class _Reading:
                 raise self._error(line, f"{shortened(text)} is too large for a whole number")
             return value
         return float(re.sub(r"\.(?=[iInN])", "", text))  # .inf is inf to Python
+
+
+def _empty_before(pairs: list[tuple[yaml.Node, yaml.Node]], name: str) -> str:
+    """The last key without a value that stands after the key `name`; empty for none."""
+    for key, value in reversed(pairs):
+        if key.value == name:
+            break
+        if value.tag == f"{_TAG}null":
+            return shown_key(key.value)
+    return ""
 
 
 def _plainly(text: str) -> str:

@@ -169,7 +169,7 @@ def read_search_file(path: Path) -> tuple[Document, SearchFile]:
     try:
         return document, SearchFile.model_validate(as_tuples(document.data))
     except ValidationError as error:
-        found = explain_all(document, error, _explain)
+        found = explain_all(document, error, _explain, {**SEARCH, **SearchFile.model_fields})
     raise all_errors([*found, *wrong_settings(document, SearchFile, "search")])
 
 

@@ -108,6 +108,36 @@ def test_a_key_in_the_wrong_place_or_of_another_name(
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("grid:\nwindow.interval: [1, 2]\nseeds: 2", {4: "grid"}),
+        ("set:\nwindow: {size: 3}\n" + GRID, {4: "set"}),
+        ("slurm:\npartition: a\n" + GRID, {4: "slurm"}),
+        ("arms:\n  a:\n  window.size: 2\n  window.stride: 3\nseeds: 2", {5: "a", 6: "a"}),
+        ("arms:\n  a:\n  window: {size: 2}\nseeds: 2", {5: "a"}),
+        ("arms:\n  a:\n  slurm: {gpus: 2}\nseeds: 2", {5: "a"}),
+        ("arms:\na: {window.size: 2}\ncontrol: {}\nseeds: 2", {4: "arms", 5: "arms"}),
+        ("arms:\na:\nwindow.size: 2\nseeds: 2", {4: "arms", 5: "a"}),
+        (GRID + "profiles:\n  gpu:\n  set: {window.size: 3}", {7: "gpu"}),
+        (GRID + "profiles:\n  gpu:\n    set:\n    window.size: 3", {8: "set"}),
+        (GRID + "probes:\nhybrid:", {6: "probes"}),
+        ("set:\nseed: 3\n" + GRID, {}),
+        ("notes:\nfoo: 3\n" + GRID, {}),
+        ("arms:\nsedes: 2", {}),
+        ("arms:\n  a:\n  other: 2\nseeds: 2", {}),
+    ],
+)
+def test_what_was_to_be_indented_below_an_empty_key(
+    tmp_path: Path, text: str, found: dict[int, str]
+) -> None:
+    said = [one for one in sweep_errors(tmp_path, text + "\n") if "indent it below" in one]
+    assert len(said) == len(found)
+    for one, (line, key) in zip(said, found.items(), strict=True):
+        assert one.startswith(f"t.yaml:{line}: ")
+        assert one.endswith(f"stands beside `{key}:`, which is empty; indent it below `{key}:`")
+
+
+@pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
         ("{low: 1, high: 9}", "{low: 1.0, high: 2.0}", 4, "low 1.0: expected a valid integer"),
@@ -170,6 +200,7 @@ def test_a_key_in_the_wrong_place_or_of_another_name(
         ("trials: 4", "trials: 4\nseeds: 1000000000", 6, "1,000,000,000 seeds are more than"),
         ("trials: 4", "trials: 20000\nseeds: 100", 5, "20,000 trials of 100 seeds are more than"),
         ("trials: 4", "n_trials: 4", 5, "did you mean trials?"),
+        ("space:\n  ", "space:\n", 4, "is empty; indent it below `space:`"),
         ("trials: 4", "trials: 4\nSeeds: 2", 6, "Seeds: unknown key; did you mean seeds?"),
     ],
 )

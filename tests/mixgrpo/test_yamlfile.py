@@ -104,6 +104,8 @@ def test_rows_of_a_published_table_may_be_numbers(tmp_path: Path) -> None:
     ("text", "line", "words"),
     [
         ("a: 1\nb: 2\na: 3", 3, "a is given twice; keep one"),
+        ("a: {b: , x: 1, c: , x: 2}", 1, "x is given twice; keep one"),
+        ("a:\n  b:\n  x: 1\n  c:\n  x: 2", 5, "x is given twice; keep one, or indent each below "),
         ("a: &x {b: 1}\nc:\n  <<: *x", 3, "`<<` merges mappings in YAML 1.1 only; write the keys"),
         ("a: 1\n\tb: 2", 2, "indent with spaces"),
         ("a: 1\n---\nb: 2", 2, "there are several documents"),
