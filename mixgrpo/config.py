@@ -559,12 +559,14 @@ def _fits_model(config: RunConfig) -> None:
                     f"compute.{name} is of models of diffusers ({', '.join(DIFFUSION)}), not of "
                     f"model {model.name}; leave it out",
                     f"compute.{name}",
+                    "model.name",
                 )
         if config.evaluation.shift == "dynamic":
             raise Conflict(
                 f"evaluation.shift dynamic: model {model.name} has no schedule of its own; give a "
                 "number",
                 "evaluation.shift",
+                "model.name",
             )
         return
     for key in ("train", "held_out"):
@@ -575,6 +577,7 @@ def _fits_model(config: RunConfig) -> None:
                 f"rewards.{key} has {of_scenes[0]}, which judges pictures of the embedded task "
                 f"alone; name rewards for model {model.name} (docs/models.md)",
                 f"rewards.{key}",
+                "model.name",
             )
     for key in ("train", "held_out"):
         if getattr(config.prompts, key) is None:

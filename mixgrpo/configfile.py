@@ -5,8 +5,10 @@ Every value remembers the place it came from, so that an error can point there.
 """
 
 import difflib
+import re
 import shlex
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -94,30 +96,35 @@ class Layers:
             # Before what the model's settings are judged by.
             with errors.collected():
                 self._check_name(("model", "name"), model["name"], _names(tuple(sys.path))[0])
-        config = self._parse(as_tuples(data), errors)
-        if config is not None:
-            self._check_names(config, errors)
-        dotted = [key for key in data if key not in RunConfig.model_fields and key in known_keys()]
-        if dotted or any(one.key == "model.name" for one in errors.errors):
-            # What does not fit together has no key, and may fit the model or value that is meant.
-            errors.errors = [one for one in errors.errors if one.key]
+        self._check_names(data.get("rewards"), errors)
+        wrong = {key.partition(".")[0] for key in data if "." in key and key in known_keys()}
+        wrong |= {"model" for one in errors.errors if one.key == "model.name"}
+        config = self._parse(as_tuples(data), errors, frozenset(wrong))
         errors.raise_all()
         assert config is not None
         return config
 
-    def _parse(self, data: dict[str, Any], errors: ErrorList) -> RunConfig | None:
-        """The configuration; None where it cannot be made even without the keys that are none."""
+    def _parse(
+        self, data: dict[str, Any], errors: ErrorList, wrong: frozenset[str]
+    ) -> RunConfig | None:
+        """The configuration, by default where `wrong` sections were or a key is none; None where
+        what is left does not fit together. The errors are added, but none that a wrong section may
+        make."""
         try:
             return RunConfig.model_validate(data)
         except ValidationError as error:
             details = error.errors()
-        errors.errors += self._explain(details, data)
+        errors.errors += self._explain(details, data, wrong)
         unknown = [d["loc"] for d in details if d["type"] == "extra_forbidden"]
-        if len(unknown) < len(details):
+        bad = {str(d["loc"][0]) for d in details if d["loc"] and d["loc"] not in unknown}
+        if not bad and not unknown:
             return None
-        return self._parse(_without(data, unknown), errors)
+        left = {key: value for key, value in _without(data, unknown).items() if key not in bad}
+        return self._parse(left, errors, wrong | bad)
 
-    def _explain(self, details: list[ErrorDetails], data: dict[str, Any]) -> list[ConfigError]:
+    def _explain(
+        self, details: list[ErrorDetails], data: dict[str, Any], wrong: Collection[str] = ()
+    ) -> list[ConfigError]:
         found = []
         while details:
             first, *details = details
@@ -132,7 +139,11 @@ class Layers:
             elif first["type"] == "value_error":
                 error = first["ctx"]["error"]
                 conflicts = error.conflicts if isinstance(error, Conflict) else [error]
-                found += [self._conflict(key, one) for one in conflicts]
+                sections = [
+                    {k.partition(".")[0] for k in getattr(c, "keys", ())} for c in conflicts
+                ]
+                fit = zip(conflicts, sections, strict=True)
+                found += [self._conflict(key, one) for one, of in fit if not of & {*wrong}]
             else:
                 found.append(self._simple(key, first))
         return found
@@ -172,18 +183,23 @@ class Layers:
     def _error(self, key: Key, message: str) -> ConfigError:
         return ConfigError(message, place=self.place(key), key=".".join(map(str, key)))
 
-    def _check_names(self, config: RunConfig, errors: ErrorList) -> None:
+    def _check_names(self, given: Any, errors: ErrorList) -> None:
+        """Of rewards, whatever else is wrong with them."""
+        given = given if isinstance(given, dict) else {}
         _, rewards = _names(tuple(sys.path))
-        for name in config.rewards.classes:
+        classes = given.get("classes")
+        for name in classes if isinstance(classes, dict) else ():
             if name in rewards:
                 key = ("rewards", "classes", name)
                 said = "is a reward's name already; give the class another one"
                 errors.errors.append(self._error(key, said))
-        rewards = [*rewards, *config.rewards.classes]
+        rewards = [*rewards, *(classes if isinstance(classes, dict) else ())]
         for field_ in ("train", "held_out", "options"):
-            for name in getattr(config.rewards, field_):
+            names = given.get(field_)
+            for name in names if isinstance(names, dict | list | tuple) else ():
                 with errors.collected():
-                    self._check_name(("rewards", field_), name, rewards)
+                    if isinstance(name, str) and re.match(r"[A-Za-z0-9][\w.-]*$", name):
+                        self._check_name(("rewards", field_), name, rewards)
 
     def _check_name(self, key: Key, name: str, known: list[str]) -> None:
         if name in known:

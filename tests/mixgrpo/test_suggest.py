@@ -137,6 +137,26 @@ def test_all_errors_of_a_run_are_said_at_once_even_what_does_not_fit_together(
     assert [one.split(":")[1] for one in said] == ["1", "2"]
     said = errors("lr: 1\nobjective: {updates: 40}\noptimizer: {name: adam}\n", tmp_path)
     assert [one.split(":")[1] for one in said] == ["1", "2", "3"]
+    names = "rewards:\n  train: {compostion: 1.0}\n  held_out: [pallete]\n"
+    names += "optimizer: {name: adam}\nobjective: {updates: 40}\n"
+    wrong = "  classes: {warm: a.Warm}\nmodel: {name: flux1}\nsampler: {kernel: sde}\n"
+    assert [one.split(":")[1] for one in errors(names, tmp_path)] == ["2", "3", "4", "5"]
+    said = errors(names.replace("optim", f"{wrong}optim"), tmp_path)
+    assert [one.split(":")[1] for one in said] == [*"2345678"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "window: {size: x, start: 22}\nsampler: {steps: 23}\n",
+        "sampler: {steps: x}\nwindow: {start: 24}\n",
+        "rollout: {group_size: x}\nobjective: {updates: 40}\n",
+        "rewards: {train: {composition: x}, held_out: [composition]}\n",
+        "model: {name: scens, height: 32}\nevaluation: {shift: dynamic}\n",
+    ],
+)
+def test_what_a_wrong_section_may_make_is_not_said(text: str, tmp_path: Path) -> None:
+    assert len(errors(text, tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
