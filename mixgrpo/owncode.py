@@ -52,11 +52,13 @@ def own_code(config: RunConfig) -> dict[str, Modules]:
 
 def unseen(config: RunConfig) -> list[str]:
     """A warning for each part of a run's own code that has imported what its digests do not cover,
-    as by a changed `sys.path` or by names that are computed. To be asked after it was loaded."""
-    values = {what: point.value for what, (point, _) in _points(config).items()}
-    if _optimizers_module(config) is not None:
-        values[f"optimizer {config.optimizer.name}"] = config.optimizer.name
-    code = own_code(config)
+    as by a changed `sys.path` or by names that are computed. To be asked after it was loaded, and
+    after something was computed with `all_of` noted, which may be the work of any part."""
+    values, code = _values(config), own_code(config)
+    if len(values) > 1:
+        together = " or ".join(values)
+        code[together] = {name: one for part in code.values() for name, one in part.items()}
+        values[together] = all_of(config)
     texts = []
     for what, value in values.items():
         others = {k: v for k, v in imported(value).items() if k not in code.get(what, {})}
@@ -69,6 +71,19 @@ def unseen(config: RunConfig) -> list[str]:
                 "from a folder of PYTHONPATH"
             )
     return texts
+
+
+def all_of(config: RunConfig) -> str:
+    """What `modules.imports_noted` notes as that of a run's own code, whichever part runs."""
+    return " or ".join(_values(config).values())
+
+
+def _values(config: RunConfig) -> dict[str, str]:
+    """By what it is, what names each part of a run's own code."""
+    values = {what: point.value for what, (point, _) in _points(config).items()}
+    if _optimizers_module(config) is not None:
+        values[f"optimizer {config.optimizer.name}"] = config.optimizer.name
+    return values
 
 
 def _points(config: RunConfig) -> dict[str, tuple[EntryPoint, str]]:

@@ -30,6 +30,7 @@ from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.folder import Measured, check_unchanged, claim, is_finished, write_result
 from mixgrpo.foreign import exits_are_errors
 from mixgrpo.manifest import checkpoints
+from mixgrpo.modules import imports_noted
 from mixgrpo.owncode import Modules, own_code
 from mixgrpo.phase import PhaseFile
 from mixgrpo.places import anchored, check_folder, nothing_left
@@ -144,12 +145,12 @@ class _Run:
         self.config, self.folder, self.ranks = config, folder, ranks
         self.phase = phase
         self.given, self.home = given, home
+        self.own_code, self.unseen = owncode.all_of(config), set[str]()
         phase.enter("loading")
         self.trainer = Trainer(config, ranks)
         if ranks.first:
             check_unchanged(config, folder)
-            for text in owncode.unseen(config):
-                warnings.warn(text, stacklevel=2)
+            self._warn_of_unseen()
         self.made_on = {
             "device": torch.device(ranks.device).type,
             "threads": torch.get_num_threads(),
@@ -194,7 +195,8 @@ class _Run:
                     self._save(done)
                 return "stopped"
             self.phase.enter("training", done / self.config.iterations)
-            line = self.trainer.iterate(done)
+            with imports_noted(self.own_code):
+                line = self.trainer.iterate(done)
             if self.ranks.first:
                 should_stop()  # raises where the folder is not this run's any more, before a write
                 self._say(line)
@@ -276,6 +278,12 @@ class _Run:
             rewards,
         )
 
+    def _warn_of_unseen(self) -> None:
+        """Warn, once, of each import that the run's name does not know."""
+        texts = owncode.unseen(self.config)
+        self._tell([text for text in texts if text not in self.unseen])
+        self.unseen |= set(texts)
+
     def _tell(self, texts: list[str]) -> None:
         for text in texts:
             warnings.warn(text, stacklevel=2)
@@ -304,11 +312,15 @@ class _Run:
     def _evaluate(self, done: int) -> None:
         begin = time.perf_counter()
         shown = self._shown() if self.ranks.first else []
-        judged = self.trainer.evaluate(
-            self.ranks.gather_objects(shown)[0], lambda part: self.phase.enter("evaluating", part)
-        )
+        with imports_noted(self.own_code):
+            judged = self.trainer.evaluate(
+                self.ranks.gather_objects(shown)[0],
+                lambda part: self.phase.enter("evaluating", part),
+            )
         if not self.ranks.first:
             return
+        with contextlib.suppress(UnidentifiedError):  # what was there in the beginning counts
+            self._warn_of_unseen()
         line: dict[str, Any] = {"iteration": done}
         for name, scores in judged.scores.items():
             line[f"reward_{name}_mean"] = float(scores.mean())

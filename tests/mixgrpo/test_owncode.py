@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -397,3 +398,48 @@ def test_what_only_an_import_shows_is_said(
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.warns(UserWarning, match=said):
         run(config, place / "run")
+
+
+LATE = {
+    "a computed name": "importlib.import_module(name)",
+    "a changed path": "sys.path.append({lib!r}); import {name}",
+}
+SGD = """
+class SGD(torch.optim.SGD):
+    def step(self, closure=None):
+        {late}
+        super().step()
+"""
+
+
+@pytest.mark.parametrize("how", LATE)
+@pytest.mark.parametrize("part", ["score", "step"])
+def test_what_is_imported_while_it_computes_is_said_once(
+    how: str, part: str, place: Path, toy_site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, lib = f"late_{part}_{how[-4:]}", str(place / "lib")
+    if "name" in how:
+        monkeypatch.syspath_prepend(lib)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    write(place / "lib" / f"{name}.py", "x = 1\n")
+    late = LATE[how].format(name=name, lib=lib)
+    source = RED.replace("        return", f"        {late}\n        return") + SGD.format(
+        late="pass"
+    )
+    if part == "step":
+        source = RED + SGD.format(late=late)
+    begin = f"import importlib, sys, torch\nname = '{name}'\n"
+    write(place / f"uses_{name}.py", begin + source)
+    rewards = {"train": {"red": 1.0}, "held_out": [], "classes": {"red": f"uses_{name}:Red"}}
+    optimizers = [{"name": f"uses_{name}.SGD"}] + [{}] * (part == "score")
+    for number, optimizer in enumerate(optimizers):
+        config = toy.config(iterations=2, rewards=rewards, optimizer=optimizer)
+        planned = config_hash(config)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(config, place / f"run{number}")
+        said = [str(one.message) for one in caught if name in str(one.message)]
+        whose = "reward red or model toy" + (f" or optimizer uses_{name}.SGD" if optimizer else "")
+        assert [text.partition(" (")[0] for text in said] == [f"{whose}: its code imports {name}"]
+        assert config_hash(config) == planned, "the run keeps its name"
+        sys.modules.pop(name)
