@@ -19,7 +19,7 @@ import typer
 from mixgrpo import signals
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.escape import one_line, visible, without_passwords
-from mixgrpo.foreign import exits_are_errors
+from mixgrpo.foreign import exits_are_errors, owes
 
 TrustOption = Annotated[
     bool,
@@ -33,6 +33,15 @@ def run(command: Callable[..., Any], ranks: bool = False) -> None:
     `ranks`: the command may be one of several processes of a run, which all read the same; the
     first of them says what is wrong with it.
     """
+    owes(1)
+    try:
+        _run(command, ranks)
+    except SystemExit as end:
+        owes(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _run(command: Callable[..., Any], ranks: bool) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     # Typer and click, which ends of the process pass through, would take them for their own.

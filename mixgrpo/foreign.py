@@ -61,10 +61,26 @@ _guarded = threading.local()
 _hard_exit = os._exit
 
 
+_owed: dict[int, int] = {}
+"""By its process, the code that a command ends with: 1 until it is known."""
+
+
 def _exit(code: int) -> NoReturn:
-    if getattr(_guarded, "process", None) == os.getpid():  # a child that was forked ends so
+    # A child that was forked ends as ever.
+    if getattr(_guarded, "process", None) == os.getpid():
         raise SystemExit(code)
+    if code % 256 == 0 and (owed := _owed.get(os.getpid(), 0)):
+        thread = threading.current_thread().name
+        text = f"error: os._exit({code}) was called in {thread}; {ENDS_THE_PROCESS}\n"
+        os.write(2, text.encode(errors="replace"))
+        code = owed
     _hard_exit(code)
+
+
+def owes(code: int) -> None:
+    """From now on `os._exit(0)`, in whatever thread or handler, ends this process with `code`."""
+    os._exit = _exit  # type: ignore[assignment]
+    _owed[os.getpid()] = code
 
 
 @contextmanager

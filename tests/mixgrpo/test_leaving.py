@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,44 @@ def test_what_is_imported_by_a_check_takes_the_run_nowhere(
     assert code == 0, err
     assert (tmp_path / "run" / "result.json").exists()
     assert torch.get_default_dtype() == torch.float32
+
+
+SAID = "error: os._exit(0) was called in {}; code that a run calls must raise an exception"
+ENDS = {
+    "another thread": (
+        "t = threading.Thread(target=os._exit, args=(0,), name='t'); t.start(); t.join()",
+        1,
+        [SAID.format("t")],
+    ),
+    "after an error": (
+        "atexit.register(os._exit, 0); raise ConfigError('no')",
+        2,
+        ["error: no", SAID.format("MainThread")],
+    ),
+    "after a defect": (
+        "atexit.register(os._exit, 0); raise ValueError",
+        1,
+        ["ValueError", SAID.format("MainThread")],
+    ),
+    "after success": ("atexit.register(os._exit, 0)", 0, []),
+    "with a code": ("atexit.register(os._exit, 5)", 5, []),
+    "a child": ("child = os.fork() or os._exit(0); assert os.waitpid(child, 0)[1] == 0", 0, []),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_no_process_ends_with_0_without_its_result(how: str) -> None:
+    body, code, said = ENDS[how]
+    source = (
+        "import atexit, os, threading\nfrom mixgrpo import cli\n"
+        f"from mixgrpo.errors import ConfigError\ndef main() -> None:\n    {body}\ncli.run(main)"
+    )
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == code, ended.stderr
+    assert bool(lines) == bool(said)
+    for line, text in zip(lines[-len(said) :], said, strict=False):
+        assert line.startswith(text)
 
 
 @pytest.mark.parametrize("seconds", [None, 60.0])
