@@ -17,6 +17,7 @@ from harness.job import TERMINAL_SIGNALS, TRAIN, make_job
 from harness.snapshot import Snapshot
 from harness.spec import Run
 from harness.store import RunState
+from mixgrpo.foreign import stays
 
 ExecutorName = Literal["inline", "local", "slurm"]
 
@@ -97,7 +98,7 @@ class Inline:
                 **start.shared,
             )
             os.environ.update(job.variables())
-            with environment.changed(dict.fromkeys(environment.strays())), _working_folder_kept():
+            with environment.changed(dict.fromkeys(environment.strays())), stays():
                 job.run(self.should_stop)
         return [start.name for start in starts[:1]]
 
@@ -190,17 +191,6 @@ def _fresh(logs: Path) -> Path:
     folder = logs / f"start{max(taken, default=0) + 1:03d}"
     folder.mkdir()
     return folder
-
-
-@contextmanager
-def _working_folder_kept() -> Iterator[None]:
-    """Code that an inline run calls may change the working directory; the launcher stays in its."""
-    before = os.open(".", os.O_RDONLY)
-    try:
-        yield
-    finally:
-        os.fchdir(before)
-        os.close(before)
 
 
 @contextmanager

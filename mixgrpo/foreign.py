@@ -123,13 +123,25 @@ def forks_end() -> Iterator[None]:
 
 
 @contextmanager
+def stays() -> Iterator[None]:
+    """The working directory is the same afterwards, whatever runs inside; also one without a name,
+    which was removed."""
+    before = os.open(".", os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+@contextmanager
 def settings_restored() -> Iterator[None]:
     """Whatever runs inside, the settings by which this process computes, warns and hears signals
     are the same afterwards. Other threads may see the changed ones until then.
 
-    Restored are what `_torch_settings` lists, the filters of warnings and the handlers of signals.
-    Not: generators of random numbers, of which nothing here uses the global ones; the environment;
-    the working directory, on which nothing here depends once it has begun.
+    Restored are what `_torch_settings` lists, the filters of warnings, the handlers of signals and
+    the working directory. Not: generators of random numbers, of which nothing here uses the global
+    ones; the environment.
     """
     settings = [(get(), get, set_) for get, set_ in _torch_settings()]
     filters, show = list(warnings.filters), warnings.showwarning
@@ -137,7 +149,7 @@ def settings_restored() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in numbers if main}
     try:
-        with hard_exits_raise(), forks_end():
+        with hard_exits_raise(), forks_end(), stays():
             yield
     finally:
         for before, get, set_ in settings:

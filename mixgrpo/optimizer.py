@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from mixgrpo.config import OptimizerConfig
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.foreign import in_words
+from mixgrpo.foreign import in_words, stays
 from mixgrpo.modules import imports_noted, is_standard
 
 _SETTINGS = ("lr", "betas", "weight_decay")
@@ -23,6 +23,7 @@ _NUMBERS: dict[str, torch.dtype] = {
 }
 
 
+@stays()
 def make_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:

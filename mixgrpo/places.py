@@ -7,8 +7,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixgrpo.atomic import followed, is_stream
-from mixgrpo.config import DIFFUSION, RunConfig
+from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError
+from mixgrpo.rewards import files_named
+from mixgrpo.scenes import SIZES
 
 
 def check_file(option: str, path: Path, makes_folder: bool = False) -> None:
@@ -83,9 +85,14 @@ def anchored(config: RunConfig) -> RunConfig:
     def fixed(name: str | None) -> str | None:
         return str(Path(name).absolute()) if name and Path(name).exists() else name
 
-    model, prompts = config.model, config.prompts
-    if model.name in DIFFUSION:
+    model, prompts, rewards = config.model, config.prompts, config.rewards
+    if model.name != "scenes" or model.checkpoint not in SIZES:
         model = model.model_copy(update={"checkpoint": fixed(model.checkpoint)})
     files = {"train": fixed(prompts.train), "held_out": fixed(prompts.held_out)}
     prompts = prompts.model_copy(update=files)
-    return config.model_copy(update={"model": model, "prompts": prompts})
+    options = {
+        name: {**given, **{key: fixed(value) for key, value in files_named(name, given).items()}}
+        for name, given in rewards.options.items()
+    }
+    rewards = rewards.model_copy(update={"options": options})
+    return config.model_copy(update={"model": model, "prompts": prompts, "rewards": rewards})

@@ -18,7 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import chdir, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def check(config: RunConfig, layers: Layers) -> None:
     if not is_plain(config):
         before = _code(config)
         # What is imported here may change what all of the process shares.
-        with settings_restored(), chdir(Path.cwd()):
+        with settings_restored():
             for _, one in check_code(config):
                 with errors.collected(), placed(layers):
                     one()

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.foreign import in_words
+from mixgrpo.foreign import in_words, stays
 from mixgrpo.modules import imports_noted, is_standard
 from mixgrpo.signals import Interrupted
 
@@ -26,6 +26,7 @@ def names(group: str, built_in: dict[str, str]) -> list[str]:
     return [*built_in, *(p.name for p in entry_points(group=group) if p.name not in built_in)]
 
 
+@stays()
 def load(group: str, built_in: dict[str, str], name: str, path: str | None = None) -> Any:
     """The object that `name` stands for; `path`, as `package.module:attribute`, says where it is.
 
@@ -38,6 +39,7 @@ def load(group: str, built_in: dict[str, str], name: str, path: str | None = Non
         return point.load()
 
 
+@stays()
 def make(
     group: str,
     built_in: dict[str, str],

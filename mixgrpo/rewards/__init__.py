@@ -217,19 +217,31 @@ def scoring_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     one's own say is not known: all count as they are, `checkpoint` apart, also where one is given
     its default.
     """
+    files = {key: _content(value) for key, value in files_named(name, options).items()}
     if name not in _BUILT_IN:
-        return {key: _content(v) if key == "checkpoint" else v for key, v in options.items()}
+        return {**options, **files}
     defaults = _DEFAULTS.get(name, {})
     return {
-        key: _content(value) if key in _IN_FILES else value
+        key: files.get(key, value)
         for key, value in options.items()
         if key not in PLACES and value != defaults.get(key)
     }
 
 
-def _content(value: Any) -> Any:
+def files_named(name: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """The options of a reward that may name a file or folder, which counts by what is in it."""
+    keys = _IN_FILES if name in _BUILT_IN else ("checkpoint",)
+    defaults = _DEFAULTS.get(name, {})
+    return {
+        key: value
+        for key, value in options.items()
+        if key in keys and isinstance(value, str) and value != defaults.get(key)
+    }
+
+
+def _content(value: str) -> str:
     """What is in the file or folder of that name; the name where it is one on the hub."""
-    return (contents(Path(value)) or value) if value and isinstance(value, str) else value
+    return (contents(Path(value)) or value) if value else value
 
 
 def _check_class(name: str, path: str, found: Any) -> None:

@@ -143,6 +143,14 @@ def test_what_is_right_passes(setting: str, desk: Path) -> None:
     assert refusal(desk, "iterations: 2", setting) == ("", [])
 
 
+def test_a_module_that_leaves_the_working_directory_loses_no_file(desk: Path) -> None:
+    (desk.parent / "own" / "wanders.py").write_text("import os\nos.chdir('/')\n" + REWARDS)
+    code = "classes: {good: 'wanders:Good'}, held_out: [good, hps], options: {hps: {checkpoint: F}}"
+    files = "prompts: {train: F, held_out: F}", f"rewards: {{{code}}}"
+    settings = [text.replace("F", "../own/prompts.txt") for text in files]
+    assert refusal(desk, "iterations: 2", "rollout.prompts: 2", *settings) == ("", [])
+
+
 def test_built_in_code_starts_no_process(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     assert refusal(desk, "iterations: 2", "model.checkpoint: small") == ("", [])

@@ -6,11 +6,15 @@ LEAVES=score:exit makes the reward's `score` call `sys.exit(0)`.
 import asyncio
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from tests.mixgrpo import toy
+
+went: list[str] = []
+"""Where the working directory was changed."""
 
 
 def leave(where: str) -> None:
@@ -30,6 +34,7 @@ def leave(where: str) -> None:
             raise GeneratorExit
         case "chdir":
             os.chdir("/")
+            went.append(where)
         case _:
             raise AssertionError(how)
 
@@ -37,8 +42,10 @@ def leave(where: str) -> None:
 class Leaving(toy.Brightness):
     name = "leaving"
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: str | None = None) -> None:
         leave("init")
+        if checkpoint is not None:
+            Path(checkpoint).read_bytes()
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         leave("score")

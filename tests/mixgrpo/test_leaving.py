@@ -20,7 +20,7 @@ from mixgrpo.foreign import in_words
 from mixgrpo.rewards import FunctionReward
 from mixgrpo.rewards.calls import score
 from mixgrpo.rewards.limit import limited
-from tests.mixgrpo import toy
+from tests.mixgrpo import leaving, toy
 from tests.mixgrpo.runs import outcome
 
 OWN = toy.config(
@@ -143,16 +143,19 @@ def test_a_run_stays_where_it_began(
     Path("prompts.txt").write_text("\n".join(toy.PROMPTS))
     models = OWN.model.model_copy(update={"name": "leaving"})
     files = OWN.prompts.model_copy(update=prompts)
-    config = OWN.model_copy(update={"model": models, "prompts": files})
+    options = {"options": {"leaving": {"checkpoint": "prompts.txt"}}}
+    rewards = OWN.rewards.model_copy(update=options)
+    config = OWN.model_copy(update={"model": models, "prompts": files, "rewards": rewards})
     assert train.run(config, Path("undisturbed")) == "finished"
     Path("run.yaml").write_text(dump_config(config))
     monkeypatch.setenv("LEAVES", f"{where}:chdir")
 
     def run(main: Any, words: list[str]) -> None:
         os.chdir(tmp_path)
+        leaving.went.clear()
         code, err = command(main, words, monkeypatch, capsys)
         assert code == 0, err
-        assert Path.cwd() == Path("/"), "the test's code was called"
+        assert where in leaving.went, "the test's code was called"
 
     run(train.main, ["run.yaml", "--out", "run"])
     assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
@@ -175,18 +178,26 @@ def test_a_run_stays_where_it_began(
     }
 
 
+@pytest.mark.filterwarnings("ignore:2 of the 2 held-out prompts are also trained on")
+@pytest.mark.parametrize("part", ["Red", "SGD"])
 def test_what_is_imported_by_a_check_takes_the_run_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command imports the reward's module before it begins."""
-    (tmp_path / "wanderer.py").write_text(
-        "import os, torch\nfrom tests.mixgrpo.toy import Red\n"
+    """The command imports the modules of a reward and an optimizer before it begins."""
+    (tmp_path / f"wanderer{part}.py").write_text(
+        "import os, torch\nfrom torch.optim import SGD\nfrom tests.mixgrpo.toy import Red\n"
         "os.chdir('/')\ntorch.set_default_dtype(torch.float64)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    rewards = {"train": {"red": 1.0}, "held_out": [], "classes": {"red": "wanderer:Red"}}
-    Path("run.yaml").write_text(dump_config(toy.config(rewards=rewards)))
+    red = "wandererRed:Red" if part == "Red" else "tests.mixgrpo.toy:Red"
+    optimizer = {"name": "wandererSGD.SGD"} if part == "SGD" else {}
+    classes = {"red": red, "leaving": "tests.mixgrpo.leaving:Leaving"}
+    rewards = {"train": {"red": 1.0}, "held_out": ["leaving"], "classes": classes}
+    rewards["options"] = {"leaving": {"checkpoint": "prompts.txt"}}  # read after the module
+    Path("prompts.txt").write_text("\n".join(toy.PROMPTS))
+    config = toy.config(rewards=rewards, prompts={"train": "prompts.txt"}, optimizer=optimizer)
+    Path("run.yaml").write_text(dump_config(config))
     code, err = command(train.main, ["run.yaml", "--out", "run"], monkeypatch, capsys)
     assert code == 0, err
     assert (tmp_path / "run" / "result.json").exists()

@@ -203,6 +203,11 @@ def missing(checkpoint, device):
 def refuses(checkpoint, device):
     from mixgrpo.errors import ConfigError
     raise ConfigError(f"{checkpoint}: holds another model; name one of mine")
+
+def wanders(checkpoint, device):
+    import os
+    os.chdir("/")
+    return ToyPolicy()
 """
 
 
@@ -211,6 +216,15 @@ def test_a_loader_gets_checkpoint_and_device(install: Install) -> None:
     policy = load_model("mine", "7", "cpu")
     assert isinstance(policy, ToyPolicy)
     assert torch.equal(policy.inner, ToyPolicy(7).inner)
+
+
+def test_a_loader_takes_the_command_nowhere(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    install("import os\nos.chdir('/')" + MODELS, "models", mine="wanders")
+    load_model("mine", None, "cpu")
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """No reward sees or changes what another one is given, what it returned, or how a run computes."""
 
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -309,7 +311,7 @@ def test_a_model_that_writes_into_what_it_is_given_changes_nothing(
 def undone() -> Iterator[None]:
     """A test that fails spoils no other."""
     states = [(get(), set_) for get, set_ in _torch_settings()]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), chdir(Path.cwd()):
         yield
     for state, set_ in states:
         set_(state)
@@ -337,11 +339,13 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "warnings as errors": filters("error"),
     "warnings elsewhere": lambda: setattr(warnings, "showwarning", print),
     "signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "working directory": lambda: os.chdir("/"),
 }
 
 
 def settings() -> list[Any]:
     shown = [list(warnings.filters), warnings.showwarning, signal.getsignal(signal.SIGTERM)]
+    shown.append(Path.cwd())
     return [*(get() for get, _ in _torch_settings()), *shown]
 
 
