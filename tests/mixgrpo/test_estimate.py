@@ -120,8 +120,6 @@ def peak_of(network: Any, reference: Any = None) -> int:
     return peak
 
 
-# Of rms_norm, whose weights stay in fp32.
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])

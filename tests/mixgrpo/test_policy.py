@@ -181,7 +181,6 @@ def test_a_model_without_checkpointing_says_so() -> None:
         make_policy(toy.config(compute={"gradient_checkpointing": True}), "cpu")
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch itself
 def test_a_compiled_network_gives_the_same(tiny: Callable[..., RunConfig]) -> None:
     from torch._dynamo.utils import counters
 
