@@ -7,11 +7,11 @@ from statistics import fmean
 
 from benchmarks import one_at_a_time
 from benchmarks.floor import Floor, recorded
-from mixgrpo.clock import Clock
-from mixgrpo.config import RunConfig
+from mixgrpo.compute.clock import Clock
 from mixgrpo.errors import RunError
-from mixgrpo.plan import Cost, iteration_cost, make_plan
-from mixgrpo.trainer import Trainer
+from mixgrpo.sampling.plan import Cost, iteration_cost, make_plan
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.training.trainer import Trainer
 
 OURS = "shared"
 FIRST = "shared, first window"

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mixgrpo.atomic import write_json
-from mixgrpo.config import SCHEMA_VERSION, RunConfig
-from mixgrpo.identity import config_hash
-from mixgrpo.records import EVALUATIONS, METRICS, RESULT, measured
+from mixgrpo.files.atomic import write_json
+from mixgrpo.files.records import EVALUATIONS, METRICS, RESULT, measured
+from mixgrpo.settings.config import SCHEMA_VERSION, RunConfig
+from mixgrpo.settings.identity import config_hash
 
 REWARDS = ("composition", "palette", "strict")
 

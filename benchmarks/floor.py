@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixgrpo.clock import Clock
-from mixgrpo.models import Conditioning
-from mixgrpo.rollout import CountedVelocity, Velocity
-from mixgrpo.trainer import Trainer
+from mixgrpo.compute.clock import Clock
+from mixgrpo.models.protocol import Conditioning
+from mixgrpo.models.velocity import CountedVelocity, Velocity
+from mixgrpo.training.trainer import Trainer
 
 Shape = tuple[int, ...]
 

@@ -36,17 +36,17 @@ from benchmarks import flux_random
 from benchmarks.arms import check, mean_position, unshared
 from benchmarks.flux_random import SCALES, Scale
 from mixgrpo import cli
-from mixgrpo.adapters import add_lora
-from mixgrpo.atomic import write_json
-from mixgrpo.clock import now
-from mixgrpo.config import ModelConfig, RunConfig
-from mixgrpo.configfile import load_config
+from mixgrpo.compute.clock import now
+from mixgrpo.compute.machine import processor
+from mixgrpo.compute.ranks import Ranks
 from mixgrpo.errors import ConfigError
-from mixgrpo.footprint import Footprint, Pass, footprint
-from mixgrpo.machine import processor
-from mixgrpo.plan import Cost, iteration_cost, make_plan
-from mixgrpo.ranks import Ranks
-from mixgrpo.trainer import Trainer
+from mixgrpo.files.atomic import write_json
+from mixgrpo.forecast.footprint import Footprint, Pass, footprint
+from mixgrpo.models.adapters import add_lora
+from mixgrpo.sampling.plan import Cost, iteration_cost, make_plan
+from mixgrpo.settings.config import ModelConfig, RunConfig
+from mixgrpo.settings.configfile import load_config
+from mixgrpo.training.trainer import Trainer
 
 _PRESETS = Path(__file__).parents[1] / "sweeps" / "presets"
 _GROUPS = (12, 8, 4)

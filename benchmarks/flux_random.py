@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import Conditioning
+from mixgrpo.maths.randomness import normal
 from mixgrpo.models.flux import FluxPolicy
-from mixgrpo.randomness import normal
+from mixgrpo.models.protocol import Conditioning
+from mixgrpo.settings.config import ComputeConfig, ModelConfig
 
 _ENTRY_POINTS = """[mixgrpo.models]
 random-flux = benchmarks.flux_random:load

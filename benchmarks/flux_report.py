@@ -14,8 +14,8 @@ import typer
 
 from benchmarks.ratios import Spread, markdown
 from mixgrpo import cli
-from mixgrpo.atomic import write_text
 from mixgrpo.errors import ConfigError
+from mixgrpo.files.atomic import write_text
 
 DANCE = "dance-grpo, 14 steps"
 _PUBLISHED_DANCE = 291.284

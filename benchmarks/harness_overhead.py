@@ -28,13 +28,14 @@ import typer
 
 from benchmarks.run_folders import all_states, write_again, write_finished, write_sweep_file
 from benchmarks.trivial import OWN_SECONDS
-from harness.environment import cores
-from harness.spec import load_sweep
-from mixgrpo import cli, lease
-from mixgrpo.atomic import write_json, write_text
+from harness.runs.environment import cores
+from harness.study.load import load_sweep
+from mixgrpo import cli
+from mixgrpo.compute.machine import processor
 from mixgrpo.errors import RunError
-from mixgrpo.machine import processor
-from mixgrpo.train import OWNER
+from mixgrpo.files import lease
+from mixgrpo.files.atomic import write_json, write_text
+from mixgrpo.runs.folder import OWNER
 
 SIZES = [10, 100, 1000, 10_000]
 REPEATS = 3

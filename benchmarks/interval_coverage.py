@@ -4,8 +4,8 @@ python -m benchmarks.interval_coverage
 
 Normal values whose truth is known: intervals of the mean of n seeds, and sweeps of four arms that
 do not differ. Then, without simulation, the difference that n seeds can show. Last, how often a
-page of curves that stay level shows one that turned (`harness.views.turn`). Takes seconds; the same
-numbers every time.
+page of curves that stay level shows one that turned (`harness.reporting.views.turn`). Takes
+seconds; the same numbers every time.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from harness.reporting.views.turn import best_of_others, since
 from harness.stats import LEVEL, compare, detectable_effect, mean_interval
-from harness.views.turn import best_of_others, since
 from mixgrpo import cli
 
 SEEDS = (3, 5, 8, 10, 20)

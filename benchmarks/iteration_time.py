@@ -35,12 +35,12 @@ from benchmarks.ratios import (
     verdicts_table,
 )
 from mixgrpo import cli
-from mixgrpo.atomic import write_json, write_text
-from mixgrpo.configfile import load_config
+from mixgrpo.compute.machine import processor
+from mixgrpo.compute.ranks import Ranks
 from mixgrpo.errors import ConfigError
-from mixgrpo.machine import processor
-from mixgrpo.ranks import Ranks
-from mixgrpo.trainer import Trainer
+from mixgrpo.files.atomic import write_json, write_text
+from mixgrpo.settings.configfile import load_config
+from mixgrpo.training.trainer import Trainer
 
 PRESETS = [
     "flow-grpo",

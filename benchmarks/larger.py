@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import Conditioning
-from mixgrpo.randomness import normal
+from mixgrpo.maths.randomness import normal
+from mixgrpo.models.protocol import Conditioning
 
 HEAD_DIM = 128
 CHANNELS = 16

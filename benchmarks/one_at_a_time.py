@@ -1,9 +1,9 @@
 """One iteration as it is written first: one image, one step and one forward at a time.
 
-The same algorithm to the same result as `mixgrpo.trainer`, for what the presets use of it: every
-image goes through its whole trajectory by itself, in batches of one; the update evaluates one image
-at one step and accumulates the gradients of the images of an update; log-probs, losses and rewards
-are read back as numbers when they are made.
+The same algorithm to the same result as `mixgrpo.training.trainer`, for what the presets use of it:
+every image goes through its whole trajectory by itself, in batches of one; the update evaluates one
+image at one step and accumulates the gradients of the images of an update; log-probs, losses and
+rewards are read back as numbers when they are made.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixgrpo.advantages import group_advantages
-from mixgrpo.clock import Clock
-from mixgrpo.collect import initial_noise, step_noise
-from mixgrpo.config import RunConfig
-from mixgrpo.dpm import DPMSolver
-from mixgrpo.models import Conditioning
-from mixgrpo.objective import clipped_terms, kl_step_weights
-from mixgrpo.optimizer import learning_rate, set_learning_rate
-from mixgrpo.plan import Plan, make_plan
-from mixgrpo.rollout import Velocity, sde_transition
-from mixgrpo.steps import gaussian_kl, log_prob, ode_step, predict_x0
-from mixgrpo.trainer import Trainer
-from mixgrpo.update import drawn_steps, update_parts
+from mixgrpo.compute.clock import Clock
+from mixgrpo.maths.advantages import group_advantages
+from mixgrpo.maths.dpm import DPMSolver
+from mixgrpo.maths.objective import clipped_terms, kl_step_weights
+from mixgrpo.maths.steps import gaussian_kl, log_prob, ode_step, predict_x0
+from mixgrpo.models.protocol import Conditioning
+from mixgrpo.models.velocity import Velocity
+from mixgrpo.sampling.plan import Plan, make_plan
+from mixgrpo.sampling.rollout import sde_transition
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.training.collect import initial_noise, step_noise
+from mixgrpo.training.optimizer import learning_rate, set_learning_rate
+from mixgrpo.training.trainer import Trainer
+from mixgrpo.training.update import drawn_steps, update_parts
 
 
 @dataclass(frozen=True)

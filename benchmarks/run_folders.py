@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.finished import REWARDS, write_finished_files
-from harness.spec import Run, Sweep
-from mixgrpo.configfile import dump_config
+from harness.study.spec import Run, Sweep
+from mixgrpo.settings.configfile import dump_config
 
 BASE = Path(__file__).parents[1] / "sweeps" / "presets" / "scenes.yaml"
 

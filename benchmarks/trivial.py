@@ -14,12 +14,12 @@ from typing import Literal
 
 from benchmarks.finished import REWARDS, write_finished_files
 from harness import sweep as command
-from harness.spec import Sweep
-from mixgrpo.atomic import write_json
+from harness.study.spec import Sweep
 from mixgrpo.cli import run as run_command
-from mixgrpo.config import RunConfig
 from mixgrpo.errors import RunError
-from mixgrpo.folder import claim
+from mixgrpo.files.atomic import write_json
+from mixgrpo.runs.folder import claim
+from mixgrpo.settings.config import RunConfig
 
 OWN_SECONDS = "own_seconds.json"
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness import paper
+from harness.study import paper
 from mixgrpo import cli
 
 if TYPE_CHECKING:
-    from mixgrpo.config import RunConfig
+    from mixgrpo.settings.config import RunConfig
 
 GPUS = 32
 ITERATIONS = 300
@@ -60,7 +60,7 @@ def sweeps(files: Sequence[Path], profile: str) -> str:
     The last line counts a run once that stands in several sweeps, as it is computed once.
     ConfigError where a file has no such profile, or its prompts are not at hand.
     """
-    from harness.spec import load_sweep
+    from harness.study.load import load_sweep
 
     lines = ["| sweep | arms | seeds | runs | GPU hours |", "|---|---|---|---|---|"]
     by_run: dict[str, float] = {}

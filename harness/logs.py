@@ -10,16 +10,18 @@ from typing import Annotated
 
 import typer
 
-from harness import cli, submissions
-from harness.names import stem_of
-from harness.records import Attempt
-from harness.store import look_at_attempts, next_attempt, read_attempts
-from mixgrpo import lease, signals
+from harness import cli
+from harness.runs.folder import look_at_attempts, next_attempt, read_attempts
+from harness.runs.records import Attempt
+from harness.slurm import submissions
+from harness.study.names import stem_of
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import warn
+from mixgrpo.compute import signals
 from mixgrpo.errors import ConfigError
-from mixgrpo.escape import visible
-from mixgrpo.train import OWNER
+from mixgrpo.files import lease
+from mixgrpo.runs.folder import OWNER
+from mixgrpo.text.escape import visible
 
 FOLLOW_EVERY_S = 0.5
 

@@ -12,16 +12,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from harness import paper, sweepfile
-from harness.views import DEFAULT, VIEWS
-from mixgrpo import cli, probes
+from harness.study import paper, sweepfile
+from harness.study.views import DEFAULT, VIEWS
+from mixgrpo import cli
 from mixgrpo.reference import docstrings, row, table
+from mixgrpo.settings import probes
 
 _HEAD = """# Reference of the sweep file
 
-Written by `python -m harness.reference` from `harness/sweepfile.py`. An unknown key is an error
-that names the nearest one. [Sweeps](sweeps.md) has an example with everything in it, and says in
-which order settings are laid on top of each other.
+Written by `python -m harness.reference` from `harness/study/sweepfile.py`. An unknown key is an
+error that names the nearest one. [Sweeps](sweeps.md) has an example with everything in it, and says
+in which order settings are laid on top of each other.
 """
 
 _PROFILE = """What a profile says replaces the file's key of the same name as a whole, `arms`
@@ -36,7 +37,7 @@ _PROBES = """Measured on every finished run besides its training. Each has optio
 """
 
 _PAPER = """`paper:` names one of these tables, `paper_rows:` rows of it. The numbers are those of
-`harness/paper.py`: one run per row, without seeds or intervals.
+`harness/study/paper.py`: one run per row, without seeds or intervals.
 """
 
 _NAMES = {str: "text", int: "number", float: "number", bool: "true or false", Any: "anything"}

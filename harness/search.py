@@ -11,26 +11,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness import cli, cli_launch, preflight, source
-from harness import slurm as slurms
-from harness.dispatch import Executor, ExecutorName, Inline, Local
-from harness.job import TRAIN
-from harness.launcher import Retry, own, owner
-from harness.progress import Progress
-from harness.resources import Slurm, layered
+from harness import cli
+from harness.launching import options as cli_launch
+from harness.launching import preflight
+from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
+from harness.launching.job import TRAIN
+from harness.launching.launcher import Retry, own, owner
+from harness.launching.resources import Slurm, layered
+from harness.launching.screen import Progress
+from harness.launching.snapshot import locate, take
+from harness.runs import source
+from harness.runs.store import RunState
 from harness.searching.check import check_space
 from harness.searching.file import Search, load_search
 from harness.searching.storage import JOURNAL, check_url, open_storage
-from harness.snapshot import locate, take
-from harness.spec import Sweep
-from harness.store import RunState
-from harness.submissions import LAG_S, Scheduler
+from harness.slurm import commands as slurms
+from harness.slurm.submissions import LAG_S, Scheduler
+from harness.study.spec import Sweep
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say, warn
+from mixgrpo.compute.signals import ended_by_signal
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.lease import Lease
-from mixgrpo.places import nothing_left
-from mixgrpo.signals import ended_by_signal
+from mixgrpo.files.lease import Lease
+from mixgrpo.settings.places import nothing_left
 
 if TYPE_CHECKING:
     from harness.searching.study import Study
@@ -245,7 +248,7 @@ def _run(
             code = take(folder) if snapshot else None
             if executor == "local":
                 return Local(jobs, TRAIN, code)
-            from harness.cluster import Cluster
+            from harness.launching.cluster import Cluster
 
             return Cluster(search.name, folder, _ForAll(wishes), progress.say, TRAIN, code)
 

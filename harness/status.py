@@ -13,19 +13,21 @@ from typing import Annotated, Any
 import typer
 
 from harness import cli
-from harness.advice import command
-from harness.codechange import of_other_code
-from harness.launcher import LAUNCHER, owner
-from harness.ledger import Ledger, Spent, ledger
-from harness.progress import by_kind, cells, counts, seconds_left, summary, time_left, warned
-from harness.spec import Sweep, known_folders, load_sweep
-from harness.store import RunState, look_at_all, strangers, sweep_folder
-from harness.submissions import Scheduler
-from mixgrpo import lease, signals
+from harness.launching.launcher import LAUNCHER, owner
+from harness.runs.codechange import of_other_code
+from harness.runs.ledger import Ledger, Spent, ledger
+from harness.runs.progress import by_kind, cells, counts, seconds_left, summary, time_left, warned
+from harness.runs.store import RunState, look_at_all, strangers, sweep_folder
+from harness.slurm.submissions import Scheduler
+from harness.study.load import known_folders, load_sweep
+from harness.study.spec import Sweep
+from harness.text import command
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
+from mixgrpo.compute import signals
 from mixgrpo.errors import UnidentifiedError
-from mixgrpo.words import duration
+from mixgrpo.files import lease
+from mixgrpo.text.words import duration
 
 TRACEBACK_LINES = 6
 WATCH_EVERY_S = 2.0

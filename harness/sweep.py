@@ -16,37 +16,34 @@ from typing import Annotated
 
 import typer
 
-from harness import cli, cli_launch, preflight, source
-from harness import slurm as slurms
-from harness.advice import command
-from harness.codechange import of_other_code
-from harness.dispatch import Executor, ExecutorName, Inline, Local
-from harness.job import TRAIN
-from harness.launcher import (
-    Launcher,
-    Retry,
-    ask_to_stop,
-    own,
-    owner,
-    wait_for_lease,
-)
-from harness.lengths import other_lengths
-from harness.probe import after_training
-from harness.progress import Progress
-from harness.resources import Slurm, resources
-from harness.sharing import Sharing
-from harness.snapshot import locate, take
-from harness.spec import Run, Sweep, known_folders, load_sweep, only, single_runs
-from harness.store import RunState, look_at_all, strangers, sweep_folder
-from harness.submissions import LAG_S, Scheduler
-from harness.trash import Item, confirmed, look_at, move
+from harness import cli
+from harness.launching import options as cli_launch
+from harness.launching import preflight
+from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
+from harness.launching.job import TRAIN
+from harness.launching.launcher import Launcher, Retry, ask_to_stop, own, owner, wait_for_lease
+from harness.launching.lengths import other_lengths
+from harness.launching.resources import Slurm, resources
+from harness.launching.screen import Progress
+from harness.launching.sharing import Sharing
+from harness.launching.snapshot import locate, take
+from harness.launching.trash import Item, confirmed, look_at, move
+from harness.probing.workers import after_training
+from harness.runs import source
+from harness.runs.codechange import of_other_code
+from harness.runs.store import RunState, look_at_all, strangers, sweep_folder
+from harness.slurm import commands as slurms
+from harness.slurm.submissions import LAG_S, Scheduler
+from harness.study.load import known_folders, load_sweep
+from harness.study.spec import Run, Sweep, only, single_runs
+from harness.text import command
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say, warn
+from mixgrpo.compute.signals import Interrupted
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
-from mixgrpo.lease import Lease
-from mixgrpo.places import nothing_left
-from mixgrpo.signals import Interrupted
-from mixgrpo.words import duration
+from mixgrpo.files.lease import Lease
+from mixgrpo.settings.places import nothing_left
+from mixgrpo.text.words import duration
 
 LOG = "launcher.log"
 
@@ -248,7 +245,7 @@ def _executor(
         snapshot = take(folder) if asked.snapshot else None
         if asked.executor == "local":
             return Local(asked.jobs, TRAIN, snapshot)
-        from harness.cluster import Cluster
+        from harness.launching.cluster import Cluster
 
         return Cluster(sweep.name, folder, asked.slurm, say, TRAIN, snapshot)
 
@@ -256,7 +253,7 @@ def _executor(
 
 
 def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
-    from harness.plan import describe, foresee
+    from harness.launching.plan import describe, foresee
 
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
     states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
@@ -267,7 +264,7 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
     if sweep.probes:
         say(f"afterwards measured on every finished run: {', '.join(sweep.probes)}")
     if asked.executor == "slurm":
-        from harness.slurm_plan import describe_arrays
+        from harness.launching.slurm_plan import describe_arrays
 
         copied = saved.copied if saved else {}
         own = [state for state in states if state.run.folder_name not in copied]
@@ -363,7 +360,7 @@ def _tell_damage(states: list[RunState]) -> None:
 
 def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
     """The report of what is finished; imported late, for it brings pandas and matplotlib."""
-    from harness.report import FullerReport, write
+    from harness.reporting.write import FullerReport, write
 
     try:
         written = write(sweep, runs, reports / sweep.report_name)

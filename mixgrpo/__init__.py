@@ -1,6 +1,6 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:  # `python -m mixgrpo.evaluate` or `-m harness.sweep` imports this first
-    from mixgrpo.signals import end_at_once
+    from mixgrpo.compute.signals import end_at_once
 
     end_at_once()

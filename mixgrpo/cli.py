@@ -16,10 +16,10 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from mixgrpo import signals
+from mixgrpo.compute import signals
+from mixgrpo.compute.foreign import exits_are_errors, owes
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.escape import one_line, visible, without_passwords
-from mixgrpo.foreign import exits_are_errors, owes
+from mixgrpo.text.escape import one_line, visible, without_passwords
 
 TrustOption = Annotated[
     bool,
@@ -88,7 +88,8 @@ def _run(command: Callable[..., Any], ranks: bool) -> None:
 
 
 def _follows() -> bool:
-    """Whether this is one of several processes, and not the first (`mixgrpo.ranks.join`)."""
+    """Whether this is one of several processes, and not the first
+    (`mixgrpo.compute.ranks.join`)."""
     asked = os.environ
     several = "LOCAL_RANK" in asked and asked.get("WORLD_SIZE", "1") != "1"
     return several and asked.get("RANK", "0") != "0"

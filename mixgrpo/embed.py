@@ -2,8 +2,8 @@
 
     python -m mixgrpo.embed PROMPTS... [--config CONFIG] [--set KEY=VALUE]... [--shard 0/4]
 
-Run again it goes on with what is missing. What it keeps is a store of `mixgrpo.embeddings`, which
-runs with the same model find by themselves.
+Run again it goes on with what is missing. What it keeps is a store of `mixgrpo.models.embeddings`,
+which runs with the same model find by themselves.
 """
 
 import json
@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixgrpo import cli
-from mixgrpo.configfile import Layers, add_overrides, load_config
-from mixgrpo.embeddings import EmbeddingStore, embeddings_folder
+from mixgrpo.compute.signals import Interrupted
 from mixgrpo.errors import ConfigError, Place, RunError
-from mixgrpo.escape import visible
-from mixgrpo.models import load_text
-from mixgrpo.prompts import read_prompts
-from mixgrpo.signals import Interrupted
+from mixgrpo.files.prompts import read_prompts
+from mixgrpo.models.embeddings import EmbeddingStore, embeddings_folder
+from mixgrpo.models.load import load_text
+from mixgrpo.settings.configfile import Layers, add_overrides, load_config
+from mixgrpo.text.escape import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from mixgrpo.config import RunConfig
     from mixgrpo.models.text import PromptEncoder
+    from mixgrpo.settings.config import RunConfig
 
 PLAIN_EVERY_S = 15.0
 """Without a terminal it says how far it is at most so often."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mixgrpo.escape import shortened
+from mixgrpo.text.escape import shortened
 
 
 def shown(value: object) -> str:

@@ -6,127 +6,32 @@ The only measure by which settings are compared. Rewards of a rollout are not: t
 window's position alone, because late noise does less damage than early noise.
 """
 
-import hashlib
 import json
-import logging
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 import typer
-from torch import Tensor
 
 from mixgrpo import cli
-from mixgrpo.atomic import is_stream, write_text
-from mixgrpo.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
-from mixgrpo.distributions import diversity
-from mixgrpo.errors import ConfigError
-from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
-from mixgrpo.models import Policy, prepare
-from mixgrpo.places import check_file, check_outside
-from mixgrpo.randomness import normal
-from mixgrpo.rewards import Reward, load_rewards
-from mixgrpo.rewards.calls import check_prompts, score
-from mixgrpo.rollout import Velocity, slices
+from mixgrpo.evaluation.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
+from mixgrpo.evaluation.held_out import check_readable, choose, evaluate, evaluation_noise
+from mixgrpo.files.atomic import is_stream, write_text
+from mixgrpo.rewards.calls import check_prompts
+from mixgrpo.rewards.load import load_rewards
+from mixgrpo.rewards.protocol import Reward
+from mixgrpo.sampling.inference import Sampling, asked_shift, images_at_once, shift_of
+from mixgrpo.settings.places import check_file, check_outside
 
 if TYPE_CHECKING:
-    from mixgrpo.policy import Loaded
+    from mixgrpo.runs.load import Loaded
 
-log = logging.getLogger(__name__)
-
-IMAGES_AT_ONCE = 128
-"""The most images that are held, and handed to a reward, together."""
 
 FEW_PROMPTS = 20
 """Below this a bootstrap interval is clearly too narrow, and the table says so."""
-
-
-def choose(prompts: list[str], count: int) -> list[str]:
-    """`count` of the prompts (0: all), chosen by their text so that no kind is preferred."""
-    if not count:
-        return prompts
-    chosen = set(sorted(prompts, key=lambda p: hashlib.sha256(p.encode()).digest())[:count])
-    return [p for p in prompts if p in chosen]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What images of held-out prompts were worth, and some of the images."""
-
-    prompts: list[str]
-    scores: dict[str, Tensor]
-    """By reward: [prompts, images per prompt]."""
-    diversity: Tensor | None
-    """[prompts], as `distributions.diversity` has it; None with one image per prompt."""
-    images: dict[str, Tensor]
-    """[images per prompt, 3, H, W] in [0, 1] on the CPU, of the prompts that were to be shown."""
-
-
-def evaluation_noise(
-    seed: int, prompts: Sequence[str], images: int, shape: tuple[int, ...]
-) -> Tensor:
-    """Initial noise [prompts * images, ...]; each depends on (seed, prompt, index) alone."""
-    return torch.stack(
-        [normal(shape, "evaluation", seed, p, i) for p in prompts for i in range(images)]
-    )
-
-
-def evaluate(
-    policy: Policy,
-    velocity: Velocity,
-    rewards: Sequence[Reward],
-    prompts: list[str],
-    noise: Tensor,
-    steps: int,
-    shift: float,
-    batch: int = 128,
-    reference: Velocity | None = None,
-    p_mix: float = 1.0,
-    show: Collection[str] = (),
-    tell: Callable[[float], None] = lambda part: None,
-) -> Evaluation:
-    """Sample every prompt by the ODE from `noise` [prompts * images, ...] and score the images.
-
-    With `reference`, the base model, the trained one takes the fraction `p_mix` of the steps only.
-    Batches of the same size give the same bytes; `batch` is part of what is held fixed. Images are
-    let go of as soon as they are scored, but for those of the prompts in `show`. `tell` is called
-    with the part that is done, from 0 to 1.
-    """
-    device = next(policy.network.parameters()).device
-    count = len(noise) // len(prompts)
-    sampling = Sampling(steps, shift, p_mix)
-    scores: dict[str, list[Tensor]] = {r.name: [] for r in rewards}
-    spread: list[Tensor] = []
-    images: dict[str, Tensor] = {}
-    for part in slices(len(prompts), max(1, IMAGES_AT_ONCE // count)):
-        tell(part.start / len(prompts))
-        some = prompts[part]
-        repeated = [p for p in some for _ in range(count)]
-        rows = noise[part.start * count : part.stop * count].to(device)
-        pixels = draw(policy, velocity, reference or velocity, sampling, repeated, rows, batch)
-        for reward in rewards:
-            scores[reward.name].append(score(reward, pixels, repeated))
-        grouped = pixels.unflatten(0, (-1, count))
-        if count > 1:
-            spread.append(diversity(grouped).cpu())
-        images |= {p: grouped[i].cpu() for i, p in enumerate(some) if p in show}
-    judged = {name: torch.cat(parts).unflatten(0, (-1, count)) for name, parts in scores.items()}
-    return Evaluation(prompts, judged, torch.cat(spread) if spread else None, images)
-
-
-def check_readable(loaded: "Loaded", prompts: Sequence[str]) -> None:
-    """ConfigError naming a prompt that the model cannot read, before any image is made."""
-    try:
-        # All at once: text encoders that come and go should come once.
-        prepare(loaded.policy, prompts, log.info)
-        for part in slices(len(prompts), images_at_once(loaded.config.compute)):
-            loaded.policy.encode(list(prompts[part]))
-    except ValueError as error:
-        raise ConfigError(f"model {loaded.config.model.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -283,7 +188,8 @@ def main(
     What is not given is as in the run's own evaluations. Pure and hybrid inference are separate
     rows: "pure" is the trained model alone.
     """
-    from mixgrpo.policy import held_out_prompts, load_run
+    from mixgrpo.models.policy import held_out_prompts
+    from mixgrpo.runs.load import load_run
 
     cli.say_warnings()
     if out is not None:

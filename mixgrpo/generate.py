@@ -21,17 +21,17 @@ import typer
 from torch import Tensor
 
 from mixgrpo import cli
-from mixgrpo.atomic import is_stream, write_bytes, write_json
-from mixgrpo.checkpoint import check_at
-from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError, RepeatableError
-from mixgrpo.evaluate import check_readable, choose, evaluation_noise
-from mixgrpo.inference import Sampling, asked_shift, draw, images_at_once, shift_of
-from mixgrpo.places import check_file, check_folder, check_outside
-from mixgrpo.prompts import read_prompts
+from mixgrpo.evaluation.contact_sheet import Column, contact_sheet, png
+from mixgrpo.evaluation.held_out import check_readable, choose, evaluation_noise
+from mixgrpo.files.atomic import is_stream, write_bytes, write_json
+from mixgrpo.files.checkpoint import check_at
+from mixgrpo.files.prompts import read_prompts
+from mixgrpo.sampling.inference import Sampling, asked_shift, draw, images_at_once, shift_of
+from mixgrpo.settings.places import check_file, check_folder, check_outside
 
 if TYPE_CHECKING:
-    from mixgrpo.policy import Loaded
+    from mixgrpo.runs.load import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,8 @@ def main(
     Leaves a PNG for each image, manifest.json and a contact sheet of prompts x checkpoints x seeds.
     Images from earlier calls for the same run stay unless they are made anew.
     """
-    from mixgrpo.policy import held_out_prompts, load_run
+    from mixgrpo.models.policy import held_out_prompts
+    from mixgrpo.runs.load import load_run
 
     cli.say_warnings()
     if variant is not None and (order != 2 or variant not in ("midpoint", "heun")):

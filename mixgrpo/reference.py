@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from mixgrpo import cli, config
+from mixgrpo import cli
+from mixgrpo.settings import config
 
 _HEAD = """# Settings of a run
 
-Written by `python -m mixgrpo.reference` from `mixgrpo/config.py`. A run's file is YAML with these
-sections; `base: other.yaml` takes another file's settings first. On a command line,
+Written by `python -m mixgrpo.reference` from `mixgrpo/settings/config.py`. A run's file is YAML
+with these sections; `base: other.yaml` takes another file's settings first. On a command line,
 `--set section.key=value` lays one on top. An unknown key is an error.
 """
 

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixgrpo import cli
-from mixgrpo.atomic import flush
-from mixgrpo.config import DIFFUSION
-from mixgrpo.contents import INDEX
+from mixgrpo.catalogue.models import DIFFUSION, hub_name
 from mixgrpo.errors import ConfigError
-from mixgrpo.export import save_transformer
-from mixgrpo.models import hub_name
-from mixgrpo.places import check_folder, check_outside
+from mixgrpo.files.atomic import flush
+from mixgrpo.files.contents import INDEX
+from mixgrpo.models.export import save_transformer
+from mixgrpo.settings.places import check_folder, check_outside
 
 if TYPE_CHECKING:
-    from mixgrpo.policy import Loaded
+    from mixgrpo.runs.load import Loaded
 
 NETWORK = "transformer"
 """The network's place in a pipeline's folder."""
@@ -37,7 +36,7 @@ def write_pipeline(loaded: "Loaded", out: Path) -> Path:
     is often less than what bfloat16 rounds off. Whole or absent: it is written beside its
     place and renamed. ConfigError where a part of the pipeline is not to be had.
     """
-    from mixgrpo.adapters import merge_adapters
+    from mixgrpo.models.adapters import merge_adapters
     from mixgrpo.models.diffusion import DiffusersPolicy
     from mixgrpo.models.parts import Pipeline
 
@@ -76,7 +75,7 @@ def main(
     trust: cli.TrustOption = False,
 ) -> None:
     """Write a run's model as a whole pipeline of diffusers, with its averaged weights."""
-    from mixgrpo.policy import load_run
+    from mixgrpo.runs.load import load_run
 
     cli.say_warnings()
     check_outside(out, run)

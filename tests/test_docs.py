@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.spec import load_sweep
-from mixgrpo import registry, rewards, scenes, train
-from mixgrpo.config import RunConfig
-from mixgrpo.configfile import load_config
+from harness.study.load import load_sweep
+from mixgrpo import train
+from mixgrpo.catalogue import registry, rewards, scenes
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import load_config
 from tests.mixgrpo import toy
 
 DOCS = toy.ROOT / "docs"

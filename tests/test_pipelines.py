@@ -12,13 +12,14 @@ import pytest
 import torch
 import yaml
 
-from mixgrpo import collect, train
-from mixgrpo.config import RunConfig
-from mixgrpo.configfile import dump_config, load_config
-from mixgrpo.evaluate import evaluation_noise
+from mixgrpo import train
+from mixgrpo.evaluation.held_out import evaluation_noise
 from mixgrpo.generate import generate
-from mixgrpo.inference import Sampling, shift_of
-from mixgrpo.policy import load_run
+from mixgrpo.runs.load import load_run
+from mixgrpo.sampling.inference import Sampling, shift_of
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import dump_config, load_config
+from mixgrpo.training import collect
 from tests.mixgrpo.models.tiny import write_flux, write_sd3
 from tests.mixgrpo.rank_children import SHARDS, launch
 from tests.test_end_to_end import ROOT, reproducible, run

@@ -5,9 +5,9 @@ from collections import Counter
 
 from harness.searching.file import Search
 from harness.searching.space import Asked, Range, is_asked
-from harness.sweepfile import error_at
+from harness.study.sweepfile import error_at
 from mixgrpo.errors import ConfigError, ErrorList, shown
-from mixgrpo.yamlfile import Key
+from mixgrpo.settings.yamlfile import Key
 
 _TRIES = 60
 """Settings drawn at random before a space, or a choice, counts as one that can never be run."""

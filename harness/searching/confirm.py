@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.searching.space import label
-from mixgrpo.configfile import read_override
-from mixgrpo.yamlfile import dump_yaml
+from mixgrpo.settings.configfile import read_override
+from mixgrpo.settings.yamlfile import dump_yaml
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,27 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.arms import value_in_name
-from harness.names import check_name, shorten
-from harness.searching.ranges import flat, read_enqueued, read_space
 from harness.searching.schema import (
     Budget,
     Confirm,
     Objective,
     Part,
     Prune,
+    flat,
+    read_enqueued,
     read_search_file,
+    read_space,
 )
 from harness.searching.space import Asked, Range, Settings
-from harness.sweepfile import MOST_RUNS, choose_profile, error_at
-from mixgrpo.config import RunConfig
-from mixgrpo.configfile import Layers, add_overrides, load_layers
+from harness.study.arms import value_in_name
+from harness.study.names import check_name, shorten
+from harness.study.sweepfile import MOST_RUNS, choose_profile, error_at
 from mixgrpo.errors import ConfigError, ErrorList, Place
-from mixgrpo.identity import config_hash
-from mixgrpo.suggest import did_you_mean
-from mixgrpo.trust import MAY_NAME_CODE, is_own
-from mixgrpo.trust import check as check_trust
-from mixgrpo.yamlfile import Document, Key
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import Layers, add_overrides, load_layers
+from mixgrpo.settings.identity import config_hash
+from mixgrpo.settings.trust import MAY_NAME_CODE, is_own
+from mixgrpo.settings.trust import check as check_trust
+from mixgrpo.settings.yamlfile import Document, Key
+from mixgrpo.text.suggest import did_you_mean
 
 SEARCHED = Place("search")
 """Of what a trial was given."""

@@ -1,29 +1,30 @@
 """Runs a search: starts the runs of its trials, follows them, ends those that are given up.
 
 The runs are ordinary ones, and starting, following, resuming and stopping them is the work of
-`harness.launcher`, over any executor. Which runs there are grows with the trials (`trials`): what
-died goes on from its checkpoint, what lives is followed.
+`harness.launching.launcher`, over any executor. Which runs there are grows with the trials
+(`trials`): what died goes on from its checkpoint, what lives is followed.
 """
 
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.arms import Arm
-from harness.dispatch import Executor
-from harness.job import MAX_TRIES
-from harness.launcher import Launcher, Retry, ask_to_stop
-from harness.progress import Progress
+from harness.launching.dispatch import Executor
+from harness.launching.job import MAX_TRIES
+from harness.launching.launcher import Launcher, Retry, ask_to_stop
+from harness.launching.screen import Progress
+from harness.launching.sharing import Sharing
+from harness.runs.folder import newest_checkpoint
+from harness.runs.store import RunState
 from harness.searching.file import Search
 from harness.searching.runs import Curves, make_sweep
 from harness.searching.study import Study
 from harness.searching.trials import Trials
-from harness.sharing import Sharing
-from harness.spec import Run
-from harness.store import RunState, newest_checkpoint
-from harness.submissions import Scheduler
+from harness.slurm.submissions import Scheduler
+from harness.study.arms import Arm
+from harness.study.spec import Run
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.lease import Lease
+from mixgrpo.files.lease import Lease
 
 _TOGETHER = 2
 """So many seeds of a trial may run at once: with fewer there is no pair to test."""

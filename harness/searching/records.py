@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.advice import command_for
 from harness.searching.space import Asked, Range
+from harness.text import command_for
 from mixgrpo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
     from harness.searching.file import Search
     from harness.searching.study import Trial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.searching.file import Search
+
 
 FILE = "trials.parquet"
 MADE = "made.json"
@@ -143,3 +150,8 @@ def has_results(search: "Search", runs_dir: Path, reports_dir: Path) -> bool:
 
     kept = reports_dir / search.report_name
     return (kept / FILE).exists() or storage_file(runs_dir / search.name).exists()
+
+
+def whole_trials(trials: "pd.DataFrame") -> "pd.DataFrame":
+    """Those of which all seeds ran, each setting once."""
+    return trials[(trials["state"] == "complete") & ~trials["free"]]

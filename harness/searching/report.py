@@ -12,26 +12,35 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import environment, source
-from harness.figures import check_drawn
-from harness.records import Environment
+from harness.reporting.figures import check_drawn
+from harness.runs import environment, source
+from harness.runs.records import Environment
+from harness.runs.source import relative
 from harness.searching import confirm, records
 from harness.searching.file import Search
-from harness.searching.page import page
-from harness.searching.pictures import draw
+from harness.searching.plots import draw
 from harness.searching.runs import on_one_core
 from harness.searching.storage import NoTrialsError, storage_file
 from harness.searching.study import Study
 from harness.searching.words import Told, markdown, tables
-from harness.source import relative
-from mixgrpo.atomic import write_bytes
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.records import DamagedFileError, read
+from mixgrpo.files.atomic import write_bytes
+from mixgrpo.files.records import DamagedFileError, read
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.analysis import Analysis
+    from harness.analysis.analyse import Analysis
+from typing import TYPE_CHECKING
+
+from harness.reporting import page as shared
+from harness.reporting.tables import Table
+from harness.searching.words import answer, more
+from harness.text import command
+
+if TYPE_CHECKING:
+    from harness.reporting.figures import Picture
+
 
 PAGE = "index.html"
 
@@ -129,9 +138,9 @@ def _confirmed(
     search: Search, runs_dir: Path, reports_dir: Path, folder: Path
 ) -> "Analysis | None":
     """What the fresh seeds say; None while they have not run."""
-    from harness.analysis import analyse
-    from harness.measurements import gather
-    from harness.spec import load_sweep
+    from harness.analysis.analyse import analyse
+    from harness.analysis.measurements import gather
+    from harness.study.load import load_sweep
 
     sweep = load_sweep(folder / confirm.FILE)
     try:
@@ -140,3 +149,46 @@ def _confirmed(
         return None
     analysis = analyse(sweep, found.results)
     return analysis if analysis.compared else None
+
+
+def page(told: Told, pictures: "list[Picture]", found: list[Table]) -> str:
+    search = told.search
+    arguments = shared.arguments(search.file, search.profile, search.overrides)
+    return shared.render(
+        "search.html",
+        name=search.report_name,
+        profile=search.profile,
+        question=search.question,
+        answer=answer(told),
+        more=more(told),
+        notes=search.notes,
+        pictures=pictures,
+        tables=found,
+        made=_made(told),
+        command_search=f"python -m harness.search {arguments}",
+        command_report=f"python -m harness.search {arguments} --report",
+        command_confirm=None
+        if told.confirmation is None
+        else command("harness.sweep", shared.shown(told.confirmation)),
+    )
+
+
+def _made(told: Told) -> list[tuple[str, str]]:
+    search = told.search
+    ranges = "; ".join(f"{one.label}: {one.text}" for one in search.space)
+    goal = f"{search.measure} up"
+    if search.objectives[1:]:
+        goal += f", {search.objectives[1]} down"
+    budget = search.budget.model_dump(exclude_none=True) if search.budget else {}
+    made = [
+        ("Search file", shared.shown(search.file)),
+        ("Profile", search.profile),
+        ("Settings on top", ", ".join(search.overrides)),
+        ("Ranges", ranges),
+        ("Objective", goal),
+        ("Budget of a run", ", ".join(f"{value:,} {name}" for name, value in budget.items())),
+        ("Seeds of the search", ", ".join(map(str, search.seeds))),
+        ("Sampler", f"Optuna's TPE, seed {search.sampler_seed}"),
+        *(("Machine", text) for text in told.made.get("machines", [])),
+    ]
+    return [(term, text) for term, text in made if text]

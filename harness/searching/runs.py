@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from harness.arms import Arm
-from harness.records import Environment
+from harness.runs.records import Environment
+from harness.runs.store import RunState
 from harness.searching.file import Search
 from harness.searching.space import arm_name
 from harness.searching.study import Trial
-from harness.spec import Run, Sweep
-from harness.store import RunState
-from mixgrpo.identity import config_hashes
-from mixgrpo.jsonlines import whole_lines
-from mixgrpo.records import EVALUATIONS, METRICS, DamagedFileError, read, shows_progress
+from harness.study.arms import Arm
+from harness.study.spec import Run, Sweep
+from mixgrpo.files.jsonlines import whole_lines
+from mixgrpo.files.records import EVALUATIONS, METRICS, DamagedFileError, read, shows_progress
+from mixgrpo.settings.identity import config_hashes
 
 
 def make_sweep(search: Search, arms: tuple[Arm, ...] = (), runs: tuple[Run, ...] = ()) -> Sweep:

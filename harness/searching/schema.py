@@ -1,17 +1,18 @@
 """What a search file may say, key by key; an error names line, key and mend."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from harness.advice import command
-from harness.searching.space import Settings
-from harness.sweepfile import (
+from harness.searching.space import Asked, Range, Settings, asked_keys, settings_in_order
+from harness.study.sweepfile import (
     MOST_RUNS,
     Seeds,
+    check_setting,
     error_at,
     explain_all,
     is_no_name,
@@ -22,11 +23,12 @@ from harness.sweepfile import (
     unknown_key,
     wrong_settings,
 )
-from mixgrpo.config import Name, Section
-from mixgrpo.configfile import as_tuples
-from mixgrpo.errors import ConfigError, Place, all_errors, shown
-from mixgrpo.suggest import RANGE, SEARCH
-from mixgrpo.yamlfile import Document, Key, read_yaml
+from harness.text import command
+from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
+from mixgrpo.settings.config import Name, Section
+from mixgrpo.settings.configfile import as_tuples, check_value, is_section
+from mixgrpo.settings.yamlfile import Document, Key, read_yaml
+from mixgrpo.text.suggest import RANGE, SEARCH, did_you_mean
 
 Choice = StrictBool | StrictInt | float | str
 
@@ -214,3 +216,173 @@ def _unknown_key(document: Document, key: Key) -> ConfigError:
         return unknown_key(document, key, RangeText.model_fields, RANGE)
     known = Part.model_fields if "profiles" in key else SearchFile.model_fields
     return unknown_key(document, key, known, SEARCH, of_runs(str(key[-1]), {*known, *SEARCH}))
+
+
+def flat(
+    document: Document, settings: Mapping[str, Any], place: Key, prefix: str = ""
+) -> dict[str, tuple[Any, Key]]:
+    """Settings, nested or dotted, by dotted key, each with its key in the file."""
+    found: dict[str, tuple[Any, Key]] = {}
+    errors = ErrorList()
+    for name, value in settings.items():
+        dotted, here = f"{prefix}{name}", (*place, name)
+        with errors.collected():
+            if is_section(dotted) and isinstance(value, dict):
+                inner = flat(document, value, here, f"{dotted}.")
+            else:
+                check_setting(document, dotted, here, SearchFile, "search")
+                inner = {dotted: (value, here)}
+            for key in inner.keys() & found.keys():
+                raise error_at(document, here, f"{key} is given twice; keep one")
+            found |= inner
+    errors.raise_all()
+    return found
+
+
+def read_space(document: Document, parts: Sequence[tuple[Part, Key]]) -> tuple[Range, ...]:
+    """The ranges, each after those that it depends on. ConfigError, with every mistake, for what
+    cannot be searched."""
+    given: dict[str, tuple[Any, Key]] = {}
+    errors = ErrorList()
+    for part, prefix in parts:
+        for key, value in (part.space or {}).items():
+            place = (*prefix, "space", key)
+            with errors.collected():
+                check_setting(document, key, place, SearchFile, "search")
+                given[key] = (value, place)
+    found = []
+    for key, (value, place) in given.items():
+        with errors.collected():
+            found.append(_range(document, key, value, place, given))
+    errors.raise_all()
+    if not given:
+        raise error_at(
+            document,
+            ("space",),
+            "is empty; give ranges by key, such as {window.size: {low: 1, high: 8}}",
+        )
+    ordered = settings_in_order(found)
+    if ordered is None:
+        raise error_at(
+            document, ("space",), "settings wait for each other by `unless`; break the circle"
+        )
+    by_key = {one.key: one for one in found}
+    for one in found:
+        for other, values in one.unless:
+            known = by_key[other]
+            for value in values:
+                if not (value in known.choices if known.choices else known.has(value)):
+                    at = ("space", one.key, "unless", other)
+                    message = f"{shown(value)} is not in the range of {other}, {known.text}"
+                    raise error_at(document, at, message)
+    return ordered
+
+
+def _range(document: Document, key: str, value: Any, place: Key, given: Mapping[str, Any]) -> Range:
+    text = value
+    if not isinstance(value, RangeText):
+        if not value:
+            raise error_at(document, place, "is empty; give at least two values")
+        try:
+            check_choices(value)
+        except ValueError as error:
+            raise error_at(document, place, str(error)) from None
+        text = RangeText(choices=value)
+    for other in text.unless:
+        if other not in given or other == key:
+            hint = did_you_mean(other, [name for name in given if name != key])
+            raise error_at(
+                document,
+                (*place, "unless", other),
+                f"{other} is no other setting of the space{hint}",
+            )
+    unless = {
+        other: values if isinstance(values, tuple) else (values,)
+        for other, values in text.unless.items()
+    }
+    low, high, step = _bounds(document, key, text, place)
+    found = Range(key, low, high, step, text.log, text.choices, tuple(unless.items()))
+    if low is not None and found.tidy(low) == found.tidy(high):
+        raise error_at(
+            document,
+            place,
+            f"low {low} and high {high} are the same value in three digits; widen the range",
+        )
+    return found
+
+
+def _bounds(
+    document: Document, key: str, text: RangeText, place: Key
+) -> tuple[float | None, float | None, float | None]:
+    """low, high and step as the setting takes them: floats where it takes fractions. ConfigError,
+    with every mistake, for a value that the setting never has."""
+    errors = ErrorList()
+    for word, values in (("low", (text.low,)), ("high", (text.high,)), ("choices", text.choices)):
+        for value in values or ():
+            if value is not None:
+                with errors.collected():
+                    _check_value(document, key, value, place, word)
+    errors.raise_all()
+    if text.low is None or text.high is None:
+        return None, None, None
+    whole = isinstance(text.low, int) and isinstance(text.high, int)
+    if whole and _takes(key, text.low + 0.5):  # 1 to 3 of a setting that may be 1.5
+        step = None if text.step is None else float(text.step)
+        return float(text.low), float(text.high), step
+    if whole and isinstance(text.step, float):
+        raise error_at(
+            document,
+            (*place, "step"),
+            f"{key} takes whole numbers, and {text.step} is none; write a whole step",
+        )
+    return text.low, text.high, text.step
+
+
+def _check_value(document: Document, key: str, value: Any, place: Key, word: str) -> None:
+    line = document.place((*place, word))
+    try:
+        check_value(key, value, line)
+    except ConfigError as error:
+        fix = ""
+        if isinstance(value, float) and value.is_integer() and _takes(key, int(value)):
+            fix = f"write {int(value)}"
+        name = word if word != "choices" else "choice"
+        raise ConfigError(
+            f"{name} {shown(value)}: {error.message}", place=line, key=key, fix=fix
+        ) from None
+
+
+def _takes(key: str, value: Any) -> bool:
+    """Whether a setting may have a value."""
+    try:
+        check_value(key, value, Place("search"))
+    except ConfigError:
+        return False
+    return True
+
+
+def read_enqueued(document: Document, given: Settings, key: Key, space: tuple[Range, ...]) -> Asked:
+    """Settings of the file as those of a trial. ConfigError unless they are in the space."""
+    given_values = flat(document, given, key)
+    by_key = {one.key: one for one in space}
+
+    def wrong(at: Key, message: str) -> ConfigError:
+        return ConfigError(message, place=document.place(at), key="enqueue")
+
+    for name, (value, at) in given_values.items():
+        if name not in by_key:
+            raise wrong(at, f"{name} is not in the space{did_you_mean(name, by_key)}")
+        if not by_key[name].has(value):
+            text = by_key[name].text
+            raise wrong(at, f"{name}: {shown(value)} is not in its range, {text}")
+    values = {name: value for name, (value, _) in given_values.items()}
+    asked = asked_keys(space, values)
+    for name in asked:
+        if name not in values:
+            raise wrong(key, f"{name} is missing; give it a value")
+    for name in values:
+        if name not in asked:
+            raise wrong(
+                key, f"{name} is not asked for beside the other values (unless); leave it out"
+            )
+    return {one.key: one.tidy(values[one.key]) for one in space if one.key in asked}

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.arms import JOINT, symbol, value_in_name, value_text
-from harness.names import shorten
+from harness.study.arms import JOINT, symbol, value_in_name, value_text
+from harness.study.names import shorten
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -4,18 +4,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.launcher import LAUNCHER
-from harness.numbers import number
-from harness.plan import evaluations
+from harness.launching.launcher import LAUNCHER
+from harness.launching.plan import evaluations
+from harness.runs.store import look
 from harness.searching.file import Search
 from harness.searching.runs import make_sweep, runs_of
 from harness.searching.space import label
 from harness.searching.storage import NoTrialsError
 from harness.searching.study import Study, Trial
 from harness.searching.trials import in_words
-from harness.store import look
-from mixgrpo import lease
+from harness.text import number
 from mixgrpo.errors import ConfigError
+from mixgrpo.files import lease
 
 
 def describe(search: Search, runs_dir: Path, url: str | None) -> str:

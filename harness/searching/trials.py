@@ -9,15 +9,15 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from harness.numbers import number
-from harness.plan import evaluations
+from harness.launching.plan import evaluations
+from harness.runs.store import LIVE, RunState, read_result
 from harness.searching import pruning
 from harness.searching.file import Search
 from harness.searching.runs import Curves, run_seconds, runs_of
 from harness.searching.space import label
 from harness.searching.study import Study, Trial
-from harness.spec import Run
-from harness.store import LIVE, RunState, read_result
+from harness.study.spec import Run
+from harness.text import number
 from mixgrpo.errors import ConfigError, UnidentifiedError
 
 

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.numbers import NOTHING, number
-from harness.page import arguments
+from harness.reporting.page import arguments
+from harness.reporting.tables import Table
+from harness.reporting.tables import tables as sweep_tables
 from harness.searching import confirm, records
 from harness.searching.file import Search
 from harness.searching.space import label
-from harness.tables import Table
-from harness.tables import tables as sweep_tables
-from mixgrpo.escape import markdown_block
-from mixgrpo.words import duration
+from harness.text import NOTHING, number
+from mixgrpo.text.escape import markdown_block
+from mixgrpo.text.words import duration
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.analysis import Analysis
+    from harness.analysis.analyse import Analysis
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Told:
 
 
 def answer(told: Told) -> str:
-    from harness import findings
+    from harness.reporting import findings
 
     if told.confirmed is None and told.confirmation is None:
         own = told.search.enqueue and confirm.reference(told.trials) is not None
@@ -53,7 +53,7 @@ def answer(told: Told) -> str:
 
 def more(told: Told) -> list[str]:
     """What stands below the answer."""
-    from harness import findings
+    from harness.reporting import findings
 
     search, found = told.search, []
     if told.confirmed is not None:
@@ -129,7 +129,7 @@ def tables(told: Told) -> list[Table]:
             for one in sweep_tables(told.confirmed)[:2]
         ]
     costs = told.search.objectives[1:]
-    from harness.searching.plots import whole_trials
+    from harness.searching.records import whole_trials
 
     done = whole_trials(told.trials)
     if costs:
@@ -174,7 +174,7 @@ def _count(value: float) -> str:
 
 
 def markdown(told: Told, found: list[Table]) -> str:
-    from harness.tables import markdown_section
+    from harness.reporting.tables import markdown_section
 
     said = [told.search.question, answer(told), *more(told)]
     parts = [f"# {markdown_block(said[0])}", *map(markdown_block, said[1:])]

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from mixgrpo import weights
-from mixgrpo.config import DIFFUSION, ComputeConfig, ModelConfig
+from mixgrpo.catalogue.models import DIFFUSION
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import Conditioning
+from mixgrpo.files import hub as weights
 from mixgrpo.models.parts import Pipeline
+from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.text import NEGATIVE, PromptEncoder, TextSide
 from mixgrpo.models.time import ExactTime
+from mixgrpo.settings.config import ComputeConfig, ModelConfig
 
 _PATCH = 2
 """Latents on a side of one token, in all three families."""

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mixgrpo.config import ModelConfig
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import Conditioning
 from mixgrpo.models.diffusion import DiffusersPolicy
+from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.text import Reading, TextSide, plain, token_counts
+from mixgrpo.settings.config import ModelConfig
 
 GUIDANCE = 3.5
 """Of FLUX.1-dev where nothing is said: the default of diffusers' pipeline."""

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import torch
 
-from mixgrpo import weights
-from mixgrpo.contents import INDEX, PART_FILES, part_contents
 from mixgrpo.errors import ConfigError
+from mixgrpo.files import hub as weights
+from mixgrpo.files.contents import INDEX, PART_FILES, part_contents
 
 
 class Pipeline:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mixgrpo.models import Conditioning
 from mixgrpo.models.diffusion import DiffusersPolicy
 from mixgrpo.models.flux import pack, unpack
+from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.text import Reading, TextSide, plain, token_counts
 
 

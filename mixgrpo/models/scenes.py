@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from mixgrpo.catalogue.scenes import weights_file
 from mixgrpo.models.time import ExactTime
 from mixgrpo.scenes import prompts as scenes
-from mixgrpo.scenes import weights_file
 from mixgrpo.scenes.render import SIZE
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mixgrpo.models import Conditioning
 from mixgrpo.models.diffusion import DiffusersPolicy
+from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.text import Reading, TextSide, plain, token_counts
 
 

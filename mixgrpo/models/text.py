@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixgrpo.embeddings import EmbeddingStore
 from mixgrpo.errors import ConfigError
-from mixgrpo.models import Conditioning
+from mixgrpo.models.embeddings import EmbeddingStore
 from mixgrpo.models.parts import Pipeline
+from mixgrpo.models.protocol import Conditioning
 
 BATCH = 16
 """Prompts encoded at once."""

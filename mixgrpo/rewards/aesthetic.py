@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixgrpo import weights
+from mixgrpo.files import hub as weights
 from mixgrpo.rewards.clip import check_state, frozen, image_size, image_tower, read_state
 from mixgrpo.rewards.preprocess import Preprocess
 

@@ -9,11 +9,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from mixgrpo import rewards
+from mixgrpo.compute.foreign import in_words, settings_restored
+from mixgrpo.compute.signals import Interrupted
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
-from mixgrpo.foreign import in_words, settings_restored
-from mixgrpo.rewards import Reward
-from mixgrpo.signals import Interrupted
+from mixgrpo.rewards import load as rewards
+from mixgrpo.rewards.protocol import Reward
 
 _MEND = (
     "mend the reward and run the same command again (harness.sweep and harness.search: with "

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from mixgrpo import weights
 from mixgrpo.errors import ConfigError
+from mixgrpo.files import hub as weights
 
 if TYPE_CHECKING:
     from transformers import (

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mixgrpo import weights
 from mixgrpo.errors import ConfigError
+from mixgrpo.files import hub as weights
 from mixgrpo.rewards.clip import image_size, open_clip_model
 from mixgrpo.rewards.cosine import TOKENIZER, Cosine, Tokenizer, open_clip_text
 from mixgrpo.rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mixgrpo import weights
 from mixgrpo.errors import ConfigError
+from mixgrpo.files import hub as weights
 from mixgrpo.rewards.cut import Cut
 from mixgrpo.rewards.preprocess import Preprocess
 

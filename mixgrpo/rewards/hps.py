@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mixgrpo import weights
+from mixgrpo.files import hub as weights
 from mixgrpo.rewards.clip import image_size, open_clip_model
 from mixgrpo.rewards.cosine import TOKENIZER, Cosine, Tokenizer, open_clip_text
 from mixgrpo.rewards.preprocess import Preprocess

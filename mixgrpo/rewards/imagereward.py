@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mixgrpo import weights
 from mixgrpo.errors import ConfigError
+from mixgrpo.files import hub as weights
 from mixgrpo.rewards.blip import Judge
 from mixgrpo.rewards.cut import Cut
 from mixgrpo.rewards.preprocess import Preprocess

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from mixgrpo.foreign import settings_restored
-from mixgrpo.rewards import Reward, check_prompts, for_training
+from mixgrpo.compute.foreign import settings_restored
+from mixgrpo.rewards.load import check_prompts, for_training
+from mixgrpo.rewards.protocol import Reward
 
 _GRACE_S = 1.0
 """So long a reward that is given up has to end, before the process may."""

@@ -27,7 +27,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mixgrpo.errors import ConfigError, RepeatableError
-from mixgrpo.escape import one_line, without_passwords
+from mixgrpo.text.escape import one_line, without_passwords
 
 if TYPE_CHECKING:
     import httpx

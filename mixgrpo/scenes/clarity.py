@@ -22,12 +22,12 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from mixgrpo import cli
-from mixgrpo.atomic import write_bytes, write_json
-from mixgrpo.places import check_weights_file
-from mixgrpo.scenes import CLARITY_WEIGHTS
-from mixgrpo.scenes.machine import machine
+from mixgrpo.catalogue.scenes import CLARITY_WEIGHTS
+from mixgrpo.compute.machine import machine
+from mixgrpo.files.atomic import write_bytes, write_json
 from mixgrpo.scenes.prompts import all_prompts, parse
 from mixgrpo.scenes.render import PALETTE, SIZE, render
+from mixgrpo.settings.places import check_weights_file
 
 CORRUPTIONS = ("blur", "noise", "residue", "erasure", "dullness", "jitter")
 VISIBLE = 0.2

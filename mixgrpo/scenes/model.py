@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mixgrpo.atomic import write_bytes
 from mixgrpo.errors import ConfigError
+from mixgrpo.files.atomic import write_bytes
 from mixgrpo.scenes.prompts import all_prompts
 from mixgrpo.scenes.render import SIZE
 

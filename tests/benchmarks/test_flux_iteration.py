@@ -14,8 +14,8 @@ from benchmarks import flux_iteration, flux_random, flux_report
 from benchmarks.flux_iteration import NAMES, VARIANTS, Job, Options, Probe
 from benchmarks.flux_random import SCALES, Scale
 from mixgrpo.errors import ConfigError
-from mixgrpo.footprint import Pass, footprint
-from mixgrpo.plan import Cost, iteration_cost
+from mixgrpo.forecast.footprint import Pass, footprint
+from mixgrpo.sampling.plan import Cost, iteration_cost
 
 OPTIONS = Options("cpu", 12, None, False, False)
 TINY = Scale("tiny", 1, 1, 32, 3, (8, 8, 8, 8), 4, torch.float32)

@@ -21,9 +21,9 @@ from benchmarks.harness_overhead import (
     timed,
 )
 from benchmarks.run_folders import all_states, write_finished, write_sweep_file
-from harness.results import collect
-from harness.spec import load_sweep
-from harness.store import look_at_all
+from harness.analysis.results import collect
+from harness.runs.store import look_at_all
+from harness.study.load import load_sweep
 from mixgrpo.errors import RunError
 
 

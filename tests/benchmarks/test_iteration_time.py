@@ -24,13 +24,13 @@ from benchmarks.arms import (
 )
 from benchmarks.floor import Floor, recorded
 from benchmarks.ratios import Measurement, Rounds, Spread, verdicts
-from mixgrpo.clock import Clock
-from mixgrpo.config import RunConfig
-from mixgrpo.configfile import load_config
+from mixgrpo.compute.clock import Clock
+from mixgrpo.compute.ranks import Ranks
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.plan import Cost, iteration_cost
-from mixgrpo.ranks import Ranks
-from mixgrpo.trainer import Trainer
+from mixgrpo.sampling.plan import Cost, iteration_cost
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import load_config
+from mixgrpo.training.trainer import Trainer
 from tests.mixgrpo.toy import ToyPolicy
 
 pytestmark = pytest.mark.usefixtures("toy_site")

@@ -97,7 +97,10 @@ ELSEWHERE = {
         "tests/slurm/chaos.py",
         '"harness.sweep", SWEEP, "--executor", executor',
     ),
-    OPTIONS_ONLY: ("tests/harness/test_sweeps_doc.py", '"harness.sweep", str(example), "--plan"'),
+    OPTIONS_ONLY: (
+        "tests/harness/study/test_sweeps_doc.py",
+        '"harness.sweep", str(example), "--plan"',
+    ),
     ".venv/bin/python -m mixgrpo.train examples/own/run.yaml --out runs/own": (
         "tests/test_docs.py",
         '"mixgrpo.train", "examples/own/run.yaml"',
@@ -125,7 +128,10 @@ ELSEWHERE = {
         "harness_overhead.main(",
     ),
     "python -m benchmarks.interval_coverage": ("tests/docs/test_numbers.py", "interval_coverage"),
-    "python -m mixgrpo.scenes.clarity": ("tests/mixgrpo/test_scenes.py", "clarity_module.train("),
+    "python -m mixgrpo.scenes.clarity": (
+        "tests/mixgrpo/scenes/test_scenes.py",
+        "clarity_module.train(",
+    ),
     "python -m harness.search sweeps/search/window.yaml": (
         "tests/harness/test_search.py",
         'HERE / "fake_search.py"',
@@ -160,7 +166,7 @@ _GPUS = "submits the paper's runs: 32 GPUs and the weights of FLUX"
 CANNOT = {
     "python -m http.server --directory site": "serves until it is stopped",
     "make tau": "trains for a quarter of an hour; its one line is run on finished runs",
-    "python -m mixgrpo.scenes.pretrain": "trains the embedded base model for minutes",
+    "python -m mixgrpo.pretrain": "trains the embedded base model for minutes",
     ".venv/bin/pip install -e examples/own": (
         "changes the environment of the tests; tests/test_docs.py writes the metadata it would"
     ),

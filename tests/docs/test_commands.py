@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from harness.spec import load_sweep
+from harness.study.load import load_sweep
 from tests.docs.commands import CANNOT, ELSEWHERE, ROOT, RUN, everything, told
 from tests.harness.synthetic import write_runs
 from tests.mixgrpo import toy

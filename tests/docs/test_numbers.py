@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from benchmarks import interval_coverage
-from harness import cost, paper
-from mixgrpo.advantages import group_advantages
-from mixgrpo.config import SamplerConfig
-from mixgrpo.plan import Plan, make_plan
-from mixgrpo.schedule import sigma_schedule
-from mixgrpo.steps import Kernel, step_coefficients
-from mixgrpo.window import Strategy, Window
+from harness import cost
+from harness.study import paper
+from mixgrpo.maths.advantages import group_advantages
+from mixgrpo.maths.schedule import sigma_schedule
+from mixgrpo.maths.steps import Kernel, step_coefficients
+from mixgrpo.maths.window import Strategy, Window
+from mixgrpo.sampling.plan import Plan, make_plan
+from mixgrpo.settings.config import SamplerConfig
 from tests.docs.commands import ROOT, told
 
 DOCS = ROOT / "docs"
@@ -49,7 +50,7 @@ def test_the_golden_values_are_those_of_the_code() -> None:
 
 def test_the_golden_values_are_those_of_the_tests_of_steps() -> None:
     """Which were computed independently."""
-    from tests.mixgrpo.test_steps import GOLDEN
+    from tests.mixgrpo.maths.test_steps import GOLDEN
 
     rows = table("mathematics.md", "| i | σ | dt | g | std | cₓ | cᵥ | std of dance |")
     assert [[float(cell) for cell in row] for row in rows] == [list(row) for row in GOLDEN]

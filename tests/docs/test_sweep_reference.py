@@ -1,10 +1,10 @@
 """The committed reference of the sweep file is that of the code, and says something about each."""
 
-from harness.paper import TABLES
 from harness.reference import reference
-from harness.sweepfile import Profile, SweepFile
-from harness.views import DEFAULT, VIEWS
-from mixgrpo.probes import PROBES
+from harness.study.paper import TABLES
+from harness.study.sweepfile import Profile, SweepFile
+from harness.study.views import DEFAULT, VIEWS
+from mixgrpo.settings.probes import PROBES
 from tests.docs.commands import ROOT
 
 

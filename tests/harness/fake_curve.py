@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from mixgrpo.atomic import write_json
-from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.errors import RunError
-from mixgrpo.identity import config_hash
-from mixgrpo.train import claim
+from mixgrpo.files.atomic import write_json
+from mixgrpo.runs.folder import claim
+from mixgrpo.settings.config import SCHEMA_VERSION, RunConfig
+from mixgrpo.settings.identity import config_hash
 
 
 def reward(config: RunConfig) -> float:

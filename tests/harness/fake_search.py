@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness import search, sweep
 from harness.searching.file import Search
-from harness.spec import Sweep
+from harness.study.spec import Sweep
 from mixgrpo.cli import run as run_command
 
 sys.path.insert(0, str(Path(__file__).parent))

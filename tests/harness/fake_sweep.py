@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from harness import sweep
-from harness.spec import Sweep
+from harness.study.spec import Sweep
 from mixgrpo.cli import run as run_command
 
 sys.path.insert(0, str(Path(__file__).parent))

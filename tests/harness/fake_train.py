@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from mixgrpo import manifest
-from mixgrpo.atomic import write_json
-from mixgrpo.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
-from mixgrpo.identity import config_hash
-from mixgrpo.records import measured
-from mixgrpo.train import claim
+from mixgrpo.files import manifest
+from mixgrpo.files.atomic import write_json
+from mixgrpo.files.records import measured
+from mixgrpo.runs.folder import claim
+from mixgrpo.settings.config import SCHEMA_VERSION, RunConfig
+from mixgrpo.settings.identity import config_hash
 
 log = logging.getLogger("mixgrpo.fake_train")
 

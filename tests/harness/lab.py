@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.spec import Sweep, load_sweep
+from harness.runs.store import RunState, look_at_all
+from harness.slurm.submissions import Scheduler
 from harness.status import Observer
-from harness.store import RunState, look_at_all
-from harness.submissions import Scheduler
+from harness.study.load import load_sweep
+from harness.study.spec import Sweep
 
 HERE = Path(__file__).parent
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.spec import Arm, Run, Sweep
-from mixgrpo.config import RunConfig
-from mixgrpo.configfile import dump_config
-from mixgrpo.identity import config_hash
-from mixgrpo.records import measured
+from harness.study.arms import Arm
+from harness.study.spec import Run, Sweep
+from mixgrpo.files.records import measured
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import dump_config
+from mixgrpo.settings.identity import config_hash
 
 PROMPTS = [
     "a red square above a blue cross",

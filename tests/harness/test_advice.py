@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.advice import command_for
-from harness.spec import load_sweep
+from harness.study.load import load_sweep
+from harness.text import command_for
 
 from .lab import HERE, SEARCHED, SMALL, Lab
 
@@ -110,20 +110,20 @@ def test_a_command_for_a_chosen_sweep_is_that_sweep_again(tmp_path: Path) -> Non
 
 
 KNOWN: dict[str, str] = {
-    "harness/advice.py": "what the others are made with",
-    "harness/measurements.py": "harness.sweep, by `command_for`",
-    "harness/overall_page.py": "says what made a page: `harness.report --all`, in tests/docs",
-    "harness/page.py": "",
+    "harness/text.py": "what the others are made with",
+    "harness/analysis/measurements.py": "harness.sweep, by `command_for`",
+    "harness/overall/page.py": "says what made a page: `harness.report --all`, in tests/docs",
+    "harness/reporting/page.py": "",
     "harness/reference.py": "says what made docs/sweep-reference.md, in tests/docs",
     "harness/report.py": "command_sweep and command_report, in tests/harness/test_report.py",
     "harness/logs.py": "names harness.status, which takes a file",
     "harness/searching/confirm.py": "says what made a confirmation's file",
-    "harness/searching/page.py": "command_search and command_report",
+    "harness/searching/report.py": "command_search and command_report",
     "harness/searching/words.py": "harness.search on its file, in test_search.py",
-    "mixgrpo/embeddings.py": "names mixgrpo.embed, run in tests/mixgrpo/test_embed.py",
+    "mixgrpo/models/embeddings.py": "names mixgrpo.embed, run in tests/mixgrpo/test_embed.py",
     "mixgrpo/reference.py": "says what made docs/settings.md, in tests/docs",
     "mixgrpo/scenes/clarity.py": "what made the weights",
-    "mixgrpo/scenes/pretrain.py": "what made the weights",
+    "mixgrpo/pretrain.py": "what made the weights",
 }
 """Files whose texts name a command, and where that is run, if not here."""
 
@@ -144,7 +144,7 @@ def texts(file: Path) -> list[str]:
 
 
 def test_every_text_that_names_a_command_is_known() -> None:
-    """A new one is put together by `harness.advice` and run here, or listed with who runs it."""
+    """A new one is put together by `harness.text` and run here, or listed with who runs it."""
     found = {
         file.relative_to(ROOT).as_posix()
         for package in ("harness", "mixgrpo")

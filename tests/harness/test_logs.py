@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import submissions
 from harness.logs import find_log, find_run
+from harness.slurm import submissions
 from mixgrpo.errors import ConfigError
 
 PATIENCE_S = 20.0

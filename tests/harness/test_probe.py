@@ -17,18 +17,21 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness import environment, probe
-from harness.analysis import analyse
-from harness.measurements import gather
-from harness.numbers import interval
-from harness.probe import Task, measure_missing, read_probes, tasks
-from harness.report import write_report
-from harness.results import collect
-from harness.spec import Sweep, load_sweep
-from harness.stats import mean_interval
-from harness.views.hybrid import hybrid
-from harness.views.positive import exponential
-from harness.views.solver_error import solver_error
+from harness import probe
+from harness.analysis.analyse import analyse
+from harness.analysis.measurements import gather
+from harness.analysis.results import collect
+from harness.probing import workers
+from harness.probing.tasks import Task, read_probes, tasks
+from harness.probing.workers import measure_missing
+from harness.reporting.views.hybrid import hybrid
+from harness.reporting.views.solver_error import solver_error
+from harness.reporting.write import write_report
+from harness.runs import environment
+from harness.stats import exponential, mean_interval
+from harness.study.load import load_sweep
+from harness.study.spec import Sweep
+from harness.text import interval
 from mixgrpo import train
 from mixgrpo.errors import ConfigError
 from tests.mixgrpo import toy
@@ -196,7 +199,7 @@ def test_a_killed_command_goes_on_where_it_was(place: Path) -> None:
 
 def test_a_worker_has_one_gpu_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    given = probe._Worker("3").environment
+    given = workers._Worker("3").environment
     assert given["CUDA_VISIBLE_DEVICES"] == "3"
     assert {given[name] for name in environment.THREAD_VARIABLES} == {"1"}
 
@@ -216,7 +219,7 @@ def test_on_a_cluster_the_sweep_says_the_command(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = replace(sweep_of(place), profile="full", overrides=("iterations=2",))
-    assert probe.after_training(sweep, place / "runs", None, on_slurm=True) == []
+    assert workers.after_training(sweep, place / "runs", None, on_slurm=True) == []
     assert capsys.readouterr().out == (
         "4 measurements are missing: srun --gpus=1 python -m harness.probe "
         f"{place}/toy.yaml --profile full --set iterations=2 --runs {place}/runs\n"
@@ -438,8 +441,10 @@ def test_what_training_lost_before_the_window_is_the_sweeps_own_comparison(
 def test_a_fresh_clone_reads_the_probes_back_and_writes_the_same_report(
     known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.figures.DPI", 40)
-    monkeypatch.setattr("harness.figures.draw", lambda *_: [])  # the usual ones take seconds
+    monkeypatch.setattr("harness.reporting.figures.DPI", 40)
+    monkeypatch.setattr(
+        "harness.reporting.figures.draw", lambda *_: []
+    )  # the usual ones take seconds
     sweep = known_sweep()
     page = write_report(sweep, known, tmp_path / "reports")
     folder = page.parent
@@ -470,7 +475,7 @@ def test_a_fresh_clone_reads_the_probes_back_and_writes_the_same_report(
 def test_a_new_measurement_makes_a_new_report(
     known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness import unchanged
+    from harness.reporting import unchanged
 
     sweep = known_sweep()
     shutil.copytree(known, tmp_path / "runs")

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from harness import findings, report, views
-from harness.analysis import _shared_until, analyse
-from harness.report import FullerReport, write_report
-from harness.results import collect
-from harness.spec import load_sweep
-from harness.spent import at_evaluations
+from harness import report
+from harness.analysis.analyse import _shared_until, analyse
+from harness.analysis.results import collect
+from harness.analysis.seconds import at_evaluations
+from harness.reporting import findings, write
+from harness.reporting.views import view as views
+from harness.reporting.write import FullerReport, write_report
+from harness.study.load import load_sweep
 from mixgrpo.errors import ConfigError, RunError
 
 from .synthetic import make_sweep, seal, write_runs
@@ -41,13 +43,13 @@ def reports(runs, tmp_path_factory):
 @pytest.fixture
 def no_figures(monkeypatch):
     """For tests of words alone: drawing takes seconds."""
-    monkeypatch.setattr("harness.figures.draw", lambda *_: [])
+    monkeypatch.setattr("harness.reporting.figures.draw", lambda *_: [])
 
 
 @pytest.fixture
 def small_figures(monkeypatch):
     """For tests that figures can be drawn at all."""
-    monkeypatch.setattr("harness.figures.DPI", 40)
+    monkeypatch.setattr("harness.reporting.figures.DPI", 40)
 
 
 def words(page):
@@ -137,7 +139,7 @@ def test_where_a_view_answers_its_answer_comes_first(
     module.drift = lambda *_: made if has_data else None
     monkeypatch.setitem(sys.modules, "made_up_views", module)
     monkeypatch.setitem(views.VIEWS, "drift", "made_up_views:drift")
-    monkeypatch.setattr(views, "DEFAULT", ())
+    monkeypatch.setattr("harness.study.views.DEFAULT", ())
     sweep = replace(make_sweep(), views=("drift",), answered_by="drift")
     page = write_report(sweep, runs, tmp_path)
     order = ["They drift apart." if has_data else "Cannot conclude: the runs do"]
@@ -153,7 +155,7 @@ def test_the_same_runs_give_the_same_bytes_in_any_process(runs, reports, tmp_pat
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]);"
         "from pathlib import Path; from synthetic import make_sweep;"
-        "from harness.report import write_report;"
+        "from harness.reporting.write import write_report;"
         "write_report(make_sweep(), Path(sys.argv[2]), Path(sys.argv[3]))"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(runs), str(tmp_path)]
@@ -211,14 +213,14 @@ def test_an_unwritable_place_keeps_the_old_report(runs, tmp_path, monkeypatch, n
         write_report(make_sweep(), runs, tmp_path / "file")
 
     target = tmp_path / "table.md"
-    report._replace(target, b"old")
+    write._replace(target, b"old")
 
     def full(self, other):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(RunError, match="No space left on device"):
-        report._replace(target, b"new")
+        write._replace(target, b"new")
     assert target.read_bytes() == b"old"
     assert {p.name for p in tmp_path.iterdir()} == {"file", "table.md"}
 
@@ -453,7 +455,7 @@ seeds: 3
 @pytest.fixture
 def place(tmp_path):
     """A folder as a clone: sweeps/little.yaml, and its runs."""
-    from harness.spec import load_sweep
+    from harness.study.load import load_sweep
 
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "little.yaml").write_text(SWEEP)

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from harness import drawing, figures, findings, status, store
-from harness.analysis import analyse
-from harness.plan import describe
-from harness.report import write_report
-from harness.results import collect
-from harness.sharing import KEPT, Sharing
-from harness.spec import Run, known_folders, load_sweep, same_schedules
-from harness.store import RunState
-from mixgrpo.config import RunConfig
+from harness import status
+from harness.analysis.analyse import analyse
+from harness.analysis.results import collect
+from harness.launching.plan import describe
+from harness.launching.sharing import KEPT, Sharing
+from harness.reporting import drawing, figures, findings
+from harness.reporting.write import write_report
+from harness.runs import store
+from harness.runs.store import RunState
+from harness.study.load import known_folders, load_sweep
+from harness.study.spec import Run, same_schedules
+from mixgrpo.settings.config import RunConfig
 
 from .synthetic import make_sweep, write_runs
 

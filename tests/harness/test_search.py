@@ -20,20 +20,20 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from harness import launcher as sweep_launcher
-from harness import progress
 from harness import search as command
 from harness import sweep as sweeps
-from harness.job import MAX_TRIES
+from harness.launching import launcher as sweep_launcher
+from harness.launching import screen
+from harness.launching.job import MAX_TRIES
+from harness.runs.folder import read_attempts
 from harness.searching import pruning
 from harness.searching.file import Search, load_search
 from harness.searching.runs import runs_of
 from harness.searching.storage import storage_file, where
 from harness.searching.study import Study, Trial
-from harness.spec import load_sweep
-from harness.store import read_attempts
-from mixgrpo import lease
+from harness.study.load import load_sweep
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.files import lease
 
 from .lab import SEARCHED
 
@@ -238,7 +238,7 @@ def test_a_search_of_which_no_trial_came_to_a_result_has_failed(
 
 
 def test_over_the_budget_nothing_runs_and_optuna_is_told(lab: SearchLab) -> None:
-    from harness.plan import evaluations
+    from harness.launching.plan import evaluations
 
     text = FILE.replace("trials: 6", "trials: 3").replace("seeds: 2", "seeds: 1")
     small = lab.search.config({"window.interval": 7, "window.size": 2})
@@ -310,7 +310,7 @@ def test_what_loses_with_its_first_seeds_is_spared_the_others(lab: SearchLab) ->
     assert lab.here() == 0
     best, *rest = tried(lab.trials())
     assert len(best.rewards) == 4
-    from harness.plan import evaluations
+    from harness.launching.plan import evaluations
 
     count = {t.number: evaluations(lab.search.config(t.asked or {})) for t in [best, *rest]}
     held = [t for t in rest if count[t.number] >= count[best.number] and t.asked != best.asked]
@@ -335,7 +335,7 @@ def test_a_run_that_falls_behind_stops_with_a_checkpoint(
         "{window.interval: 7, window.size: 2}",
     ).replace("trials: 6", "trials: 4")
     lab.file.write_text(text.replace("seeds: 2", "seeds: 1").replace("parallel: 2", "parallel: 1"))
-    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.1)  # an inline run is judged as it is shown
+    monkeypatch.setattr(screen, "PLAIN_EVERY_S", 0.1)  # an inline run is judged as it is shown
     monkeypatch.setenv("FAKE_CURVE", json.dumps({"seconds": 0.03}))
     assert lab.here() == 0
     behind = [t for t in lab.trials() if "behind the others at iteration" in t.why]

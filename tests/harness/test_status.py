@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from harness.launcher import Launcher
-from harness.progress import Progress, cells, seconds_left, summary, time_left
-from harness.records import Attempt
+from harness.launching.launcher import Launcher
+from harness.launching.screen import Progress
+from harness.runs.progress import cells, seconds_left, summary, time_left
+from harness.runs.records import Attempt
+from harness.runs.store import RunState
+from harness.slurm.submissions import Scheduler
 from harness.status import Observer, as_data, as_text
-from harness.store import RunState
-from harness.submissions import Scheduler
-from mixgrpo import lease, phase
 from mixgrpo.cli import say
-from mixgrpo.phase import PhaseFile
-from mixgrpo.train import OWNER
-from mixgrpo.words import duration
+from mixgrpo.compute import phase
+from mixgrpo.compute.phase import PhaseFile
+from mixgrpo.files import lease
+from mixgrpo.runs.folder import OWNER
+from mixgrpo.text.words import duration
 
 from .lab import Lab
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from harness import sweep as sweeps
-from harness.dispatch import Local, Start
-from harness.launcher import LAUNCHER, Launcher
-from harness.progress import Progress
-from harness.spec import Sweep
+from harness.launching.dispatch import Local, Start
+from harness.launching.launcher import LAUNCHER, Launcher
+from harness.launching.screen import Progress
+from harness.slurm.submissions import Scheduler
 from harness.status import as_data, as_text
-from harness.submissions import Scheduler
+from harness.study.spec import Sweep
 from mixgrpo.errors import RunError
-from mixgrpo.lease import Lease, is_held
+from mixgrpo.files.lease import Lease, is_held
 
 from .lab import SEARCHED, SMALL, SWEEP, Lab
 

@@ -13,11 +13,11 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from mixgrpo.config import RunConfig
+from mixgrpo.settings.config import RunConfig
 
 # The last two are imported by an optimizer's first step and by a picture's saving.
 _PRELOADED = [
-    "mixgrpo.trainer",
+    "mixgrpo.training.trainer",
     "tests.mixgrpo.children",
     "torch._dynamo",
     "PIL.PngImagePlugin",
@@ -53,7 +53,7 @@ def _train(data: dict[str, Any], folder: Path, site: Path, kill_at: int | None) 
 
 def _kill_at(number: int) -> None:
     """End the process, without any clean-up, at its n-th operation on the disk."""
-    from mixgrpo import checkpoint, jsonlines
+    from mixgrpo.files import checkpoint, jsonlines
 
     count = 0
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from mixgrpo import ranks as ranks_module
-from mixgrpo.ranks import Ranks, join, leave
+from mixgrpo.compute import ranks as ranks_module
+from mixgrpo.compute.ranks import Ranks, join, leave
 from tests.mixgrpo.toy import ROOT
 
 COPIES = ("--multi_gpu",)

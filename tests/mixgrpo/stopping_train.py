@@ -4,9 +4,10 @@ ITERATIONS OUT, on as many ranks as it was launched with."""
 import sys
 from pathlib import Path
 
-from mixgrpo import ranks, train
-from mixgrpo.configfile import load_config
-from mixgrpo.trainer import Metrics, Trainer
+from mixgrpo import train
+from mixgrpo.compute import ranks
+from mixgrpo.settings.configfile import load_config
+from mixgrpo.training.trainer import Metrics, Trainer
 
 
 def main() -> None:

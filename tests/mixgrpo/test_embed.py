@@ -15,12 +15,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mixgrpo import cli, embed, embeddings
-from mixgrpo.config import ComputeConfig, ModelConfig
-from mixgrpo.embeddings import EmbeddingStore
+from mixgrpo import cli, embed
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.models import embeddings
+from mixgrpo.models.embeddings import EmbeddingStore
 from mixgrpo.models.parts import Pipeline
 from mixgrpo.models.sd3 import SD3Policy
+from mixgrpo.settings.config import ComputeConfig, ModelConfig
 
 from .models.tiny import write_flux, write_sd3
 

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from mixgrpo import cli, train
 from mixgrpo import evaluate as command
-from mixgrpo.bootstrap import RESAMPLES, bootstrap
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluate import compare, evaluate, evaluation_noise
-from mixgrpo.inference import Sampling, sample
-from mixgrpo.jsonlines import read_lines
-from mixgrpo.models import Conditioning
-from mixgrpo.policy import load_run
-from mixgrpo.rewards import load_reward
-from mixgrpo.rollout import sample_ode
-from mixgrpo.schedule import sigma_schedule
+from mixgrpo.evaluate import compare
+from mixgrpo.evaluation.bootstrap import RESAMPLES, bootstrap
+from mixgrpo.evaluation.held_out import evaluate, evaluation_noise
+from mixgrpo.files.jsonlines import read_lines
+from mixgrpo.maths.schedule import sigma_schedule
+from mixgrpo.models.protocol import Conditioning
+from mixgrpo.rewards.load import load_reward
+from mixgrpo.runs.load import load_run
+from mixgrpo.sampling.inference import Sampling, sample
+from mixgrpo.sampling.rollout import sample_ode
 from tests.mixgrpo import toy
 from tests.mixgrpo.toy import PROMPTS, Brightness, ToyPolicy
 
@@ -118,7 +119,7 @@ def test_images_are_let_go_of_and_scored_in_slices(monkeypatch: pytest.MonkeyPat
 
     noise = evaluation_noise(0, PROMPTS[:5], 2, policy.latent_shape)
     whole = evaluate(policy, policy.velocity, [Seen()], PROMPTS[:5], noise, 6, 2.0, 2)
-    monkeypatch.setattr(command, "IMAGES_AT_ONCE", 5)
+    monkeypatch.setattr("mixgrpo.evaluation.held_out.IMAGES_AT_ONCE", 5)
     parts = evaluate(
         *(policy, policy.velocity, [Seen()], PROMPTS[:5], noise, 6, 2.0, 2), show=PROMPTS[1:2]
     )

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from mixgrpo import cli, train
 from mixgrpo import generate as command
-from mixgrpo.contact_sheet import Column, contact_sheet, png
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluate import check_readable, choose, evaluation_noise
+from mixgrpo.evaluation.contact_sheet import Column, contact_sheet, png
+from mixgrpo.evaluation.held_out import check_readable, choose, evaluation_noise
 from mixgrpo.generate import generate
-from mixgrpo.inference import Order, Sampling, Variant, draw, sample
-from mixgrpo.models import Conditioning
-from mixgrpo.policy import load_run
-from mixgrpo.rollout import sample_ode
-from mixgrpo.schedule import sigma_schedule
+from mixgrpo.maths.schedule import sigma_schedule
+from mixgrpo.models.protocol import Conditioning
+from mixgrpo.runs.load import load_run
+from mixgrpo.sampling.inference import Order, Sampling, Variant, draw, sample
+from mixgrpo.sampling.rollout import sample_ode
 from tests.mixgrpo import oracle, toy
 from tests.mixgrpo.toy import PROMPTS, ToyPolicy
 

@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 import yaml
 
-from mixgrpo import phase, train
-from mixgrpo.config import RunConfig
-from mixgrpo.configfile import dump_config
+from mixgrpo import train
+from mixgrpo.compute import phase
+from mixgrpo.compute.phase import PhaseFile
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.identity import config_hash
-from mixgrpo.phase import PhaseFile
-from mixgrpo.plan import make_plan
+from mixgrpo.sampling.plan import make_plan
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import dump_config
+from mixgrpo.settings.identity import config_hash
 from tests.mixgrpo import toy
 from tests.mixgrpo.children import attempt
-from tests.mixgrpo.runs import LONG, SMALL, flip, leftovers, lines, outcome, stopped_at
+from tests.mixgrpo.outcomes import LONG, SMALL, flip, leftovers, lines, outcome, stopped_at
 
 pytestmark = pytest.mark.usefixtures("toy_site")
 
@@ -64,7 +65,7 @@ def test_phases_and_log_lines_of_a_run(
             seen.append(name)
 
     monkeypatch.setattr(PhaseFile, "enter", note)
-    monkeypatch.setattr(train, "_LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("mixgrpo.training.run._LOG_EVERY_S", 0.0)
     with caplog.at_level("INFO", "mixgrpo"):
         assert train.run(SMALL, tmp_path) == "finished"
     assert seen[:4] == ["loading", "evaluating", "training", "saving"]

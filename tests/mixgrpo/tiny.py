@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mixgrpo.randomness import normal
+from mixgrpo.maths.randomness import normal
 
 
 def tiny_model(folder: Path) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixgrpo.config import RunConfig
-from mixgrpo.configfile import as_tuples
-from mixgrpo.models import Conditioning
+from mixgrpo.models.protocol import Conditioning
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import as_tuples
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f"prompt {i}" for i in range(9)]

@@ -25,7 +25,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness.spec import Sweep, load_sweep
+from harness.study.load import load_sweep
+from harness.study.spec import Sweep
 
 from . import chaos_reward
 from .chaos_books import SWEEP, balance, finished, ledger_balances, processes, reasons

@@ -14,16 +14,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from harness.adopt import origin
-from harness.launcher import LAUNCHER
-from harness.ledger import ledger
-from harness.spec import Sweep
-from harness.store import Attempt, look, read_attempts, read_result
-from mixgrpo import lease
-from mixgrpo.records import DamagedFileError
-from mixgrpo.train import OWNER
+from harness.launching.launcher import LAUNCHER
+from harness.runs.folder import origin, read_attempts
+from harness.runs.ledger import ledger
+from harness.runs.records import Attempt
+from harness.runs.store import look, read_result
+from harness.study.spec import Sweep
+from mixgrpo.files import lease
+from mixgrpo.files.records import DamagedFileError
+from mixgrpo.runs.folder import OWNER
 
-from ..mixgrpo.runs import leftovers, outcome
+from ..mixgrpo.outcomes import leftovers, outcome
 from .processes import start_time
 
 SWEEP = Path(__file__).with_name("chaos.yaml")

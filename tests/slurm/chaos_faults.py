@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.store import Attempt, read_attempts
-from mixgrpo import lease
-from mixgrpo.train import OWNER
+from harness.runs.folder import read_attempts
+from harness.runs.records import Attempt
+from mixgrpo.files import lease
+from mixgrpo.runs.folder import OWNER
 
 from .chaos_books import finished, status_calls
 from .cluster import Cluster

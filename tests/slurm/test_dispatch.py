@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from harness import dispatch, environment
-from harness.cluster import Cluster as SlurmExecutor
-from harness.dispatch import Executor, Inline, Local, Start
-from harness.resources import Slurm
-from harness.slurm import check_path
-from harness.spec import load_sweep
-from harness.store import STOP, RunState, look, read_attempts, read_result
-from harness.submissions import Scheduler
-from mixgrpo import lease
-from mixgrpo.train import OWNER
+from harness.launching import dispatch
+from harness.launching.cluster import Cluster as SlurmExecutor
+from harness.launching.dispatch import Executor, Inline, Local, Start
+from harness.launching.resources import Slurm
+from harness.runs import environment
+from harness.runs.folder import STOP, read_attempts
+from harness.runs.store import RunState, look, read_result
+from harness.slurm.commands import check_path
+from harness.slurm.submissions import Scheduler
+from harness.study.load import load_sweep
+from mixgrpo.files import lease
+from mixgrpo.runs.folder import OWNER
 
 from ..harness.lab import HERE, SEARCHED, SWEEP
 from .cluster import Cluster
@@ -240,7 +242,7 @@ def test_slots_follow_gpus_then_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_snapshot_is_what_runs_whatever_becomes_of_the_code(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness import snapshot
+    from harness.launching import snapshot
 
     checkout = tmp_path / "checkout"
     root = Path(snapshot.__file__).parents[1]
@@ -284,7 +286,8 @@ def test_a_snapshot_is_what_runs_whatever_becomes_of_the_code(
 def test_folders_of_hard_names_reach_a_job_and_its_log(
     slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `harness.slurm.check_path` lets pass; what it refuses was seen to lose its log."""
+    """What `harness.slurm.commands.check_path` lets pass; what it refuses was seen to lose its
+    log."""
     monkeypatch.setenv("PYTHONPATH", SEARCHED)
     started = []
     for name in ("a b", "a'b", 'a"b', "a$HOMEb", "~a", "a #b", "\u00fc;b"):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import submissions
-from harness.ledger import START_UP, ledger
+from harness.runs.ledger import START_UP, ledger
+from harness.slurm import submissions
 from harness.status import as_data, as_text
 
 from ..harness.lab import SMALL, SWEEP, Lab

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.spec import load_sweep
-from harness.store import RunState, look_at_all
+from harness.runs.store import RunState, look_at_all
+from harness.study.load import load_sweep
 
 from .cluster import Cluster
 from .conftest import SITE

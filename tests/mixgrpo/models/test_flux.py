@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixgrpo.adapters import add_lora
-from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
+from mixgrpo.maths.randomness import normal
+from mixgrpo.models.adapters import add_lora
 from mixgrpo.models.diffusion import image_size, schedule_shift
 from mixgrpo.models.flux import FluxPolicy, pack, unpack
-from mixgrpo.randomness import normal
+from mixgrpo.settings.config import ComputeConfig, ModelConfig
 from tests.mixgrpo.models.tiny import apart, sampled, write_flux
 
 PROMPTS = ["a red cross", "a blue square left of a tree"]

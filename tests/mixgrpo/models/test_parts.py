@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mixgrpo import weights
-from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
+from mixgrpo.files import hub as weights
 from mixgrpo.models.diffusion import DiffusersPolicy
 from mixgrpo.models.flux import FluxPolicy
 from mixgrpo.models.parts import Pipeline
 from mixgrpo.models.qwen_image import QwenImagePolicy
 from mixgrpo.models.sd3 import SD3Policy
+from mixgrpo.settings.config import ComputeConfig, ModelConfig
 from tests.mixgrpo.models.tiny import write_flux, write_sd3
 
 SD35 = {

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixgrpo.adapters import add_lora
-from mixgrpo.config import ComputeConfig, ModelConfig
+from mixgrpo.maths.randomness import normal
+from mixgrpo.models.adapters import add_lora
 from mixgrpo.models.diffusion import schedule_shift
 from mixgrpo.models.flux import pack
 from mixgrpo.models.qwen_image import QwenImagePolicy
-from mixgrpo.randomness import normal
+from mixgrpo.settings.config import ComputeConfig, ModelConfig
 from tests.mixgrpo.models.tiny import apart, sampled, write_qwen_image
 
 PROMPTS = ["a red cross", "a blue square near a tree"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixgrpo.adapters import add_lora
-from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
+from mixgrpo.maths.randomness import normal
+from mixgrpo.models.adapters import add_lora
 from mixgrpo.models.sd3 import SD3Policy
-from mixgrpo.randomness import normal
+from mixgrpo.settings.config import ComputeConfig, ModelConfig
 from tests.mixgrpo.models.tiny import apart, sampled, write_sd3
 
 PROMPTS = ["a red cross", "a blue square left of a tree"]

@@ -12,13 +12,13 @@ import huggingface_hub
 import pytest
 import torch
 
-from mixgrpo.config import ComputeConfig, ModelConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.models import text
 from mixgrpo.models.flux import FluxPolicy
 from mixgrpo.models.parts import Pipeline
 from mixgrpo.models.sd3 import SD3Policy
 from mixgrpo.models.text import PromptEncoder
+from mixgrpo.settings.config import ComputeConfig, ModelConfig
 from tests.mixgrpo.models.tiny import write_flux, write_sd3
 
 PROMPTS = ["a red cross", "a blue square", "a tree", "two boats", "rain"]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mixgrpo.randomness import normal
+from mixgrpo.maths.randomness import normal
 
 WIDTH = 32
 """Of every text encoder."""
@@ -326,7 +326,7 @@ def _qwen_tokenizer(folder: Path) -> Any:
 
 def sampled(policy: Any, prompts: list[str], steps: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     """Noise, latents and images of `prompts`, by the model's own schedule."""
-    from mixgrpo.inference import Sampling, sample
+    from mixgrpo.sampling.inference import Sampling, sample
 
     noise = normal((len(prompts), *policy.latent_shape), "tiny noise")
     sampling = Sampling(steps=steps, shift=policy.dynamic_shift)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixgrpo.errors import ConfigError
-from mixgrpo.randomness import normal
+from mixgrpo.maths.randomness import normal
 from mixgrpo.rewards.aesthetic import Aesthetic, Predictor
 
 from .tiny_clip import (

@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mixgrpo.config import RunConfig
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
-from mixgrpo.evaluate import score as asked
 from mixgrpo.rewards import unifiedreward
+from mixgrpo.rewards.calls import score as asked
 from mixgrpo.rewards.limit import limited
 from mixgrpo.rewards.unifiedreward import UnifiedReward
+from mixgrpo.settings.config import RunConfig
 from tests.mixgrpo.rewards.chat_server import Behaviour, Chat, Reply, Request, serving
 
 PROMPT = 'a {cat} with a "hat" 100%'

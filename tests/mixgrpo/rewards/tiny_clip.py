@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from mixgrpo.randomness import normal
+from mixgrpo.maths.randomness import normal
 
 TINY: dict[str, Any] = {
     "embed_dim": 24,

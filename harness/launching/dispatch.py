@@ -1,0 +1,208 @@
+"""Where jobs run: in this process, in local processes, or in Slurm; the latter two by submitit.
+
+An executor starts jobs for runs and says whether they are over. How they ended is never asked here:
+the run's folder knows, also after a kill. The launcher (`harness.launching.launcher`) decides what
+starts.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from harness.launching.job import TERMINAL_SIGNALS, TRAIN, make_job
+from harness.launching.snapshot import Snapshot
+from harness.runs import environment
+from harness.runs.store import RunState
+from harness.study.spec import Run
+from mixgrpo.compute.foreign import stays
+
+ExecutorName = Literal["inline", "local", "slurm"]
+
+THREADS = 1
+"""CPU threads of a local run: two processes with one thread each do more than one with two."""
+
+_NO_TIME_LIMIT_MIN = 60 * 24 * 365
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that is to begin or to continue."""
+
+    run: Run
+    folder: Path
+    trunk: Path | None = None
+    """The folder of the run whose checkpoint it takes; None to start from nothing."""
+    trunk_iterations: int = 0
+    """Which checkpoint that is."""
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Where it starts, as fields of a job."""
+        if self.trunk is None:
+            return {}
+        return {"trunk": str(self.trunk.resolve()), "trunk_iterations": self.trunk_iterations}
+
+    @property
+    def name(self) -> str:
+        return self.run.folder_name
+
+
+class Executor(Protocol):
+    """Starts jobs, and knows of those that it started."""
+
+    @property
+    def slots(self) -> int | None:
+        """Jobs that run at once; None where a queue takes all and decides."""
+        ...
+
+    outlive: bool
+    """Whether jobs go on when the launcher is interrupted, without being asked to stop."""
+
+    def start(self, starts: Sequence[Start]) -> list[str]:
+        """Start jobs, no more than there are free slots. The names of those that were taken.
+
+        OSError where a folder cannot be written, as on a full disk; ConfigError where what is asked
+        for is refused.
+        """
+        ...
+
+    def over(self, state: RunState) -> bool:
+        """Whether the job that was started here for a run in this state has ended."""
+        ...
+
+
+class Inline:
+    """One run at a time in this process, for debugging: breakpoints and tracebacks are direct."""
+
+    slots = 1
+    outlive = False
+
+    def __init__(self, should_stop: Callable[[], bool], train: str = TRAIN) -> None:
+        """`should_stop` is asked after every iteration, and so may also show progress."""
+        self.should_stop, self.train = should_stop, train
+        self.gpu = next(iter(environment.gpus()), None)
+
+    def start(self, starts: Sequence[Start]) -> list[str]:
+        for start in starts[:1]:
+            job = make_job(
+                start.folder,
+                start.run.config,
+                threads=THREADS,
+                gpu=self.gpu or "",
+                train=self.train,
+                gpus=float(self.gpu is not None),
+                identity=start.run.hash,
+                **start.shared,
+            )
+            os.environ.update(job.variables())
+            with environment.changed(dict.fromkeys(environment.strays())), stays():
+                job.run(self.should_stop)
+        return [start.name for start in starts[:1]]
+
+    def over(self, state: RunState) -> bool:
+        return True
+
+
+class _Process(Protocol):
+    """A job as submitit's local executor knows it."""
+
+    def done(self) -> bool: ...
+
+
+class Local:
+    """Processes on this machine, each with its own threads and GPU, never more than the slots.
+
+    The processes outlive their launcher and hear nothing of its terminal: they end when they are
+    done, or when they find a stop file in the run's folder.
+    """
+
+    outlive = False
+
+    def __init__(
+        self, jobs: int | None, train: str = TRAIN, snapshot: Snapshot | None = None
+    ) -> None:
+        """`jobs` slots; by default one per GPU, or where there is none, one per core."""
+        self.gpus = environment.gpus()
+        self.slots: int | None = jobs or len(self.gpus) or max(1, environment.cores() // THREADS)
+        self.train, self.snapshot = train, snapshot
+        self._active: dict[str, tuple[int, _Process]] = {}
+        """Slot and process by folder name, of the jobs started here that are not over."""
+
+    def start(self, starts: Sequence[Start]) -> list[str]:
+        assert self.slots is not None
+        # Jobs of an earlier launcher occupy slots too; theirs are taken to be the last ones.
+        free = sorted(set(range(self.slots)) - {slot for slot, _ in self._active.values()})
+        taken = []
+        for slot, start in zip(free, starts, strict=False):
+            self._active[start.name] = (slot, self._start(slot, start))
+            taken.append(start.name)
+        return taken
+
+    def _start(self, slot: int, start: Start) -> _Process:
+        import submitit
+
+        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else ""
+        job = make_job(
+            start.folder.resolve(),
+            start.run.config,
+            threads=THREADS,
+            gpu=gpu,
+            train=self.train,
+            executor="local",
+            gpus=min(1.0, len(self.gpus) / (self.slots or 1)),
+            cores=_cores(slot, self.slots or 1),
+            identity=start.run.hash,
+            **start.shared,
+        )
+        executor = submitit.LocalExecutor(folder=_fresh(start.folder / "log"))
+        # submitit kills what takes longer than its limit, and its limit cannot be left out.
+        executor.update_parameters(timeout_min=_NO_TIME_LIMIT_MIN, stderr_to_stdout=True)
+        variables: dict[str, str | None] = dict.fromkeys(environment.strays())
+        variables |= job.variables() | (self.snapshot.variables() if self.snapshot else {})
+        with environment.changed(variables), _signals_held_back():
+            process: _Process = executor.submit(job)
+        return process
+
+    def over(self, state: RunState) -> bool:
+        started = self._active.get(state.run.folder_name)
+        if started is not None and not started[1].done():
+            return False
+        self._active.pop(state.run.folder_name, None)
+        return True
+
+
+def _cores(slot: int, slots: int) -> tuple[int, ...]:
+    """The cores of a slot, where there are enough for each to have its own; else none."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    mine = sorted(os.sched_getaffinity(0))
+    return (
+        tuple(mine[slot * THREADS : (slot + 1) * THREADS]) if slots * THREADS <= len(mine) else ()
+    )
+
+
+def _fresh(logs: Path) -> Path:
+    """A folder that no earlier start used: submitit would find that one's results."""
+    logs.mkdir(exist_ok=True)
+    taken = [int(p.name[5:]) for p in logs.glob("start*") if p.name[5:].isdigit()]
+    folder = logs / f"start{max(taken, default=0) + 1:03d}"
+    folder.mkdir()
+    return folder
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Children inherit what is blocked here, so a terminal's Ctrl-C or end does not reach them.
+
+    This process gets what arrived meanwhile when it is unblocked. submitit starts its processes in
+    the launcher's own process group and leaves no other way in.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,133 @@
+"""Runs of a sweep's folder that are runs of the file but for how long they are.
+
+A changed number of iterations makes another run in another folder; the one that was there stays.
+Wherever nothing before its last checkpoint depends on that number, the new run starts from there.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from harness.launching.adopt import makers_of
+from harness.runs import environment
+from harness.runs.folder import checkpoints_of
+from harness.runs.store import read_result, sweep_folder
+from harness.study.spec import Run, Sweep
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.files.records import DamagedFileError
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import dump_config, load_config
+from mixgrpo.settings.identity import config_hash, length_alone
+from mixgrpo.settings.shared_prefix import common_iterations, why_not_continued
+
+_LENGTH = re.compile(r"^iterations: (\d+)$", re.MULTILINE)
+_UNHASHED = re.compile(r"^(?:health|output):\n(?: .*\n)*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class OtherLength:
+    """A run of another length, beside the one of the file."""
+
+    run: Run
+    """As its folder has it."""
+    wanted: Run
+    """The run of the file: the same arm and seed."""
+    folder: Path
+
+    @property
+    def remark(self) -> str:
+        """What it is, for a list of run folders."""
+        return (
+            f"{self.wanted.name} with {self.run.config.iterations} iterations, not "
+            f"{self.wanted.config.iterations}"
+        )
+
+    @cached_property
+    def why_not(self) -> str:
+        """Why the run of the file cannot start from any of its checkpoints; empty where it can."""
+        return _why_not(self.folder, self.run.config, self.wanted.config)
+
+
+def other_lengths(sweep: Sweep, runs_dir: Path, wanted: Iterable[Run]) -> list[OtherLength]:
+    """The runs of other lengths that lie in the sweep's folder, for these runs of the file."""
+    folder = sweep_folder(sweep, runs_dir)
+    own = {run.folder_name for run in sweep.runs}
+    others: dict[str, list[str]] = {}
+    for name in _names(folder):
+        if name not in own:
+            others.setdefault(_stem(name), []).append(name)
+    return [
+        OtherLength(Run(run.arm, run.seed, config, name.rpartition("-")[2]), run, folder / name)
+        for run in wanted
+        for name in others.get(_stem(run.folder_name), ())
+        if (config := _config_of(folder / name, run.config))
+    ]
+
+
+def _stem(name: str) -> str:
+    """The name of a run's folder without its hash."""
+    return name.rpartition("-")[0]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _config_of(folder: Path, wanted: RunConfig) -> RunConfig | None:
+    """The configuration of the run in `folder` where it differs from `wanted` in its length alone.
+
+    Of thousands of files few are parsed: the folder's hash says what its settings are, but for
+    those that change no result.
+    """
+    try:
+        text = (folder / "config.yaml").read_text("utf-8")
+        iterations = int(_LENGTH.findall(text)[0])
+        if iterations == wanted.iterations:
+            return None
+        config = wanted.model_copy(update={"iterations": iterations})
+        if not (folder.name.endswith(config_hash(config)) and _unhashed(text) == _dumped(wanted)):
+            config = load_config(folder / "config.yaml")
+    except (OSError, ConfigError, ValueError, LookupError):
+        return None  # it is no run, or one of another version
+    return config if config.seed == wanted.seed and length_alone(config, wanted) else None
+
+
+def _unhashed(text: str) -> str:
+    """What a run's file says of health and output."""
+    return "".join(_UNHASHED.findall(text))
+
+
+def _dumped(config: RunConfig) -> str:
+    return _dumped_once(config.model_dump_json(include={"health", "output"}))
+
+
+@lru_cache
+def _dumped_once(settings: str) -> str:
+    return _unhashed(dump_config(RunConfig.model_validate_json(settings)))
+
+
+def _why_not(folder: Path, there: RunConfig, wanted: RunConfig) -> str:
+    if why := why_not_continued(there, folder.name.rpartition("-")[2], wanted):
+        return why
+    common = common_iterations(there, wanted)
+    if not any(point <= common for point in checkpoints_of(folder)):
+        return f"it has no checkpoint of at most {common} iterations"
+    try:
+        read_result(folder)
+        makers = makers_of(folder)
+    except DamagedFileError as damaged:
+        return f"{damaged.file}: {damaged.why}"
+    except RunError as error:
+        return str(error)
+    if not makers:
+        return "it does not say which code and machine made it"
+    if any(maker.get("code") != environment.code() for _, maker in makers):
+        return "it was made by other code of this program"
+    return ""

@@ -1,0 +1,267 @@
+"""What a sweep would do, in text: runs, windows, network evaluations, seconds. Starts nothing."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.launching.sharing import Sharing, finished_by_other_code, finished_elsewhere, will_come
+from harness.launching.trunk import Trunk, may_start
+from harness.runs.progress import counts, seconds_per_run
+from harness.runs.store import RunState
+from harness.study.arms import Arm
+from harness.study.spec import Sweep, same_schedules
+from mixgrpo.sampling.plan import run_cost
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.text.words import duration
+
+_MANY_STRETCHES = 6
+_MANY_STAYS = 10_000
+_MOST = 20
+"""Arms, and groups of them, that are listed one by one."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What need not be computed, by the names of the runs' folders."""
+
+    copied: dict[str, Path]
+    """Finished elsewhere: where."""
+    trunks: dict[str, Trunk]
+    """From whose checkpoint the others start that do not start from nothing."""
+    from_zero: tuple[str, ...] = ()
+    """Why runs start from zero though runs of another length are there."""
+
+    def iterations(self, state: RunState) -> int:
+        """Those that a run gets from another one."""
+        name = state.run.folder_name
+        if name in self.copied:
+            return state.total
+        return self.trunks[name].iterations if name in self.trunks else 0
+
+
+def foresee(
+    sweep: Sweep, states: list[RunState], runs_dir: Path, accept_code_change: bool = False
+) -> Saved:
+    """What the launcher would share, given the states of the sweep's runs or of a part of them."""
+    starting = [state for state in states if may_start(state)]
+    copied = finished_elsewhere(starting, runs_dir)
+    if accept_code_change:
+        copied = finished_by_other_code(starting, runs_dir) | copied
+    left = [state for state in states if state.run.folder_name not in copied]
+    sharing = Sharing(sweep, runs_dir)
+    return Saved(copied, sharing.plan(left, will_come), tuple(sharing.why_from_zero()))
+
+
+def describe(
+    sweep: Sweep, states: list[RunState], slots: int | None, saved: Saved | None = None
+) -> str:
+    """The plan of `sweep` on `slots` slots, or for a queue, given the states of its runs and what
+    of them need not be computed."""
+    lines = [
+        f"{sweep.name}{f' ({sweep.profile})' if sweep.profile else ''}: {len(sweep.arms)} arms x "
+        f"{len(sweep.seeds)} seeds = {_runs(sweep)}; reference {sweep.reference}, "
+        f"measure {sweep.measure}"
+    ]
+    left: list[float] = []
+    unknown = 0
+    states_of: dict[str, list[RunState]] = {}
+    for state in states:
+        states_of.setdefault(state.run.arm, []).append(state)
+    arms = [arm for arm in sweep.arms if arm.name in states_of]
+    shown = _shown(sweep, arms)
+    for arm in arms:
+        own = states_of[arm.name]
+        missing = [state for state in own if state.state != "finished"]
+        seconds = seconds_per_run(own)
+        if arm.name in shown:
+            lines += ["", *_arm(sweep, arm, own, seconds)]
+            lines += _shared_by(own, states, saved) if saved else []
+        if seconds is None:
+            unknown += len(missing)
+        else:
+            given = {s.run.name: saved.iterations(s) if saved else 0 for s in missing}
+            done = [max(s.iteration, given[s.run.name]) / s.total for s in missing]
+            left += [seconds * (1 - part) for part in done]
+    if len(shown) < len(arms):
+        lines += ["", f"and {len(arms) - len(shown)} more arms (--only ARM shows one)"]
+    lines += ["", _total(states, left, unknown, slots)]
+    lines += [*_shared(states, saved), *saved.from_zero] if saved else []
+    groups = same_schedules(sweep)
+    lines += [
+        f"same schedule: {_names(group)} have their windows at the same steps in every iteration "
+        "and differ in nothing else; one of them is enough"
+        for group in groups[:_MOST]
+    ]
+    if len(groups) > _MOST:
+        lines.append(f"and {len(groups) - _MOST} more groups of arms with the same schedule")
+    return "\n".join(lines)
+
+
+def _runs(sweep: Sweep) -> str:
+    count = len(sweep.arms) * len(sweep.seeds)
+    part = f", of which {len(sweep.runs):,} chosen" if len(sweep.runs) < count else ""
+    return f"{count} runs{part}"
+
+
+def _shown(sweep: Sweep, arms: list[Arm]) -> set[str]:
+    """The first arms, and the reference in any case."""
+    first = [arm.name for arm in arms if arm.name != sweep.reference]
+    return {sweep.reference, *first[: _MOST - 1]} & {arm.name for arm in arms}
+
+
+def _names(arms: tuple[str, ...]) -> str:
+    if len(arms) > _MOST:
+        return f"{', '.join(arms[:_MOST])} and {len(arms) - _MOST} more"
+    return f"{', '.join(arms[:-1])} and {arms[-1]}"
+
+
+def _arm(sweep: Sweep, arm: Arm, states: list[RunState], seconds: float | None) -> Iterator[str]:
+    config = states[0].run.config
+    have = ", ".join(f"{n} {name}" for name, n in counts(states).items())
+    reference = " (reference)" if arm.name == sweep.reference else ""
+    yield f"{arm.name}: {arm.label}{reference}"
+    yield f"  runs         {len(states)}: {have}"
+    if arm.base is not None:
+        yield f"  base         {arm.base}"
+    yield f"  window       {window_path(config)}{_part_of_window(config)}"
+    per_run = evaluations(config)
+    yield (
+        f"  evaluations  {per_run / config.iterations:,.0f} per iteration, {per_run:,} per run "
+        f"({config.iterations} iterations)"
+    )
+    yield "  seconds      " + (
+        f"about {duration(seconds)} per run"
+        if seconds is not None
+        else "unknown: no run of this configuration has finished in one go"
+    )
+
+
+def _shared_by(own: list[RunState], states: list[RunState], saved: Saved) -> Iterator[str]:
+    """With whom an arm shares its first iterations, by the first of its runs that does."""
+    names = {state.run.folder_name: state.run.arm for state in states}
+    for state in own:
+        trunk = saved.trunks.get(state.run.folder_name)
+        if trunk is not None:
+            source = names.get(trunk.source, f"the run {trunk.source}")
+            yield (
+                f"  shared       {trunk.iterations} of {state.total} iterations, which are those "
+                f"of {source}"
+            )
+            return
+
+
+def _shared(states: list[RunState], saved: Saved) -> Iterator[str]:
+    """What is computed once for several runs, in one line; none where nothing is."""
+    missing = [state for state in states if state.state != "finished"]
+    copied = [state for state in missing if state.run.folder_name in saved.copied]
+    starting = [state for state in missing if state.run.folder_name in saved.trunks]
+    if not (copied or starting):
+        return
+    parts = []
+    if copied:
+        one = len(copied) == 1
+        parts.append(
+            f"{len(copied):,} of {len(states):,} runs {'is' if one else 'are'} finished elsewhere "
+            f"and {'is' if one else 'are'} copied"
+        )
+    if starting:
+        parts.append(_starting(starting, saved))
+    total = sum(state.total - state.iteration for state in missing)
+    given = sum(saved.iterations(state) - state.iteration for state in (*copied, *starting))
+    parts.append(
+        f"saves {given:,} of {total:,} iterations ({given / total:.0%})".replace("%", " %")
+    )
+    yield f"shared        {'; '.join(parts)}"
+
+
+def _starting(starting: list[RunState], saved: Saved) -> str:
+    count = len(starting)
+    lengths = sorted({saved.iterations(state) for state in starting})
+    totals = sorted({state.total for state in starting})
+    verb = "starts" if count == 1 else "start"
+    return (
+        f"{count:,} {verb} from a checkpoint that another makes: {_span(lengths)} of "
+        f"{_span(totals)} iterations{'' if count == 1 else ' each'}"
+    )
+
+
+def _span(numbers: list[int]) -> str:
+    low, high = numbers[0], numbers[-1]
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _total(states: list[RunState], left: list[float], unknown: int, slots: int | None) -> str:
+    missing = sum(state.state != "finished" for state in states)
+    if not missing:
+        return "nothing to run: all runs are finished"
+    text = f"{missing} of {len(states)} runs to do"
+    if slots is None:
+        return text
+    text += f", {slots} at a time"
+    if left:
+        text += f": about {duration(max(sum(left) / slots, *left))}"
+        if unknown:
+            text += f" without {unknown} whose time is unknown"
+    return text
+
+
+def evaluations(config: RunConfig) -> int:
+    """Network evaluations of one run's training: rollouts and updates, after sharing."""
+    return run_cost(config).forward
+
+
+def window_path(config: RunConfig) -> str:
+    """Where the window goes, in words: `steps 0-3 to 19-22: start 0-19, 5 iterations each`."""
+    window, size = config.make_window(), config.window.size
+    starts = window.iterations_at(config.iterations)
+    lowest, highest = min(starts), max(starts)
+    span = f"steps {_steps(lowest, size)}"
+    if lowest == highest:
+        return f"{span} all the time"
+    span += f" to {_steps(highest, size)}"
+    if config.window.strategy == "random":
+        return f"{span}, drawn anew at every iteration"
+    stays = list(itertools.islice(window.stays(config.iterations), _MANY_STAYS + 1))
+    stretches = _stretches(stays)
+    if len(stretches) > _MANY_STRETCHES:
+        lengths = [n for _, n in stays]
+        count = f"{len(stays)}" if len(stays) <= _MANY_STAYS else f"more than {_MANY_STAYS:,}"
+        return f"{span}: {count} stays of {min(lengths)} to {max(lengths)} iterations"
+    return f"{span}: start " + "; ".join(stretches)
+
+
+def _part_of_window(config: RunConfig) -> str:
+    trained = config.trained_per_image
+    if trained == config.window.size:
+        return ""
+    return f"; {trained} of these {config.window.size} steps are trained, drawn for every image"
+
+
+def _steps(start: int, size: int) -> str:
+    return f"{start}-{start + size - 1}" if size > 1 else f"{start}"
+
+
+def _stretches(stays: list[tuple[int, int]]) -> list[str]:
+    """Stays of the same length and an even stride, put together."""
+    groups: list[list[tuple[int, int]]] = []
+    for start, length in stays:
+        group = groups[-1] if groups else []
+        fits = group and length == group[0][1]
+        if fits and len(group) > 1:
+            fits = start - group[-1][0] == group[1][0] - group[0][0]
+        if fits:
+            group.append((start, length))
+        else:
+            groups.append([(start, length)])
+    texts = []
+    for group in groups:
+        (first, length), last = group[0], group[-1][0]
+        if len(group) == 1:
+            texts.append(f"{first} for {length}")
+            continue
+        stride = group[1][0] - first
+        by = "" if stride == 1 else f" by {stride}"
+        plural = "" if length == 1 else "s"
+        texts.append(f"{first}-{last}{by}, {length} iteration{plural} each")
+    return texts

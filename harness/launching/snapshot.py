@@ -1,0 +1,98 @@
+"""A copy of the code at the moment of submission, so that what is queued does not change with it.
+
+runs/<sweep>/code/<commit>-<digest>/     the tracked files, as they were, changes included
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.runs import environment
+from mixgrpo.errors import ConfigError
+
+CODE = "code"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the tracked files."""
+
+    folder: Path
+
+    def variables(self) -> dict[str, str]:
+        """The environment in which Python imports the copy, and after it what it would have."""
+        paths = [str(self.folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+        # Without it `python -m` would look into the working directory first.
+        return {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
+
+
+def locate(sweep_folder: Path) -> Snapshot:
+    """Where the copy of the code as it is now stands, or would stand.
+
+    ConfigError where the code does not stand in a git checkout.
+    """
+    root, digest = _root(), hashlib.sha256()
+    for name in _tracked(root):
+        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
+    commit = (environment.commit()[0] or "none")[:10]
+    place = (sweep_folder / CODE / f"{commit}-{digest.hexdigest()[:10]}").resolve()
+    for folder in (place, Path.cwd()):
+        if os.pathsep in str(folder):
+            raise ConfigError(
+                f"--snapshot: {folder} has a {os.pathsep} in it, which PYTHONPATH would be split "
+                "at; rename that folder, or leave --snapshot out"
+            )
+    return Snapshot(place)
+
+
+def take(sweep_folder: Path) -> Snapshot:
+    """Copy the tracked files of this checkout, unless the same ones were copied before.
+
+    ConfigError where the code does not stand in a git checkout.
+    """
+    found, root = locate(sweep_folder), _root()
+    if found.folder.exists():
+        return found
+    found.folder.parent.mkdir(exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".", dir=found.folder.parent))
+    try:
+        partial.chmod(0o755)
+        for name in _tracked(root):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, partial / name)
+        commit, dirty = environment.commit()
+        said = json.dumps({"commit": commit, "dirty": dirty})
+        (partial / environment.SNAPSHOT).write_text(said)
+        partial.rename(found.folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not found.folder.exists():  # or another launcher was quicker
+            raise
+    return found
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[2]
+
+
+def _tracked(root: Path) -> list[str]:
+    names = _git(root, "ls-files", "-z").split("\0")[:-1]
+    return [name for name in names if (root / name).is_file()]
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        raise ConfigError(
+            f"--snapshot: {root} is no git checkout, so it is not known which files are the code; "
+            "leave it out, or run from a clone"
+        ) from None
+    return done.stdout

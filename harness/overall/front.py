@@ -1,0 +1,147 @@
+"""Reward against cost: which arms nothing cheaper beats, and which of them can be told apart.
+
+A front of means alone says more than the seeds do. So every arm is also compared, seed by seed,
+with the best one that costs no more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.analysis.analyse import ArmResult
+from harness.stats import LEVEL, Interval, mean_interval, paired_differences
+
+if TYPE_CHECKING:
+    from harness.overall.studies import Study
+
+STUDIES = ("methods", "overhead")
+"""The studies whose arms are drawn, where they are comparable."""
+
+COSTS = ("seconds", "evaluations")
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm of a study: reward after training against what one run costs."""
+
+    study: str
+    result: ArmResult
+    reward: Interval
+    cost: dict[str, Interval]
+    """By kind; without seconds where they were measured otherwise than the first study's."""
+    same_as: tuple[str, ...]
+    """Arms of other studies that are the same runs, by label."""
+
+    @property
+    def label(self) -> str:
+        return self.result.arm.label
+
+
+@dataclass(frozen=True)
+class Step:
+    """A point against the one with the highest reward among those that cost no more."""
+
+    point: Point
+    against: Point
+    difference: Interval
+    """Point minus the other, paired by seed. The other one is chosen by the same rewards, so that
+    the interval is one of those that hold for all pairs of arms together with 95 %."""
+
+    @property
+    def verdict(self) -> Literal["higher", "lower", "not told apart", "unknown"]:
+        """Unknown: too few shared seeds, or a difference that no seed changes."""
+        if not self.difference.known or not self.difference.varies:
+            return "unknown"
+        return {1: "higher", -1: "lower", 0: "not told apart"}[self.difference.sign]  # type: ignore[return-value]
+
+
+def points(studies: "Sequence[Study]") -> list[Point]:
+    """The arms that have an interval; those that two studies share once."""
+    chosen = sorted((s for s in studies if s.sweep.name in STUDIES), key=_order)
+    found: dict[frozenset[str], Point] = {}
+    for study in chosen:
+        if _conditions(study) != _conditions(chosen[0]):
+            continue
+        hashes = hashes_by_arm(study)
+        for result in study.analysis.arms:
+            if not result.rewards[study.analysis.measure].after.known:
+                continue
+            own = hashes[result.arm.name]
+            twin = next((other for other in found if own <= other or other <= own), None)
+            if twin is not None:
+                found[twin] = _joined(found[twin], result)
+                continue
+            kinds = {"evaluations": result.evaluations_per_run}
+            if study.analysis.core_time == chosen[0].analysis.core_time:
+                kinds["seconds"] = result.seconds_per_run
+            reward = result.rewards[study.analysis.measure].after
+            found[own] = Point(study.sweep.name, result, reward, kinds, ())
+    return list(found.values())
+
+
+def _order(study: "Study") -> int:
+    return STUDIES.index(study.sweep.name)
+
+
+def _conditions(study: "Study") -> Any:
+    """What two studies must have in common for their rewards to be set side by side."""
+    config = study.sweep.runs[0].config
+    return study.analysis.measure, config.model, config.evaluation, config.iterations
+
+
+def distinct(studies: "Sequence[Study]") -> "list[Study]":
+    """Those that compare anything that no larger one does, and of equal ones the first: studies may
+    share their runs."""
+    pairs = []
+    for study in studies:
+        hashes, references = hashes_by_arm(study), study.sweep.references
+        pairs.append(
+            {(own, hashes[references[a]]) for a, own in hashes.items() if references[a] != a}
+        )
+    seen: set[tuple[frozenset[str], frozenset[str]]] = set()
+    found = set()
+    for index in sorted(range(len(studies)), key=lambda i: -len(pairs[i])):
+        if not pairs[index] <= seen:
+            found.add(index)
+        seen |= pairs[index]
+    return [study for index, study in enumerate(studies) if index in found]
+
+
+def hashes_by_arm(study: "Study") -> dict[str, frozenset[str]]:
+    """Equal hashes are equal runs, whichever study they stand in."""
+    found: dict[str, set[str]] = {arm.name: set() for arm in study.sweep.arms}
+    for run in study.sweep.runs:
+        found[run.arm].add(run.hash)
+    return {arm: frozenset(hashes) for arm, hashes in found.items()}
+
+
+def _joined(point: Point, twin: ArmResult) -> Point:
+    names = dict.fromkeys((*point.same_as, twin.arm.label))
+    return Point(point.study, point.result, point.reward, point.cost, tuple(names))
+
+
+def front(of: Sequence[Point], cost: str) -> list[Point]:
+    """The points that no cheaper or equally cheap one reaches, cheapest first."""
+    priced = sorted(
+        (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
+    )
+    best: list[Point] = []
+    for point in priced:
+        if not best or point.reward.mean > best[-1].reward.mean:
+            best.append(point)
+    return best
+
+
+def steps(of: Sequence[Point], cost: str) -> list[Step]:
+    """Every point but the cheapest against the best among those that cost no more."""
+    priced = sorted(
+        (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
+    )
+    pairs_of_arms = len(of) * (len(of) - 1) // 2
+    level = 1 - (1 - LEVEL) / max(1, pairs_of_arms)
+    found = []
+    for index, point in enumerate(priced[1:], start=1):
+        against = max(priced[:index], key=lambda p: p.reward.mean)
+        pairs, _ = paired_differences(point.result.after, against.result.after)
+        found.append(Step(point, against, mean_interval(list(pairs.values()), level)))
+    return found

@@ -1,0 +1,148 @@
+"""What all studies say together, in numbers: each question's effect, the paper's differences beside
+it, and the arms whose reward and cost are set side by side.
+
+Claims rest on each study's own intervals (`harness.stats`). What the paper printed was measured on
+another model and task: it is set beside, never against. Sentences are in `overall_words`, tables in
+`overall_tables`, figures in `overall_plots`; `overall_page` makes files of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.overall.front import Point, points
+from harness.overall.studies import Study
+from harness.reporting import findings
+from harness.stats import Comparison, seeds_needed
+from harness.study import paper
+from harness.study.spec import Sweep
+
+Kind = Literal["differs", "alike", "told", "open"]
+"""Whether an arm is told apart from the reference, none is, the study is answered by another
+measurement, or nothing can be concluded."""
+
+SCORES = ("ir", "hps")
+"""The paper's scores that are looked at: those it prints in every table."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What the paper prints for a study's comparison, in one score."""
+
+    score: str
+    same: str | None
+    """The row that stands beside the arm of the study's largest effect."""
+    base: str
+    """The row that stands beside the reference, or else the table's first."""
+    differences: dict[str, tuple[float, ...]]
+    """Row minus the base: as the table has it, and as other tables would (`paper`)."""
+
+    @property
+    def largest(self) -> str:
+        """The row that differs most, as the table has it."""
+        return max(self.differences, key=lambda row: abs(self.differences[row][0]))
+
+    @property
+    def noise(self) -> tuple[float, float] | None:
+        return paper.noise(self.score)
+
+    @property
+    def against_noise(self) -> Literal["beyond", "of its size", "within", "noise unknown"]:
+        """The rows' differences against the spreads of settings that are printed several times:
+        beyond the largest of them, whichever printed value is taken; all below the smallest,
+        whichever is taken; or between."""
+        if self.noise is None:
+            return "noise unknown"
+        low, high = self.noise
+        sizes = [tuple(map(abs, d)) for d in self.differences.values()]
+        if any(min(size) > high for size in sizes):
+            return "beyond"
+        return "within" if all(max(size) < low for size in sizes) else "of its size"
+
+
+@dataclass(frozen=True)
+class Question:
+    study: Study
+    kind: Kind
+    effect: Comparison | None
+    """The largest of those that are told apart from the reference; where none is, of all. None
+    where another measurement answers."""
+    needed: int | None
+    """Seeds that would resolve a difference as large as the one seen, where it is not resolved."""
+    printed: tuple[Printed, ...]
+
+    @property
+    def answer(self) -> str:
+        """In one line: what answers beside the arms' comparison, or else what the study's own views
+        say and which arms differ."""
+        said = self.study.said
+        if self.study.answer:
+            return " ".join((self.study.answer, *said))
+        arms = findings.one_line(self.study.analysis)
+        return " ".join((*said, arms) if self.study.analysis.compared or not said else said)
+
+    @property
+    def effect_label(self) -> str:
+        if self.effect is None:
+            return ""
+        return self.study.analysis.by_name(self.effect.arm).arm.label
+
+
+@dataclass(frozen=True)
+class Overall:
+    questions: tuple[Question, ...]
+    points: tuple[Point, ...]
+    absent: tuple[tuple[Sweep, str], ...]
+    """Studies that have no results, and why."""
+
+
+def put_together(studies: Sequence[Study], absent: Sequence[tuple[Sweep, str]]) -> Overall:
+    return Overall(tuple(map(ask, studies)), tuple(points(studies)), tuple(absent))
+
+
+def ask(study: Study) -> Question:
+    """A study's question with the effect that answers it."""
+    if study.answer:
+        kind: Kind = "told" if study.is_answered else "open"
+        return Question(study, kind, None, None, _printed(study, None))
+    compared = study.analysis.compared
+    told = [c for c in compared if c.verdict in ("better", "worse")]
+    alike = [c for c in compared if c.verdict in ("indistinguishable", "identical")]
+    kind = "differs" if told else "alike" if alike else "open"
+    if not compared and study.said:
+        kind = "told"
+    candidates = told or [c for c in compared if c.simultaneous.known and c.simultaneous.varies]
+    effect = max(candidates, key=lambda c: abs(c.simultaneous.mean), default=None)
+    needed = None if effect is None or told else _needed(effect)
+    return Question(study, kind, effect, needed, _printed(study, effect))
+
+
+def _needed(effect: Comparison) -> int | None:
+    try:
+        return seeds_needed(effect.simultaneous.sd, effect.simultaneous.mean, effect.family)
+    except ValueError:  # a difference of nothing, or out of reach
+        return None
+
+
+def _printed(study: Study, effect: Comparison | None) -> tuple[Printed, ...]:
+    table = study.sweep.paper
+    rows = {r.published_row for r in study.analysis.arms if r.published_row is not None}
+    if table is None or not rows:
+        return ()
+    own = None if effect is None else study.analysis.by_name(effect.arm).published_row
+    reference = study.analysis.reference.published_row
+    if effect is not None:
+        reference = study.analysis.by_name(effect.reference).published_row
+    if reference is None:  # the paper does not print it: its rows are compared with its first
+        reference, own = next(row for row in paper.find(table).rows if row in rows), None
+    found = []
+    for score in SCORES:
+        differences = {
+            row: value
+            for row, value in paper.differences(table, reference, score).items()
+            if row in rows
+        }
+        if differences:
+            same = own if own in differences else None
+            found.append(Printed(score, same, reference, differences))
+    return tuple(found)

@@ -1,0 +1,70 @@
+"""A process that measures on finished runs, for `harness.probe`: a task a line, an answer a line.
+
+The libraries are imported once for all of them. It ends with its input, so that it does not outlive
+a command that was killed by more than the task in hand, which is kept.
+"""
+
+import importlib
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from harness.probing.tasks import Task
+from harness.study.spec import Run
+from mixgrpo import cli
+from mixgrpo.compute.foreign import in_words
+from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
+from mixgrpo.files.records import RESULT
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import as_tuples, load_config
+from mixgrpo.settings.probes import PROBES, options_of
+from mixgrpo.settings.trust import named_code
+
+
+def measure(task: Task) -> str | None:
+    """Measure and keep it. Why that failed, in one line; None where it did not."""
+    begin = time.perf_counter()
+    try:
+        module, _, function = PROBES[task.name].measure.partition(":")
+        found: Any = getattr(importlib.import_module(module), function)
+        options = options_of(task.name, task.options)
+        if named_code(load_config(task.folder / "config.yaml")) != named_code(task.run.config):
+            raise ConfigError(f"{task.folder}: names other code than the sweep; it is not measured")
+        rows = found(task.folder, task.run.config.iterations, options)
+        task.write(rows, time.perf_counter() - begin)
+    except CorruptCheckpointError as error:
+        result = shlex.quote(str(task.folder / RESULT))
+        return f"{error.what}; `mv {result} {result}.old` and run the sweep again: it is made again"
+    except (ConfigError, RunError) as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except BaseException as error:  # the other runs go on
+        return in_words(error)
+    return None
+
+
+def _task(line: str) -> Task:
+    said = json.loads(line)
+    config = RunConfig.model_validate(as_tuples(said["config"]))
+    run = Run(said["arm"], said["seed"], config, said["hash"])
+    return Task(run, Path(said["folder"]).absolute(), said["name"], said["options"])
+
+
+def serve(tasks: TextIO, answers: TextIO) -> None:
+    """Measure until the tasks end."""
+    for line in tasks:
+        answers.write(json.dumps({"error": measure(_task(line))}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    # What a library prints is no answer.
+    with os.fdopen(os.dup(1), "w") as out:
+        os.dup2(2, 1)
+        cli.say_warnings()
+        serve(sys.stdin, out)

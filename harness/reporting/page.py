@@ -1,0 +1,53 @@
+"""How every page is made: one HTML file with its pictures inside, from the templates."""
+
+import base64
+import contextlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixgrpo.text.escape import visible
+
+if TYPE_CHECKING:
+    from harness.reporting.figures import Picture
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from `templates/<template>`; the values are escaped, and none may be missing."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("harness"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"tight": _tight, "source": _source}
+    return visible(environment.get_template(template).render(**values))
+
+
+def shown(file: Path) -> str:
+    """A file as a reader can use it: relative to here, never a path of this machine."""
+    with contextlib.suppress(ValueError):
+        return file.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    return file.name
+
+
+def arguments(file: Path, profile: str | None, overrides: Sequence[str]) -> str:
+    """What a command is given to read this file so again."""
+    words = [shown(file), *(("--profile", profile) if profile else ())]
+    for text in overrides:
+        words += ["--set", text]
+    return shlex.join(words)
+
+
+def _tight(text: str) -> str:
+    """No line break inside `τ = 15` and `95 %`."""
+    return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
+
+
+def _source(picture: "Picture") -> str:
+    """The picture itself, where a page would have an address."""
+    return f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"

@@ -1,0 +1,423 @@
+"""The report's tables: Markdown to read, CSV to compute with, LaTeX (booktabs) to print.
+
+One numeric frame (`frame`) with every number, and a few narrow text tables (`tables`) that fit a
+page. The same measurements give the same bytes.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.analysis.analyse import Analysis, ArmResult, Quartiles
+from harness.analysis.seconds import ONE_CORE
+from harness.reporting import findings
+from harness.stats import Interval
+from harness.study import paper
+from harness.text import NOTHING, interval, number, p_value, seconds
+from mixgrpo.text.escape import csv_cell, latex, latex_row, markdown, markdown_block
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERDICTS = {
+    "better": "better",
+    "worse": "worse",
+    "indistinguishable": "indistinguishable",
+    "identical": "identical: no score differs",
+    "no variance": "cannot conclude: seeds do not vary",
+    "too few": "cannot conclude: too few seeds",
+}
+
+PUBLISHED_NAMES = {
+    "nfe_old": "NFE_old",
+    "nfe_theta": "NFE_θ",
+    "seconds_per_iteration": "s / iteration",
+    "seconds_per_image": "s / image",
+    "hps": "HPS-v2.1",
+    "clip": "CLIP",
+    "pick": "PickScore",
+    "ir": "ImageReward",
+    "ur": "UnifiedReward",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text: the first column names the arm."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def _count(value: float) -> str:
+    return NOTHING if not math.isfinite(value) else f"{value:.1f}".removesuffix(".0")
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    low, high = (_count(value) for value in bounds)
+    return low if low == high else f"{low} to {high}"
+
+
+def _quartiles(found: Quartiles) -> str:
+    if not math.isfinite(found.median):
+        return NOTHING
+    return f"{seconds(found.median)} ({seconds(found.low)} to {seconds(found.high)})"
+
+
+def tables(analysis: Analysis) -> list[Table]:
+    """The tables of the report, in the order a reader wants them."""
+    found = [_quality(analysis)]
+    if analysis.compared:
+        found.append(_comparison(analysis))
+    if analysis.others:
+        found.append(_other_rewards(analysis))
+    if analysis.others and analysis.compared:
+        found.append(_other_comparisons(analysis))
+    found.append(_cost(analysis))
+    if any(result.published for result in analysis.arms):
+        found.append(_published(analysis))
+    return found
+
+
+def _name(analysis: Analysis, result: ArmResult) -> str:
+    reference = analysis.is_reference(result.arm.name)
+    return f"{result.arm.label} (reference)" if reference else result.arm.label
+
+
+def _quality(analysis: Analysis) -> Table:
+    rows = []
+    for result in analysis.arms:
+        change = result.rewards[analysis.measure]
+        rows.append(
+            (
+                _name(analysis, result),
+                str(len(result.seeds)),
+                interval(change.before),
+                interval(change.after),
+                interval(change.change, signed=True),
+            )
+        )
+    return Table(
+        f"The reward {analysis.measure} on held-out prompts",
+        ("arm", "seeds", "before", "after", "gain"),
+        tuple(rows),
+        "Mean over seeds [95 % Student interval, each of one arm alone; the sentences above have "
+        "those that hold for all arms together, which are wider]. The gain is paired by seed. In "
+        f"these arms the reward is {analysis.role(analysis.measure)}.",
+    )
+
+
+def _comparison(analysis: Analysis) -> Table:
+    return Table(
+        f"Compared with {analysis.sweep.reference_label}: {analysis.measure} on held-out prompts",
+        (
+            *("arm", "pairs", "difference", "p (t, Holm)", "p (sign-flip, Holm)"),
+            *("could have been shown", "verdict"),
+        ),
+        tuple(
+            (
+                analysis.by_name(comparison.arm).arm.label,
+                str(len(comparison.seeds)),
+                interval(comparison.simultaneous, signed=True),
+                p_value(comparison.p_holm),
+                p_value(comparison.p_sign_flip_holm),
+                number(comparison.detectable),
+                VERDICTS[comparison.verdict],
+            )
+            for comparison in analysis.compared
+        ),
+        "Arm minus reference after training, paired by seed. The intervals hold for all "
+        "comparisons together with 95 % and decide the verdict. Could have been shown: the "
+        "smallest true difference with an 80 % chance of a verdict; one that is smaller can be "
+        "shown too, with less chance. A dash: nothing could be tested.",
+    )
+
+
+def _other_rewards(analysis: Analysis) -> Table:
+    columns = ["arm"]
+    for reward in analysis.others:
+        columns += [f"{reward} before", "after", "change"]
+    rows = []
+    for result in analysis.arms:
+        row = [_name(analysis, result)]
+        for reward in analysis.others:
+            found = result.rewards[reward]
+            row += [number(found.before.mean), number(found.after.mean)]
+            row.append(interval(found.change, signed=True))
+        rows.append(tuple(row))
+    return Table(
+        "The other rewards on held-out prompts",
+        tuple(columns),
+        tuple(rows),
+        f"{_roles(analysis)} Changes have the 95 % Student interval of one arm alone. Where a "
+        "reward falls that an arm does not train on, while one rises that it does, that is reward "
+        "hacking.",
+    )
+
+
+def _other_comparisons(analysis: Analysis) -> Table:
+    rows = []
+    for comparison in analysis.compared:
+        cells = []
+        for reward in analysis.others:
+            found = analysis.other_comparisons[reward][comparison.arm]
+            verdict = found.verdict if found.verdict in ("better", "worse") else ""
+            cells.append(f"{interval(found.simultaneous, signed=True)} {verdict}".strip())
+        rows.append((_name(analysis, analysis.by_name(comparison.arm)), *cells))
+    return Table(
+        f"Compared with {analysis.sweep.reference_label}: the other rewards on held-out prompts",
+        ("arm", *analysis.others),
+        tuple(rows),
+        "Arm minus reference after training, paired by seed. The intervals of one reward hold for "
+        "all arms together with 95 %, those of different rewards each by itself; better and worse "
+        "stand where zero is left out.",
+    )
+
+
+def _roles(analysis: Analysis) -> str:
+    """Which rewards the arms train on, and which are only measured, arm by arm if they differ."""
+    by_role: dict[str, list[str]] = {}
+    for reward in (*analysis.trained, *analysis.held_out):
+        by_role.setdefault(analysis.role(reward), []).append(reward)
+    said = "; ".join(f"{', '.join(rewards)}: {role}" for role, rewards in by_role.items())
+    return f"{said}."
+
+
+def _cost(analysis: Analysis) -> Table:
+    rows = [
+        (
+            _name(analysis, result),
+            _range(result.nfe_rollout),
+            _range(result.nfe_train),
+            _count(result.evaluations),
+            _count(result.backward),
+            _quartiles(result.seconds),
+            NOTHING if result.time_ratio is None else interval(result.time_ratio),
+        )
+        for result in analysis.arms
+    ]
+    return Table(
+        "Cost",
+        (
+            *("arm", "NFE_old", "NFE_θ", "evaluations / iteration", "backward / iteration"),
+            *("s / iteration (quartiles)", "time ratio to reference"),
+        ),
+        tuple(rows),
+        "NFE_old and NFE_θ count per image, as the paper does. Evaluations and backward passes "
+        "are counted, after sharing. Seconds: median over iterations and seeds without the first "
+        "two iterations, and without what is measured beside the training (health); their ratio is "
+        "paired by seed, each with its own 95 % interval"
+        + (
+            f". They are {ONE_CORE}, so that a small difference between runs that had other "
+            "company means little."
+            if analysis.core_time
+            else ", and means little where runs shared a machine."
+        ),
+    )
+
+
+def _published(analysis: Analysis) -> Table:
+    assert analysis.sweep.paper is not None
+    source = paper.find(analysis.sweep.paper)
+    columns = [c for c in source.columns if c in PUBLISHED_NAMES]
+    rows = []
+    for result in analysis.arms:
+        change = result.rewards[analysis.measure]
+        row = [_name(analysis, result), interval(change.after), result.published_row or NOTHING]
+        for column in columns:
+            value = result.published.get(column)
+            costs = column.startswith(("nfe", "seconds"))
+            row.append(NOTHING if value is None else f"{value:g}" if costs else f"{value:.3f}")
+        rows.append(tuple(row))
+    return Table(
+        f"Published beside measured: {source.title}",
+        (
+            *("arm", f"measured here: {analysis.measure}", "published row"),
+            *(f"published: {PUBLISHED_NAMES[column]}" for column in columns),
+        ),
+        tuple(rows),
+        f"The columns on the right: {source.label}. Scores of another model, task and reward: only "
+        "the order of the arms can be set side by side, not the numbers.",
+    )
+
+
+def frame(analysis: Analysis) -> "pd.DataFrame":
+    """Every number of the report, one row per arm."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for result in analysis.arms:
+        row: dict[str, Any] = {
+            "arm": result.arm.name,
+            "label": result.arm.label,
+            "reference": analysis.is_reference(result.arm.name),
+            "seeds": len(result.seeds),
+        }
+        for reward, found in result.rewards.items():
+            for part in ("before", "after", "change"):
+                row |= _columns(f"{reward}_{part}", getattr(found, part))
+        comparison = result.comparison
+        if comparison is not None:
+            row |= _columns("difference", comparison.difference)
+            row |= _columns("difference_simultaneous", comparison.simultaneous)
+            row |= {
+                "pairs": len(comparison.seeds),
+                "p_t": comparison.p,
+                "p_t_holm": comparison.p_holm,
+                "p_sign_flip": comparison.p_sign_flip,
+                "p_sign_flip_holm": comparison.p_sign_flip_holm,
+                "detectable_difference": comparison.detectable,
+                "verdict": comparison.verdict,
+            }
+        row |= {
+            "nfe_old_min": result.nfe_rollout[0],
+            "nfe_old_max": result.nfe_rollout[1],
+            "nfe_theta_min": result.nfe_train[0],
+            "nfe_theta_max": result.nfe_train[1],
+            "evaluations_per_iteration": result.evaluations,
+            "backward_per_iteration": result.backward,
+            "seconds_per_iteration_median": result.seconds.median,
+            "seconds_per_iteration_q25": result.seconds.low,
+            "seconds_per_iteration_q75": result.seconds.high,
+        }
+        row |= {f"seconds_{phase}_median": value for phase, value in result.phases.items()}
+        if result.time_ratio is not None:
+            row |= _columns("time_ratio", result.time_ratio)
+        row["published_row"] = result.published_row
+        row |= {f"published_{column}": value for column, value in result.published.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _columns(name: str, found: Interval) -> dict[str, Any]:
+    return {
+        f"{name}_mean": found.mean,
+        f"{name}_low": found.low,
+        f"{name}_high": found.high,
+        f"{name}_sd": found.sd,
+    }
+
+
+def to_csv(analysis: Analysis) -> str:
+    """Numbers as numbers; of texts, none that a spreadsheet would compute."""
+    numbers = frame(analysis).rename(columns=csv_cell)
+    numbers = numbers.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
+    return str(numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def to_markdown(analysis: Analysis, told: str = "") -> str:
+    """`told`: what is said before the comparison of the arms, where another measurement answers the
+    question."""
+    sweep = analysis.sweep
+    said = [
+        *(*findings.in_short(analysis, told), *findings.missing(analysis)),
+        # The file's remark is about the file's settings.
+        "" if sweep.overrides else sweep.notes,
+    ]
+    parts = [f"# {markdown_block(sweep.question)}", *map(markdown_block, said)]
+    for table in tables(analysis):
+        parts += markdown_section(table)
+    notes = findings.statistics_notes(analysis)
+    parts += ["## How to read the numbers", *markdown_list(notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_list(sentences: Iterable[str]) -> list[str]:
+    """A list as one block of Markdown; none without sentences."""
+    items = [f"* {markdown_block(sentence)}" for sentence in sentences]
+    return ["\n".join(items)] if items else []
+
+
+def markdown_section(table: Table, level: str = "##", links: Sequence[str] = ()) -> list[str]:
+    """A table with its title and note, block by block. `links`: where each row's name leads."""
+    title = f"{level} {markdown_block(table.title)}"
+    return [title, markdown_table(table, links), markdown_block(table.note)]
+
+
+def markdown_table(table: Table, links: Sequence[str] = ()) -> str:
+    """The columns and rows alone, without title and note."""
+    lines = [_markdown_row(map(markdown, table.columns)), f"|{'---|' * len(table.columns)}"]
+    for index, row in enumerate(table.rows):
+        first, *rest = map(markdown, row)
+        lines.append(_markdown_row([f"[{first}]({links[index]})" if links else first, *rest]))
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+NEEDED = "% needs \\usepackage{booktabs} and \\usepackage{graphicx}"
+
+
+def to_latex(analysis: Analysis) -> str:
+    """Floats with booktabs rules, for \\input; needs \\usepackage{booktabs, graphicx}."""
+    return "\n\n".join([NEEDED, *map(latex_table, tables(analysis))]) + "\n"
+
+
+MOST_CHARACTERS = 130
+"""A wider table would be shrunk until nobody can read it: its cells are broken into lines."""
+
+
+def latex_table(table: Table) -> str:
+    """One float as wide as the line."""
+    wide = sum(2 + max(map(len, column)) for column in _columns_of(table)) > MOST_CHARACTERS
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex(f'{table.title}. {table.note}'.strip())}}}",
+            r"\medskip",
+            *(_broken(table) if wide else _shrunk(table)),
+            r"\end{table}",
+        ]
+    )
+
+
+def _columns_of(table: Table) -> list[tuple[str, ...]]:
+    return list(zip(table.columns, *table.rows, strict=True))
+
+
+def _shrunk(table: Table) -> list[str]:
+    head, *body = (f"{latex_row(cells)} \\\\" for cells in (table.columns, *table.rows))
+    return [
+        r"\resizebox{\linewidth}{!}{%",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+        *_ruled(head, body),
+        r"\end{tabular}}",
+    ]
+
+
+def _broken(table: Table) -> list[str]:
+    """Small letters, and as much of the line for a column as its longest word and texts ask for."""
+    wanted = [
+        # At most so much that a text without spaces leaves room for the other columns.
+        min(
+            60,
+            max(
+                2 + max(len(word) for cell in column for word in cell.split() or [""]),
+                min(max(map(len, column)), 12 + sum(map(len, column)) // len(column) // 2),
+            ),
+        )
+        for column in _columns_of(table)
+    ]
+    widths = "".join(
+        rf"p{{\dimexpr{width / sum(wanted):.4f}\linewidth-6pt\relax}}" for width in wanted
+    )
+    head, *body = (
+        " & ".join(rf"\raggedright {latex(cell)}" for cell in cells) + r" \tabularnewline"
+        for cells in (table.columns, *table.rows)
+    )
+    return [
+        r"\scriptsize\setlength{\tabcolsep}{3pt}",
+        rf"\begin{{tabular}}{{{widths}}}",
+        *_ruled(head, body),
+        r"\end{tabular}",
+    ]
+
+
+def _ruled(head: str, body: list[str]) -> list[str]:
+    return [r"\toprule", head, r"\midrule", *body, r"\bottomrule"]

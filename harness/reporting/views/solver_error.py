@@ -1,0 +1,428 @@
+"""The solver's error against network evaluations saved, before the window and after it.
+
+Measured on every finished run of the sweep, on its trained weights and on the base model
+(`mixgrpo.evaluation.solver_error`). The same solvers are measured on all of them, so that a seed's
+value is the mean over its runs. Beside it stands what training itself lost where the sweep compares
+arms that thin out the steps before the window with the same that do not.
+"""
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+from harness.analysis.analyse import Analysis
+from harness.reporting.drawing import COLOURS, MARKERS, WIDTH, legend_above, log_heights
+from harness.reporting.figures import picture
+from harness.reporting.findings import label
+from harness.reporting.tables import VERDICTS, Table
+from harness.reporting.views.view import View
+from harness.stats import LEVEL, MIN_SEEDS, Comparison, Interval, geometric, ratio, side
+from harness.text import NOTHING, interval, listed, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from harness.analysis.results import Results
+
+WINDOWS = {"ode": "by the ODE", "sde": "random"}
+DIGITS = 4
+
+
+def solver_error(
+    analysis: Analysis, results: "Results", probes: "pd.DataFrame | None"
+) -> View | None:
+    """None where nothing was measured."""
+    if probes is None or not (probes["probe"] == "solver-error").any():
+        return None
+    rows = probes[probes["probe"] == "solver-error"]
+    by_seed = _by_seed(rows)
+    title = "The solver's error against evaluations saved"
+    caption = (
+        "Relative distance of the final latents from those of the ODE, from the same noise and "
+        "prompt, over the network evaluations saved per image; trained weights. Left: fewer steps "
+        "before the window; right: after it. Above with the window's steps taken by the ODE, below "
+        "with its random steps, the same noise in both trajectories. A point is one share of the "
+        "steps left, mean over the window's positions and seeds; bars: 95 % interval over seeds. "
+        "Dashed: the solver begins anew after the window and does not go on from what it saw there."
+    )
+    places = (
+        "The same by the window's first step, with "
+        f"{_percent(_middle(by_seed))} of the steps left and random steps in the window."
+    )
+    tables = [_table(by_seed)]
+    losses = _losses(analysis)
+    if losses:
+        tables.append(_loss_table(analysis, losses))
+    return View(
+        title,
+        (*_answer(analysis, by_seed, losses), *_sentences(by_seed)),
+        tuple(tables),
+        (
+            partial(picture, "solver-error", title, caption, lambda: _figure(by_seed)),
+            partial(
+                picture,
+                "solver-error-position",
+                "The solver's error by the window's position",
+                places,
+                lambda: _positions(by_seed),
+            ),
+        ),
+        brief=_brief(analysis, by_seed, losses),
+    )
+
+
+def _by_seed(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Mean over the runs of a seed, by everything else."""
+    keys = ["seed", "model", "place", "order", "ratio", "history", "start", "window", "at"]
+    return rows.groupby(keys, observed=True)[["saved", "error"]].mean().reset_index()
+
+
+def _over_seeds(rows: "pd.DataFrame") -> tuple[float, Interval]:
+    """Evaluations saved and the error over seeds, each seed by the mean of its rows."""
+    means = rows.groupby("seed")[["saved", "error"]].mean()
+    return float(means["saved"].mean()), geometric(list(means["error"]))
+
+
+def _middle(by_seed: "pd.DataFrame") -> float:
+    """The share nearest to the paper's 0.4."""
+    shares = sorted(r for r in by_seed["ratio"].unique() if r < 1)
+    return float(min(shares, key=lambda r: abs(r - 0.4)))
+
+
+def _pick(by_seed: "pd.DataFrame", **wanted: object) -> "pd.DataFrame":
+    for key, value in wanted.items():
+        by_seed = by_seed[by_seed[key] == value]
+    return by_seed
+
+
+def _kinds(by_seed: "pd.DataFrame", place: str) -> list[tuple[str, str]]:
+    """(order, history) of the solvers in a place, as they were measured."""
+    own = by_seed[(by_seed["place"] == place) & (by_seed["ratio"] < 1)]
+    found = set(zip(map(str, own["order"]), map(str, own["history"]), strict=True))
+    return sorted(found)
+
+
+# ---- what is shown ---------------------------------------------------------------------------
+
+
+def _answer(
+    analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]
+) -> tuple[str, ...]:
+    """Whether the steps before the window may be thinned out and by which order, in one sentence:
+    what the solver does wrong there, and what training lost by it."""
+    share = _middle(by_seed)
+    errors = _errors_before(by_seed, share)
+    said = []
+    if errors:
+        simplest, level = min(errors), 1 - (1 - LEVEL) / max(1, len(errors) - 1)
+        parts = []
+        for order, values in errors.items():
+            text = f"{interval(geometric(list(values.values())), DIGITS)} by order {order}"
+            if order != simplest:
+                found = ratio(values, errors[simplest], level)
+                told = "" if side(found) else ", not told apart"
+                text += f" (times {interval(found, 2)} of order {simplest}{told})"
+            parts.append(text)
+        said.append(
+            f"with {_percent(share)} of the steps before the window left, the final latents lie "
+            f"off those to which the ODE leads there by {listed(parts)}"
+        )
+    known = [c for c in losses if len(c.seeds) >= MIN_SEEDS]
+    if known:
+        parts = [
+            f"{interval(c.simultaneous, signed=True)} in {label(analysis, c.arm)} "
+            f"({VERDICTS[c.verdict]}{_could_have(c)})"
+            for c in known
+        ]
+        said.append(
+            f"trained so, {analysis.measure} differs from that of {analysis.sweep.reference_label} "
+            f"by {listed(parts)}"
+        )
+    elif losses:
+        said.append("what training loses by it cannot be concluded from so few seeds")
+    text = "; ".join(said)
+    return (f"{text[0].upper()}{text[1:]}.",) if text else ()
+
+
+def _brief(analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]) -> str:
+    """Empty where nothing was measured before the window."""
+    share = _middle(by_seed)
+    thin, whole = _errors_before(by_seed, share), _errors_before(by_seed, 1.0).get("1")
+    if not thin or not whole:
+        return ""
+    level = 1 - (1 - LEVEL) / len(thin)
+    parts = [
+        f"{interval(ratio(values, whole, level), 2)} by order {order}"
+        for order, values in thin.items()
+    ]
+    text = (
+        f"With {_percent(share)} of the steps before the window left, the final latents' error is "
+        f"that of all steps by Euler times {listed(parts)}"
+    )
+    told = [c for c in losses if c.verdict in ("better", "worse")]
+    shown = [c.detectable for c in losses if math.isfinite(c.detectable)]
+    if told:
+        words = [f"{c.verdict} in {label(analysis, c.arm)}" for c in told]
+        text += f"; trained so, {analysis.measure} is {listed(words)}"
+    elif shown:
+        text += (
+            f"; trained so, no loss of {analysis.measure} is shown, where one of "
+            f"{number(min(shown))} to {number(max(shown))} could have been"
+        )
+    saved = [
+        1 - analysis.by_name(c.arm).evaluations / analysis.by_name(c.reference).evaluations
+        for c in losses
+    ]
+    if saved:
+        text += (
+            f"; {100 * max(saved):.1f} % of a run's evaluations are saved at most, counted after "
+            "sharing"
+        )
+    return f"{text}."
+
+
+def _errors_before(by_seed: "pd.DataFrame", share: float) -> dict[str, dict[int, float]]:
+    """By order and seed: the error of the trained model's images, with a random window, where
+    `share` of the steps before it are left."""
+    rows = _pick(by_seed, model="trained", at="image", place="before", ratio=share, window="sde")
+    return {str(order): _means(own) for order, own in rows.groupby("order", observed=True)}
+
+
+def _could_have(comparison: Comparison) -> str:
+    shown = number(comparison.detectable)
+    return "" if shown == NOTHING else f"; {shown} could have been shown"
+
+
+def _means(own: "pd.DataFrame") -> dict[int, float]:
+    """The mean error by seed."""
+    return {int(str(s)): float(e) for s, e in own.groupby("seed")["error"].mean().items()}
+
+
+def _sentences(by_seed: "pd.DataFrame") -> tuple[str, ...]:
+    share = _middle(by_seed)
+    trained = _pick(by_seed, model="trained", at="image")
+    said = []
+    before = _pick(trained, place="before", ratio=share)
+    after = _pick(trained, place="after", ratio=share, history="keep")
+    for window in WINDOWS:
+        parts = []
+        for place, own in (("before", before), ("after", after)):
+            chosen = own[own["window"] == window]
+            for order in dict.fromkeys(order for order, _ in _kinds(by_seed, place)):
+                rows = chosen[chosen["order"] == order]
+                if len(rows):
+                    parts.append((place, order, *_over_seeds(rows)))
+        if not parts:
+            continue
+        texts = []
+        for place in ("before", "after"):
+            of_place = [p for p in parts if p[0] == place]
+            if of_place:
+                errors = listed([f"{interval(e, DIGITS)} by order {o}" for _, o, _, e in of_place])
+                saved = number(sum(s for _, _, s, _ in of_place) / len(of_place), 1)
+                texts.append(f"{place} it, {saved} evaluations saved: {errors}")
+        taken = "the ODE's" if window == "ode" else "random"
+        said.append(
+            f"With {_percent(share)} of the steps left and the window's steps {taken}, the final "
+            f"latents lie off the ODE's by, {'; '.join(texts)}."
+        )
+    said += _history_sentence(trained, share)
+    own_error = _over_seeds(_pick(by_seed, model="trained", place="reference"))[1]
+    said.append(
+        f"The reference differs from one of half its steps by {number(own_error.mean, 5)}, more "
+        "than its own error."
+    )
+    return tuple(said)
+
+
+def _history_sentence(trained: "pd.DataFrame", share: float) -> list[str]:
+    """Whether a solver that goes on from random steps does worse than one that begins anew."""
+    own = _pick(trained, place="after", ratio=share, window="sde")
+    orders = sorted({order for order, history in _kinds(own, "after") if history == "restart"})
+    parts = []
+    for order in orders:
+        kept, anew = (
+            _means(_pick(own, order=order, history=history)) for history in ("keep", "restart")
+        )
+        level = 1 - (1 - LEVEL) / len(orders)
+        parts.append(f"{interval(ratio(kept, anew, level), 2)} by order {order}")
+    if not parts:
+        return []
+    return [
+        f"After a window of random steps, with {_percent(share)} of the steps left, a solver that "
+        "goes on from the window's predictions (sampler.history: keep) has the error of one that "
+        f"begins anew times {listed(parts)} (paired by seed; these intervals hold together). "
+        "Whether training is the better for it is another question."
+    ]
+
+
+def _table(by_seed: "pd.DataFrame") -> Table:
+    rows = []
+    for place in ("before", "after"):
+        kinds = [("1", "keep"), *(k for k in _kinds(by_seed, place) if k != ("1", "keep"))]
+        for order, history in kinds:
+            own = _pick(by_seed, place=place, order=order, history=history)
+            for share in sorted(own["ratio"].unique(), reverse=True):
+                one = _pick(own, ratio=share)
+                trained = _pick(one, model="trained")
+                cells = [
+                    _cell(_pick(trained, at="state")),
+                    _cell(_pick(trained, at="image", window="ode")),
+                    _cell(_pick(trained, at="image", window="sde")),
+                    _cell(_pick(one, model="base", at="image", window="ode")),
+                    _cell(_pick(one, model="base", at="image", window="sde")),
+                ]
+                name = f"{order}, begun anew" if history == "restart" else order
+                saved = number(_over_seeds(one)[0], 1)
+                rows.append((f"{place} the window", name, _percent(share), saved, *cells))
+    return Table(
+        "Relative distance from the ODE",
+        (
+            *("place", "order", "steps left", "NFE saved", "at the window's first step"),
+            *("final, window by the ODE", "final, window random"),
+            *("base model: final, window by the ODE", "base model: final, window random"),
+        ),
+        tuple(rows),
+        "Root mean square of the difference over that of the ODE's state, mean over images, the "
+        "window's positions and the runs of a seed; geometric mean over seeds [95 % Student "
+        "interval on the logarithm]. NFE: network evaluations per image. 100 %: all steps of the "
+        "sampler, before the window by Euler.",
+    )
+
+
+def _cell(rows: "pd.DataFrame") -> str:
+    return interval(_over_seeds(rows)[1], DIGITS) if len(rows) else NOTHING
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.10g} %"
+
+
+# ---- beside it: what training lost -----------------------------------------------------------
+
+
+def _losses(analysis: Analysis) -> list[Comparison]:
+    """The sweep's comparisons of arms that take fewer of the steps before the window than their
+    reference, and differ from it in nothing else."""
+    configs = {run.arm: run.config for run in reversed(analysis.sweep.runs)}
+    found = []
+    for comparison in analysis.compared:
+        thin, whole = configs[comparison.arm], configs[comparison.reference]
+        sampler = whole.sampler.model_copy(update={"head_ratio": thin.sampler.head_ratio})
+        if (
+            thin.sampler.head_ratio < whole.sampler.head_ratio
+            and whole.model_copy(update={"sampler": sampler, "seed": thin.seed}) == thin
+        ):
+            found.append(comparison)
+    return found
+
+
+def _loss_table(analysis: Analysis, losses: list[Comparison]) -> Table:
+    rows = []
+    for c in losses:
+        left, right = analysis.by_name(c.arm), analysis.by_name(c.reference)
+        rows.append(
+            (
+                label(analysis, c.arm),
+                label(analysis, c.reference),
+                interval(c.simultaneous, signed=True),
+                number(c.detectable),
+                VERDICTS[c.verdict],
+                number(sum(right.nfe_rollout) / 2 - sum(left.nfe_rollout) / 2, 1),
+            )
+        )
+    return Table(
+        "What thinning out before the window did to training",
+        (
+            *("arm", "against", f"difference in {analysis.measure}", "could have been shown"),
+            *("verdict", "NFE saved"),
+        ),
+        tuple(rows),
+        "After training, on held-out prompts; paired by seed [intervals that hold for all "
+        "comparisons of the sweep together with 95 %]. NFE saved: per image of a rollout, mean "
+        "over the run.",
+    )
+
+
+def _figure(by_seed: "pd.DataFrame") -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 6.8), layout="constrained")
+    panels = figure.subplots(2, 2, sharey=True, squeeze=False)
+    images = _pick(by_seed, model="trained", at="image")
+    for row, (window, taken) in enumerate(WINDOWS.items()):
+        for column, place in enumerate(("before", "after")):
+            axes = panels[row, column]
+            own = _pick(images, window=window, place=place)
+            for order, history in _kinds(by_seed, place):
+                kind = _pick(own, order=order, history=history)
+                points = [
+                    _over_seeds(kind[kind["ratio"] == r]) for r in sorted(kind["ratio"].unique())
+                ]
+                _curve(axes, points, _orders(by_seed), order, history)
+            axes.set_title(f"{place} the window; its steps {taken}")
+            log_heights(axes)
+            if row == 1:
+                axes.set_xlabel("evaluations saved per image")
+            if column == 0:
+                axes.set_ylabel("relative distance")
+    legend_above(figure, panels[0, 1])
+    return figure
+
+
+def _orders(by_seed: "pd.DataFrame") -> list[str]:
+    return sorted({order for place in ("before", "after") for order, _ in _kinds(by_seed, place)})
+
+
+def _curve(
+    axes: "Axes",
+    points: list[tuple[float, Interval]],
+    orders: list[str],
+    order: str,
+    history: str,
+) -> None:
+    mark = orders.index(order) % len(COLOURS)
+    anew = history == "restart"
+    known = [(x, found) for x, found in sorted(points, key=lambda p: p[0])]
+    bars = [
+        [found.mean - found.low if found.known else 0.0 for _, found in known],
+        [found.high - found.mean if found.known else 0.0 for _, found in known],
+    ]
+    axes.errorbar(
+        [x for x, _ in known],
+        [found.mean for _, found in known],
+        bars,
+        color=COLOURS[mark],
+        marker=MARKERS[mark],
+        linestyle="--" if anew else "-",
+        markerfacecolor="white" if anew else COLOURS[mark],
+        capsize=2,
+        label=f"order {order}{', begun anew' if anew else ''}",
+    )
+
+
+def _positions(by_seed: "pd.DataFrame") -> "Figure":
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    images = _pick(by_seed, model="trained", at="image", window="sde", ratio=_middle(by_seed))
+    for axes, place in zip(panels, ("before", "after"), strict=True):
+        own = _pick(images, place=place)
+        for order, history in _kinds(by_seed, place):
+            kind = _pick(own, order=order, history=history)
+            points = [
+                (float(start), _over_seeds(kind[kind["start"] == start])[1])
+                for start in sorted(kind["start"].unique())
+            ]
+            _curve(axes, points, _orders(by_seed), order, history)
+        axes.set_title(f"{place} the window")
+        axes.set_xlabel("window's first step")
+        log_heights(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylabel("relative distance")
+    legend_above(figure, panels[1])
+    return figure

@@ -1,0 +1,308 @@
+"""Whether training stays stable: the gradient's norm, collapses, the largest fall of the reward."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.analysis.analyse import Analysis, by_arm
+from harness.reporting.drawing import (
+    WIDTH,
+    arm_label,
+    arm_marks,
+    legend_above,
+    log_heights,
+    plot_curve,
+    seed_curve,
+    shown_arms,
+    some_drawn,
+    whole_numbers,
+)
+from harness.reporting.figures import picture
+from harness.reporting.findings import label
+from harness.reporting.tables import Table
+from harness.reporting.views.turn import best_of_others, seed_curves, since
+from harness.reporting.views.view import View
+from harness.stats import (
+    LEVEL,
+    MIN_SEEDS,
+    Interval,
+    detectable_difference,
+    mean_interval,
+    ratio_interval,
+)
+from harness.text import NOTHING, interval, listed, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from harness.analysis.results import Results
+
+DIGITS = 4
+PARTS = 30
+"""The figure has so many points per arm: medians over as many parts of a run."""
+TENTH = 10
+
+
+@dataclass(frozen=True)
+class Stability:
+    """One arm's runs."""
+
+    arm: str
+    seeds: int
+    begin: Interval
+    """The gradient's norm: median over the first tenth of a run's iterations."""
+    end: Interval
+    growth: Interval
+    """Last tenth over first, by seed: geometric mean."""
+    halved: tuple[int, ...]
+    """Seeds that lost more than half of their best gain; those of `below` are among them."""
+    below: tuple[int, ...]
+    """Seeds that ended below where they began."""
+    failed: tuple[int, ...]
+    """Seeds whose run failed; one whose numbers are not finite does."""
+    since_best: Interval
+    """End minus the best evaluation of the other seeds' mean, by seed; simultaneous over the arms.
+    Chance did not choose it, as it does choose a seed's own best."""
+    detectable: float
+    """The true loss since then with an 80 % chance of being found; NaN where not known."""
+    fall: Interval
+    """Largest fall of the measure from the best value until then."""
+
+
+def stability(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
+    """None where no run has finished."""
+    if not any(result.seeds for result in analysis.arms):
+        return None
+    found = judged(analysis, results)
+    title = "How stable training is"
+    caption = (
+        "The gradient's norm before it is clipped, over iterations and over the position of the "
+        "window: median of a run's iterations there, mean over seeds, and its 95 % interval as a "
+        "band." + some_drawn(analysis)
+    )
+    said = _sentences(analysis, found)
+    return View(
+        title,
+        said,
+        (_table(analysis, found),),
+        (partial(picture, "stability", title, caption, lambda: _figure(analysis, results)),),
+        brief=" ".join(dict.fromkeys((said[0], said[-1]))),
+    )
+
+
+def judged(analysis: Analysis, results: "Results") -> list[Stability]:
+    """Every arm with a finished or a failed run, in the sweep's order."""
+    norms = by_arm(analysis.sweep, _ends(results.metrics))
+    falls = by_arm(analysis.sweep, _falls(results.evals, f"reward_{analysis.measure}_mean"))
+    evals = by_arm(analysis.sweep, results.evals)
+    lost = {
+        result.arm.name: _since_best(seed_curves(evals[result.arm.name], analysis.measure))
+        for result in analysis.arms
+    }
+    family = max(1, sum(len(values) >= MIN_SEEDS for values in lost.values()))
+    found = []
+    for result in analysis.arms:
+        name = result.arm.name
+        failed = [s for arm, s, state in analysis.unfinished if (arm, state) == (name, "failed")]
+        if not result.seeds and not failed:
+            continue
+        begin, end = (_by_seed(norms[name], part) for part in ("begin", "end"))
+        own = falls[name]
+        # Not the other way round, so that NaN, a measure that is not finite, counts.
+        below = ~(own["last"] >= own["first"])
+        halved = ~(own["best"] - own["last"] <= (own["best"] - own["first"]) / 2)
+        loss = mean_interval(lost[name], 1 - (1 - LEVEL) / family)
+        found.append(
+            Stability(
+                arm=name,
+                seeds=len(result.seeds),
+                begin=mean_interval(list(begin.values())),
+                end=mean_interval(list(end.values())),
+                growth=ratio_interval(end, begin),
+                halved=tuple(int(seed) for seed in own.loc[halved, "seed"]),
+                below=tuple(int(seed) for seed in own.loc[below, "seed"]),
+                failed=tuple(failed),
+                since_best=loss,
+                detectable=detectable_difference(loss.sd, loss.n, family)
+                if loss.varies
+                else math.nan,
+                fall=mean_interval(list(own["fall"])),
+            )
+        )
+    return found
+
+
+def _since_best(curves: "NDArray[np.float64]") -> list[float]:
+    if len(curves) < MIN_SEEDS:
+        return []
+    return list(since(curves, best_of_others(curves)))
+
+
+def _ends(metrics: "pd.DataFrame") -> "pd.DataFrame":
+    """The gradient's median norm in the first and last tenth of every run."""
+    if "grad_norm" not in metrics:
+        return metrics.iloc[:0].assign(begin=0.0, end=0.0)
+    runs = metrics.groupby(["arm", "seed"], observed=True)
+    total = runs["iteration"].transform("max") + 1
+    tenth = np.maximum(1, total // TENTH)
+    run = ["arm", "seed"]
+    early, late = metrics["iteration"] < tenth, metrics["iteration"] >= total - tenth
+    begin, end = (
+        metrics[rows].groupby(run, observed=True)["grad_norm"].median() for rows in (early, late)
+    )
+    return begin.to_frame("begin").join(end.rename("end")).reset_index()
+
+
+def _falls(evals: "pd.DataFrame", column: str) -> "pd.DataFrame":
+    """First, best and last value of every run, and its largest fall from the best until then."""
+    lines = evals[["arm", "seed", column]]
+    run = ["arm", "seed"]
+    best = lines.groupby(run, observed=True)[column].cummax()
+    lines = lines.assign(fall=best - lines[column])
+    runs = lines.groupby(run, observed=True)
+    # head and tail, as first and last would skip what is not finite.
+    first, last = (rows.set_index(run)[column] for rows in (runs.head(1), runs.tail(1)))
+    falls = runs["fall"].max().to_frame("fall")
+    return falls.assign(first=first, last=last, best=runs[column].max()).reset_index()
+
+
+def _by_seed(own: "pd.DataFrame", column: str) -> dict[int, float]:
+    return {int(s): float(v) for s, v in zip(own["seed"], own[column], strict=True)}
+
+
+# ---- what is shown ---------------------------------------------------------------------------
+
+
+def _sentences(analysis: Analysis, found: list[Stability]) -> tuple[str, ...]:
+    sentences = [_counts(analysis, found)]
+    told = [s for s in found if s.since_best.sign < 0 and s.since_best.varies]
+    rest = [s.detectable for s in found if s not in told and math.isfinite(s.detectable)]
+    parts = []
+    if told:
+        arms = [f"{label(analysis, s.arm)} ({interval(s.since_best, signed=True)})" for s in told]
+        parts.append(
+            f"after the best evaluation of the other seeds it was lost again in {listed(arms)}"
+        )
+    if rest:
+        low, high = number(min(rest)), number(max(rest))
+        size = low if low == high else f"{low} to {high}, by the arm,"
+        where = "in the others" if told else "after the best evaluation of the other seeds"
+        parts.append(
+            f"{where} no loss is shown, where a true one of {size} had an 80 % chance of being "
+            "found"
+        )
+    if parts:
+        sentences.append(f"Of {analysis.measure}, {'; '.join(parts)}.")
+    grown = sorted((s for s in found if s.growth.known), key=lambda s: s.growth.mean)
+    if grown:
+        ends = [grown[0], *grown[1:][-1:]]
+        said = [f"{interval(s.growth, 2)} times in {label(analysis, s.arm)}" for s in ends]
+        sentences.append(
+            "From the first tenth of the iterations to the last, the gradient's norm became "
+            f"{' to '.join(said)}."
+        )
+    return tuple(sentences)
+
+
+def _counts(analysis: Analysis, found: list[Stability]) -> str:
+    """How many runs lost what they had gained or failed, in one sentence."""
+    runs = sum(s.seeds + len(s.failed) for s in found)
+    broken = [s for s in found if s.halved or s.failed]
+    if not broken:
+        return (
+            f"None of {runs} runs failed, ended below where it began in {analysis.measure}, or "
+            "lost more than half of its best gain."
+        )
+    halved, below, failed = (
+        sum(len(part) for part in parts)
+        for parts in zip(*((s.halved, s.below, s.failed) for s in found), strict=True)
+    )
+    text = (
+        f"Of {runs} runs, {failed} failed and {halved} lost more than half of their best gain in "
+        f"{analysis.measure}, of which {below} ended below where they began: "
+        f"{listed([_broken(analysis, s) for s in broken])}"
+    )
+    short = [label(analysis, s.arm) for s in broken if s.failed and s.seeds]
+    if short:
+        text += f"; of {listed(short)} the surviving seeds alone are compared"
+    return f"{text}."
+
+
+def _broken(analysis: Analysis, s: Stability) -> str:
+    runs, parts = s.seeds + len(s.failed), []
+    if s.failed:
+        parts.append(f"{len(s.failed)} failed")
+    if s.halved:
+        below = f", {len(s.below)} of them below its beginning" if s.below else ""
+        parts.append(f"{len(s.halved)} lost it{below}")
+    return f"{label(analysis, s.arm)} (of {runs}: {'; '.join(parts)})"
+
+
+def _table(analysis: Analysis, found: list[Stability]) -> Table:
+    rows = [
+        (
+            label(analysis, s.arm),
+            str(s.seeds + len(s.failed)),
+            str(len(s.failed)) if s.failed else NOTHING,
+            str(len(s.halved)) if s.halved else NOTHING,
+            str(len(s.below)) if s.below else NOTHING,
+            interval(s.since_best, signed=True),
+            interval(s.fall),
+            interval(s.begin, DIGITS),
+            interval(s.end, DIGITS),
+            interval(s.growth, 2),
+        )
+        for s in found
+    ]
+    return Table(
+        f"What was lost of {analysis.measure}, and the gradient's norm",
+        (
+            *("arm", "runs", "failed", "lost over half its gain", "ended below its beginning"),
+            *("end minus best of the others", "largest fall, mean"),
+            *("norm, first tenth", "norm, last tenth", "last / first"),
+        ),
+        tuple(rows),
+        f"Runs: finished and failed ones; of an arm with failures all other columns are of the "
+        "surviving seeds only, which may be the better ones. Lost over half its gain: from its "
+        f"best evaluation of {analysis.measure} on held-out prompts to the end, more than half of "
+        "what it had gained until the best; chance alone makes some runs do so. Ended below its "
+        "beginning: these are among them; so is a run that ended not finite. End minus best of "
+        "the others: from the best evaluation of the mean of the other seeds, smoothed, so that "
+        "its own chance did not choose it, mean over seeds [interval that holds for all arms "
+        "together with 95 %]. Largest fall: from the best evaluation until then; chance alone "
+        "makes it more than zero. Norm: before it is clipped, median of the iterations of a run, "
+        "mean over seeds [95 % interval]; last / first by seed, geometric mean.",
+    )
+
+
+def _figure(analysis: Analysis, results: "Results") -> "Figure":
+    from matplotlib.figure import Figure
+
+    marks, shown = arm_marks(analysis), shown_arms(analysis)
+    figure = Figure(figsize=(WIDTH, 3.6 + 0.12 * len(shown)), layout="constrained")
+    over_iterations, over_places = figure.subplots(1, 2, sharey=True)
+    columns = ["arm", "seed", "iteration", "window_start", "grad_norm"]
+    own = by_arm(analysis.sweep, results.metrics[columns])
+    for result in shown:
+        lines, mark = own[result.arm.name], marks[result.arm.name]
+        length = max(1, -(-(int(lines["iteration"].max()) + 1) // PARTS))
+        name = arm_label(analysis, result)
+        middle = (lines["iteration"] // length) * length + (length - 1) / 2
+        for axes, x in ((over_iterations, middle), (over_places, lines["window_start"])):
+            medians = lines.groupby([x.rename("x"), "seed"])["grad_norm"].median()
+            # The curve is taken by its column `iteration`.
+            curve = medians.reset_index().rename(columns={"x": "iteration"})
+            plot_curve(axes, seed_curve(curve, "iteration", "grad_norm"), mark, name)
+    for axes, name in ((over_iterations, "iterations"), (over_places, "window's first step")):
+        log_heights(axes)
+        axes.set_xlabel(name)
+        axes.margins(x=0.03)
+        whole_numbers(axes)
+    over_iterations.set_ylabel("norm of the gradient")
+    legend_above(figure, over_iterations)
+    return figure

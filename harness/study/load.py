@@ -1,0 +1,432 @@
+"""Reads a sweep file and checks it: arms, seeds, references, views, probes."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.study.arms import (
+    JOINT,
+    base_place,
+    make_arms,
+    place_of,
+    symbol,
+    value_text,
+    ways_to_name,
+)
+from harness.study.arms import Arm as Arm
+from harness.study.names import check_name
+from harness.study.paper import TABLES
+from harness.study.spec import Run, Sweep
+from harness.study.sweepfile import (
+    MOST_RUNS,
+    Chosen,
+    Given,
+    choose_profile,
+    read_file,
+    wrong_settings,
+)
+from harness.study.views import DEFAULT, VIEWS
+from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import Layers, add_overrides, known_keys, load_layers, placed
+from mixgrpo.settings.identity import config_hash, config_hashes
+from mixgrpo.settings.probes import PROBES, options_of
+from mixgrpo.settings.trust import check as check_trust
+from mixgrpo.settings.yamlfile import Key
+from mixgrpo.text.suggest import did_you_mean
+
+
+def profile_names(path: Path) -> list[str]:
+    """The profiles of a sweep file, in its order."""
+    return list(read_file(path)[1].profiles)
+
+
+def load_sweep(
+    path: Path, profile: str | None = None, overrides: Sequence[str] = (), trust: bool = True
+) -> Sweep:
+    """The sweep that a file describes. ConfigError names place, key and mend.
+
+    `overrides` are `KEY=VALUE` texts laid on top of every arm. Without `trust`, as whoever runs it
+    asks, files that are not the user's own may name no code (`mixgrpo.settings.trust`).
+    """
+    chosen = Chosen(path, profile)
+    errors = ErrorList()
+    arms: list[Arm] = []
+    seeds: tuple[int, ...] = ()
+    layers: dict[str, Layers] = {}
+    configs: dict[str, RunConfig] = {}
+    references: dict[str, str] = {}
+    views: tuple[str, ...] = ()
+    paper_rows: dict[str, str] = {}
+    probes: dict[str, dict[str, Any]] = {}
+    answered_by = measure = ""
+    with errors.collected():
+        check_name(chosen.file.name, chosen.document.place(("name",)))
+    with errors.collected():
+        seeds = _seeds(chosen)
+    with errors.collected():
+        arms = make_arms(chosen, MOST_RUNS // max(1, len(seeds)))
+    with errors.collected():
+        views = _views(chosen)
+        answered_by = _answered_by(chosen)
+    with errors.collected():
+        probes = _probes(chosen)
+    if not arms:
+        errors.errors += wrong_settings(chosen.document)
+    else:
+        with errors.collected():
+            references = _references(chosen, arms)
+        with errors.collected():
+            paper_rows = _paper_rows(chosen, arms)
+        with errors.collected():
+            layers = _layers(chosen, list(overrides), arms)
+            configs = _configs(layers, seeds[0] if seeds else 0, trust)
+            measure = _measure(chosen, configs)
+            _check_distinct(chosen, arms, configs, layers)
+    errors.raise_all()
+    hashes = {}
+    for arm in arms:
+        with placed(layers[arm.name]):
+            hashes[arm.name] = config_hashes(configs[arm.name], seeds)
+    runs = [
+        _run(arm.name, configs[arm.name], seed, hashes[arm.name][index])
+        for index, seed in enumerate(seeds)
+        for arm in arms
+    ]
+    notes = chosen.get("notes")
+    laid_on_top = tuple(overrides)
+    return Sweep(
+        name=chosen.file.name,
+        question=chosen.file.question,
+        file=path,
+        profile=chosen.profile,
+        arms=tuple(arms),
+        seeds=seeds,
+        runs=tuple(runs),
+        reference=references[arms[0].name],
+        within=references if chosen.file.within else {},
+        within_label=_within_label(chosen),
+        measure=measure,
+        paper=chosen.file.paper,
+        paper_rows=paper_rows,
+        notes=notes.value.strip() if notes else "",
+        overrides=laid_on_top,
+        variant=_variant(chosen, laid_on_top),
+        views=views,
+        answered_by=answered_by,
+        probes=probes,
+        layers=layers,
+    )
+
+
+def _run(arm: str, config: RunConfig, seed: int, identity: str) -> Run:
+    return Run(arm, seed, config.model_copy(update={"seed": seed}), identity)
+
+
+def _variant(chosen: Chosen, overrides: tuple[str, ...]) -> str:
+    usual = choose_profile(chosen.document, chosen.file.profiles, None)
+    variant = f"-{chosen.profile}" if chosen.profile != usual else ""
+    if overrides:
+        variant += f"-set-{hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()[:6]}"
+    return variant
+
+
+def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
+    """The run folders that belong to the file, whichever profile is chosen.
+
+    `loaded`, a sweep that was read from this file just now, is not read again. UnidentifiedError
+    where a profile needs files that are not at hand.
+    """
+    sweeps = [] if loaded is None or loaded.overrides else [loaded]
+    read = {sweep.profile for sweep in sweeps}
+    sweeps += [
+        load_sweep(path, name or None) for name in profile_names(path) or [""] if name not in read
+    ]
+    return {run.folder_name for sweep in sweeps for run in sweep.runs}
+
+
+def _layers(chosen: Chosen, overrides: list[str], arms: list[Arm]) -> dict[str, Layers]:
+    """What every arm's configuration is made of."""
+    shared = {arm.base: _shared(chosen, arm) for arm in {a.base: a for a in arms}.values()}
+    stacks = {}
+    for arm in arms:
+        layers = stacks[arm.name] = shared[arm.base].copy()
+        for key, value in arm.settings.items():
+            layers.set(key, value, place_of(chosen, arm, key))
+    varied = {key for arm in arms for key in arm.settings} | _varied(list(stacks.values()))
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        place = Place(f"--set {text}")
+        if key == "seed":
+            raise ConfigError("the sweep file's `seeds:` sets the seeds", place=place)
+        if key in varied:
+            raise ConfigError(f"{key} is what the arms differ in; change the file", place=place)
+    for layers in stacks.values():
+        add_overrides(layers, overrides)
+    return stacks
+
+
+def _configs(stacks: dict[str, Layers], seed: int, trust: bool) -> dict[str, RunConfig]:
+    configs = {}
+    wrong: dict[str, tuple[ConfigError, list[str]]] = {}
+    for arm, layers in stacks.items():
+        try:
+            configs[arm] = layers.validate(seed)
+            check_trust(configs[arm], layers.place, trust)
+        except ConfigError as error:
+            for one in error.errors:
+                wrong.setdefault(str(one), (one, []))[1].append(arm)
+    if wrong:
+        raise all_errors(_of_arms(one, names, len(stacks)) for one, names in wrong.values())
+    return configs
+
+
+def _of_arms(error: ConfigError, names: list[str], count: int) -> ConfigError:
+    """An error of some arms, which it names."""
+    if len(names) == count > 1:
+        which = "every arm"
+    else:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        which = f"arm {names[0]}{more}"
+    return ConfigError(
+        f"{error.message} ({which})", place=error.place, key=error.key, fix=error.fix
+    )
+
+
+def _shared(chosen: Chosen, arm: Arm) -> Layers:
+    """What all arms on an arm's base stand on: it, then `set` of the file and of the profile."""
+    base = base_place(chosen, arm)
+    layers = _base_layers(chosen, base) if base else Layers()
+    for part, prefix in chosen.parts:
+        for key, value in chosen.flat(part.set or {}, (*prefix, "set")).items():
+            layers.set(key, value, chosen.place_under((*prefix, "set"), key))
+    return layers
+
+
+def _base_layers(chosen: Chosen, base: Given) -> Layers:
+    path = Path(chosen.document.file).parent / base.value
+    try:
+        return load_layers(path)
+    except ConfigError as error:
+        # What is wrong with the file as a whole is wrong where it is named.
+        if error.place == Place(str(path)):
+            raise chosen.error(base.key, str(error)) from None
+        raise
+
+
+def _varied(stacks: list[Layers]) -> set[str]:
+    """The keys at which layers differ, such as those of two presets that two arms stand on."""
+    default = Layers(RunConfig().model_dump(mode="json"))
+    return {
+        key
+        for key in known_keys()
+        if any(_value(one, key, default) != _value(stacks[0], key, default) for one in stacks)
+    }
+
+
+def _value(layers: Layers, dotted: str, default: Layers) -> Any:
+    found: Any = layers.data
+    for part in dotted.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return None if layers is default else _value(default, dotted, default)
+        found = found[part]
+    return found
+
+
+def _check_distinct(
+    chosen: Chosen, arms: list[Arm], configs: dict[str, RunConfig], layers: dict[str, Layers]
+) -> None:
+    first: dict[str, str] = {}
+    for arm in arms:
+        with placed(layers[arm.name]):
+            identity = config_hash(configs[arm.name])
+        if identity in first:
+            key = (chosen.get("arms") or chosen.get("grid") or Given(None, ())).key
+            raise chosen.error(
+                key,
+                f"the arms {first[identity]} and {arm.name} are the same configuration; "
+                "change one or remove it",
+            )
+        first[identity] = arm.name
+
+
+def _seeds(chosen: Chosen) -> tuple[int, ...]:
+    given = chosen.get("seeds")
+    if given is None:
+        raise ConfigError(
+            f"{chosen.document.file}: seeds: this key is missing; give their number, such as 5"
+        )
+    count = given.value if isinstance(given.value, int) else len(given.value)
+    if count > MOST_RUNS:
+        raise chosen.error(given.key, f"{count:,} seeds are more than {MOST_RUNS:,}; give fewer")
+    if isinstance(given.value, int):
+        return tuple(range(count))
+    seeds: tuple[int, ...] = given.value
+    if not seeds:
+        raise chosen.error(given.key, "is empty; give a count such as 5, or a list of seeds")
+    first: dict[int, int] = {}
+    for i, seed in enumerate(seeds):
+        if first.setdefault(seed, i) < i:
+            raise chosen.error((*given.key, i), f"the seed {seed} is given twice; keep one")
+    return seeds
+
+
+def _references(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
+    """By arm, the name of the arm that it is compared with."""
+    key = chosen.file.within
+    if key is None:
+        return dict.fromkeys([arm.name for arm in arms], _reference(chosen, arms))
+    lacking = next((arm.name for arm in arms if key not in arm.settings), None)
+    if lacking is not None:
+        known = sorted({name for arm in arms for name in arm.settings})
+        hint = did_you_mean(key, known)
+        raise chosen.error(("within",), f"arm {lacking} does not set {key}{hint}")
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(repr(arm.settings[key]), []).append(arm)
+    found: dict[str, str] = {}
+    for group in groups.values():
+        found |= dict.fromkeys([arm.name for arm in group], _reference(chosen, group))
+    return found
+
+
+def _within_label(chosen: Chosen) -> str:
+    key, given = chosen.file.within, chosen.get("reference")
+    if key is None:
+        return ""
+    if given is None:
+        wanted = "the first"
+    elif isinstance(given.value, str):
+        arm = (chosen.get("arms") or Given({}, ())).value.get(given.value) or {}
+        wanted = arm.get("label", given.value)
+    else:
+        settings = chosen.flat(given.value, given.key)
+        wanted = JOINT.join(f"{symbol(name)} = {value_text(v)}" for name, v in settings.items())
+    return f"{wanted}{JOINT}same {symbol(key)}"
+
+
+def _reference(chosen: Chosen, arms: list[Arm]) -> str:
+    given = chosen.get("reference")
+    if given is None:
+        return arms[0].name
+    names = [arm.name for arm in arms]
+    if isinstance(given.value, str):
+        wanted = given.value
+        # With a grid beside the arms, the name of an arm of the file is that of one per point.
+        fits = [name for name in names if wanted in (name, name.partition(",")[0])]
+        if not fits:
+            hint = did_you_mean(wanted, names)
+            raise chosen.error(given.key, f"no such arm: {wanted}{hint}")
+    else:
+        settings = chosen.flat(given.value, given.key)
+        missing = object()
+        fits = [
+            arm.name
+            for arm in arms
+            if all(arm.settings.get(key, missing) == value for key, value in settings.items())
+        ]
+        wanted = ", ".join(f"{key} = {value}" for key, value in settings.items()) or "nothing"
+    if len(fits) == 1:
+        return fits[0]
+    raise chosen.error(
+        given.key,
+        f"no arm has {wanted}; the arms are {', '.join(names)}"
+        if not fits
+        else f"{wanted} fits the arms {', '.join(fits)}; say more, so that one is left",
+    )
+
+
+def _measure(chosen: Chosen, configs: dict[str, RunConfig]) -> str:
+    measured = [{*c.rewards.train, *c.rewards.held_out} for c in configs.values()]
+    everywhere = set.intersection(*measured)
+    given = chosen.get("measure") or Given(None, ("measure",))
+    measure = given.value or next(iter(next(iter(configs.values())).rewards.train))
+    if measure not in everywhere:
+        arm, has = next(
+            pair for pair in zip(configs, measured, strict=True) if measure not in pair[1]
+        )
+        hint = did_you_mean(measure, sorted(everywhere)) if everywhere else ""
+        raise chosen.error(
+            given.key,
+            f"not every arm measures the reward {measure}{hint}; arm {arm}, of model "
+            f"{configs[arm].model.name}, has {', '.join(sorted(has))}: name it in rewards.held_out "
+            "of every arm that does not train on it",
+        )
+    return str(measure)
+
+
+def _paper_rows(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
+    if chosen.file.paper is None:
+        return {}
+    if chosen.file.paper not in TABLES:
+        hint = did_you_mean(chosen.file.paper, TABLES)
+        raise chosen.error(("paper",), f"no such table: {chosen.file.paper}{hint}")
+    published = TABLES[chosen.file.paper].rows
+    ways = {arm.name: ways_to_name(arm) for arm in arms}
+    given = chosen.get("paper_rows")
+    if given is None:
+        return {name: texts[-1] for name, texts in ways.items() if texts[-1] in published}
+    rows = {str(key): str(row) for key, row in given.value.items()}
+    for key, row in rows.items():
+        if row not in published:
+            raise chosen.error(
+                (*given.key, key),
+                f"the table {chosen.file.paper} has no row {row}{did_you_mean(row, published)}",
+            )
+        if not any(key in texts for texts in ways.values()):
+            known = [text for texts in ways.values() for text in texts]
+            raise chosen.error(
+                (*given.key, key),
+                f"no such arm or grid value: {key}{did_you_mean(key, known)}",
+            )
+    return {
+        name: next(rows[text] for text in texts if text in rows)
+        for name, texts in ways.items()
+        if any(text in rows for text in texts)
+    }
+
+
+def _views(chosen: Chosen) -> tuple[str, ...]:
+    for i, name in enumerate(chosen.file.views):
+        if name not in VIEWS:
+            raise chosen.error(("views", i), f"no such view: {name}{did_you_mean(name, VIEWS)}")
+        if name in DEFAULT:
+            raise chosen.error(("views", i), f"the view {name} is on every page; leave it out")
+        if name in chosen.file.views[:i]:
+            raise chosen.error(("views", i), f"the view {name} is named twice; keep one")
+    return chosen.file.views
+
+
+def _answered_by(chosen: Chosen) -> str:
+    given, views = chosen.file.answered_by, chosen.file.views
+    if given is not None and given not in views:
+        hint = did_you_mean(given, views) if views else "; the file has no `views:`"
+        raise chosen.error(("answered_by",), f"{given} is not one of the file's views{hint}")
+    return given or ""
+
+
+def _probes(chosen: Chosen) -> dict[str, dict[str, Any]]:
+    given = chosen.get("probes")
+    if given is None:
+        return {}
+    found = {}
+    for name, options in given.value.items():
+        key: Key = (*given.key, name)
+        if name not in PROBES:
+            raise chosen.error(key, f"no such probe{did_you_mean(name, PROBES)}")
+        try:
+            found[name] = options_of(name, options or {}).model_dump(mode="json")
+        except ValidationError as error:
+            first = error.errors()[0]
+            for part in first["loc"]:
+                key = (*key, part) if (*key, part) in chosen.document.lines else key
+            if first["type"] == "extra_forbidden":
+                known = PROBES[name].options.model_fields
+                hint = did_you_mean(str(first["loc"][-1]), known)
+                raise chosen.error(key, f"unknown option{hint}") from None
+            text = first["msg"].replace("Input should be", "expected")
+            raise chosen.error(key, f"{text}, not {first['input']!r}") from None
+    return found

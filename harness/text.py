@@ -1,0 +1,96 @@
+"""Numbers as a report writes them: true minus signs, a dash where there is none."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from harness.stats import Interval
+
+NOTHING = "–"
+MOST_DIGITS = 6
+
+
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    if not math.isfinite(value):
+        return NOTHING
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def interval(found: Interval, digits: int = 3, signed: bool = False) -> str:
+    """`mean [low, high]`, or the mean and why it has no interval that says anything.
+
+    With up to `MOST_DIGITS` where an end that is not zero would be written as if it were.
+    """
+    if found.varies and found.sign:
+        while digits < MOST_DIGITS and 0 in (round(found.low, digits), round(found.high, digits)):
+            digits += 1
+    mean = number(found.mean, digits, signed)
+    if not found.known:
+        return f"{mean} (n = {found.n})" if found.n else NOTHING
+    if not found.varies:
+        return f"{mean} (every seed)"
+    low, high = number(found.low, digits, signed), number(found.high, digits, signed)
+    return f"{mean} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    if not math.isfinite(p):
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds(value: float) -> str:
+    """Three significant digits."""
+    if not math.isfinite(value):
+        return NOTHING
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return number(value, digits)
+
+
+RUNS, REPORTS = Path("runs"), Path("reports")
+"""Where the commands look without --runs and --reports."""
+
+
+class Chosen(Protocol):
+    """A sweep or a search, as it was read from its file."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def profile(self) -> str: ...
+    @property
+    def overrides(self) -> Sequence[str]: ...
+
+
+def command(module: str, *words: object) -> str:
+    """`python -m MODULE WORDS...`, quoted."""
+    return shlex.join(["python", "-m", module, *map(str, words)])
+
+
+def command_for(
+    module: str, chosen: Chosen, *words: object, runs: Path = RUNS, reports: Path = REPORTS
+) -> str:
+    """A command on the file, profile and settings that were chosen, in these folders."""
+    options: list[object] = ["--profile", chosen.profile] if chosen.profile else []
+    for text in chosen.overrides:
+        options += ["--set", text]
+    options += ["--runs", runs] if runs != RUNS else []
+    options += ["--reports", reports] if reports != REPORTS else []
+    return command(module, chosen.file, *options, *words)
+
+
+MOST_NAMED = 20
+"""A sentence names so many arms or runs, and says how many more there are."""
+
+
+def listed(parts: Sequence[str], most: int = MOST_NAMED) -> str:
+    """`a, b and c`; the first `most` of many, and how many more there are."""
+    if len(parts) > most:
+        return f"{', '.join(parts[:most])} and {len(parts) - most} more"
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,114 @@
+"""Judges a policy on held-out prompts: which images are drawn, and their rewards."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mixgrpo.errors import ConfigError
+from mixgrpo.maths.randomness import normal
+from mixgrpo.models.load import prepare
+from mixgrpo.models.protocol import Policy
+from mixgrpo.models.velocity import Velocity
+from mixgrpo.rewards.calls import score
+from mixgrpo.rewards.protocol import Reward
+from mixgrpo.sampling.distributions import diversity
+from mixgrpo.sampling.inference import Sampling, draw, images_at_once
+from mixgrpo.sampling.rollout import slices
+
+if TYPE_CHECKING:
+    from mixgrpo.runs.load import Loaded
+
+
+log = logging.getLogger(__name__)
+
+IMAGES_AT_ONCE = 128
+"""The most images that are held, and handed to a reward, together."""
+
+
+def choose(prompts: list[str], count: int) -> list[str]:
+    """`count` of the prompts (0: all), chosen by their text so that no kind is preferred."""
+    if not count:
+        return prompts
+    chosen = set(sorted(prompts, key=lambda p: hashlib.sha256(p.encode()).digest())[:count])
+    return [p for p in prompts if p in chosen]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What images of held-out prompts were worth, and some of the images."""
+
+    prompts: list[str]
+    scores: dict[str, Tensor]
+    """By reward: [prompts, images per prompt]."""
+    diversity: Tensor | None
+    """[prompts], as `distributions.diversity` has it; None with one image per prompt."""
+    images: dict[str, Tensor]
+    """[images per prompt, 3, H, W] in [0, 1] on the CPU, of the prompts that were to be shown."""
+
+
+def evaluation_noise(
+    seed: int, prompts: Sequence[str], images: int, shape: tuple[int, ...]
+) -> Tensor:
+    """Initial noise [prompts * images, ...]; each depends on (seed, prompt, index) alone."""
+    return torch.stack(
+        [normal(shape, "evaluation", seed, p, i) for p in prompts for i in range(images)]
+    )
+
+
+def evaluate(
+    policy: Policy,
+    velocity: Velocity,
+    rewards: Sequence[Reward],
+    prompts: list[str],
+    noise: Tensor,
+    steps: int,
+    shift: float,
+    batch: int = 128,
+    reference: Velocity | None = None,
+    p_mix: float = 1.0,
+    show: Collection[str] = (),
+    tell: Callable[[float], None] = lambda part: None,
+) -> Evaluation:
+    """Sample every prompt by the ODE from `noise` [prompts * images, ...] and score the images.
+
+    With `reference`, the base model, the trained one takes the fraction `p_mix` of the steps only.
+    Batches of the same size give the same bytes; `batch` is part of what is held fixed. Images are
+    let go of as soon as they are scored, but for those of the prompts in `show`. `tell` is called
+    with the part that is done, from 0 to 1.
+    """
+    device = next(policy.network.parameters()).device
+    count = len(noise) // len(prompts)
+    sampling = Sampling(steps, shift, p_mix)
+    scores: dict[str, list[Tensor]] = {r.name: [] for r in rewards}
+    spread: list[Tensor] = []
+    images: dict[str, Tensor] = {}
+    for part in slices(len(prompts), max(1, IMAGES_AT_ONCE // count)):
+        tell(part.start / len(prompts))
+        some = prompts[part]
+        repeated = [p for p in some for _ in range(count)]
+        rows = noise[part.start * count : part.stop * count].to(device)
+        pixels = draw(policy, velocity, reference or velocity, sampling, repeated, rows, batch)
+        for reward in rewards:
+            scores[reward.name].append(score(reward, pixels, repeated))
+        grouped = pixels.unflatten(0, (-1, count))
+        if count > 1:
+            spread.append(diversity(grouped).cpu())
+        images |= {p: grouped[i].cpu() for i, p in enumerate(some) if p in show}
+    judged = {name: torch.cat(parts).unflatten(0, (-1, count)) for name, parts in scores.items()}
+    return Evaluation(prompts, judged, torch.cat(spread) if spread else None, images)
+
+
+def check_readable(loaded: "Loaded", prompts: Sequence[str]) -> None:
+    """ConfigError naming a prompt that the model cannot read, before any image is made."""
+    try:
+        # All at once: text encoders that come and go should come once.
+        prepare(loaded.policy, prompts, log.info)
+        for part in slices(len(prompts), images_at_once(loaded.config.compute)):
+            loaded.policy.encode(list(prompts[part]))
+    except ValueError as error:
+        raise ConfigError(f"model {loaded.config.model.name}: {error}") from None

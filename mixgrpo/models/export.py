@@ -1,0 +1,99 @@
+"""What a finished run leaves for diffusers: adapters for a pipeline, or a whole transformer.
+
+    pipeline.load_lora_weights(folder)                             # model.train: lora
+    FluxTransformer2DModel.from_pretrained(folder / "transformer")  # model.train: full
+
+It is written beside its place, flushed and renamed, so that it is whole or absent.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mixgrpo.files.atomic import disk_error, flush, write_bytes
+from mixgrpo.models.adapters import ADAPTER
+from mixgrpo.settings.config import ModelConfig
+
+# Names that diffusers looks for.
+_LORA_FILE = "pytorch_lora_weights.safetensors"
+_LORA_METADATA = "lora_adapter_metadata"
+
+
+def export_weights(
+    network: nn.Module,
+    weights: dict[str, Tensor],
+    model: ModelConfig,
+    folder: Path,
+    transformer_name: str = "transformer",
+) -> Path:
+    """Write the trained `weights` of `network` into `folder`; returns the file or folder made.
+
+    `weights` are whole tensors by the names that the parameters have in `network`: all that were
+    trained, all that are sharded. `transformer_name` is the network's place in a pipeline.
+
+    LoRA: pytorch_lora_weights.safetensors. Full: the folder `transformer_name` as `save_pretrained`
+    writes it, with what was not trained as the network has it; for a network that is no diffusers
+    model weights.safetensors. OSError (a full disk) leaves what was there before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    if model.train == "lora":
+        return _adapters(plain, model, folder, transformer_name)
+    if hasattr(network, "save_pretrained") and hasattr(network, "from_config"):
+        return save_transformer(network, plain, folder / transformer_name)
+    file = folder / "weights.safetensors"
+    write_bytes(file, save(plain))
+    return file
+
+
+def _adapters(
+    weights: dict[str, Tensor], model: ModelConfig, folder: Path, transformer_name: str
+) -> Path:
+    """One file; rank and alpha are metadata in it, without which diffusers takes alpha = rank."""
+    named = {name.replace(f".{ADAPTER}.weight", ".weight"): v for name, v in weights.items()}
+    settings: dict[str, Any] = {
+        "r": model.lora_rank,
+        "lora_alpha": model.lora_alpha,
+        "target_modules": sorted({name.rpartition(".lora_")[0] for name in named}),
+    }
+    prefixed = {f"{transformer_name}.{key}": value for key, value in settings.items()}
+    content = save(
+        {f"{transformer_name}.{name}": value for name, value in named.items()},
+        # One key alone: safetensors writes several in any order.
+        {_LORA_METADATA: json.dumps(prefixed, sort_keys=True)},
+    )
+    file = folder / _LORA_FILE
+    write_bytes(file, content)
+    return file
+
+
+def save_transformer(network: Any, weights: dict[str, Tensor], place: Path) -> Path:
+    """Write a model of diffusers, with these of its weights replaced, as `save_pretrained` does.
+
+    Whole or absent. OSError (a full disk) leaves what was there before.
+    """
+    with torch.device("meta"):  # a sharded network's class, too, makes one that is not sharded
+        whole = type(network).from_config(network.config)
+    whole.load_state_dict({**network.state_dict(), **weights}, assign=True)
+    partial = place.with_name(place.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        whole.save_pretrained(partial)
+        for path in (*partial.iterdir(), partial):
+            flush(path)
+    except SafetensorError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise disk_error(error, place) or error from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
+    flush(place.parent)
+    return place

@@ -1,0 +1,4 @@
+"""From noise to images: which steps are SDE steps, and the trajectories of a group.
+
+The formula of a single step is in `mixgrpo.maths`. Read `plan` first, then `rollout`.
+"""

@@ -1,0 +1,143 @@
+"""What identifies the result of a run: a hash of everything that changes it.
+
+Of files it takes what is in them, and not where they are. Nothing here imports torch, so that the
+harness can name thousands of runs in a moment.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mixgrpo.catalogue.models import model_weights
+from mixgrpo.catalogue.rewards import scoring_options, shipped_weights
+from mixgrpo.errors import ConfigError, UnidentifiedError
+from mixgrpo.files.prompts import prompts_digest
+from mixgrpo.settings.config import MAPPINGS, SCHEMA_VERSION, RunConfig
+from mixgrpo.settings.owncode import CodeRecord, Modules, digest_of, own_code
+
+_UNHASHED: dict[str, bool | set[str]] = {
+    "health": True,
+    "output": True,
+    "rewards": {"timeout"},
+    "prompts": {"embeddings"},
+    "compute": {"offload"},
+}
+"""Settings that change no result."""
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return RunConfig().model_dump(mode="json", exclude=_UNHASHED)
+
+
+def differences(config: RunConfig) -> dict[str, Any]:
+    """The settings that change the result and differ from the defaults, by dotted key."""
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, base: Any, key: str) -> None:
+        if isinstance(value, dict) and key not in MAPPINGS:
+            for name, inner in value.items():
+                walk(inner, base[name], f"{key}.{name}" if key else name)
+        elif value != base:
+            found[key] = value
+
+    walk(config.model_dump(mode="json", exclude=_UNHASHED), _defaults(), "")
+    return found
+
+
+def length_alone(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two runs differ in their iterations and in nothing else that counts."""
+    a, b = differences(one), differences(other)
+    return {key for key in (*a, *b) if a.get(key) != b.get(key)} == {"iterations"}
+
+
+def _digest(key: str, file: str | None) -> str:
+    """What identifies the prompts in a file; "" where none is named. UnidentifiedError where it
+    cannot be read."""
+    try:
+        return prompts_digest(Path(file)) if file else ""
+    except ConfigError as error:
+        raise UnidentifiedError(f"{key}: {error}") from None
+
+
+def _moves_anew(config: RunConfig) -> bool:
+    """Whether the window moves otherwise than the same settings made it move in version 1."""
+    w = config.window
+    decays = w.strategy in ("linear-decay", "exp-decay")
+    return w.at_end == "released" and (decays or (w.strategy == "constant" and w.stop is not None))
+
+
+_MODELS_OWN = {"model.guidance": 3.5, "model.cfg": 1.0}
+"""What none means, in every model that takes the setting."""
+
+
+def config_hash(config: RunConfig) -> str:
+    """Eight hex digits that identify the result of a run.
+
+    Taken over the differences from the defaults, the contents of the weights that it starts from
+    and that score it, the user's own code (`owncode`) and the schema version: a field that is added
+    later with a default that changes nothing orphans no finished run, other weights or other code
+    under the same name do. UnidentifiedError where prompts or code are not at hand.
+    """
+    return config_hashes(config, [config.seed])[0]
+
+
+def settings_hash(config: RunConfig) -> str:
+    """`config_hash` with the user's own code left out: what runs have in common whose code alone
+    differs, and the hash that earlier versions gave them."""
+    return config_hashes(config, [config.seed], {})[0]
+
+
+def code_record(config: RunConfig) -> CodeRecord:
+    """What a run's folder notes of its code."""
+    return CodeRecord(settings=settings_hash(config), code=own_code(config))
+
+
+def config_hashes(
+    config: RunConfig, seeds: Sequence[int], code: Mapping[str, Modules] | None = None
+) -> list[str]:
+    """`config_hash` of the same configuration with each of these seeds; with this own code, and
+    not that of now, where it is given."""
+    rewards = config.rewards
+    identity = differences(config)
+    # Files count by what is in them, and not by where they are.
+    for key in ("model.checkpoint", "prompts.train", "prompts.held_out"):
+        identity.pop(key, None)
+    if "rewards.held_out" in identity:
+        identity["rewards.held_out"] = sorted(rewards.held_out)
+    for key, value in _MODELS_OWN.items():
+        if identity.get(key) == value:
+            del identity[key]
+    used = {*rewards.train, *rewards.held_out}
+    classes, options = (identity.pop(f"rewards.{key}", {}) for key in ("classes", "options"))
+    own = {
+        "rewards.classes": {name: classes[name] for name in classes if name in used},
+        "rewards.options": {
+            name: scoring
+            for name in options
+            if name in used and (scoring := scoring_options(name, options[name]))
+        },
+    }
+    identity |= {key: by_name for key, by_name in own.items() if by_name}
+    if _moves_anew(config):
+        identity["window.at_end"] = ["released", 2]
+    files = {
+        "model": model_weights(config.model.name, config.model.checkpoint),
+        **{name: shipped_weights(name) for name in sorted(used)},
+        "prompts.train": _digest("prompts.train", config.prompts.train),
+        "prompts.held_out": _digest("prompts.held_out", config.prompts.held_out),
+    }
+    known = {name: digest for name, digest in files.items() if digest}
+    if code is None:
+        code = own_code(config)
+    known |= {f"code of {what}": digest_of(modules) for what, modules in code.items()}
+    identity.pop("seed", None)
+    found = []
+    for seed in seeds:
+        of_seed = identity if seed == _defaults()["seed"] else identity | {"seed": seed}
+        text = json.dumps([SCHEMA_VERSION, of_seed, known], sort_keys=True)
+        found.append(hashlib.sha256(text.encode()).hexdigest()[:8])
+    return found

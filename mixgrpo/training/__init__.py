@@ -1,0 +1,4 @@
+"""Algorithm 1: collect groups of images, normalise their rewards, update the model; again.
+
+The formulas are in `mixgrpo.maths`. Read `trainer` first (one iteration), then `run` (all of them).
+"""
