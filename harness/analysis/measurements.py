@@ -9,12 +9,13 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import RootModel
 
+from harness.runs.environment import Machine
 from harness.runs.source import MADE
 from harness.text import command_for
 from mixgrpo.errors import ConfigError, RunError
@@ -109,7 +110,7 @@ def _sorted(sweep: "Sweep", results: "Results") -> "Results":
         arrange(results.runs, "seed"),
         arrange(results.metrics, "seed", "iteration"),
         arrange(results.evals, "seed", "iteration"),
-        sorted(results.env),
+        sorted(results.machines),
         results.left_out,
     )
 
@@ -179,7 +180,7 @@ def to_files(sweep: "Sweep", measurements: Measurements, file: str) -> dict[str,
     made: dict[str, Any] = {
         "file": file,
         "profile": sweep.profile,
-        "machines": results.env,
+        "machines": [asdict(machine) for machine in results.machines],
         "samples": None,
     }
     frames = {f"{name}.parquet": getattr(results, name) for name in FRAMES}
@@ -239,7 +240,7 @@ def read_kept(
             hashes.get((arm, seed)) == identity
             for arm, seed, identity in zip(runs["arm"], runs["seed"], runs["hash"], strict=True)
         ]
-        machines = [str(machine) for machine in made["machines"]]
+        machines = [Machine.read(machine) for machine in made["machines"]]
         profile = str(made["profile"])
         options = made.get("probes")
         probes = pd.read_parquet(report / PROBES) if options and sweep.probes else None

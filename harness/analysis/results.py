@@ -42,8 +42,8 @@ class Results:
     """metrics.jsonl of all of them, with arm (a category) and seed; arm by arm, then by seed."""
     evals: "pd.DataFrame"
     """eval.jsonl of all of them, likewise."""
-    env: list[str] = field(default_factory=list)
-    """The machines and versions, in words, each once."""
+    machines: list[environment.Machine] = field(default_factory=list)
+    """Each once."""
     left_out: list[str] = field(default_factory=list)
     """What is damaged and therefore not in here: file, what is wrong, what to do."""
 
@@ -117,17 +117,17 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
 
 def _provenance(
     place: Path, runs: "list[Run]", left_out: list[str]
-) -> tuple[list[str], dict[str, Origin]]:
+) -> tuple[list[environment.Machine], dict[str, Origin]]:
     """On what machines these runs ran, each once, and what was copied, by folder. Damaged files
     are added to `left_out`."""
-    machines: dict[str, None] = {}
+    machines: dict[environment.Machine, None] = {}
     copied: dict[str, Origin] = {}
     for run in runs:
         folder = place / run.folder_name
         try:
             env = read(Environment, folder / "env.json")
             if env is not None:
-                machines[environment.in_words(env)] = None
+                machines[environment.Machine.of(env)] = None
         except DamagedFileError as damaged:
             left_out.append(f"{run.name}: {damaged}; remove it, the report then names no machine")
         try:

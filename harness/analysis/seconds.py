@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     from harness.analysis.results import Results
 from typing import TYPE_CHECKING
 
-from harness.runs import environment
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -64,7 +62,7 @@ def core_time(results: "Results") -> bool:
     """
     column = results.metrics.get("seconds_cpu")
     measured = column is not None and len(column) > 0 and bool(column.notna().all())
-    return measured and bool(results.env) and all(map(environment.is_one_core, results.env))
+    return measured and bool(results.machines) and all(m.one_core for m in results.machines)
 
 
 def method_seconds(results: "Results") -> "pd.Series[float]":

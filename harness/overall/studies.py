@@ -86,7 +86,7 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
     return Study(
         sweep=sweep,
         analysis=analysis,
-        machines=tuple(results.env),
+        machines=tuple(machine.words for machine in results.machines),
         runs=_cost_of_runs(results),
         answer=answer(views, sweep.answered_by),
         is_answered=len(others) < len(views),

@@ -200,7 +200,7 @@ def _made(analysis: "Analysis", measurements: Measurements) -> list[tuple[str, s
         ("Seeds", ", ".join(map(str, sweep.seeds))),
         ("Iterations", _distinct(int(run.config.iterations) for run in sweep.runs)),
         ("Runs", f"{len(finished)} finished, {time} of training in all"),
-        *(("Machine", text) for text in measurements.results.env),
+        *(("Machine", machine.words) for machine in measurements.results.machines),
     ]
     return [(term, str(text)) for term, text in made if text != ""]
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,25 @@ def in_words(env: Environment) -> str:
     )
 
 
-def is_one_core(words: str) -> bool:
-    """Whether `in_words` tells of a CPU, and of one thread per run on it."""
-    processor, _, rest = words.partition(", 1 thread per run, ")
-    return bool(rest) and ", " not in processor  # a GPU would stand before the processor
+@dataclass(frozen=True, order=True)
+class Machine:
+    """What a report says of the machine and the versions that runs had."""
+
+    words: str
+    one_core: bool
+    """Whether each run had one thread of a CPU: its time on the processor is what it costs then."""
+
+    @classmethod
+    def of(cls, env: Environment) -> "Machine":
+        return cls(in_words(env), env.device == "cpu" and env.threads == 1)
+
+    @classmethod
+    def read(cls, kept: Any) -> "Machine":
+        """What a report kept of one: version 0.1 kept the words alone."""
+        if isinstance(kept, dict):
+            return cls(str(kept["words"]), kept["one_core"] is True)
+        processor, _, rest = str(kept).partition(", 1 thread per run, ")
+        return cls(str(kept), bool(rest) and ", " not in processor)  # a GPU would stand before it
 
 
 def _version(package: str) -> str | None:

@@ -53,7 +53,7 @@ def change(results: Results, changes: Mapping[str, Change]) -> Results:
         for reward, (mean, width) in of_arm.items():
             after = runs.loc[own, f"before_{reward}"] + mean + width * spread
             runs.loc[own, f"after_{reward}"] = after
-    return Results(runs, results.metrics, results.evals, results.env)
+    return Results(runs, results.metrics, results.evals, results.machines)
 
 
 UP, DOWN, FLAT = (0.1, 0.01), (-0.1, 0.01), (0.0, 0.05)
@@ -190,7 +190,7 @@ def test_arms_that_another_study_timed_are_named_beside_the_times(given: Given) 
         runs = results.runs
         keys = zip(runs["arm"], runs["seed"], strict=True)
         runs = runs.assign(trained_by=["methods" if copied(a, s) else "tau" for a, s in keys])
-        return analyse(sweep, Results(runs, slower, results.evals, results.env))
+        return analyse(sweep, Results(runs, slower, results.evals, results.machines))
 
     alone = trained(lambda arm, seed: False)
     assert " for τ = 12." in findings.cost(alone)
@@ -218,7 +218,7 @@ def without(results: Results, gone: Callable[[str, int], bool], state: str) -> R
     kept = {(a, s) for a, s in zip(runs["arm"][~lost], runs["seed"][~lost], strict=True)}
     metrics = results.metrics
     here = [(a, s) in kept for a, s in zip(metrics["arm"], metrics["seed"], strict=True)]
-    return Results(runs, metrics[here], results.evals, results.env)
+    return Results(runs, metrics[here], results.evals, results.machines)
 
 
 def test_each_comparison_is_judged_by_its_own_reference(given: Given) -> None:

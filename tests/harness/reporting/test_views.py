@@ -26,6 +26,7 @@ from harness.reporting.views.stability import judged, stability
 from harness.reporting.views.turn import _turn, smoothed, turn, turns
 from harness.reporting.views.view import View
 from harness.reporting.write import write_report
+from harness.runs.environment import Machine
 from harness.stats import detectable_difference, mean_interval
 from harness.study.arms import Arm
 from harness.study.load import load_sweep
@@ -575,7 +576,7 @@ def test_the_measured_speed_up_is_that_of_the_rollouts_alone(watched: bool) -> N
         seconds_rollout=clock["seconds_rollout"] * stretch,
         seconds_total=cpu * stretch + 7.0 * watched,
     )
-    results.env = ["AMD EPYC, 1 thread per run, Python 3.11"]
+    results.machines = [Machine("AMD EPYC, Rome, 1 thread per run, Python 3.11", one_core=True)]
     analysis = analyse(sweep, results)
     assert analysis.core_time
     again = shown(speedup(analysis, results, None))[1]

@@ -1,6 +1,7 @@
 """What a shell or an allocation says of processes reaches no job that is one alone."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from harness.launching.dispatch import Inline, Start
 from harness.probing.workers import _Worker
 from harness.runs import environment
+from harness.runs.records import Environment
 from tests.harness.lab import Lab
 
 STRAY = {
@@ -87,3 +89,22 @@ def test_a_sweep_in_such_a_shell_finishes(lab: Lab, executor: str) -> None:
     code, output = lab.finish("--executor", executor)
     assert code == 0, output
     assert "4 of 4 runs finished" in output
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "one_core"),
+    [("cpu", 1, True), ("cpu", 2, False), ("NVIDIA H200, MIG 1g", 1, False)],
+)
+def test_a_machine_of_one_core_is_known_whatever_its_processor_is_called(
+    device: str, threads: int, one_core: bool
+) -> None:
+    said = environment.describe(threads, None) | {"device": device, "cpu": "EPYC, Rome, 1 thread"}
+    machine = environment.Machine.of(Environment.model_validate(said))
+    assert machine.one_core is one_core
+    assert environment.Machine.read(asdict(machine)) == machine
+
+
+def test_what_version_0_1_kept_of_a_machine_is_read() -> None:
+    words = "AMD EPYC, 1 thread per run, Python 3.11.7, torch 2.13.0+cpu, no commit known"
+    assert environment.Machine.read(words) == environment.Machine(words, one_core=True)
+    assert not environment.Machine.read(f"NVIDIA H200, {words}").one_core

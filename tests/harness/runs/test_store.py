@@ -168,7 +168,7 @@ def test_collect_without_any_run_has_the_columns_that_others_group_by(lab: Lab) 
     results = collect(lab.sweep, lab.runs)
     assert list(results.runs["state"]) == ["waiting"] * 4
     assert {"arm", "seed", "iteration"} <= set(results.metrics.columns)
-    assert results.env == []
+    assert results.machines == []
 
 
 def test_collect_is_quick_for_many_runs(lab: Lab) -> None:
