@@ -8,7 +8,6 @@ comes last, under its name all at once, and the result of a whole run after ever
 """
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +40,7 @@ from mixgrpo.settings.shared_prefix import common_iterations
 _LINES = ("metrics.jsonl", "eval.jsonl")
 _ENVIRONMENT = "env.json"
 _EXPORT = "weights"
-_SECTIONS = re.compile(r"^(health|output):\n((?: .*\n)+)", re.MULTILINE)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast: of thousands of runs
 
 _BROKEN = (OSError, ValueError, LookupError, TypeError, RunError, ConfigError)
 
@@ -285,11 +284,9 @@ def _lacks(source: Path, config: RunConfig) -> str | None:
     """What a finished run of the same hash has not, or otherwise, that is asked for. None for
     nothing."""
     try:
-        # Only these parts: the whole file of thousands of runs takes its time.
-        text = (source / "config.yaml").read_text()
-        parts = {name: yaml.safe_load(part) for name, part in _SECTIONS.findall(text)}
-        health = HealthConfig.model_validate(parts["health"])
-        samples = parts["output"]["samples"]
+        said = yaml.load((source / "config.yaml").read_text(), _LOADER)
+        health = HealthConfig.model_validate(said["health"])
+        samples = said["output"]["samples"]
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return "its settings cannot be read"
     if health != config.health:

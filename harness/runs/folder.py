@@ -12,7 +12,6 @@ from mixgrpo.files.records import (
     DamagedFileError,
     loads,
     read,
-    read_bytes,
     read_origin,
 )
 from mixgrpo.runs.folder import OWNER
@@ -87,15 +86,6 @@ ENDED_BY_ITSELF: tuple[Reason, ...] = (
     "no-progress",
 )
 """Reasons that the run has, whatever became of its job."""
-
-
-# ---- files of one run ------------------------------------------------------------------------
-def read_file(path: str) -> bytes:
-    """What a file holds; nothing where there is none, or where it cannot be read."""
-    try:
-        return read_bytes(path) or b""
-    except DamagedFileError:
-        return b""
 
 
 def look_at_attempts(folder: Path) -> tuple[tuple[Attempt, ...], tuple[str, ...]]:

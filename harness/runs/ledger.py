@@ -4,27 +4,25 @@ Summed from the records of the attempts, from the seconds of the iterations and 
 were kept and, for attempts that left no word, from what Slurm's accounting said. Reads only.
 """
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.runs.folder import last_seen, last_touch, newest_checkpoint, origin, read_file
+from harness.runs.folder import last_seen, last_touch, newest_checkpoint, origin
 from harness.runs.records import Attempt
 from harness.runs.store import RunState
 from harness.slurm import submissions
 from harness.slurm.commands import CAUSES
+from mixgrpo.files.jsonlines import whole_lines
+from mixgrpo.files.records import EVALUATIONS, METRICS, DamagedFileError
 
 START_UP = "start-up"
 """What an attempt that lost nothing took beside iterations and evaluations, as for imports."""
 
-# Not parsed as JSON: the measurements of thousands of runs are read at a time.
-_NUMBER = rb"(\d{1,9}(?:\.\d+)?(?:[eE]-\d{1,3})?)[,}]"
-"""Of seconds: never negative, never huge. Another one is damage, and counts as none."""
-_SECONDS = re.compile(rb'"seconds_total": ' + _NUMBER)
-_EVALUATION = re.compile(rb'"iteration": (\d{1,12}),.*"seconds_total": ' + _NUMBER)
+_MOST_SECONDS = 1e9
+"""Of one iteration; more is damage."""
 
 
 @dataclass
@@ -73,10 +71,8 @@ def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
     # checkpoint has nothing of what a later one, or a launcher, took over.
     taken = origin(state.folder)
     copied = taken["iterations"] if taken else 0
-    # A line for each iteration, in order, from the first on.
-    metrics = read_file(f"{state.folder}/metrics.jsonl")
-    iterations = dict(enumerate(map(float, _SECONDS.findall(metrics))))
-    evaluations = _evaluations(state.folder)
+    iterations = _seconds(state.folder / METRICS)
+    evaluations = _seconds(state.folder / EVALUATIONS)
     first_judged = copied > 0 or first.began_at > 0
     for number, attempt in enumerate(state.attempts, start=1):
         later = state.attempts[number:]
@@ -125,15 +121,26 @@ def _enter_finished(made: Ledger, state: RunState) -> None:
     attempt = state.attempts[0]
     seconds = max(0.0, last_seen(state.folder, attempt) - attempt.started)
     iterations = (state.seconds_per_iteration or 0.0) * state.iteration
-    useful = min(seconds, iterations + sum(_evaluations(state.folder).values()))
+    useful = min(seconds, iterations + sum(_seconds(state.folder / EVALUATIONS).values()))
     made.useful.add(useful, attempt.gpus)
     made.wasted.setdefault(START_UP, Spent()).add(seconds - useful, attempt.gpus)
 
 
-def _evaluations(folder: Path) -> dict[int, float]:
-    """Seconds of the evaluations, by the iterations done before."""
-    text = read_file(f"{folder}/eval.jsonl")
-    return {int(iteration): float(seconds) for iteration, seconds in _EVALUATION.findall(text)}
+def _seconds(file: Path) -> dict[int, float]:
+    """Seconds of the iterations or evaluations of a run, by the iterations done before. What is
+    damaged counts as none."""
+    try:
+        lines = whole_lines(file)
+    except DamagedFileError:
+        return {}
+    told = {line.get("iteration"): line.get("seconds_total") for line in lines}
+    return {
+        iteration: float(seconds)
+        for iteration, seconds in told.items()
+        if isinstance(iteration, int)
+        and isinstance(seconds, int | float)
+        and 0 <= seconds < _MOST_SECONDS
+    }
 
 
 def _cause(attempt: Attempt, told: "_Told | None") -> str:
