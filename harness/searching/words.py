@@ -11,7 +11,7 @@ from harness.reporting.tables import Table
 from harness.reporting.tables import tables as sweep_tables
 from harness.searching import confirm, records
 from harness.searching.file import Search
-from harness.searching.space import label
+from harness.study.arms import value_text
 from harness.text import NOTHING, number
 from mixgrpo.text.escape import markdown_block
 from mixgrpo.text.words import duration
@@ -161,7 +161,9 @@ def _trial_table(
         row = told.trials[told.trials["number"] == n].iloc[0]
         asked = records.asked_of(search, told.trials, n)
         name = f"{n} (reference)" if n == own else str(n)
-        settings = [label((one,), asked).partition(" = ")[2] or NOTHING for one in search.space]
+        settings = [
+            value_text(asked[one.key]) if one.key in asked else NOTHING for one in search.space
+        ]
         state = {"pruned": "given up"}.get(row["state"], row["state"])
         cells = [name, *settings, number(float(row["reward"])), str(int(row["seeds"]))]
         cells += [_count(row["evaluations"]), number(float(row["seconds"]), 1)]
