@@ -127,10 +127,8 @@ def ratio_interval(
     For times, whose errors are multiplicative. Only seeds that both have enter; `sd` is that of
     the logarithms.
     """
-    ratios = [values[seed] / reference[seed] for seed in sorted(set(values) & set(reference))]
-    found = mean_interval([math.log(r) if r > 0 else math.nan for r in ratios], level)
-    mean, low, high = (math.exp(x) for x in (found.mean, found.low, found.high))
-    return Interval(mean, low, high, found.sd, found.n, found.level, found.dropped)
+    both = sorted(values.keys() & reference.keys())
+    return geometric([values[seed] / reference[seed] for seed in both], level)
 
 
 def paired_differences(
@@ -324,14 +322,6 @@ def geometric(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Geometric mean with its interval; `sd` is that of the logarithms. Values that are not above
     zero are dropped and counted."""
     return exponential(mean_interval([math.log(v) if v > 0 else math.nan for v in values], level))
-
-
-def ratio(
-    values: Mapping[int, float], reference: Mapping[int, float], level: float = LEVEL
-) -> Interval:
-    """Geometric mean of values over reference, paired by seed."""
-    both = sorted(values.keys() & reference.keys())
-    return geometric([values[seed] / reference[seed] for seed in both], level)
 
 
 def exponential(found: Interval) -> Interval:

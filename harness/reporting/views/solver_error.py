@@ -16,7 +16,7 @@ from harness.reporting.figures import picture
 from harness.reporting.findings import label
 from harness.reporting.tables import VERDICTS, Table
 from harness.reporting.views.view import View
-from harness.stats import LEVEL, MIN_SEEDS, Comparison, Interval, geometric, ratio, side
+from harness.stats import LEVEL, MIN_SEEDS, Comparison, Interval, geometric, ratio_interval, side
 from harness.text import NOTHING, interval, listed, number
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _answer(
         for order, values in errors.items():
             text = f"{interval(geometric(list(values.values())), DIGITS)} by order {order}"
             if order != simplest:
-                found = ratio(values, errors[simplest], level)
+                found = ratio_interval(values, errors[simplest], level)
                 told = "" if side(found) else ", not told apart"
                 text += f" (times {interval(found, 2)} of order {simplest}{told})"
             parts.append(text)
@@ -154,7 +154,7 @@ def _brief(analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]
         return ""
     level = 1 - (1 - LEVEL) / len(thin)
     parts = [
-        f"{interval(ratio(values, whole, level), 2)} by order {order}"
+        f"{interval(ratio_interval(values, whole, level), 2)} by order {order}"
         for order, values in thin.items()
     ]
     text = (
@@ -247,7 +247,7 @@ def _history_sentence(trained: "pd.DataFrame", share: float) -> list[str]:
             _means(_pick(own, order=order, history=history)) for history in ("keep", "restart")
         )
         level = 1 - (1 - LEVEL) / len(orders)
-        parts.append(f"{interval(ratio(kept, anew, level), 2)} by order {order}")
+        parts.append(f"{interval(ratio_interval(kept, anew, level), 2)} by order {order}")
     if not parts:
         return []
     return [

@@ -21,7 +21,7 @@ from harness.reporting.figures import picture
 from harness.reporting.findings import label, not_timed_together
 from harness.reporting.tables import Table
 from harness.reporting.views.view import View
-from harness.stats import LEVEL, MIN_SEEDS, Interval, mean_interval, ratio, side
+from harness.stats import LEVEL, MIN_SEEDS, Interval, mean_interval, ratio_interval, side
 from harness.text import NOTHING, interval, listed, number, seconds
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
                 seconds=mean_interval(list(rollouts[name].values())).mean,
                 measured=None
                 if name == reference
-                else ratio(rollouts[reference], together[name], level),
+                else ratio_interval(rollouts[reference], together[name], level),
                 accelerated=config.sampler.tail_ratio < base.sampler.tail_ratio,
             )
         )
