@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# `make tau LOCKED=1` installs exactly the versions of requirements.lock, for an exact repetition.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(if $(LOCKED),--constraint requirements.lock)
 
-.PHONY: tau test lint docs clean
+.PHONY: tau test lint docs lock clean
 
 tau: $(VENV)/.installed
 	$(BIN)/python -m harness.sweep sweeps/tau.yaml
@@ -20,6 +23,10 @@ lint: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# The versions that are installed now, without the mark of a build (2.13.0+cpu).
+lock: $(VENV)/.installed-test $(VENV)/.installed-docs
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > requirements.lock
+
 clean:
 	rm -rf $(VENV)
 
@@ -32,13 +39,13 @@ $(VENV)/.installed: pyproject.toml
 	  echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu:" \
 	    "apt install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV) (once; some minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(PIP) --editable '.[test]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@$(PIP) --editable '.[docs]'
 	@touch $@

@@ -33,15 +33,6 @@ def run(command: Callable[..., Any], ranks: bool = False) -> None:
     `ranks`: the command may be one of several processes of a run, which all read the same; the
     first of them says what is wrong with it.
     """
-    owes(1)
-    try:
-        _run(command, ranks)
-    except SystemExit as end:
-        owes(end.code if isinstance(end.code, int) else 1)
-        raise
-
-
-def _run(command: Callable[..., Any], ranks: bool) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     # Typer and click, which ends of the process pass through, would take them for their own.
@@ -51,6 +42,20 @@ def _run(command: Callable[..., Any], ranks: bool) -> None:
             return command(*arguments, **options)
 
     app.command()(called)
+    run_app(app, ranks)
+
+
+def run_app(app: typer.Typer, ranks: bool = False) -> None:
+    """`run`, of one or more commands of typer's."""
+    owes(1)
+    try:
+        _run(app, ranks)
+    except SystemExit as end:
+        owes(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _run(app: typer.Typer, ranks: bool) -> None:
     try:
         with signals.handling(signals.interrupt):
             code = app(standalone_mode=False)
