@@ -1,12 +1,13 @@
-"""Numbers as a report writes them: true minus signs, a dash where there is none."""
+"""Texts that several parts of the harness write: numbers, intervals, and commands to run."""
 
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from harness.stats import Interval
+if TYPE_CHECKING:
+    from harness.stats import Interval
 
 NOTHING = "–"
 MOST_DIGITS = 6
@@ -22,7 +23,7 @@ def number(value: float, digits: int = 3, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def interval(found: Interval, digits: int = 3, signed: bool = False) -> str:
+def interval(found: "Interval", digits: int = 3, signed: bool = False) -> str:
     """`mean [low, high]`, or the mean and why it has no interval that says anything.
 
     With up to `MOST_DIGITS` where an end that is not zero would be written as if it were.

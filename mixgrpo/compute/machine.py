@@ -1,9 +1,7 @@
-"""What this machine is called, without asking torch."""
+"""What this machine is called, in general words: no host name, no path."""
 
 import platform
 from pathlib import Path
-
-import torch
 
 
 def processor() -> str:
@@ -18,6 +16,8 @@ def processor() -> str:
 
 def machine(device: str = "cpu") -> str:
     """Processor, threads and torch version, such as "AMD EPYC, 1 thread, torch 2.13"."""
+    import torch
+
     threads = torch.get_num_threads()
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)

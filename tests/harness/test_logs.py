@@ -21,8 +21,8 @@ PATIENCE_S = 20.0
 
 OWNER = """\
 import sys, pathlib
-from mixgrpo import lease
-from mixgrpo.train import OWNER
+from mixgrpo.files import lease
+from mixgrpo.runs.folder import OWNER
 held = lease.acquire(pathlib.Path(sys.argv[1]) / OWNER)
 print("held", flush=True)
 sys.stdin.read()

@@ -446,7 +446,7 @@ def test_prompts_are_checked_after_all_are_encoded_together(
 
     monkeypatch.setattr(ToyPolicy, "encode", noting)
     monkeypatch.setattr(ToyPolicy, "prepare", prepare, raising=False)
-    monkeypatch.setattr("mixgrpo.evaluate.images_at_once", lambda _: 2)
+    monkeypatch.setattr("mixgrpo.evaluation.held_out.images_at_once", lambda _: 2)
     check_readable(loaded, PROMPTS[:3])
     expected = [("prepare", PROMPTS[:3]), ("encode", PROMPTS[:2]), ("encode", PROMPTS[2:3])]
     assert called == expected

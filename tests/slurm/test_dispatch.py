@@ -245,7 +245,7 @@ def test_a_snapshot_is_what_runs_whatever_becomes_of_the_code(
     from harness.launching import snapshot
 
     checkout = tmp_path / "checkout"
-    root = Path(snapshot.__file__).parents[1]
+    root = Path(snapshot.__file__).parents[2]
     subprocess.run(["git", "clone", "-q", str(root), str(checkout)], check=True)
     for package in ("harness", "mixgrpo"):  # the code as it is now, committed or not
         subprocess.run(["cp", "-r", str(root / package), str(checkout)], check=True)

@@ -74,7 +74,7 @@ def commands() -> list[Path]:
 def test_every_command_is_run_by_the_one_function_that_installs_handlers(file: Path) -> None:
     inside = {
         "job.py",
-        "probe_worker.py",
+        "worker.py",
         "preflight.py",
     }  # processes that a command starts and ends itself
     last = ast.parse(file.read_text()).body[-1]

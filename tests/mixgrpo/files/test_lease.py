@@ -18,7 +18,7 @@ from mixgrpo.files import lease
 ELSEWHERE = """
 import sys, time
 from pathlib import Path
-from mixgrpo import lease
+from mixgrpo.files import lease
 import fcntl
 lease.PATIENCE_S = float(sys.argv[2])
 lease.MACHINE = sys.argv[3]
@@ -37,7 +37,7 @@ if held:
 HERE = """
 import sys
 from pathlib import Path
-from mixgrpo import lease
+from mixgrpo.files import lease
 held = lease.acquire(Path(sys.argv[1]))
 print("held" if held else "refused", flush=True)
 sys.stdin.readline()
@@ -46,7 +46,7 @@ sys.stdin.readline()
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mixgrpo import lease
+from mixgrpo.files import lease
 lease.os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 lease.acquire(Path(sys.argv[1]))
 """
