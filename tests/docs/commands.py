@@ -87,7 +87,7 @@ ELSEWHERE = {
     "python3 -m venv .venv": ("Makefile", "$(PYTHON) -m venv $(VENV)"),
     "pip install -e .": (
         "Makefile",
-        "pip install --quiet --disable-pip-version-check --editable .",
+        "$(PIP) --editable .",
     ),
     ".venv/bin/pip install -e '.[trackers]'": ("pyproject.toml", '"mixgrpo[trackers,ocr'),
     "pip install -e '.[ocr]'": ("pyproject.toml", '"mixgrpo[trackers,ocr,search'),
@@ -165,6 +165,7 @@ _GPUS = "submits the paper's runs: 32 GPUs and the weights of FLUX"
 
 CANNOT = {
     "python -m http.server --directory site": "serves until it is stopped",
+    "make tau LOCKED=1": "installs for minutes, then is `make tau`",
     "make tau": "trains for a quarter of an hour; its one line is run on finished runs",
     "python -m mixgrpo.pretrain": "trains the embedded base model for minutes",
     ".venv/bin/pip install -e examples/own": (

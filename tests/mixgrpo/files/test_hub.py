@@ -77,7 +77,10 @@ def hub() -> Iterator[str]:
 
 def ask(cache: Path, endpoint: str, *calls: str) -> list[str]:
     """What each call answers in a process of its own: huggingface_hub reads these when imported."""
-    code = "from mixgrpo.files import hub as weights\nfrom mixgrpo.errors import ConfigError, RunError\n"
+    code = (
+        "from mixgrpo.files import hub as weights\n"
+        "from mixgrpo.errors import ConfigError, RunError\n"
+    )
     for call in calls:
         code += (
             f"try: print('path', weights.{call})\n"
