@@ -6,12 +6,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.analysis.results import Results
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from harness.analysis.results import Results
 
 
 def at_evaluations(results: "Results") -> "pd.DataFrame":

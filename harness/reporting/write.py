@@ -1,7 +1,7 @@
 """Writes the report of a sweep into its folder: tables, figures, the measurements, one page."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,13 @@ from harness.study.spec import Sweep
 from mixgrpo.cli import warn
 from mixgrpo.errors import RunError
 from mixgrpo.files.atomic import write_bytes
+from mixgrpo.text.escape import markdown_block
 from mixgrpo.text.words import duration
 
 if TYPE_CHECKING:
     from harness.analysis.analyse import Analysis
     from harness.reporting.figures import Picture
     from harness.reporting.views.view import View
-from collections.abc import Sequence
-
-from harness.reporting.tables import latex_table, markdown_section
-from harness.reporting.views.view import View
-from mixgrpo.text.escape import markdown_block
 
 PAGE = "index.html"
 
@@ -229,8 +225,10 @@ def _distinct(values: Any) -> str:
     return ", ".join(str(value) for value in sorted(set(values)))
 
 
-def markdown(views: Sequence[View]) -> str:
+def markdown(views: "Sequence[View]") -> str:
     """What follows the report's own tables in table.md: sentences, then tables, view by view."""
+    from harness.reporting.tables import markdown_section
+
     parts: list[str] = []
     for view in views:
         parts += [f"## {markdown_block(view.title)}", *map(markdown_block, view.sentences)]
@@ -239,6 +237,8 @@ def markdown(views: Sequence[View]) -> str:
     return "".join(f"\n{part}\n" for part in parts if part)
 
 
-def latex(views: Sequence[View]) -> str:
+def latex(views: "Sequence[View]") -> str:
     """What follows the report's own tables in table.tex: a float for every table."""
+    from harness.reporting.tables import latex_table
+
     return "".join(f"\n{latex_table(table)}\n" for view in views for table in view.tables)

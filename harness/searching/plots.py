@@ -1,6 +1,7 @@
 """Draws a search's figures (matplotlib without pyplot), each from the table of trials."""
 
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,23 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from harness.reporting.drawing import COLOURS, GREY, WIDTH, thousands
+from harness.searching import records
 from harness.searching.confirm import pareto, reference
+from harness.searching.file import Search
 from harness.searching.records import SETTING, whole_trials
+from harness.searching.words import Told
 from mixgrpo.text.escape import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-    from harness.searching.file import Search
-import warnings
-
-from harness.searching import records
-from harness.searching.file import Search
-from harness.searching.words import Told
-
-if TYPE_CHECKING:
-    import pandas as pd
 
     from harness.reporting.figures import Picture
 

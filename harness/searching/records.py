@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
     from harness.searching.file import Search
     from harness.searching.study import Trial
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from harness.searching.file import Search
 
 
 FILE = "trials.parquet"

@@ -12,7 +12,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.reporting import page as shared
 from harness.reporting.figures import check_drawn
+from harness.reporting.tables import Table
 from harness.runs import environment, source
 from harness.runs.records import Environment
 from harness.runs.source import relative
@@ -22,7 +24,8 @@ from harness.searching.plots import draw
 from harness.searching.runs import on_one_core
 from harness.searching.storage import NoTrialsError, storage_file
 from harness.searching.study import Study
-from harness.searching.words import Told, markdown, tables
+from harness.searching.words import Told, answer, markdown, more, tables
+from harness.text import command
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.atomic import write_bytes
 from mixgrpo.files.records import DamagedFileError, read
@@ -31,14 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.analysis.analyse import Analysis
-from typing import TYPE_CHECKING
-
-from harness.reporting import page as shared
-from harness.reporting.tables import Table
-from harness.searching.words import answer, more
-from harness.text import command
-
-if TYPE_CHECKING:
     from harness.reporting.figures import Picture
 
 

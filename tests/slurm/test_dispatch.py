@@ -261,7 +261,9 @@ def test_a_snapshot_is_what_runs_whatever_becomes_of_the_code(
         "    (folder / 'word').write_text(WORD)\n    return 'stopped'\n"
     )
     subprocess.run(["git", "-C", str(checkout), "add", "-A"], check=True)
-    monkeypatch.setattr(snapshot, "__file__", str(checkout / "harness" / "snapshot.py"))
+    monkeypatch.setattr(
+        snapshot, "__file__", str(checkout / "harness" / "launching" / "snapshot.py")
+    )
     copy = snapshot.take(bench.place)
     assert snapshot.take(bench.place) == copy
     wishes = {arm.name: SMALL for arm in bench.sweep.arms}
