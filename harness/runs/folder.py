@@ -8,56 +8,8 @@ from harness.runs.records import Attempt
 from mixgrpo.files import lease
 from mixgrpo.files.atomic import write_json
 from mixgrpo.files.manifest import is_checkpoint_name
-from mixgrpo.files.records import (
-    DamagedFileError,
-    loads,
-    read,
-    read_origin,
-)
+from mixgrpo.files.records import DamagedFileError, loads, read, read_origin
 from mixgrpo.runs.folder import OWNER
-
-
-def close_killed(folder: Path) -> None:
-    """Write the end of a run's last attempt, if it could not, and what it had taken over by then.
-
-    To be called by the run's owner, before anything in the folder changes.
-    """
-    attempts = read_attempts(folder)
-    if not attempts or attempts[-1].ended is not None:
-        return
-    killed, taken = attempts[-1], origin(folder)
-    done = taken["iterations"] if taken else 0
-    began_at = max(killed.began_at, done if done <= newest_checkpoint(folder) else 0)
-    ended = last_seen(folder, killed)
-    end = {"ended": ended, "reason": "killed", "began_at": began_at}
-    _write_attempt(folder, killed.model_copy(update=end))
-
-
-def _write_attempt(folder: Path, attempt: Attempt) -> None:
-    (folder / "attempts").mkdir(exist_ok=True)
-    write_json(folder / "attempts" / f"{attempt.number}.json", attempt.model_dump(mode="json"))
-
-
-def origin(folder: Path) -> dict[str, Any] | None:
-    """What was copied into a run's folder (`mixgrpo.files.records.Origin`); None if nothing was, or
-    where that is not known."""
-    try:
-        found = read_origin(folder)
-    except DamagedFileError:
-        return None
-    return found.model_dump() if found else None
-
-
-def trained_by(folder: Path, iterations: int) -> str:
-    """The study that trained a run's first iterations, the last of them at least.
-
-    Noted with every copy: by now the original may itself be of another study. A note that lacks it,
-    as an earlier version's, names the study that was copied from.
-    """
-    copied = origin(folder)
-    if copied is None or copied["iterations"] < iterations:
-        return folder.parent.name
-    return copied["trained_by"] or copied["run"].partition("/")[0] or folder.parent.name
 
 
 STOP = "stop"
@@ -179,3 +131,46 @@ def last_touch(folder: Path, attempt: Attempt) -> float | None:
     if pid != attempt.pid or (pid == os.getpid() and machine == lease.MACHINE):
         return None
     return touched or None
+
+
+def close_killed(folder: Path) -> None:
+    """Write the end of a run's last attempt, if it could not, and what it had taken over by then.
+
+    To be called by the run's owner, before anything in the folder changes.
+    """
+    attempts = read_attempts(folder)
+    if not attempts or attempts[-1].ended is not None:
+        return
+    killed, taken = attempts[-1], origin(folder)
+    done = taken["iterations"] if taken else 0
+    began_at = max(killed.began_at, done if done <= newest_checkpoint(folder) else 0)
+    ended = last_seen(folder, killed)
+    end = {"ended": ended, "reason": "killed", "began_at": began_at}
+    _write_attempt(folder, killed.model_copy(update=end))
+
+
+def _write_attempt(folder: Path, attempt: Attempt) -> None:
+    (folder / "attempts").mkdir(exist_ok=True)
+    write_json(folder / "attempts" / f"{attempt.number}.json", attempt.model_dump(mode="json"))
+
+
+def origin(folder: Path) -> dict[str, Any] | None:
+    """What was copied into a run's folder (`mixgrpo.files.records.Origin`); None if nothing was, or
+    where that is not known."""
+    try:
+        found = read_origin(folder)
+    except DamagedFileError:
+        return None
+    return found.model_dump() if found else None
+
+
+def trained_by(folder: Path, iterations: int) -> str:
+    """The study that trained a run's first iterations, the last of them at least.
+
+    Noted with every copy: by now the original may itself be of another study. A note that lacks it,
+    as an earlier version's, names the study that was copied from.
+    """
+    copied = origin(folder)
+    if copied is None or copied["iterations"] < iterations:
+        return folder.parent.name
+    return copied["trained_by"] or copied["run"].partition("/")[0] or folder.parent.name

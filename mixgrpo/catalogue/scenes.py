@@ -1,4 +1,4 @@
-"""The embedded task: small scenes of coloured shapes, drawn, described, scored and learned."""
+"""What ships with the embedded task: weights of its models, and the names of its rewards."""
 
 from pathlib import Path
 
