@@ -11,7 +11,6 @@ from mixgrpo.files.manifest import is_checkpoint_name
 from mixgrpo.files.records import DamagedFileError, loads, read, read_origin
 from mixgrpo.runs.folder import OWNER
 
-
 STOP = "stop"
 """A file of this name in a run's folder asks its job to checkpoint and stop."""
 
