@@ -55,10 +55,26 @@ def run_app(app: typer.Typer, ranks: bool = False) -> None:
         raise
 
 
+def _called(app: typer.Typer) -> Any:
+    """What the command returns; Interrupted where a signal asked it to end."""
+    heard: list[int] = []
+
+    def interrupt(number: int) -> None:
+        heard.append(number)
+        signals.interrupt(number)
+
+    try:
+        with signals.handling(interrupt):
+            return app(standalone_mode=False)
+    except Exception:
+        if heard:  # code in C makes an error of its own of what a handler raised
+            raise signals.Interrupted(heard[0]) from None
+        raise
+
+
 def _run(app: typer.Typer, ranks: bool) -> None:
     try:
-        with signals.handling(signals.interrupt):
-            code = app(standalone_mode=False)
+        code = _called(app)
     except ConfigError as error:
         if ranks and _follows():
             sys.exit(error.exit_code)

@@ -16,6 +16,7 @@ import pytest
 
 from mixgrpo import cli, train
 from mixgrpo.compute import signals
+from mixgrpo.errors import RunError
 from mixgrpo.settings.configfile import dump_config
 from tests.mixgrpo import moody, toy
 
@@ -188,6 +189,26 @@ def test_a_command_ends_with_one_line_and_the_signals_code(
             time.sleep(60)
         except Exception:  # a command's own handling of errors does not take it for one
             pytest.fail("an interruption is no error")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(command)
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_that_code_in_c_made_an_error_of_is_an_interruption(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torch does where the signal comes while it reads a tensor of safetensors."""
+    monkeypatch.setattr(sys, "argv", ["command"])
+
+    def command() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        except signals.Interrupted:
+            raise RunError("could not determine the shape of a storage") from None
 
     with pytest.raises(SystemExit) as ended:
         cli.run(command)
