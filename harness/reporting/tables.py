@@ -396,7 +396,7 @@ def _broken(table: Table) -> list[str]:
     wanted = [
         # At most so much that a text without spaces leaves room for the other columns.
         min(
-            60,
+            120,
             max(
                 2 + max(len(word) for cell in column for word in cell.split() or [""]),
                 min(max(map(len, column)), 12 + sum(map(len, column)) // len(column) // 2),
