@@ -12,7 +12,7 @@ from torch import Tensor
 from mixgrpo.compute.foreign import in_words, settings_restored
 from mixgrpo.compute.signals import Interrupted
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
-from mixgrpo.rewards import load as rewards
+from mixgrpo.rewards import protocol
 from mixgrpo.rewards.protocol import Reward
 
 _MEND = (
@@ -53,7 +53,7 @@ def for_training(reward: Reward, scores: Tensor) -> Tensor:
     about = f"reward {reward.name}, for_training"
     try:
         with settings_restored():
-            returned: object = rewards.for_training(reward, scores.clone())
+            returned: object = protocol.for_training(reward, scores.clone())
         values = _copied(returned, tuple(scores.shape))
     except Interrupted:
         raise
@@ -68,7 +68,7 @@ def check_prompts(reward: Reward, prompts: list[str]) -> None:
     """ConfigError for a prompt that a reward with a method `check` could not judge."""
     try:
         with settings_restored():
-            rewards.check_prompts(reward, list(prompts))
+            protocol.check_prompts(reward, list(prompts))
     except (ConfigError, RunError, Interrupted):
         raise
     except BaseException as error:

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from mixgrpo.compute.foreign import settings_restored
-from mixgrpo.rewards.load import check_prompts, for_training
-from mixgrpo.rewards.protocol import Reward
+from mixgrpo.rewards.protocol import Reward, check_prompts, for_training
 
 _GRACE_S = 1.0
 """So long a reward that is given up has to end, before the process may."""

@@ -15,8 +15,6 @@ from mixgrpo.files.hub import check_local
 from mixgrpo.rewards.protocol import FunctionReward, Reward
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mixgrpo.settings.config import RewardsConfig
 
 
@@ -114,19 +112,6 @@ def load_reward(name: str, settings: "RewardsConfig | None" = None) -> Reward:
         )
     reward: Reward = made
     return reward
-
-
-def for_training(reward: Reward, scores: "Tensor") -> "Tensor":
-    """Scores on the scale that is trained on, where a reward reports them on another."""
-    own = getattr(reward, "for_training", None)
-    return scores if own is None else own(scores)
-
-
-def check_prompts(reward: Reward, prompts: list[str]) -> None:
-    """ConfigError for a prompt that a reward with a method `check` could not judge."""
-    own = getattr(reward, "check", None)
-    if own is not None:
-        own(prompts)
 
 
 def _check_class(name: str, path: str, found: Any) -> None:

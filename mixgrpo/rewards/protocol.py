@@ -25,3 +25,16 @@ class FunctionReward:
 
     name: str
     score: "Callable[[Tensor, list[str]], Tensor]"
+
+
+def for_training(reward: Reward, scores: "Tensor") -> "Tensor":
+    """Scores on the scale that is trained on, where a reward reports them on another."""
+    own = getattr(reward, "for_training", None)
+    return scores if own is None else own(scores)
+
+
+def check_prompts(reward: Reward, prompts: list[str]) -> None:
+    """ConfigError for a prompt that a reward with a method `check` could not judge."""
+    own = getattr(reward, "check", None)
+    if own is not None:
+        own(prompts)

@@ -12,7 +12,8 @@ from mixgrpo.compute.ranks import Ranks
 from mixgrpo.errors import ConfigError
 from mixgrpo.files.contents import contents
 from mixgrpo.rewards.limit import limited, offloaded
-from mixgrpo.rewards.load import for_training, load_reward, load_rewards
+from mixgrpo.rewards.load import load_reward, load_rewards
+from mixgrpo.rewards.protocol import for_training
 from mixgrpo.settings.config import RewardsConfig, RunConfig
 from mixgrpo.settings.identity import config_hash
 from mixgrpo.training.trainer import Trainer
