@@ -5,8 +5,7 @@ finds the folder owned by another leaves it alone. Under Slurm a job that is tol
 over takes a checkpoint and puts itself back into the queue. All it needs to know of where it runs
 stands in its environment (`harness.launching.place`).
 
-    python -m harness.launching.job     one job, as JSON on the standard input, in a process of its
-    own
+    python -m harness.launching.job     one job, JSON on the standard input, in its own process
 """
 
 import contextlib
