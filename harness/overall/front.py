@@ -48,11 +48,11 @@ class Step:
     the interval is one of those that hold for all pairs of arms together with 95 %."""
 
     @property
-    def verdict(self) -> Literal["higher", "lower", "not told apart", "unknown"]:
+    def verdict(self) -> Literal["higher", "lower", "not significant", "unknown"]:
         """Unknown: too few shared seeds, or a difference that no seed changes."""
         if not self.difference.known or not self.difference.varies:
             return "unknown"
-        return {1: "higher", -1: "lower", 0: "not told apart"}[self.difference.sign]  # type: ignore[return-value]
+        return {1: "higher", -1: "lower", 0: "not significant"}[self.difference.sign]  # type: ignore[return-value]
 
 
 def points(studies: "Sequence[Study]") -> list[Point]:

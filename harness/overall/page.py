@@ -116,8 +116,8 @@ def draw(overall: "Overall") -> "list[Picture]":
         caption = (
             "The largest effect of every question: held-out reward after training, arm minus "
             "reference, paired by seed, with the interval that holds for all comparisons of the "
-            "study. Full mark: told apart from the reference. Open mark: not. The grey bar is as "
-            "wide as the difference that these seeds could have shown."
+            "study. Full mark: significantly different from the reference. Open mark: not. The "
+            "grey bar is as wide as the difference that these seeds could have shown."
         )
         title = "Every question's largest effect"
         drawn.append(picture("questions", title, caption, lambda: plots.questions(asked)))
@@ -125,7 +125,7 @@ def draw(overall: "Overall") -> "list[Picture]":
         caption = (
             "Held-out reward after training, with its 95 % interval, against what one run takes. "
             "The dashed line is the front of the means: full marks lie on it, and no arm that "
-            "costs no more has a higher mean. Arms whose intervals overlap are not told apart by "
+            "costs no more has a higher mean. Arms whose intervals overlap are not significant by "
             "this picture; the table compares them seed by seed. Evaluations are counted; seconds "
             "of runs that were trained at different times may differ for the same work."
         )
@@ -136,8 +136,9 @@ def draw(overall: "Overall") -> "list[Picture]":
         caption = (
             "Every setting against its study's reference, on one axis: held-out reward after "
             "training, paired by seed, with the interval that holds for all comparisons of the "
-            "study. Full mark: told apart from the reference. Open mark: not. The shaded band is "
-            "one standard deviation of a single run's reward over seeds, to both sides."
+            "study. Full mark: significantly different from the reference. Open mark: not. The "
+            "shaded band is one standard deviation of a single run's reward over seeds, to both "
+            "sides."
         )
         title = "How sensitive the reward is to each setting"
         drawn.append(picture("sensitivity", title, caption, lambda: plots.sensitivity(studies)))

@@ -18,8 +18,8 @@ from harness.study import paper
 from harness.study.spec import Sweep
 
 Kind = Literal["differs", "alike", "told", "open"]
-"""Whether an arm is told apart from the reference, none is, the study is answered by another
-measurement, or nothing can be concluded."""
+"""Whether an arm is significantly different from the reference, none is, the study is answered by
+another measurement, or nothing can be concluded."""
 
 SCORES = ("ir", "hps")
 """The paper's scores that are looked at: those it prints in every table."""
@@ -65,8 +65,8 @@ class Question:
     study: Study
     kind: Kind
     effect: Comparison | None
-    """The largest of those that are told apart from the reference; where none is, of all. None
-    where another measurement answers."""
+    """The largest of those that are significantly different from the reference; where none is, of
+    all. None where another measurement answers."""
     needed: int | None
     """Seeds that would resolve a difference as large as the one seen, where it is not resolved."""
     printed: tuple[Printed, ...]

@@ -53,8 +53,8 @@ class Study:
     """What the study's other views say, in one line each."""
     at_equal_cost: EqualCost
     of_other_rewards: str
-    """Where arms train on different rewards: in which of the others they are told apart from the
-    reference. Empty elsewhere, and where in none."""
+    """Where arms train on different rewards: in which of the others they are significantly
+    different from the reference. Empty elsewhere, and where in none."""
 
     @property
     def folder(self) -> str:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERDICTS = {
-    "higher": "told apart",
-    "lower": "told apart",
-    "not told apart": "not told apart",
+    "higher": "significant",
+    "lower": "significant",
+    "not significant": "not significant",
     "unknown": "unknown: too few shared seeds, or the same with every seed",
 }
 
@@ -31,9 +31,10 @@ def questions_table(overall: Overall) -> Table:
             *("published differences", "published: against the paper's noise"),
         ),
         tuple(_question_row(question) for question in overall.questions),
-        "Largest effect: of the arms that are told apart from the reference, or, where none is, of "
-        "all; arm minus reference [interval that holds for all comparisons of the study together "
-        "with 95 %]; none where a measurement other than the arms' reward answers. Answer and "
+        "Largest effect: of the arms that are significantly different from the reference, or, "
+        "where none is, of all; arm minus reference [interval that holds for all comparisons of "
+        "the study together with 95 %]; none where a measurement other than the arms' reward "
+        "answers. Answer and "
         "effect stand at equal iterations. At equal cost: where every run has made as many "
         "evaluations of the network, or has trained as many seconds. Published: "
         "another model and task, one run per row; the same pair of arms, then the row that differs "
@@ -115,8 +116,8 @@ def front_table(overall: Overall) -> Table | None:
         "Mean over seeds [95 % Student interval]. Front: no arm that costs no more has a higher "
         "mean. Beside the cost: the difference to the best mean among the arms that cost no more, "
         "paired by seed. Which arm that is depends on the same rewards, so that the intervals are "
-        "those that hold for all pairs of these arms together with 95 %. Arms that are not told "
-        "apart may change places with other seeds.",
+        "those that hold for all pairs of these arms together with 95 %. Arms that are not "
+        "significantly different may change places with other seeds.",
     )
 
 

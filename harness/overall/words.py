@@ -11,7 +11,7 @@ from harness.stats import Comparison
 from harness.study import paper
 from harness.text import interval, listed
 
-WORDS = {"better": "better", "worse": "worse", "indistinguishable": "not told apart"}
+WORDS = {"better": "better", "worse": "worse", "indistinguishable": "not significant"}
 """Verdicts as a sentence over several studies has them."""
 
 
@@ -78,7 +78,7 @@ def headline(overall: Overall) -> str:
     parts = [
         f"{kinds.count(kind)} {words}"
         for kind, words in (
-            ("differs", "in which an arm is told apart from the reference"),
+            ("differs", "in which an arm is significantly different from the reference"),
             ("alike", "in which none is"),
             ("told", "answered by another measurement"),
             ("open", "still open"),
@@ -88,7 +88,7 @@ def headline(overall: Overall) -> str:
     if not asked:
         return "No study has results yet."
     if kinds.count("alike") == asked:
-        parts = ["no arm is told apart from its reference"]
+        parts = ["no arm is significantly different from its reference"]
     return f"{asked} question{'' if asked == 1 else 's'}: {listed(parts)}."
 
 
@@ -106,18 +106,18 @@ def front_sentences(overall: Overall) -> list[str]:
             for p in arms[1:]
             if of_steps[p.label].verdict == "higher"
         ]
-        unclear = [p.label for p in arms[1:] if of_steps[p.label].verdict == "not told apart"]
+        unclear = [p.label for p in arms[1:] if of_steps[p.label].verdict == "not significant"]
         unknown = [p.label for p in arms[1:] if of_steps[p.label].verdict == "unknown"]
         sentence = f"Reward against {cost} per run: by their means {names} form the front."
         if apart:
             sentence += f" Along it the seeds tell apart {listed(apart)}."
         if unclear:
             sentence += (
-                f" {listed(unclear)} {'is' if len(unclear) == 1 else 'are'} not told apart from "
-                "the best that costs no more, and may be on the front by chance."
+                f" {listed(unclear)} {'is' if len(unclear) == 1 else 'are'} not significantly "
+                "different from the best that costs no more, and may be on the front by chance."
             )
         if unknown:
-            sentence += f" About {listed(unknown)} nothing can be concluded."
+            sentence += f" {listed(unknown)} cannot be judged."
         found.append(sentence)
     return found
 

@@ -1,7 +1,8 @@
 """The sentences of a report, each made from the numbers: what was found, and what was not.
 
-Says "cannot conclude" and "indistinguishable" where that is so. Every claim about a difference
-rests on `Comparison.verdict`, every claim about a change on an interval that leaves zero out.
+Says "cannot conclude" and "not significantly different" where that is so. Every claim about a
+difference rests on `Comparison.verdict`, every claim about a change on an interval that leaves zero
+out.
 """
 
 import math
@@ -71,7 +72,8 @@ def answer(analysis: Analysis) -> str:
         everyone = len(alike) == len(analysis.compared) > MOST_QUOTED
         names = [_label(analysis, c) for c in alike]
         arms = f"all {len(alike)} other arms" if everyone else listed(names)
-        parts.append(f"{arms} {_is(alike)} indistinguishable from {analysis.sweep.reference_label}")
+        same_as = f"not significantly different from {analysis.sweep.reference_label}"
+        parts.append(f"{arms} {_is(alike)} {same_as}")
     if same:
         arms = listed([_label(analysis, c) for c in same])
         parts.append(
@@ -79,7 +81,7 @@ def answer(analysis: Analysis) -> str:
         )
     if unknown:
         arms = listed([_label(analysis, c) for c in unknown])
-        parts.append(f"about {arms} nothing can be concluded")
+        parts.append(f"{arms} cannot be judged")
     return f"In {analysis.measure} on held-out prompts, {'; '.join(parts)} ({_pairs(analysis)})."
 
 
@@ -90,7 +92,7 @@ def one_line(analysis: Analysis) -> str:
     for verdict, words in (
         ("better", "better than"),
         ("worse", "worse than"),
-        ("indistinguishable", "indistinguishable from"),
+        ("indistinguishable", "not significantly different from"),
         ("identical", "with every seed the same as"),
     ):
         these = largest_first(c for c in analysis.compared if c.verdict == verdict)
@@ -103,7 +105,7 @@ def one_line(analysis: Analysis) -> str:
         return answer(analysis)
     unknown = sum(c.verdict in ("too few", "no variance") for c in analysis.compared)
     if unknown:
-        parts.append(f"about {unknown} nothing can be concluded")
+        parts.append(f"{unknown} cannot be judged")
     line = "; ".join(parts)
     return f"{line[0].upper() if line.startswith('all ') else line[0]}{line[1:]}."
 
@@ -264,8 +266,8 @@ def in_short(analysis: Analysis, told: str = "") -> list[str]:
 
 
 def others_compared(analysis: Analysis) -> str:
-    """In which rewards beside the measure arms are told apart from the reference; empty where in
-    none."""
+    """In which rewards beside the measure arms are significantly different from the reference;
+    empty where in none."""
     parts = []
     for reward in analysis.others:
         comparisons = analysis.other_comparisons[reward].values()
@@ -496,7 +498,8 @@ def _few(parts: Sequence[str]) -> str:
 def compared(
     analysis: Analysis, comparisons: Mapping[str, Comparison], with_sizes: bool = True
 ) -> str:
-    """Which arms are better or worse than the reference, and that the others are not told apart."""
+    """Which arms are better or worse than the reference, and how many are not significantly
+    different from it."""
     reference, parts = analysis.sweep.reference_label, []
     for verdict in ("better", "worse"):
         found = largest_first(c for c in comparisons.values() if c.verdict == verdict)
@@ -515,14 +518,14 @@ def compared(
     )
     if not parts:
         if alike == 0:
-            return "nothing can be concluded"
+            return "no arm can be judged"
         who = "no arm" if alike > 1 else "the arm"
-        said = f"{who} is {'' if alike > 1 else 'not '}told apart from {reference}"
+        said = f"{who} is {'' if alike > 1 else 'not '}significantly different from {reference}"
     else:
         said = f"{' and '.join(parts)} than {reference}"
         if alike:
-            said += f", {alike} of {len(comparisons)} not told apart from it"
-    return said + (f", and about {unknown} nothing can be concluded" if unknown else "")
+            said += f", {alike} of {len(comparisons)} not significantly different from it"
+    return said + (f", and {unknown} cannot be judged" if unknown else "")
 
 
 def label(analysis: Analysis, arm: str) -> str:

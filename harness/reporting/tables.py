@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VERDICTS = {
     "better": "better",
     "worse": "worse",
-    "indistinguishable": "indistinguishable",
+    "indistinguishable": "not significant",
     "identical": "identical: no score differs",
     "no variance": "cannot conclude: seeds do not vary",
     "too few": "cannot conclude: too few seeds",

@@ -113,7 +113,7 @@ def test_the_page_is_one_file_and_says_what_was_found(reports):
     assert "prefers-color-scheme: dark" in text
     said = " ".join(" ".join(page.words).split())
     for part in [
-        "τ = 9, τ = 12 and τ = 18 are indistinguishable from τ = 15 (5 seeds)",
+        "τ = 9, τ = 12 and τ = 18 are not significantly different from τ = 15 (5 seeds)",
         "had an 80 % chance of being found",
         "Training gained in every arm",
         "That is what reward hacking looks like",
@@ -143,7 +143,7 @@ def test_where_a_view_answers_its_answer_comes_first(
     sweep = replace(make_sweep(), views=("drift",), answered_by="drift")
     page = write_report(sweep, runs, tmp_path)
     order = ["They drift apart." if has_data else "Cannot conclude: the runs do"]
-    order.append("are indistinguishable from")
+    order.append("are not significantly different from")
     order += told if has_data else ()
     for text in (words(page).replace("\u00a0", " "), words(page.parent / "table.md")):
         assert sorted(map(text.index, order)) == [text.index(part) for part in order]
@@ -285,7 +285,8 @@ def test_a_lone_arm_and_many_arms(tmp_path, small_figures):
     assert "Nothing is compared: τ = 15 is the only arm." in page
     many = make_sweep(tuple(range(8, 16)), seeds=3, iterations=24)
     write_runs(many, tmp_path / "many")
-    assert "indistinguishable" in words(write_report(many, tmp_path / "many", tmp_path / "b"))
+    page = write_report(many, tmp_path / "many", tmp_path / "b")
+    assert "not significantly different" in words(page)
 
 
 def same_scores(tmp_path, gain, others=None):
@@ -321,7 +322,7 @@ def test_the_same_scores_after_learning(tmp_path):
     assert findings.gain(same).startswith("Training gained in every arm")
     # One arm that differs, and by the same in every seed: that is no evidence either.
     one = same_scores(tmp_path / "one", 0.11, {"interval=9": 0.1})
-    assert "about τ = 9 nothing can be concluded" in findings.answer(one)
+    assert "τ = 9 cannot be judged" in findings.answer(one)
     assert "τ = 12 and τ = 18 scored exactly as τ = 15 did" in findings.answer(one)
 
 
@@ -396,7 +397,7 @@ def test_answers(tmp_path):
     text = findings.answer(better)
     assert re.search(r"τ = 9 is better than τ = 15 by 0\.\d+ \[0\.\d+, 0\.\d+\];", text)
     assert re.search(r"τ = 18 is worse than τ = 15 by 0\.\d+ \[0\.\d+, 0\.\d+\];", text)
-    assert "τ = 12 is indistinguishable from τ = 15 (5 seeds)." in text
+    assert "τ = 12 is not significantly different from τ = 15 (5 seeds)." in text
     assert findings.gain(better).startswith("Training gained in")
     flat = found(
         tmp_path / "2", effects=dict.fromkeys([f"interval={i}" for i in (9, 12, 15, 18)], -0.11)

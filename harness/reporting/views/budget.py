@@ -81,7 +81,7 @@ class EqualCost:
     said: str
     """In a sentence; empty where nothing is known."""
     differs: bool
-    """Whether any arm is told apart from the reference there."""
+    """Whether any arm is significantly different from the reference there."""
 
 
 def at_equal_cost(analysis: Analysis, results: "Results") -> EqualCost:

@@ -154,7 +154,8 @@ def _brief(mixed: list[Mixed]) -> str:
                 size = low if low == high else f"{low} to {high}"
                 told.append(f"{word} in {len(means)} of {len(known)} arms (means {size})")
         if known:
-            parts.append(f"{reward} {' and '.join(told) or 'not told apart in any arm'}")
+            same = "not significantly different in any arm"
+            parts.append(f"{reward} {' and '.join(told) or same}")
     if not parts:
         return ""
     return (
@@ -164,7 +165,7 @@ def _brief(mixed: list[Mixed]) -> str:
 
 
 def _papers_choice(analysis: Analysis, mixed: list[Mixed]) -> str:
-    """Whether the paper's p_mix is told apart from the trained model alone, by one reward."""
+    """Whether the paper's p_mix differs significantly from the trained model alone, by a reward."""
     known = [m.choice for m in mixed if m.choice and m.choice.simultaneous.known]
     reward = mixed[0].reward
     if not known:
@@ -176,7 +177,10 @@ def _papers_choice(analysis: Analysis, mixed: list[Mixed]) -> str:
     for verdicts, word in (
         (("better",), "better in"),
         (("worse",), "worse in"),
-        (("indistinguishable", "identical", "no variance"), "not told apart from it in"),
+        (
+            ("indistinguishable", "identical", "no variance"),
+            "not significantly different from it in",
+        ),
     ):
         arms = [
             f"{label(analysis, c.arm)} ({interval(c.simultaneous, signed=True)})"

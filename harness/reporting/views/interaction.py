@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WORDS = {
     "better": "larger",
     "worse": "smaller",
-    "indistinguishable": "not told apart",
+    "indistinguishable": "not significant",
     "identical": "the same with every seed",
 }
 
@@ -44,8 +44,9 @@ def interaction(
         answer = f"The effect differs from the one in the group of {first} in {listed(which)}."
     elif tested:
         answer = (
-            f"No effect is told apart from the same one in the group of {first}; a difference "
-            f"between effects of {number(max(c.detectable for c in tested))} could have been shown."
+            f"No effect is significantly different from the same one in the group of {first}; a "
+            f"difference between effects of {number(max(c.detectable for c in tested))} could have "
+            "been shown."
         )
     else:
         answer = "Whether effects differ cannot be concluded: too few seeds."

@@ -122,7 +122,7 @@ def _answer(
             text = f"{interval(geometric(list(values.values())), DIGITS)} by order {order}"
             if order != simplest:
                 found = ratio_interval(values, errors[simplest], level)
-                told = "" if side(found) else ", not told apart"
+                told = "" if side(found) else ", not significant"
                 text += f" (times {interval(found, 2)} of order {simplest}{told})"
             parts.append(text)
         said.append(

@@ -187,7 +187,7 @@ def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
     if not known:
         return ("How much faster the rollouts are cannot be concluded: too few seeds.",)
     parts = []
-    for sign, word in ((1, "faster"), (-1, "slower"), (0, "not told apart")):
+    for sign, word in ((1, "faster"), (-1, "slower"), (0, "not significant")):
         these = [
             f"{label(analysis, s.arm)} (times {interval(measured, DIGITS)}, by the evaluations "
             f"made {number(s.computed, DIGITS)})"

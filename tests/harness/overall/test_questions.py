@@ -170,7 +170,7 @@ def test_an_open_question_says_how_many_seeds_would_do(overall: Overall, reports
     needed = int(row["seeds that would resolve it"].replace(",", ""))
     sd, size = float(largest.std(ddof=1)), abs(float(largest.mean()))
     assert detectable_difference(sd, needed, 3) <= size < detectable_difference(sd, needed - 1, 3)
-    assert "indistinguishable" in row["answer"]
+    assert "not significantly different" in row["answer"]
     assert row["seeds"] == "3 to 4 of 4"
 
 
@@ -210,7 +210,9 @@ def test_an_answer_says_what_is_left_of_it_at_equal_cost(overall: Overall, repor
         found = stats.ttest_1samp(differences, 0.0)
         told[arm] = np.sign(found.statistic) if found.pvalue < 0.05 / 3 else 0.0
     assert told == {9: -1.0, 12: 0.0, 18: 0.0}
-    assert of_cost.endswith("seconds τ = 9 is worse than τ = 15, 2 of 3 not told apart from it.")
+    assert of_cost.endswith(
+        "seconds τ = 9 is worse than τ = 15, 2 of 3 not significantly different from it."
+    )
     row = row_of(overall_tables.questions_table(overall), "tau")
     assert row["at equal cost"] == f"At equal {of_cost}"
 
@@ -300,7 +302,7 @@ def test_arms_of_the_front_are_compared_seed_by_seed(studies: list[Study], repor
         ([], "unknown"),
         ([0.1, 0.11, 0.12], "higher"),
         ([-0.1, -0.11, -0.12], "lower"),
-        ([0.1, -0.1, 0.0], "not told apart"),
+        ([0.1, -0.1, 0.0], "not significant"),
     ],
 )
 def test_a_difference_that_no_seed_changes_is_not_told_apart(
@@ -315,10 +317,10 @@ def test_a_difference_that_no_seed_changes_is_not_told_apart(
     table = overall_tables.front_table(overall)
     assert table is not None
     cell = row_of(table, b.label)["to the best that takes no more evaluations"]
-    assert cell.endswith("told apart") == (verdict != "unknown")
+    assert cell.endswith("significant") == (verdict != "unknown")
     said = overall_words.front_sentences(overall)[1]
     assert ("the seeds tell apart" in said) == (verdict == "higher")
-    assert ("nothing can be concluded" in said) == (verdict == "unknown")
+    assert ("cannot be judged" in said) == (verdict == "unknown")
 
 
 def test_a_run_that_two_studies_share_is_one_point_and_costs_once(
@@ -617,7 +619,7 @@ def test_two_settings_that_several_studies_judge_differently_are_named(
     methods, _, tau, stride = studies
     said = overall_words.same_pairs(put_together(studies, []))
     nine = next(text for text in said if text.startswith("τ = 9 and τ = 15: "))
-    for word, study in (("worse", tau), ("worse", methods), ("not told apart", stride)):
+    for word, study in (("worse", tau), ("worse", methods), ("not significant", stride)):
         found = study.analysis.by_name("interval=9").comparison
         assert found is not None
         size = interval(found.simultaneous, signed=True)
@@ -632,7 +634,7 @@ def test_two_settings_that_several_studies_judge_differently_are_named(
     )
     fewer = replace(stride, analysis=replace(stride.analysis, arms=arms))
     (text, *_) = overall_words.same_pairs(put_together([fewer, tau], []))
-    assert text.index("worse in tau") < text.index("not told apart in stride")
+    assert text.index("worse in tau") < text.index("not significant in stride")
 
 
 def test_every_row_has_every_column(overall: Overall) -> None:

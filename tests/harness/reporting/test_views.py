@@ -239,7 +239,7 @@ def test_equal_evaluations_per_iteration_are_said_and_not_shown() -> None:
     said, rows = shown(view)
     assert "All runs make the same number of evaluations in each iteration" in said
     assert "no arm" not in said
-    assert "the arm is not told apart from a" in said
+    assert "the arm is not significantly different from a" in said
     assert not any("evaluations" in column for column in rows["b"])
     assert view is not None
     assert "reads a curve that flattens too low" in view.tables[0].note
