@@ -16,10 +16,11 @@ from harness.launching import options as cli_launch
 from harness.launching import preflight
 from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
 from harness.launching.job import TRAIN
-from harness.launching.launcher import Retry, own, owner
+from harness.launching.launcher import Launcher, Retry
 from harness.launching.resources import Slurm, layered
 from harness.launching.screen import Progress
 from harness.launching.snapshot import locate, take
+from harness.launching.sweep_lease import lease_holder, take_lease
 from harness.runs import source
 from harness.runs.store import RunState
 from harness.searching.check import check_space
@@ -141,11 +142,11 @@ def _own_and_run(
     confirm: bool,
 ) -> int:
     """Take the search's lease and run it. The exit code."""
-    held = own(sweep, runs)
+    held = take_lease(sweep, runs)
     if held is None:
         raise RunError(
-            f"{runs / search.name}: {owner(sweep, runs)} already runs this search; end that one "
-            "first, or look at it with --status"
+            f"{runs / search.name}: {lease_holder(sweep, runs)} already runs this search; end that "
+            "one first, or look at it with --status"
         )
     try:
         source.note(search.name, search.file, runs / search.name, say)
@@ -234,8 +235,8 @@ def _run(
     held: Lease,
 ) -> tuple[int, bool]:
     """What happens with the search's lease held: the exit code, and whether all trials are over."""
-    from harness.searching.launcher import SearchLauncher
     from harness.searching.study import Study
+    from harness.searching.work import SearchWork
 
     folder = runs / search.name
     study = Study(search, folder, storage)
@@ -253,7 +254,8 @@ def _run(
             return Cluster(search.name, folder, _ForAll(wishes), progress.say, TRAIN, code)
 
         scheduler = Scheduler(folder, wishes.poll_s, LAG_S)
-        launcher = SearchLauncher(search, study, runs, progress, make, scheduler, retry, held)
+        work = SearchWork(search, study, runs, progress.say, again=retry == "failed")
+        launcher = Launcher(work, runs, progress, make, scheduler, retry, held=held)
         complete = launcher.go()
         outlive = launcher.executor.outlive
     if not complete:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from harness import cli
-from harness.launching.launcher import LAUNCHER, owner
+from harness.launching.sweep_lease import LAUNCHER, lease_holder
 from harness.runs.codechange import of_other_code
 from harness.runs.ledger import Ledger, Spent, ledger
 from harness.runs.progress import by_kind, cells, counts, seconds_left, summary, time_left, warned
@@ -61,7 +61,7 @@ class Observer:
         """Who runs the sweep, in words."""
         if not lease.is_held(self.folder / LAUNCHER):
             return None
-        return owner(self.sweep, self.runs_dir)
+        return lease_holder(self.sweep, self.runs_dir)
 
     @property
     def strangers(self) -> list[Path]:

@@ -21,17 +21,19 @@ from harness.launching import options as cli_launch
 from harness.launching import preflight
 from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
 from harness.launching.job import TRAIN
-from harness.launching.launcher import Launcher, Retry, ask_to_stop, own, owner, wait_for_lease
+from harness.launching.launcher import Launcher, Retry, SweepWork, ask_to_stop
 from harness.launching.lengths import other_lengths
 from harness.launching.resources import Slurm, resources
 from harness.launching.screen import Progress
-from harness.launching.sharing import Sharing
 from harness.launching.snapshot import locate, take
+from harness.launching.sweep_lease import lease_holder, take_lease, wait_for_lease
 from harness.launching.trash import Item, confirmed, look_at, move
 from harness.probing.workers import after_training
 from harness.runs import source
 from harness.runs.codechange import of_other_code
+from harness.runs.folder import is_of
 from harness.runs.store import RunState, look_at_all, strangers, sweep_folder
+from harness.runs.stored import unused
 from harness.slurm import commands as slurms
 from harness.slurm.submissions import LAG_S, Scheduler
 from harness.study.load import known_folders, load_sweep
@@ -59,7 +61,7 @@ class _Asked:
     snapshot: bool
     retry: Retry
     share: bool
-    """Whether what several runs have in common is computed once."""
+    """Whether a run that several sweeps ask for is computed once."""
     accept_code_change: bool
     """Whether finished runs of other code of the user's own are taken for the same."""
 
@@ -164,18 +166,19 @@ def _own_and_run(
 ) -> int:
     """Take the sweep's lease and run what is missing, or follow its owner. The exit code."""
     if detach:
-        held = own(sweep, runs)
+        held = take_lease(sweep, runs)
         if held is None:
             raise RunError(
-                f"{sweep_folder(sweep, runs)}: {owner(sweep, runs)} already runs this sweep; the "
-                "same command without --detach follows it"
+                f"{sweep_folder(sweep, runs)}: {lease_holder(sweep, runs)} already runs this "
+                "sweep; the same command without --detach follows it"
             )
     else:
         with Progress(sweep.measure) as progress:
-            held = own(sweep, runs)
+            held = take_lease(sweep, runs)
             if held is None:
                 progress.say(
-                    f"{owner(sweep, runs)} runs this sweep: following it (Ctrl-C leaves it alone)"
+                    f"{lease_holder(sweep, runs)} runs this sweep: following it (Ctrl-C leaves it "
+                    "alone)"
                 )
                 scheduler = _scheduler(sweep, runs, asked)
                 try:
@@ -188,10 +191,14 @@ def _own_and_run(
         in_slurm = Scheduler(sweep_folder(sweep, runs)).places()
         queued = {name for name, place in in_slurm.items() if place.standing != "gone"}
         folders = [sweep_folder(sweep, runs) / run.folder_name for run in anew]
-        there = [look_at(folder, queued) for folder in folders if os.path.lexists(folder)]
-        if not _clear(sweep, runs, there, "--rerun", yes):
+        there = [path for path in folders if os.path.lexists(path)]
+        items = [look_at(path, queued, anew=True) for path in there]
+        if not _clear(sweep, runs, items, "--rerun", yes):
             return 1
-        if prune_ and not _clear(sweep, runs, _strangers(sweep, runs, queued), "--prune", yes):
+        if prune_ and not (
+            _clear(sweep, runs, _strangers(sweep, runs, queued), "--prune", yes)
+            and _clear(sweep, runs, [look_at(path) for path in unused(runs)], "--prune", yes)
+        ):
             return 1
         if not detach or _go_to_background(sweep, runs, held, asked.executor):
             return _run(sweep, part, runs, reports, asked, held)
@@ -266,9 +273,9 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
     if asked.executor == "slurm":
         from harness.launching.slurm_plan import describe_arrays
 
-        copied = saved.copied if saved else {}
-        own = [state for state in states if state.run.folder_name not in copied]
-        say(describe_arrays(part, runs, own, asked.slurm, asked.snapshot))
+        stored = saved.stored if saved else {}
+        left = [state for state in states if state.run.folder_name not in stored]
+        say(describe_arrays(part, runs, left, asked.slurm, asked.snapshot))
     _tell_strangers(sweep, runs)
     return 0
 
@@ -278,16 +285,21 @@ def _cancel(part: Sweep, runs: Path) -> int:
     if not sweep_folder(part, runs).is_dir():
         say(f"{sweep_folder(part, runs)}: is not there, so nothing is queued or runs")
         return 0
-    held = own(part, runs, begin=False)
+    held = take_lease(part, runs, begin=False)
     if held is None:
         raise RunError(
-            f"{sweep_folder(part, runs)}: {owner(part, runs)} runs this sweep; end that one first "
-            "(Ctrl-C, or kill), or it would go on with the rest"
+            f"{sweep_folder(part, runs)}: {lease_holder(part, runs)} runs this sweep; end that one "
+            "first (Ctrl-C, or kill), or it would go on with the rest"
         )
     try:
         scheduler = Scheduler(sweep_folder(part, runs))
         states = look_at_all(part, runs, scheduler.places())
-        running = [s for s in states if s.state == "running"]
+        running = [
+            s
+            for s in states
+            if s.state == "running"
+            and (not s.attempts or is_of(part.name, s.folder, s.attempts[-1]))
+        ]
         queued = [s for s in states if s.state == "queued"]
         shared = scheduler.cancel({state.run.folder_name for state in queued})
         ask_to_stop([s.folder for s in states if s in running or s.run.folder_name in shared])
@@ -316,9 +328,17 @@ def _run(
     with Progress(sweep.measure) as progress:
         make = _executor(sweep, runs, asked, progress.say)
         scheduler = _scheduler(sweep, runs, asked)
-        queued = asked.executor == "slurm"
-        sharing = Sharing(sweep, runs, queued, asked.accept_code_change) if asked.share else None
-        launcher = Launcher(part, runs, progress, make, scheduler, asked.retry, sharing, held)
+        launcher = Launcher(
+            SweepWork(part),
+            runs,
+            progress,
+            make,
+            scheduler,
+            asked.retry,
+            asked.share,
+            asked.accept_code_change,
+            held,
+        )
         complete = launcher.go()
     if not complete:
         goes_on = "left" if launcher.executor.outlive else "stopped; everything is resumable"
@@ -376,7 +396,7 @@ def _clear(sweep: Sweep, runs: Path, items: list[Item], option: str, yes: bool) 
     if not confirmed(items, option, yes):
         say("nothing was moved, and nothing was started")
         return False
-    move(items, say, Scheduler(sweep_folder(sweep, runs)).cancel, option == "--rerun")
+    move(items, say, Scheduler(sweep_folder(sweep, runs)).cancel)
     return True
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.runs import environment
 from harness.runs.codechange import read_accepted
-from harness.runs.folder import trained_by
+from harness.runs.folder import taken_over, trained_by
 from harness.runs.records import Environment
 from harness.runs.store import FIX, look, read_result, sweep_folder
 from harness.study.spec import Sweep
-from mixgrpo.files.records import DamagedFileError, Origin, Result, read, read_origin
+from mixgrpo.files.records import DamagedFileError, Origin, Result, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +131,7 @@ def _provenance(
         except DamagedFileError as damaged:
             left_out.append(f"{run.name}: {damaged}; remove it, the report then names no machine")
         try:
-            origin = read_origin(folder)
+            origin = taken_over(folder, place.name, run.config.iterations)
             if origin is not None:
                 copied[run.folder_name] = origin
         except DamagedFileError as damaged:

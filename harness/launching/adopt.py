@@ -1,7 +1,7 @@
 """Copies what another run has computed into a run's folder, so that a kill leaves nothing wrong.
 
-`adopt`: the first iterations of a run that is the same so far, in the job that goes on from them.
-`adopt_finished`: the whole of a finished run of another sweep, which is the same altogether.
+`adopt`: the first iterations of a shorter or longer run of the same settings, in the job that goes
+on from them. `adopt_accepted`: the whole of a finished run of other code, which the user accepts.
 
 Pictures and lines come first: without a checkpoint the trainer makes them again. The checkpoint
 comes last, under its name all at once, and the result of a whole run after everything else.
@@ -9,20 +9,19 @@ comes last, under its name all at once, and the result of a whole run after ever
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from harness.runs.codechange import FILE as ACCEPTED
 from harness.runs.codechange import AcceptedCode
 from harness.runs.folder import checkpoints_of, origin, read_attempts, trained_by
-from harness.runs.store import read_result
+from harness.runs.stored import what_lacks
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files import jsonlines, manifest
 from mixgrpo.files.atomic import flush, write_bytes, write_json
 from mixgrpo.files.records import (
+    EVALUATIONS,
+    METRICS,
     ORIGIN,
     RESULT,
     DamagedFileError,
@@ -31,25 +30,21 @@ from mixgrpo.files.records import (
     loads,
     parse,
 )
-from mixgrpo.runs.folder import CHECKPOINTS, Measured, claim, claimed, set_aside
-from mixgrpo.settings.config import HealthConfig, RunConfig
+from mixgrpo.runs.folder import CHECKPOINTS, CONFIG, Measured, claim, claimed
+from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import load_config
 from mixgrpo.settings.identity import config_hash
 from mixgrpo.settings.shared_prefix import common_iterations
 
-_LINES = ("metrics.jsonl", "eval.jsonl")
-_ENVIRONMENT = "env.json"
-_EXPORT = "weights"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast: of thousands of runs
-
 _BROKEN = (OSError, ValueError, LookupError, TypeError, RunError, ConfigError)
+_ENVIRONMENT, _EXPORT = "env.json", "weights"
 
 MadeOn = dict[str, Any]
 """What a run's bytes depend on beside its settings (`harness.runs.environment.decisive`)."""
 
 
 class UnfitError(Exception):
-    """Why a run cannot start from another one's checkpoint."""
+    """Why a run cannot take over what another one has computed."""
 
 
 def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_on: MadeOn) -> None:
@@ -60,88 +55,68 @@ def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_o
     be had to the byte; OSError for a disk that is full.
     """
     (folder / ORIGIN).unlink(missing_ok=True)
-    place = manifest.place_of(source / CHECKPOINTS, iterations)
+    checkpoint = manifest.place_of(source / CHECKPOINTS, iterations)
     try:
-        said = manifest.read(place)
-        theirs = load_config(source / "config.yaml")
+        said = manifest.read(checkpoint)
+        theirs = load_config(source / CONFIG)
         processes = said["made_on"].get("processes", 1)
         makers = makers_of(source)
     except _BROKEN as error:
-        raise UnfitError(f"{place}: {error}") from error
+        raise UnfitError(f"{checkpoint}: {error}") from error
     if common_iterations(config, theirs) < iterations:
         raise UnfitError(f"{source}: is another run before it has done {iterations} iterations")
     if processes != made_on["processes"]:
-        raise UnfitError(f"{place}: was made by another number of processes")
+        raise UnfitError(f"{checkpoint}: was made by another number of processes")
     _check_same(source, makers, iterations, made_on)
     if claimed(source) != config_hash(theirs):
         raise UnfitError(f"{source}: its code, weights or prompts are not those of now")
     lines = _lines(source, config, iterations)
     if said["digests"] and said["digests"] != Measured(theirs, source).digests(iterations):
-        raise UnfitError(f"{source}: metrics.jsonl or eval.jsonl are not as they were written")
+        raise UnfitError(f"{source}: {METRICS} or {EVALUATIONS} are not as they were written")
     claim(config, folder)
     try:
-        _copy_lines(lines, source, folder, iterations, [(0, made_on)])
-        _copy_checkpoint(place, folder, said)
+        _copy_lines(lines, source, folder, made_on)
+        _copy_checkpoint(checkpoint, folder, said)
     except BaseException:
         (folder / ORIGIN).unlink(missing_ok=True)
         raise
 
 
-def adopt_finished(
-    folder: Path, config: RunConfig, source: Path, accepted: AcceptedCode | None = None
-) -> None:
-    """Take over the finished run in `source`, whose hash is the same. UnfitError, OSError likewise.
-
-    To be called by the owner of `folder`, a run without a checkpoint. `accepted`: other code made
-    the source, which is noted.
+def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: AcceptedCode) -> None:
+    """Make `folder`, which is not there, a copy of the finished run in `source`, which differs in
+    its code alone. UnfitError where that is damaged or lacks what is asked for; OSError for a full
+    disk.
     """
-    (folder / ORIGIN).unlink(missing_ok=True)
-    if lacking := _lacks(source, config):
+    if lacking := what_lacks(source, config):
         raise UnfitError(f"{source}: {lacking}")
-    root = source / CHECKPOINTS
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
-        result = (source / RESULT).read_bytes()
-        lines = _lines(source, config, config.iterations)
-        present = checkpoints_of(source)
-        places = [manifest.place_of(root, m) for m in {*config.output.keep, *present[-1:]}]
-        said = {place: manifest.read(place) for place in sorted(places)}
-        makers = makers_of(source)
-    except _BROKEN as error:
-        raise UnfitError(f"{source}: {error}") from error
-    claim(config, folder)
-    if (folder / RESULT).exists():  # a damaged one, or the run would not take over another's
-        set_aside(folder / RESULT)
-    try:
-        _copy_lines(lines, source, folder, config.iterations, makers)
-        every = config.evaluation.every
-        check_lines(folder, parse(Result, source / RESULT, result), every, thorough=True)
+        text = (source / RESULT).read_bytes()
+        result = parse(Result, source / RESULT, text)
+        check_lines(source, result, config.evaluation.every, thorough=True)
+        metrics, evaluations = _lines(source, config, config.iterations)
+        kept = {*config.output.keep, *checkpoints_of(source)[-1:]}
+        checkpoints = [manifest.place_of(source / CHECKPOINTS, m) for m in sorted(kept)]
+        partial.mkdir(parents=True)
+        claim(config, partial)
+        for line in evaluations:
+            copy_pictures(source / "samples", partial / "samples", line["iteration"])
+        for name in (METRICS, EVALUATIONS, _ENVIRONMENT):
+            if (source / name).exists():
+                write_bytes(partial / name, (source / name).read_bytes())
         if config.output.export:
-            shutil.rmtree(folder / _EXPORT, ignore_errors=True)
-            _copy_tree(source / _EXPORT, folder / _EXPORT, _link)
-        if (source / _ENVIRONMENT).exists():
-            write_bytes(folder / _ENVIRONMENT, (source / _ENVIRONMENT).read_bytes())
-        for place, about in said.items():
-            _copy_checkpoint(place, folder, about)
-    except BaseException as error:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        (folder / ORIGIN).unlink(missing_ok=True)
-        if isinstance(error, DamagedFileError):
-            raise UnfitError(str(error)) from error
-        raise
-    if accepted is None:
-        write_bytes(folder / RESULT, result)
-        return
-    write_json(folder / ACCEPTED, accepted.model_dump())
-    write_json(folder / RESULT, {**loads(result), "hash": claimed(folder)})
-
-
-def fits_whole(source: Path, config: RunConfig, identity: str) -> bool:
-    """Whether a finished run of the same hash lies in `source`, and all that is asked for."""
-    try:
-        result = read_result(source, config.evaluation.every)
-    except RunError:
-        return False
-    return result is not None and result.hash == identity and not _lacks(source, config)
+            _copy_tree(source / _EXPORT, partial / _EXPORT)
+        for checkpoint in checkpoints:
+            _copy_checkpoint(checkpoint, partial, manifest.read(checkpoint))
+        _write_origin(partial, source, metrics, makers_of(source))
+        write_json(partial / ACCEPTED, accepted.model_dump())
+        write_json(partial / RESULT, {**loads(text), "hash": claimed(partial)})
+        partial.rename(folder)
+        flush(folder.parent)
+    except (DamagedFileError, FileNotFoundError, ValueError, LookupError, TypeError) as error:
+        raise UnfitError(f"{source}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def makers_of(folder: Path) -> list[tuple[int, MadeOn]]:
@@ -174,19 +149,19 @@ def _lines(
 
     An evaluation after the last of them may be missing: it is made.
     """
-    metrics = [m for m in jsonlines.whole_lines(source / _LINES[0]) if m["iteration"] < iterations]
+    metrics = [m for m in jsonlines.whole_lines(source / METRICS) if m["iteration"] < iterations]
     numbers = [line["iteration"] for line in metrics]
     if len(numbers) < iterations or numbers != list(range(iterations)):
-        raise UnfitError(f"{source}: metrics.jsonl lacks lines")
+        raise UnfitError(f"{source}: {METRICS} lacks lines")
     due = Measured(config, source).due
     evals = [
         line
-        for line in jsonlines.whole_lines(source / _LINES[1])
+        for line in jsonlines.whole_lines(source / EVALUATIONS)
         if line["iteration"] <= iterations and due(line["iteration"])
     ]
     judged = {line["iteration"] for line in evals}
     if any(due(m) and m not in judged for m in range(iterations)):
-        raise UnfitError(f"{source}: eval.jsonl lacks lines")
+        raise UnfitError(f"{source}: {EVALUATIONS} lacks lines")
     return metrics, evals
 
 
@@ -194,67 +169,78 @@ def _copy_lines(
     lines: tuple[list[dict[str, Any]], list[dict[str, Any]]],
     source: Path,
     folder: Path,
-    iterations: int,
-    makers: list[tuple[int, MadeOn]],
+    made_on: MadeOn,
 ) -> None:
     """Lines, the pictures of the evaluations among them, and where all that comes from."""
+    metrics, evaluations = lines
     # Pictures before their lines: an evaluation that has its line is not made again.
-    samples, copied = source / "samples", folder / "samples"
-    copied.mkdir(exist_ok=True)
+    for line in evaluations:
+        copy_pictures(source / "samples", folder / "samples", line["iteration"])
+    jsonlines.replace(folder / METRICS, metrics)
+    jsonlines.replace(folder / EVALUATIONS, evaluations)
+    _write_origin(folder, source, metrics, [(0, made_on)])
+
+
+def _write_origin(
+    folder: Path, source: Path, metrics: list[dict[str, Any]], makers: list[tuple[int, MadeOn]]
+) -> None:
+    """Note of which run these first iterations are, and on what it ran."""
+    origin = {
+        "run": f"{source.parent.name}/{source.name}",
+        "iterations": len(metrics),
+        "seconds": sum(line.get("seconds_total", 0.0) for line in metrics),
+        "trained_by": trained_by(source, len(metrics)),
+        "made_on": makers,
+    }
+    write_json(folder / ORIGIN, origin)
+
+
+def copy_pictures(samples: Path, target: Path, iteration: int) -> None:
+    """The pictures of one evaluation, and the list of their prompts, from one samples/ to another.
+
+    UnfitError for a link that leads out of the folder.
+    """
+    target.mkdir(exist_ok=True)
     if (samples / "prompts.json").exists():
-        write_bytes(copied / "prompts.json", (samples / "prompts.json").read_bytes())
-    for line in lines[1]:
-        pictures = samples / f"{line['iteration']:06d}"
-        if pictures.is_dir():
-            _copy_tree(pictures, copied / pictures.name, shutil.copyfile)
-    for name, own in zip(_LINES, lines, strict=True):
-        jsonlines.replace(folder / name, own)
-    seconds = sum(line.get("seconds_total", 0.0) for line in lines[0])
-    write_json(
-        folder / ORIGIN,
-        {
-            "run": f"{source.parent.name}/{source.name}",
-            "iterations": iterations,
-            "seconds": seconds,
-            "trained_by": trained_by(source, iterations),
-            "made_on": makers,
-        },
-    )
+        write_bytes(target / "prompts.json", (samples / "prompts.json").read_bytes())
+    pictures = samples / f"{iteration:06d}"
+    if pictures.is_dir():
+        _copy_tree(pictures, target / pictures.name, linked=False)
 
 
-def _copy_checkpoint(place: Path, folder: Path, said: dict[str, Any]) -> None:
-    """The checkpoint in `place`, as links where the disk has them: its files never change.
+def _copy_checkpoint(checkpoint: Path, folder: Path, said: dict[str, Any]) -> None:
+    """A checkpoint, as links where the disk has them: its files never change.
 
     UnfitError for a damaged one.
     """
     root = folder / CHECKPOINTS
     root.mkdir(exist_ok=True)
-    partial = root / f"{place.name}{manifest.PARTIAL}"
+    partial = root / f"{checkpoint.name}{manifest.PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         for name in (*said["files"], manifest.NAME):
-            manifest.check_inside(place / name, place)
-            _link(place / name, partial / name)
+            manifest.check_inside(checkpoint / name, checkpoint)
+            _link(checkpoint / name, partial / name)
         for name, digest in said["files"].items():
             manifest.check(partial / name, digest)
         for file in partial.iterdir():
             flush(file)
         flush(partial)
-        final = root / place.name
+        final = root / checkpoint.name
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
         flush(root)
     except (ValueError, LookupError, TypeError, FileNotFoundError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UnfitError(f"{place}: {error}") from error
+        raise UnfitError(f"{checkpoint}: {error}") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _copy_tree(source: Path, target: Path, copy: Callable[[Path, Path], Any]) -> None:
+def _copy_tree(source: Path, target: Path, linked: bool = True) -> None:
     """The files of a folder; what fails is raised as it is, unlike in shutil's. UnfitError for a
     link that leads out of the folder."""
     target.mkdir(exist_ok=True)
@@ -263,11 +249,13 @@ def _copy_tree(source: Path, target: Path, copy: Callable[[Path, Path], Any]) ->
             manifest.check_inside(file, source)
         except ValueError as error:
             raise UnfitError(str(error)) from error
-        place = target / file.relative_to(source)
+        copy = target / file.relative_to(source)
         if file.is_dir():
-            place.mkdir(exist_ok=True)
+            copy.mkdir(exist_ok=True)
+        elif linked:
+            _link(file, copy)
         else:
-            copy(file, place)
+            shutil.copyfile(file, copy)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -278,23 +266,3 @@ def _link(source: Path, target: Path) -> None:
         raise
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _lacks(source: Path, config: RunConfig) -> str | None:
-    """What a finished run of the same hash has not, or otherwise, that is asked for. None for
-    nothing."""
-    try:
-        said = yaml.load((source / "config.yaml").read_text(), _LOADER)
-        health = HealthConfig.model_validate(said["health"])
-        samples = said["output"]["samples"]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
-        return "its settings cannot be read"
-    if health != config.health:
-        return "was measured with other settings of health"
-    if samples != config.output.samples:
-        return "has another number of pictures (output.samples)"
-    if config.output.export and not (source / _EXPORT).is_dir():
-        return "has no exported weights (output.export)"
-    if missing := sorted(set(config.output.keep) - set(checkpoints_of(source))):
-        return f"has no checkpoint {missing[0]} (output.keep)"
-    return None

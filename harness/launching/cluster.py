@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.launching.dispatch import Start
-from harness.launching.job import TRAIN, Job, make_job
+from harness.launching.job import TRAIN, Job
 from harness.launching.pack import Pack
 from harness.launching.resources import Slurm
 from harness.launching.snapshot import Snapshot
@@ -192,9 +192,7 @@ class Cluster:
         return Pack(tuple(jobs)) if asked.pack > 1 else jobs[0]
 
     def _job(self, asked: Slurm, start: Start) -> Job:
-        return make_job(
-            start.folder.resolve(),
-            start.run.config,
+        return start.job(
             threads=max(1, asked.cpus // asked.pack),
             train=self.train,
             executor="slurm",
@@ -202,8 +200,6 @@ class Cluster:
             ranks=asked.processes > 1,
             sharded=asked.sharded,
             packed=asked.pack > 1,
-            identity=start.run.hash,
-            **start.shared,
         )
 
     def _executor(self, asked: Slurm, submission: Submission) -> "submitit.SlurmExecutor":

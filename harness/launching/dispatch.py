@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from harness.launching.job import TERMINAL_SIGNALS, TRAIN, make_job
+from harness.launching.job import TERMINAL_SIGNALS, TRAIN, Job, make_job
 from harness.launching.snapshot import Snapshot
 from harness.runs import environment
 from harness.runs.store import RunState
@@ -34,21 +34,32 @@ class Start:
 
     run: Run
     folder: Path
-    trunk: Path | None = None
-    """The folder of the run whose checkpoint it takes; None to start from nothing."""
-    trunk_iterations: int = 0
+    """Absolute."""
+    sweep: str = ""
+    """Name of the sweep that asks for it."""
+    store: Path | None = None
+    """The folder of the runs that are stored once; None where nothing is shared."""
+    source: Path | None = None
+    """The folder of a run of another length whose checkpoint it takes; None: it takes none."""
+    source_iterations: int = 0
     """Which checkpoint that is."""
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """Where it starts, as fields of a job."""
-        if self.trunk is None:
-            return {}
-        return {"trunk": str(self.trunk.resolve()), "trunk_iterations": self.trunk_iterations}
 
     @property
     def name(self) -> str:
         return self.run.folder_name
+
+    def job(self, **rest: Any) -> Job:
+        """The job that begins or continues the run; `rest`: how and where it is to run."""
+        return make_job(
+            self.folder,
+            self.run.config,
+            identity=self.run.hash,
+            sweep=self.sweep,
+            store=str(self.store or ""),
+            source=str(self.source or ""),
+            source_iterations=self.source_iterations,
+            **rest,
+        )
 
 
 class Executor(Protocol):
@@ -88,15 +99,11 @@ class Inline:
 
     def start(self, starts: Sequence[Start]) -> list[str]:
         for start in starts[:1]:
-            job = make_job(
-                start.folder,
-                start.run.config,
+            job = start.job(
                 threads=THREADS,
                 gpu=self.gpu or "",
                 train=self.train,
                 gpus=float(self.gpu is not None),
-                identity=start.run.hash,
-                **start.shared,
             )
             os.environ.update(job.variables())
             with environment.changed(dict.fromkeys(environment.strays())), stays():
@@ -146,17 +153,13 @@ class Local:
         import submitit
 
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else ""
-        job = make_job(
-            start.folder.resolve(),
-            start.run.config,
+        job = start.job(
             threads=THREADS,
             gpu=gpu,
             train=self.train,
             executor="local",
             gpus=min(1.0, len(self.gpus) / (self.slots or 1)),
             cores=_cores(slot, self.slots or 1),
-            identity=start.run.hash,
-            **start.shared,
         )
         executor = submitit.LocalExecutor(folder=_fresh(start.folder / "log"))
         # submitit kills what takes longer than its limit, and its limit cannot be left out.

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from harness.launching import first_evaluation
 from harness.launching.adopt import UnfitError, adopt
 from harness.launching.place import Here, here, join_ranks
 from harness.runs import environment
@@ -99,9 +100,13 @@ class Job:
     """Whether they shard the network (FSDP2)."""
     packed: bool = False
     """Whether other runs share the scheduler's job: then it is not this one that requeues it."""
-    trunk: str = ""
-    """The folder of a run that is the same for `trunk_iterations`, to start from its checkpoint."""
-    trunk_iterations: int = 0
+    sweep: str = ""
+    """Name of the sweep that asked for it: others may have the same run."""
+    store: str = ""
+    """The folder in which runs are stored once; "" where nothing is shared."""
+    source: str = ""
+    """The folder of a run that is the same for `source_iterations`: its checkpoint is taken."""
+    source_iterations: int = 0
     identity: str = ""
     """The hash of the run as it was planned; "" where nobody says. What gives another one by the
     time the job begins, by other code, weights or prompts, is refused."""
@@ -201,12 +206,14 @@ class Job:
                 reason, error = "no-progress", hopeless
             else:
                 config = self._planned()
-                self._adopt(folder, config, record)
+                self._take_over(folder, config, record)
                 with warnings.catch_warnings():
                     warnings.showwarning = record.warned
                     train = load(self.train)
                     record.owner.check()  # to import it took a while
                     reason = train(config, folder, asked_to_stop)
+                if self.store and record.attempt.number == 1:
+                    first_evaluation.keep(Path(self.store), folder, config, record.made_on)
         except lease.FolderGoneError:
             raise
         except BaseException as caught:  # what would end the process, too: sys.exit of other code
@@ -233,25 +240,28 @@ class Job:
             )
         return config
 
-    def _adopt(self, folder: Path, config: RunConfig, record: "_Record") -> None:
-        """Start from another run's checkpoint, if the run has none of its own yet. Where that is
-        not to be had, it starts from nothing."""
+    def _take_over(self, folder: Path, config: RunConfig, record: "_Record") -> None:
+        """Take what another run has computed, if the run has no checkpoint of its own yet: its
+        first iterations, or the evaluation before training. Where that is not to be had, the run
+        computes it."""
         if record.attempt.began_at:
             return
         (folder / ORIGIN).unlink(missing_ok=True)
-        if not self.trunk:
-            return
-        source, done = Path(self.trunk), self.trunk_iterations
+        source, done = Path(self.source), self.source_iterations
         try:
-            adopt(folder, config, source, done, record.made_on)
+            if self.source:
+                adopt(folder, config, source, done, record.made_on)
+                _tell(f"starts after {done} iterations from {self.source}")
+                record.began(done)
+            elif self.store and first_evaluation.take(
+                Path(self.store), folder, config, record.made_on
+            ):
+                _tell("the evaluation before training was made by another run and is taken over")
         except (UnfitError, OSError) as why:
             if isinstance(why, OSError) and why.errno in _NO_SPACE:
                 raise
-            text = f"does not start from {self.trunk}, but from nothing: {why}"
+            text = f"does not start from {self.source}, but from nothing: {why}"
             record.warned(text, UserWarning, __file__, 0)
-        else:
-            _tell(f"starts after {done} iterations from {self.trunk}")
-            record.began(done)
 
     def _follow(self, where: Here, should_stop: Callable[[], bool]) -> str:
         """The part of a rank that is not the first: the first one owns the folder and records."""
@@ -401,6 +411,7 @@ class _Record:
             reason=None,
             error=None,
             executor=job.executor,
+            sweep=job.sweep or None,
             host=place.node,
             restarts=place.restarts,
             began_at=newest_checkpoint(folder),

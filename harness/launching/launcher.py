@@ -1,8 +1,11 @@
-"""Makes the run folders match the sweep file: starts what is missing, follows it, stops cleanly.
+"""Makes the run folders match what is asked for: starts what is missing, follows it, stops cleanly.
 
 Decides only from what the folders and the scheduler show, so it can be killed and started again at
 any time, and picks up jobs that an earlier launcher left running. One launcher at a time works on a
-sweep.
+sweep (`harness.launching.sweep_lease`). Which runs there are is its source of work's to say: a
+sweep file, or a search whose trials come one after the other.
+
+It is long because the states of a run and the answers to each of them stand in one place.
 """
 
 import contextlib
@@ -10,65 +13,107 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
+from harness.launching.adopt import UnfitError, adopt_accepted
 from harness.launching.dispatch import Executor, Start
 from harness.launching.job import MAX_TRIES
+from harness.launching.lengths import Beginning, beginnings
 from harness.launching.screen import Progress
-from harness.launching.sharing import Sharing
-from harness.launching.trunk import Trunk
-from harness.runs.folder import STOP, newest_checkpoint
-from harness.runs.store import LIVE, RunState, State, look, look_at_all, read_result, sweep_folder
+from harness.runs.codechange import accepting
+from harness.runs.folder import STOP, checkpoints_of, is_of, newest_checkpoint
+from harness.runs.store import LIVE, RunState, State, look, read_result, sweep_folder
+from harness.runs.stored import (
+    STORE,
+    find_of_other_code,
+    find_stored,
+    link,
+    links,
+    stored_folder,
+)
 from harness.slurm import commands as slurm
 from harness.slurm import submissions
-from harness.slurm.submissions import Place, Scheduler
-from harness.study.spec import Sweep
+from harness.slurm.submissions import Scheduler
+from harness.study.spec import Run, Sweep
 from mixgrpo.compute import signals
-from mixgrpo.errors import RunError
+from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files import lease
 from mixgrpo.files.records import DamagedFileError, check_lines
 from mixgrpo.runs.folder import is_finished
+from mixgrpo.runs.location import locate
 
 Retry = Literal["none", "lost", "failed"]
 """What runs again: nothing that ended by itself, infrastructure failures, exceptions as well."""
 
-LAUNCHER = "launcher"
-"""The folder in a sweep's folder with the lease of its launcher."""
 STOP_PATIENCE_S = 120.0
 """How long a launcher waits for its jobs to finish their iteration and checkpoint."""
 PAUSE_S = 0.25
 RETRY_PAUSE_S = float(os.environ.get("MIXGRPO_RETRY_SECONDS", "60"))
-"""A run whose reward cannot be reached, or whose disk fails, is tried again after so long, and
-after twice as long the next time."""
-_MOST_OF_THE_TIME = 4
-"""A look at many runs takes a while: it is followed by a pause so many times as long."""
+"""A run whose reward cannot be reached, or whose disk fails, is tried again after this time, and
+after twice this time the next time."""
+_PAUSE_PER_LOOK = 4
+"""After a look at the runs the launcher sleeps this many times as long as the look took, so that it
+uses a fifth of a core at most."""
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Work(Protocol):
+    """Where a launcher's runs come from."""
+
+    @property
+    def sweep(self) -> Sweep:
+        """The runs there are now."""
+        ...
+
+    def wants(self, run: Run) -> bool:
+        """Whether a run may be started, as far as the source of work is concerned."""
+        ...
+
+    def advance(self, states: list[RunState], launcher: "Launcher") -> bool:
+        """Act on what the runs show. Whether there may be other runs now."""
+        ...
+
+
+@dataclass(frozen=True)
+class SweepWork:
+    """The runs of a sweep file, or of a part of it."""
+
+    sweep: Sweep
+
+    def wants(self, run: Run) -> bool:
+        return True
+
+    def advance(self, states: list[RunState], launcher: "Launcher") -> bool:
+        return False
+
+
 class Launcher:
-    """Owns a sweep while it runs. Use it with the sweep's lease held (`own`, `wait_for_lease`)."""
+    """Owns a sweep while it runs. Use it with the sweep's lease held (`sweep_lease`)."""
 
     def __init__(
         self,
-        sweep: Sweep,
+        work: Work,
         runs_dir: Path,
         progress: Progress,
         make_executor: Callable[[Callable[[], bool]], Executor],
         scheduler: Scheduler,
         retry: Retry = "lost",
-        sharing: Sharing | None = None,
+        share: bool = True,
+        accept_code_change: bool = False,
         held: lease.Lease | None = None,
     ) -> None:
-        """`make_executor` is given what an inline job asks after every iteration. Without `sharing`
-        every run is computed from its beginning. `held` is the sweep's lease."""
+        """`make_executor` is given what an inline job asks after every iteration. Without `share`
+        every run is computed from its beginning, in the sweep's own folder. With
+        `accept_code_change` a finished run that differs in the user's own code alone is taken for
+        the same. `held` is the sweep's lease."""
         # Absolute: code that an inline run calls may change the working directory.
-        self.sweep, self.runs_dir, self.progress = sweep, runs_dir.absolute(), progress
-        self.retry = retry
-        self.scheduler, self.sharing, self.held = scheduler, sharing, held
+        self.work, self.runs_dir, self.progress = work, runs_dir.absolute(), progress
+        self.retry, self.scheduler, self.held = retry, scheduler, held
+        self.share, self.accept_code_change = share, accept_code_change
         self.executor = make_executor(self._after_iteration)
         self.signals = 0
         self.exit_code = 0
@@ -77,6 +122,8 @@ class Launcher:
         """Folder names of the runs whose jobs were started here and are not over."""
         self.starts: dict[str, int] = {}
         self.no_space = False
+        self._broken: Exception | None = None
+        """What ends the launcher before its time. Jobs are still followed."""
         self._tries: dict[str, tuple[int, int]] = {}
         """By folder name: starts in a row without progress, and the checkpoint at the last one."""
         self._not_before: dict[str, float] = {}
@@ -91,45 +138,61 @@ class Launcher:
         """Folder names of runs whose folder was there and is not any more."""
         self._seen: set[str] = set()
         """Folder names of runs whose folder was there."""
-        self._said: set[str] = set()
-        """Why runs start from zero, as far as it was said."""
-        self._trunks: dict[str, Trunk] = {}
-        """From where runs start that have nothing yet, as it was seen last."""
+        self._looked_for: set[str] = set()
+        """Folder names of the runs that were looked for in the store and in other sweeps."""
+        self._beginnings: dict[str, Beginning] | None = None
+        """From which runs of other lengths runs start, by folder name; None before any start."""
+
+    @property
+    def sweep(self) -> Sweep:
+        return self.work.sweep
+
+    @property
+    def folder(self) -> Path:
+        return sweep_folder(self.sweep, self.runs_dir)
 
     def go(self) -> bool:
         """Run until nothing is left to do. False where it was interrupted.
 
-        RunError where a disk is full, or the sweep's folder was renamed, removed or replaced.
+        RunError where a disk is full, or the sweep's folder was renamed, removed or replaced. What
+        ends it, whatever that is, asks the jobs of this machine to stop before.
         """
+        complete = False
         with signals.handling(self._interrupt, _ENDING_SIGNALS):
-            self._copy_finished()
-            while True:
-                begin = time.monotonic()
-                self._check_folder()
-                states = self._look()
-                self._check_folder()
-                self._reap(states)
-                self.progress.warnings(states)
-                if self.signals:
-                    return self._stop()
-                try:
-                    started = self._start_missing(states)
-                    if self.sharing is not None:
-                        self.sharing.release(states)
-                    submissions.tidy(self.scheduler)
-                    self._release(states)
-                except BrokenPipeError:  # whoever read the output (`| head`) has gone
-                    raise
-                except OSError as error:
-                    self._check_folder()
+            try:
+                complete = self._go()
+            except BrokenPipeError:  # whoever read the output (`| head`) has gone
+                raise
+            except Exception as error:
+                self._broken = self._broken or error
+                with contextlib.suppress(RunError, ConfigError, OSError):
                     self._stop()
-                    raise self._no_room(error) from error
-                if not (started or self._busy(states) or self._waiting(states) or self.signals):
-                    self.progress.update(self._shown, self.executor.slots, force=True)
-                    return True
-                self.progress.update(self._shown, self.executor.slots)
-                if not started:
-                    self._pause(max(PAUSE_S, _MOST_OF_THE_TIME * (time.monotonic() - begin)))
+        if isinstance(self._broken, OSError):
+            self._check_folder()
+            raise self._no_room(self._broken) from self._broken
+        if self._broken is not None:
+            raise self._broken
+        return complete
+
+    def _go(self) -> bool:
+        while True:
+            begin = time.monotonic()
+            self._check_folder()
+            states = self._look()
+            self._check_folder()
+            self._reap(states)
+            self.progress.warnings(states)
+            if self.signals:
+                return self._stop()
+            started = self._start_missing(states)
+            submissions.tidy(self.scheduler)
+            self._release(states)
+            if not (started or self._busy(states) or self._waiting(states) or self.signals):
+                self.progress.update(self._shown, self.executor.slots, force=True)
+                return True
+            self.progress.update(self._shown, self.executor.slots)
+            if not started:
+                self._pause(max(PAUSE_S, _PAUSE_PER_LOOK * (time.monotonic() - begin)))
 
     def _check_folder(self) -> None:
         """RunError where the sweep's folder is not the one in which this launcher began. What the
@@ -149,7 +212,7 @@ class Launcher:
         elif live:
             jobs = f"; {len(live)} running run(s) end by themselves"
         raise lease.FolderGoneError(
-            f"{sweep_folder(self.sweep, self.runs_dir)}: was renamed, removed or replaced while "
+            f"{self.folder}: was renamed, removed or replaced while "
             f"this command worked in it; nothing more is written there{jobs}: put the folder back "
             "and run the same command again to continue, or run it without the folder to begin "
             "anew"
@@ -164,7 +227,8 @@ class Launcher:
             self.vanished.add(name)
             self.progress.say(
                 f"{state.run.name}: its folder was renamed or removed while this command ran; put "
-                f"it back, or run the same command again to begin the run anew: {state.folder}"
+                "it back, or run the same command again, which goes on with what is stored of the "
+                f"run or begins it anew: {state.folder}"
             )
         return True
 
@@ -173,15 +237,6 @@ class Launcher:
             f"no space (or not writable) under {self.runs_dir}: {error.strerror or error}; "
             "everything is resumable: make room and run the same command again"
         )
-
-    def _copy_finished(self) -> None:
-        """Take over the runs that are finished under another name."""
-        if self.sharing is None:
-            return
-        try:
-            self.sharing.copy_finished(self._look(), self.progress.say, lambda: bool(self.signals))
-        except OSError as error:
-            raise self._no_room(error) from error
 
     def _set_aside(self, state: RunState) -> bool:
         """Look into all lines of a finished run, as `look` does not: where some are not those of
@@ -200,6 +255,13 @@ class Launcher:
         return True
 
     def _look(self) -> list[RunState]:
+        """All states, after what they mean for the source of work was done."""
+        states = self._look_once()
+        while self._broken is None and self.work.advance(states, self):
+            states = self._look_once()
+        return states
+
+    def _look_once(self) -> list[RunState]:
         """All states; those of finished runs are remembered, for they do not change."""
         places = self.scheduler.places()
         states = []
@@ -230,7 +292,7 @@ class Launcher:
 
     def _reap(self, states: list[RunState]) -> None:
         """Take note of the jobs that are over, and say how they ended."""
-        places = self.scheduler.places() if self.active else {}
+        places, before = self.scheduler.places() if self.active else {}, len(self.active)
         for index, seen in enumerate(states):
             name = seen.run.folder_name
             if name not in self.active or not self.executor.over(seen):
@@ -243,10 +305,21 @@ class Launcher:
                 continue
             self.progress.warnings([state])
             self.progress.ended(state)
+        if len(self.active) < before:
+            states[:] = self._look()
 
     def _busy(self, states: list[RunState]) -> set[str]:
         """Folder names of what is under way, whoever started it."""
         return {s.run.folder_name for s in states if s.state in LIVE} | self.active
+
+    def _own(self, states: list[RunState]) -> set[str]:
+        """The same without what another sweep has started, which has the same run."""
+        others = {
+            s.run.folder_name
+            for s in states
+            if s.attempts and not is_of(self.sweep.name, s.folder, s.attempts[-1])
+        }
+        return self.active | (self._busy(states) - others)
 
     def _waiting(self, states: list[RunState]) -> bool:
         """Whether a queue may yet take what it did not take now."""
@@ -256,10 +329,11 @@ class Launcher:
         )
 
     def _start_missing(self, states: list[RunState]) -> bool:
-        """Fill the free slots. Whether anything was started."""
+        """Fill the free slots. Whether anything changed."""
         busy = self._busy(states)
         wanted = [s for s in states if s.run.folder_name not in busy and self._wants(s)]
-        wanted = self._without_waiting(wanted, states, busy)
+        if self.share and self._take_stored([s for s in wanted if s.state == "waiting"]):
+            return True
         if self.executor.slots is not None:
             elsewhere = {s.run.folder_name for s in states if s.in_queue} - self.active
             wanted = wanted[: max(0, self.executor.slots - len(busy - elsewhere))]
@@ -272,39 +346,68 @@ class Launcher:
             started = self._start(batch) or started
         return started
 
-    def _without_waiting(
-        self, wanted: list[RunState], states: list[RunState], busy: set[str]
-    ) -> list[RunState]:
-        """Those of the wanted runs that need not wait for another one's checkpoint, by their seed.
+    def _take_stored(self, waiting: list[RunState]) -> bool:
+        """Link the runs that are there already, whichever sweep asked for them. Whether any was.
 
-        Those for which others wait come before the rest of their seed, and before all others when
-        these are too few to fill the slots: no slot is idle later, when only such a one is left.
+        Each run is looked for once.
         """
-        if self.sharing is None or not wanted:
-            return wanted
-        self._trunks = self.sharing.plan(
-            states,
-            lambda s: s.run.folder_name in busy or self._wants(s) or self._wants_later(s),
+        new = {s.run.folder_name: s.run for s in waiting}
+        new = {name: run for name, run in new.items() if name not in self._looked_for}
+        self._looked_for |= set(new)
+        found = find_stored(new.values(), self.runs_dir)
+        uses = links(self.runs_dir) if found else {}
+        for name, folder in found.items():
+            paths = uses.get(folder.resolve(), [folder])
+            self._link(new[name], folder)
+            self.progress.say(f"{new[name].name}: the same run as {paths[0]}, which it shares")
+        if self.accept_code_change:
+            left = [run for name, run in new.items() if name not in found]
+            for name, source in find_of_other_code(left, self.runs_dir).items():
+                found |= {name: source} if self._accept(new[name], source) else {}
+        return bool(found)
+
+    def _accept(self, run: Run, source: Path) -> bool:
+        """Take over a finished run of other code. Whether that went well."""
+        accepted, folder = accepting(source, run), stored_folder(run, self.runs_dir)
+        try:
+            adopt_accepted(folder, run.config, source, accepted)
+        except UnfitError as error:
+            self.progress.say(f"{run.name}: not copied: {error}")
+            return False
+        self._link(run, folder)
+        self.progress.say(
+            f"{run.name}: copied from {source}, accepted though it changed: {accepted.changed}"
         )
-        for text in self.sharing.why_from_zero():
-            if text not in self._said:
-                self._said.add(text)
-                self.progress.say(text)
-        waits = {name for name, trunk in self._trunks.items() if not trunk.ready}
-        sources = {self._trunks[name].source for name in waits}
-        able = [state for state in wanted if state.run.folder_name not in waits]
-        seeds = {seed: index for index, seed in enumerate(self.sweep.seeds)}
-        others = sum(state.run.folder_name not in sources for state in able)
-        few = others < (self.executor.slots or 0)
+        return True
 
-        def order(state: RunState) -> tuple[int, int]:
-            seed, other = seeds[state.run.seed], state.run.folder_name not in sources
-            return (other, seed) if few else (seed, other)
+    def _link(self, run: Run, folder: Path) -> Path:
+        """Make a run's name in the sweep lead to a folder. The path to use it by."""
+        path = self.folder.resolve() / run.folder_name
+        link(path, folder.resolve())
+        return locate(path)
 
-        return sorted(able, key=order)
+    def _make_folder(self, run: Run) -> Path:
+        """The folder of a run that is to be started, made where it is not there."""
+        path = self.folder.resolve() / run.folder_name
+        folder = locate(path)
+        if folder.is_dir():
+            return folder
+        if folder != path or path.is_symlink():  # what it led to was moved to the trash (--rerun)
+            folder.resolve().mkdir(parents=True, exist_ok=True)
+            return folder
+        if not self.share:
+            path.mkdir()
+            return path
+        stored = stored_folder(run, self.runs_dir)
+        stored.mkdir(parents=True, exist_ok=True)
+        return self._link(run, stored)
 
     def _wants(self, state: RunState) -> bool:
         """Whether a run that is not under way should be."""
+        return self.work.wants(state.run) and self._may_start(state)
+
+    def _may_start(self, state: RunState) -> bool:
+        """The same, whatever the source of work says."""
         name = state.run.folder_name
         fresh = name not in self.starts and name not in self._followed
         tries, began_at = self._tries.get(name, (0, 0))
@@ -319,7 +422,7 @@ class Launcher:
                 return fresh
             case "lost":
                 # What was killed may do better at once, a server that was away after a while;
-                # another failure is for the user to mend.
+                # another failure is for the user to fix.
                 if fresh or self.retry == "none":
                     return fresh and self.retry != "none"
                 if state.reason == "run-error":
@@ -346,19 +449,10 @@ class Launcher:
         wanted = {}
         self._check_folder()
         for state in states:
-            folder = sweep_folder(self.sweep, self.runs_dir) / state.run.folder_name
-            folder.mkdir(exist_ok=True)
+            folder = self._make_folder(state.run)
             self._seen.add(state.run.folder_name)
             (folder / STOP).unlink(missing_ok=True)
-            start = Start(state.run, folder)
-            if self.sharing is not None:
-                start = self.sharing.start(state.run, folder, self._trunks)
-                if start.trunk is not None and self.sharing.is_other_length(start.trunk.name):
-                    self.progress.say(
-                        f"{state.run.name}: continues {start.trunk.name} after its "
-                        f"{start.trunk_iterations} iterations"
-                    )
-            wanted[state.run.folder_name] = (state, start)
+            wanted[state.run.folder_name] = (state, self._begin(state, folder))
         if not self.executor.outlive:  # said before: an inline run takes its time
             for state in states:
                 self._note(state)
@@ -368,6 +462,29 @@ class Launcher:
                 self._note(wanted[name][0])
             self.active.add(name)
         return bool(taken)
+
+    def _begin(self, state: RunState, folder: Path) -> Start:
+        """From where a run starts: a run of another length, where that has the same beginning."""
+        store = self.runs_dir.resolve() / STORE if self.share else None
+        start = Start(state.run, folder, self.sweep.name, store)
+        if not self.share or checkpoints_of(folder):
+            return start
+        if self._beginnings is None:
+            self._beginnings, why_from_zero = beginnings(
+                self.sweep, self.runs_dir, (run for run in self.sweep.runs if self._is_new(run))
+            )
+            for text in why_from_zero:
+                self.progress.say(text)
+        found = self._beginnings.get(start.name)
+        if found is None:
+            return start
+        self.progress.say(f"{state.run.name}: {found.text}")
+        source = found.source.parent.resolve() / found.source.name
+        return replace(start, source=source, source_iterations=found.iterations)
+
+    def _is_new(self, run: Run) -> bool:
+        state = self._states[run.folder_name]
+        return state.state not in (*LIVE, "finished") and not checkpoints_of(state.folder)
 
     def _note(self, state: RunState) -> None:
         """Count a start, and say it."""
@@ -399,13 +516,45 @@ class Launcher:
 
     def _after_iteration(self) -> bool:
         """Called by an inline job, during which the launcher's own loop stands still."""
-        self.progress.update(self._shown, self.executor.slots)
+        try:
+            self.progress.update(self._shown, self.executor.slots)
+        except (ConfigError, RunError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            # What ends the launcher is no fault of the run in which it shows.
+            self._broken = error
+            self.signals += 1
         return self.signals > 0
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self.signals and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, PAUSE_S))
+
+    # -- what a source of work asks
+
+    def is_hopeless(self, state: RunState) -> bool:
+        """Whether a run has failed, or was lost so often, that it is not started again."""
+        # While its job is under way, its folder may still show how the one before ended.
+        under_way = state.run.folder_name in self.active
+        if under_way or self._may_start(state) or self._wants_later(state):
+            return False
+        if state.state != "lost":
+            return state.state == "failed"
+        if self.no_space or self.retry == "none":  # the same command continues
+            return False
+        tries, began_at = self._tries.get(state.run.folder_name, (0, 0))
+        stuck = tries >= MAX_TRIES and newest_checkpoint(state.folder) <= began_at
+        return state.reason in _LEADS_NOWHERE or (stuck and state.reason != "no-space")
+
+    def end(self, live: Iterable[RunState]) -> None:
+        """Ask living jobs to stop."""
+        live = list(live)
+        queued = {s.run.folder_name for s in live if s.state == "queued"}
+        if queued:
+            with contextlib.suppress(RunError):  # then it starts, and finds its stop file
+                self.scheduler.cancel(queued)
+        ask_to_stop([s.folder for s in live if s.folder.is_dir()])
 
     # -- stopping
 
@@ -418,22 +567,16 @@ class Launcher:
         if self.held is not None and self.held.gone():
             return False
         states = self._look()
-        running = self._busy(states)
+        running = self._own(states)
         if self.executor.outlive:
             if running:
                 self.progress.say(
                     f"{len(running)} run(s) go on in Slurm without this command; the same command "
                     "follows them again, and --cancel ends them"
                 )
-            waiting = sum(not trunk.ready for trunk in self._trunks.values())
-            if waiting:
-                self.progress.say(
-                    f"{waiting} run(s) wait for the checkpoint of another and are not in the queue "
-                    "yet; the same command hands them over (with --detach in the background)"
-                )
             return False
         with contextlib.suppress(OSError):  # a disk too full to be asked ends the jobs by itself
-            ask_to_stop([sweep_folder(self.sweep, self.runs_dir) / name for name in running])
+            ask_to_stop([s.folder for s in states if s.run.folder_name in running])
         if running:
             self.progress.say(
                 f"stopping: {len(running)} running run(s) finish their iteration and checkpoint "
@@ -444,7 +587,7 @@ class Launcher:
             time.sleep(PAUSE_S)
             states = self._look()
             self._reap(states)
-            running = self._busy(states)
+            running = self._own(states)
             self.progress.update(self._shown, self.executor.slots)
         if running:
             self.progress.say(
@@ -455,74 +598,8 @@ class Launcher:
 
 _FOR_THE_USER = ("no-space", "no-progress", "finished")
 """Reasons of a loss that starting again at once would only repeat."""
-
-
-# ---- one launcher at a time ------------------------------------------------------------------
-
-
-def own(sweep: Sweep, runs_dir: Path, begin: bool = True) -> lease.Lease | None:
-    """The sweep's lease, or None where another launcher holds it.
-
-    With `begin` the sweep's folder is made; without, FileNotFoundError where it is not there.
-    """
-    folder = sweep_folder(sweep, runs_dir)
-    if begin:
-        folder.mkdir(parents=True, exist_ok=True)
-    held = lease.acquire(folder / LAUNCHER)
-    if held is not None:
-        held.ends_process = False  # the launcher looks by itself, and says what its jobs do
-    return held
-
-
-def owner(sweep: Sweep, runs_dir: Path) -> str:
-    """Who holds the sweep's lease, in words."""
-    return lease.holder(sweep_folder(sweep, runs_dir) / LAUNCHER)
-
-
-def wait_for_lease(
-    sweep: Sweep, runs_dir: Path, progress: Progress, places: Callable[[], dict[str, Place]]
-) -> lease.Lease:
-    """Follow the launcher that owns the sweep until it is gone. Interrupted by a signal.
-
-    FolderGoneError where the sweep's folder is not the one any more that was followed.
-    """
-    folder = sweep_folder(sweep, runs_dir)
-    followed = _identity(folder)
-    noted: list[int] = []
-    progress.warnings(look_at_all(sweep, runs_dir, places()))
-    with signals.handling(noted.append, _ENDING_SIGNALS):
-        while True:
-            same = followed is not None and _identity(folder) == followed
-            try:
-                held = own(sweep, runs_dir, begin=False) if same else None
-            except FileNotFoundError:  # renamed between the two
-                same, held = False, None
-            if not same:
-                raise lease.FolderGoneError(
-                    f"{folder}: was renamed, removed or replaced while this command followed it; "
-                    "nothing was started: put it back and run the same command again to continue, "
-                    "or run it without the folder to begin anew"
-                )
-            if held is not None:
-                break
-            if noted:
-                raise signals.Interrupted(noted[0])
-            progress.update(lambda: look_at_all(sweep, runs_dir, places()), None)
-            time.sleep(PAUSE_S)
-    progress.warnings(look_at_all(sweep, runs_dir, places()))
-    return held
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """What stays the same of a folder while it is the same; None where it is not there."""
-    try:
-        seen = folder.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return seen.st_dev, seen.st_ino
-
-
-# ---- stopping ---------------------------------------------------------------------------------
+_LEADS_NOWHERE = ("no-progress", "finished")
+"""Reasons of a loss that starting again repeats, whoever fixes what is around it."""
 
 
 def ask_to_stop(folders: list[Path]) -> None:

@@ -18,6 +18,7 @@ from harness.runs.store import read_result, sweep_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.records import DamagedFileError
+from mixgrpo.runs.location import locate
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import dump_config, load_config
 from mixgrpo.settings.identity import config_hash, length_alone
@@ -48,7 +49,49 @@ class OtherLength:
     @cached_property
     def why_not(self) -> str:
         """Why the run of the file cannot start from any of its checkpoints; empty where it can."""
-        return _why_not(self.folder, self.run.config, self.wanted.config)
+        return _why_not(self.folder, self.run, self.wanted.config)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run starts that has nothing yet: a checkpoint of the same run of another length."""
+
+    source: Path
+    """The folder of that run."""
+    iterations: int
+
+    @property
+    def text(self) -> str:
+        return f"continues {self.source.name} after its {self.iterations} iterations"
+
+
+def beginnings(
+    sweep: Sweep, runs_dir: Path, starting: Iterable[Run]
+) -> tuple[dict[str, Beginning], list[str]]:
+    """From where runs start that have nothing yet, by the names of their folders; and why others
+    start from zero though a run of another length is there, a line for each reason."""
+    found: dict[str, Beginning] = {}
+    reasons: dict[str, dict[str, OtherLength]] = {}
+    for other in other_lengths(sweep, runs_dir, starting):
+        name = other.wanted.folder_name
+        if other.why_not:
+            reasons.setdefault(other.why_not, {})[name] = other
+            continue
+        common = common_iterations(other.run.config, other.wanted.config)
+        point = max(m for m in checkpoints_of(other.folder) if m <= common)
+        if name not in found or point > found[name].iterations:
+            found[name] = Beginning(other.folder, point)
+    lines = []
+    for why, by_name in reasons.items():
+        others = [other for name, other in by_name.items() if name not in found]
+        if others:
+            more = f" and {len(others) - 1} more runs start" if len(others) > 1 else " starts"
+            first = others[0].run
+            lines.append(
+                f"{others[0].wanted.name}{more} from zero, not from {first.folder_name} with its "
+                f"{first.config.iterations} iterations: {why}"
+            )
+    return found, lines
 
 
 def other_lengths(sweep: Sweep, runs_dir: Path, wanted: Iterable[Run]) -> list[OtherLength]:
@@ -60,7 +103,9 @@ def other_lengths(sweep: Sweep, runs_dir: Path, wanted: Iterable[Run]) -> list[O
         if name not in own:
             others.setdefault(_stem(name), []).append(name)
     return [
-        OtherLength(Run(run.arm, run.seed, config, name.rpartition("-")[2]), run, folder / name)
+        OtherLength(
+            Run(run.arm, run.seed, config, name.rpartition("-")[2]), run, locate(folder / name)
+        )
         for run in wanted
         for name in others.get(_stem(run.folder_name), ())
         if (config := _config_of(folder / name, run.config))
@@ -87,14 +132,14 @@ def _config_of(folder: Path, wanted: RunConfig) -> RunConfig | None:
     those that change no result.
     """
     try:
-        text = (folder / "config.yaml").read_text("utf-8")
+        text = (locate(folder) / "config.yaml").read_text("utf-8")
         iterations = int(_LENGTH.findall(text)[0])
         if iterations == wanted.iterations:
             return None
         config = wanted.model_copy(update={"iterations": iterations})
         if not (folder.name.endswith(config_hash(config)) and _unhashed(text) == _dumped(wanted)):
-            config = load_config(folder / "config.yaml")
-    except (OSError, ConfigError, ValueError, LookupError):
+            config = load_config(locate(folder) / "config.yaml")
+    except (OSError, ConfigError, ValueError, LookupError, DamagedFileError):
         return None  # it is no run, or one of another version
     return config if config.seed == wanted.seed and length_alone(config, wanted) else None
 
@@ -113,10 +158,10 @@ def _dumped_once(settings: str) -> str:
     return _unhashed(dump_config(RunConfig.model_validate_json(settings)))
 
 
-def _why_not(folder: Path, there: RunConfig, wanted: RunConfig) -> str:
-    if why := why_not_continued(there, folder.name.rpartition("-")[2], wanted):
+def _why_not(folder: Path, there: Run, wanted: RunConfig) -> str:
+    if why := why_not_continued(there.config, there.hash, wanted):
         return why
-    common = common_iterations(there, wanted)
+    common = common_iterations(there.config, wanted)
     if not any(point <= common for point in checkpoints_of(folder)):
         return f"it has no checkpoint of at most {common} iterations"
     try:

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.launching.sharing import Sharing, finished_by_other_code, finished_elsewhere, will_come
-from harness.launching.trunk import Trunk, may_start
+from harness.launching.lengths import Beginning, beginnings
+from harness.runs.folder import checkpoints_of
 from harness.runs.progress import counts, seconds_per_run
-from harness.runs.store import RunState
+from harness.runs.store import LIVE, RunState
+from harness.runs.stored import find_of_other_code, find_stored
 from harness.study.arms import Arm
 from harness.study.spec import Sweep, same_schedules
+from mixgrpo.files.records import RESULT
 from mixgrpo.sampling.plan import run_cost
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.text.words import duration
@@ -25,32 +27,39 @@ _MOST = 20
 class Saved:
     """What need not be computed, by the names of the runs' folders."""
 
-    copied: dict[str, Path]
-    """Finished elsewhere: where."""
-    trunks: dict[str, Trunk]
-    """From whose checkpoint the others start that do not start from nothing."""
-    from_zero: tuple[str, ...] = ()
+    stored: dict[str, Path]
+    """Runs that are finished already, for another sweep: where they lie."""
+    beginnings: dict[str, Beginning]
+    """From which checkpoints others start."""
+    from_zero: list[str]
     """Why runs start from zero though runs of another length are there."""
 
     def iterations(self, state: RunState) -> int:
         """Those that a run gets from another one."""
         name = state.run.folder_name
-        if name in self.copied:
+        if name in self.stored:
             return state.total
-        return self.trunks[name].iterations if name in self.trunks else 0
+        return self.beginnings[name].iterations if name in self.beginnings else 0
 
 
 def foresee(
     sweep: Sweep, states: list[RunState], runs_dir: Path, accept_code_change: bool = False
 ) -> Saved:
-    """What the launcher would share, given the states of the sweep's runs or of a part of them."""
-    starting = [state for state in states if may_start(state)]
-    copied = finished_elsewhere(starting, runs_dir)
+    """What the launcher would not compute again, given the states of the sweep's runs or of a part
+    of them."""
+    waiting = [state.run for state in states if state.state == "waiting"]
+    stored = find_stored(waiting, runs_dir)
     if accept_code_change:
-        copied = finished_by_other_code(starting, runs_dir) | copied
-    left = [state for state in states if state.run.folder_name not in copied]
-    sharing = Sharing(sweep, runs_dir)
-    return Saved(copied, sharing.plan(left, will_come), tuple(sharing.why_from_zero()))
+        stored = find_of_other_code(waiting, runs_dir) | stored
+    stored = {name: folder for name, folder in stored.items() if (folder / RESULT).exists()}
+    new = [
+        state.run
+        for state in states
+        if state.state not in (*LIVE, "finished")
+        and not checkpoints_of(state.folder)
+        and state.run.folder_name not in stored
+    ]
+    return Saved(stored, *beginnings(sweep, runs_dir, new))
 
 
 def describe(
@@ -76,7 +85,7 @@ def describe(
         seconds = seconds_per_run(own)
         if arm.name in shown:
             lines += ["", *_arm(sweep, arm, own, seconds)]
-            lines += _shared_by(own, states, saved) if saved else []
+            lines += _shared_by(own, saved) if saved else []
         if seconds is None:
             unknown += len(missing)
         else:
@@ -137,58 +146,36 @@ def _arm(sweep: Sweep, arm: Arm, states: list[RunState], seconds: float | None) 
     )
 
 
-def _shared_by(own: list[RunState], states: list[RunState], saved: Saved) -> Iterator[str]:
-    """With whom an arm shares its first iterations, by the first of its runs that does."""
-    names = {state.run.folder_name: state.run.arm for state in states}
-    for state in own:
-        trunk = saved.trunks.get(state.run.folder_name)
-        if trunk is not None:
-            source = names.get(trunk.source, f"the run {trunk.source}")
-            yield (
-                f"  shared       {trunk.iterations} of {state.total} iterations, which are those "
-                f"of {source}"
-            )
+def _shared_by(states: list[RunState], saved: Saved) -> Iterator[str]:
+    """Where the first of an arm's runs starts that does not start from nothing."""
+    for state in states:
+        if found := saved.beginnings.get(state.run.folder_name):
+            yield f"  continues    {found.source.name} after its {found.iterations} iterations"
             return
 
 
 def _shared(states: list[RunState], saved: Saved) -> Iterator[str]:
-    """What is computed once for several runs, in one line; none where nothing is."""
+    """What is not computed again, in one line; none where nothing is."""
     missing = [state for state in states if state.state != "finished"]
-    copied = [state for state in missing if state.run.folder_name in saved.copied]
-    starting = [state for state in missing if state.run.folder_name in saved.trunks]
-    if not (copied or starting):
+    stored = [state for state in missing if state.run.folder_name in saved.stored]
+    starting = [state for state in missing if state.run.folder_name in saved.beginnings]
+    if not (stored or starting):
         return
     parts = []
-    if copied:
-        one = len(copied) == 1
+    if stored:
+        verb = "is" if len(stored) == 1 else "are"
         parts.append(
-            f"{len(copied):,} of {len(states):,} runs {'is' if one else 'are'} finished elsewhere "
-            f"and {'is' if one else 'are'} copied"
+            f"{len(stored):,} of {len(states):,} runs {verb} finished already, for another sweep"
         )
     if starting:
-        parts.append(_starting(starting, saved))
+        verb = "continues a run" if len(starting) == 1 else "continue runs"
+        parts.append(f"{len(starting):,} {verb} of another length")
     total = sum(state.total - state.iteration for state in missing)
-    given = sum(saved.iterations(state) - state.iteration for state in (*copied, *starting))
+    given = sum(saved.iterations(state) - state.iteration for state in (*stored, *starting))
     parts.append(
         f"saves {given:,} of {total:,} iterations ({given / total:.0%})".replace("%", " %")
     )
     yield f"shared        {'; '.join(parts)}"
-
-
-def _starting(starting: list[RunState], saved: Saved) -> str:
-    count = len(starting)
-    lengths = sorted({saved.iterations(state) for state in starting})
-    totals = sorted({state.total for state in starting})
-    verb = "starts" if count == 1 else "start"
-    return (
-        f"{count:,} {verb} from a checkpoint that another makes: {_span(lengths)} of "
-        f"{_span(totals)} iterations{'' if count == 1 else ' each'}"
-    )
-
-
-def _span(numbers: list[int]) -> str:
-    low, high = numbers[0], numbers[-1]
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _total(states: list[RunState], left: list[float], unknown: int, slots: int | None) -> str:

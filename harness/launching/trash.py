@@ -2,8 +2,9 @@
 
     runs/<sweep>/.trash/<date>-<time>/<run>
 
-Each folder is moved by one rename, so that a crash leaves it in one of the two places. Of a run
-folder that is a link only the link is moved: what it leads to may be another sweep's.
+Each folder is moved by one rename, so that a crash leaves it in one of the two places. A stored
+run is moved itself where no other sweep uses it (`harness.runs.stored`), and otherwise the link to
+it alone, as every link that leads out of the store.
 """
 
 import os
@@ -18,12 +19,14 @@ import typer
 
 from harness.launching.launcher import STOP_PATIENCE_S, ask_to_stop
 from harness.runs.folder import newest_checkpoint
+from harness.runs.stored import STORE, links
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files import lease
 from mixgrpo.files.atomic import flush
 from mixgrpo.files.records import RESULT
 from mixgrpo.runs.folder import OWNER
+from mixgrpo.runs.location import locate
 
 TRASH = ".trash"
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
@@ -39,32 +42,47 @@ class Item:
     size: int
     """Bytes, of a link 0."""
     remark: str = ""
+    stored: Path | None = None
+    """What is moved where `folder` leads to a stored run; None where `folder` itself is."""
+    keeps_link: bool = False
+    """Whether the run is made anew where it was, for all that lead there."""
 
     @property
     def is_live(self) -> bool:
         return self.state == "running"
 
     def __str__(self) -> str:
-        size = "" if self.folder.is_symlink() else f"{size_text(self.size)}, "
+        size = f"{size_text(self.size)}, " if self.size else ""
         remark = f"; {self.remark}" if self.remark else ""
         return f"{self.folder}: {size}{self.state}{remark}"
 
 
-def look_at(folder: Path, queued: Collection[str] = (), remark: str = "") -> Item:
-    """What would be moved of one run. `queued`: names of the folders whose jobs wait in Slurm."""
-    if folder.is_symlink():
-        target = folder.readlink()
-        return Item(folder, f"a link to {target}, which itself stays where it is", 0, remark)
-    done = newest_checkpoint(folder)
-    if lease.is_held(folder / OWNER):
+def look_at(
+    folder: Path, queued: Collection[str] = (), remark: str = "", anew: bool = False
+) -> Item:
+    """What would be moved of one run. `queued`: names of the folders whose jobs wait in Slurm;
+    `anew`: it is run again, for all sweeps that use it."""
+    stored, runs_dir = None, folder.parent.parent
+    if folder.is_symlink() or folder.is_file():
+        stored = locate(folder).resolve()
+        uses = [path.parent.name for path in links(runs_dir).get(stored, []) if path != folder]
+        if stored.parent != (runs_dir / STORE).resolve() or (uses and not anew):
+            why = f", which {' and '.join(sorted(set(uses)))} uses" if uses else ""
+            words = f"a link to {os.path.relpath(stored, folder.parent)}{why}, which itself stays"
+            return Item(folder, f"{words} where it is", 0, remark)
+        if uses:
+            remark = f"{', '.join(sorted(set(uses)))} uses it, too, and gets the new one"
+    place = stored or folder
+    done = newest_checkpoint(place)
+    if lease.is_held(place / OWNER):
         state = "running"
     elif folder.name in queued:
         state = "queued"
-    elif (folder / RESULT).exists():
+    elif (place / RESULT).exists():
         state = "finished"
     else:
         state = f"unfinished, with a checkpoint of {done} iterations" if done else "unfinished"
-    return Item(folder, state, size_of(folder), remark)
+    return Item(folder, state, size_of(place), remark, stored, anew)
 
 
 def confirmed(items: list[Item], option: str, yes: bool) -> bool:
@@ -87,10 +105,9 @@ def move(
     items: list[Item],
     say: Callable[[str], None],
     cancel: Callable[[set[str]], set[str]],
-    made_anew: bool = False,
 ) -> Path:
-    """Move runs to a new folder of the trash, and say how to put them back: where they are
-    `made_anew` meanwhile, in place of the new ones.
+    """Move runs to a new folder of the trash, and say how to put them back: where they are made
+    anew meanwhile, in place of the new ones.
 
     Running ones are stopped first, and queued ones are taken out of the queue by `cancel`. RunError
     for one that cannot be stopped; what was moved by then stays in the trash, the rest in place.
@@ -109,7 +126,7 @@ def move(
     try:
         for item in items:
             patience = STOP_PATIENCE_S - (time.monotonic() - begin) if item.is_live else 1.0
-            _move_one(item.folder, place / item.folder.name, patience)
+            _move_one(item, place / item.folder.name, patience)
             say(f"moved {item.folder} to {place}")
     finally:
         flush(place)
@@ -117,19 +134,23 @@ def move(
         if not any(place.iterdir()):
             place.rmdir()
         else:
-            for line in how_to_restore(place, made_anew):
+            for line in how_to_restore(place, items):
                 say(line)
     return place
 
 
-def how_to_restore(place: Path, made_anew: bool = False) -> Iterable[str]:
+def how_to_restore(place: Path, items: Iterable[Item]) -> Iterable[str]:
     """The commands that put back what lies in a folder of the trash, and that free its space."""
-    there, back = shlex.quote(str(place)), f"{shlex.quote(str(place.parents[1]))}/"
-    command = f"mv {there}/* {back}"
-    if made_anew:
-        new = " ".join(back + shlex.quote(run.name) for run in sorted(place.iterdir()))
-        command = f"mkdir {there}-new && mv {new} {there}-new/ && {command}"
-    yield f"to put them back: {command}"
+    there = shlex.quote(str(place))
+    anew = [item for item in items if item.keeps_link and (place / item.folder.name).exists()]
+    if anew:
+        steps = [f"mkdir {there}-new"]
+        for item in anew:
+            name, home = shlex.quote(item.folder.name), shlex.quote(str(item.stored or item.folder))
+            steps += [f"mv {home} {there}-new/{name}", f"mv {there}/{name} {home}"]
+        yield f"to put them back: {' && '.join(steps)}"
+    else:
+        yield f"to put them back: mv {there}/* {shlex.quote(str(place.parents[1]))}/"
     yield f"to free the space: rm -r {there}"
 
 
@@ -167,19 +188,22 @@ def _new_place(trash: Path) -> Path:
     raise RunError(f"{trash}: has a thousand folders of this second; remove some")
 
 
-def _move_one(folder: Path, place: Path, patience_s: float) -> None:
-    if folder.is_symlink():
-        folder.rename(place)
+def _move_one(item: Item, target: Path, patience_s: float) -> None:
+    if item.stored is None and (item.folder.is_symlink() or item.folder.is_file()):
+        item.folder.rename(target)
         return
+    run = item.stored or item.folder
     # Owning the run keeps a job from beginning in it while it is moved.
-    owned = lease.acquire(folder / OWNER, patience_s)
+    owned = lease.acquire(run / OWNER, patience_s)
     if owned is None:
         raise RunError(
-            f"{folder}: still runs and was not moved; it stops after its iteration: run the same "
-            "command again then"
+            f"{item.folder}: still runs and was not moved; it stops after its iteration: run the "
+            "same command again then"
         )
     owned.ends_process = False
     try:
-        folder.rename(place)
+        run.rename(target)
+        if item.stored is not None and not item.keeps_link:
+            item.folder.unlink()
     finally:
         owned.release()

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from harness.runs.records import Attempt
 from mixgrpo.files import lease
 from mixgrpo.files.atomic import write_json
+from mixgrpo.files.jsonlines import whole_lines
 from mixgrpo.files.manifest import is_checkpoint_name
-from mixgrpo.files.records import DamagedFileError, loads, read, read_origin
+from mixgrpo.files.records import METRICS, DamagedFileError, Origin, loads, read, read_origin
 from mixgrpo.runs.folder import OWNER
 
 STOP = "stop"
@@ -171,5 +172,37 @@ def trained_by(folder: Path, iterations: int) -> str:
     """
     copied = origin(folder)
     if copied is None or copied["iterations"] < iterations:
-        return folder.parent.name
+        made = [a.sweep for a in read_attempts(folder) if a.sweep and a.began_at < iterations]
+        return made[-1] if made else folder.resolve().parent.name
     return copied["trained_by"] or copied["run"].partition("/")[0] or folder.parent.name
+
+
+def is_of(sweep: str, folder: Path, attempt: Attempt) -> bool:
+    """Whether a sweep asked for an attempt: the run in `folder` may be another one's, too.
+
+    Earlier versions did not say it, and kept each run in the folder of its sweep.
+    """
+    return sweep == (
+        attempt.sweep or (folder.resolve().parent.name if folder.is_symlink() else sweep)
+    )
+
+
+def taken_over(folder: Path, sweep: str, iterations: int) -> Origin | None:
+    """What of a finished run was computed for another sweep, or copied. None where nothing was.
+
+    DamagedFileError for a damaged origin.json.
+    """
+    noted = read_origin(folder)
+    if noted is not None:
+        return noted
+    attempts = read_attempts(folder)
+    others = [a for a in attempts if not is_of(sweep, folder, a)]
+    if not others:
+        return None
+    first = min((a.began_at for a in attempts if a not in others), default=iterations)
+    if not first:
+        return None
+    lines = whole_lines(folder / METRICS)
+    seconds = sum(x.get("seconds_total", 0.0) for x in lines if x["iteration"] < first)
+    study = trained_by(folder, first)
+    return Origin(run=f"{study}/{folder.name}", iterations=first, seconds=seconds, trained_by=study)

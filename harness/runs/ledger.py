@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.runs.folder import last_seen, last_touch, newest_checkpoint, origin
+from harness.runs.folder import is_of, last_seen, last_touch, newest_checkpoint, origin
 from harness.runs.records import Attempt
 from harness.runs.store import RunState
 from harness.slurm import submissions
@@ -53,7 +53,8 @@ class Ledger:
 
 
 def ledger(states: Iterable[RunState], sweep_folder: Path) -> Ledger:
-    """The books over these runs."""
+    """The books over these runs: what was computed for the sweep of this folder, and not what
+    other sweeps had computed of the same runs."""
     made, accounting = Ledger(), _Accounting(sweep_folder)
     for state in states:
         if state.attempts:
@@ -65,7 +66,8 @@ def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
     first = state.attempts[0]
     in_one_go = len(state.attempts) == 1 and first.reason == "finished" and not first.began_at
     if state.state == "finished" and in_one_go:
-        _enter_finished(made, state)
+        if is_of(accounting.sweep_folder.name, state.folder, first):
+            _enter_finished(made, state)
         return
     # What came from another run is no attempt's work: one that was killed before it had a
     # checkpoint has nothing of what a later one, or a launcher, took over.
@@ -102,6 +104,8 @@ def _enter(made: Ledger, state: RunState, accounting: "_Accounting") -> None:
         if not first_judged and seconds >= (before := evaluations.get(0, 0.0)):
             first_judged = True
             useful += before
+        if not is_of(accounting.sweep_folder.name, state.folder, attempt):
+            continue
         useful = min(useful, seconds)
         made.useful.add(useful, attempt.gpus)
         cause = START_UP if under_way else _cause(attempt, told)

@@ -1,7 +1,7 @@
 """The files that the harness itself reads back, as models; what the trainer writes is in
 `mixgrpo.files.records`, whose errors these have too."""
 
-from pydantic import Field, JsonValue, RootModel
+from pydantic import Field, JsonValue
 
 from mixgrpo.files.records import Count, Record, Seconds
 
@@ -21,6 +21,8 @@ class Attempt(Record):
     """Why it failed: one line of message, or a traceback with the message last."""
     executor: str | None = None
     """inline, local or slurm: how the job was started."""
+    sweep: str | None = None
+    """The sweep that asked for it; several may have the same run. Earlier versions: none."""
     host: str | None = None
     """The machine or node, for its owner: whom a process id belongs to."""
     warnings: tuple[str, ...] = ()
@@ -56,7 +58,3 @@ class Environment(Record):
     cpu: str | None = None
     threads: Count | None = None
     device: str | None = None
-
-
-class Kept(RootModel[set[Count]]):
-    """kept.json: the checkpoints that are kept for other runs alone."""

@@ -43,6 +43,7 @@ from mixgrpo.files.records import (
     read_bytes,
 )
 from mixgrpo.runs.folder import OWNER
+from mixgrpo.runs.location import locate
 from mixgrpo.settings.config import SCHEMA_VERSION
 
 State = Literal["finished", "running", "queued", "unknown", "stopped", "failed", "lost", "waiting"]
@@ -155,7 +156,7 @@ def look(
     for whoever looks again and again.
     """
     name = run.folder_name
-    folder = sweep_folder(sweep, runs_dir) / name
+    folder = locate(sweep_folder(sweep, runs_dir) / name)
     place = places.get(name) if places else None
     finished, damage = _finished(sweep, run, folder, place)
     if finished is not None:
@@ -278,7 +279,8 @@ def strangers(known: set[str], folder: Path) -> list[Path]:
 
 
 def _looks_like_a_run(folder: Path) -> bool:
-    if folder.is_symlink() and not folder.exists():  # what it leads to is gone
+    # A link of which what it leads to is gone, or the file in place of a link.
+    if folder.is_file() or (folder.is_symlink() and not folder.exists()):
         return "-seed" in folder.name
     return any((folder / name).exists() for name in ("config.yaml", "attempts", OWNER))
 

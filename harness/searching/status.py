@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.launching.launcher import LAUNCHER
 from harness.launching.plan import evaluations
+from harness.launching.sweep_lease import LAUNCHER
 from harness.runs.store import look
 from harness.searching.file import Search
 from harness.searching.runs import make_sweep, runs_of

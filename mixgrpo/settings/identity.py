@@ -74,6 +74,10 @@ _MODELS_OWN = {"model.guidance": 3.5, "model.cfg": 1.0}
 """What none means, in every model that takes the setting."""
 
 
+_DIGITS = 8
+"""Of a hash that people read and type."""
+
+
 def config_hash(config: RunConfig) -> str:
     """Eight hex digits that identify the result of a run.
 
@@ -101,6 +105,17 @@ def config_hashes(
 ) -> list[str]:
     """`config_hash` of the same configuration with each of these seeds; with this own code, and
     not that of now, where it is given."""
+    return [digest[:_DIGITS] for digest in _digests(config, seeds, code)]
+
+
+def config_digest(config: RunConfig) -> str:
+    """`config_hash` with all of its 64 digits, where two runs must never be taken for one."""
+    return _digests(config, [config.seed])[0]
+
+
+def _digests(
+    config: RunConfig, seeds: Sequence[int], code: Mapping[str, Modules] | None = None
+) -> list[str]:
     rewards = config.rewards
     identity = differences(config)
     # Files count by what is in them, and not by where they are.
@@ -139,5 +154,5 @@ def config_hashes(
     for seed in seeds:
         of_seed = identity if seed == _defaults()["seed"] else identity | {"seed": seed}
         text = json.dumps([SCHEMA_VERSION, of_seed, known], sort_keys=True)
-        found.append(hashlib.sha256(text.encode()).hexdigest()[:8])
+        found.append(hashlib.sha256(text.encode()).hexdigest())
     return found

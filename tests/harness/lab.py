@@ -58,9 +58,11 @@ class Lab:
         self.file.write_text(text)
         return self.file
 
-    def launch(self, *options: str, fake: dict[str, Any] | None = None) -> "subprocess.Popen[str]":
+    def launch(
+        self, *options: str, fake: dict[str, Any] | None = None, file: Path | None = None
+    ) -> "subprocess.Popen[str]":
         """Start `harness.sweep` with the fake trainer in a process of its own."""
-        command = [sys.executable, str(HERE / "fake_sweep.py"), str(self.file)]
+        command = [sys.executable, str(HERE / "fake_sweep.py"), str(file or self.file)]
         folders = ["--runs", str(self.runs), "--reports", str(self.root / "reports")]
         environment = {
             **os.environ,

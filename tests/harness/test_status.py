@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.launching.launcher import Launcher
+from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.screen import Progress
 from harness.runs.progress import cells, seconds_left, summary, time_left
 from harness.runs.records import Attempt
@@ -206,7 +206,7 @@ def test_a_job_that_has_not_come_to_its_lease_is_under_way(lab: Lab) -> None:
     (lab.runs / "toy").mkdir(parents=True)
     executor = Slow()
     launcher = Launcher(
-        lab.sweep,
+        SweepWork(lab.sweep),
         lab.runs,
         progress,
         lambda _: executor,  # type: ignore[arg-type,return-value]

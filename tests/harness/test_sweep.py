@@ -16,8 +16,9 @@ import pytest
 
 from harness import sweep as sweeps
 from harness.launching.dispatch import Local, Start
-from harness.launching.launcher import LAUNCHER, Launcher
+from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.screen import Progress
+from harness.launching.sweep_lease import LAUNCHER
 from harness.slurm.submissions import Scheduler
 from harness.status import as_data, as_text
 from harness.study.spec import Sweep
@@ -205,7 +206,11 @@ def test_a_place_where_jobs_cannot_start_is_one_error_and_stops_the_others(
     (lab.runs / "toy").mkdir(parents=True)
     scheduler = Scheduler(lab.runs / "toy")
     launcher = Launcher(
-        lab.sweep, lab.runs, Progress("composition", False), lambda _: executor, scheduler
+        SweepWork(lab.sweep),
+        lab.runs,
+        Progress("composition", False),
+        lambda _: executor,
+        scheduler,
     )
     start = executor.start
 

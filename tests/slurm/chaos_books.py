@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from harness.launching.launcher import LAUNCHER
+from harness.launching.sweep_lease import LAUNCHER
 from harness.runs.folder import origin, read_attempts
 from harness.runs.ledger import ledger
 from harness.runs.records import Attempt

@@ -17,7 +17,7 @@ from harness.study.spec import Sweep
 from mixgrpo import train
 from mixgrpo.runs.folder import claim
 from tests.harness.lab import SMALL, Lab
-from tests.harness.launching.test_sharing import launch, same, write_sweep
+from tests.harness.launching.toys import launch, same, write_sweep
 
 pytestmark = pytest.mark.usefixtures("toy_site")
 
@@ -50,12 +50,13 @@ def test_more_and_fewer_iterations_give_the_bytes_of_a_run_made_at_once(tmp_path
     before = {arm: content(state.folder) for arm, state in short.items()}
     sweep = write_sweep(tmp_path, long(STRATEGIES, 10))
     assert len(other_lengths(sweep, runs, sweep.runs)) == len(STRATEGIES)
-    assert "7 of 10 iterations, which are those of the run constant-seed0-" in planned(sweep, runs)
+    assert "  continues    constant-seed0-" in (plan := planned(sweep, runs))
+    assert "after its 7 iterations" in plan
     states, said = launch(sweep, runs)
     for arm, state in states.items():
         assert state.state == "finished"
         (attempt,) = state.attempts
-        assert attempt.began_at >= 7, arm  # more where another arm had gone on as this one does
+        assert attempt.began_at == 7, arm
         alone = tmp_path / "alone" / arm
         train.run(state.run.config, alone)
         assert same(state.folder) == same(alone), arm
@@ -143,7 +144,7 @@ def test_an_edited_number_of_iterations_continues_and_names_what_was_there(lab: 
     lab.write(SMALL.replace("iterations: 6", "iterations: 8"))
     code, output = lab.finish("--plan")
     assert code == 0, output
-    assert f"6 of 8 iterations, which are those of the run {old['interval=1-seed0'].name}" in output
+    assert f"continues    {old['interval=1-seed0'].name} after its 6 iterations" in output
     code, output = lab.finish("--jobs", "2")
     assert code == 0, output
     for name, folder in old.items():

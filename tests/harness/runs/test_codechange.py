@@ -121,7 +121,8 @@ def test_a_run_of_an_earlier_version_is_other_code_too(lab: Lab) -> None:
     for state in lab.states().values():
         settings = settings_hash(state.run.config)
         folder = state.folder.with_name(f"{state.run.name}-{settings}")
-        shutil.move(state.folder, folder)
+        shutil.move(state.folder.resolve(), folder)
+        state.folder.unlink()
         (folder / "code.json").unlink()
         for name in ("config.yaml", "result.json"):
             text = (folder / name).read_text().replace(state.run.hash, settings)

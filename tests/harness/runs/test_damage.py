@@ -60,7 +60,7 @@ def _write(path: Path, content: bytes) -> None:
 
 RECORDS = ("result.json", "attempts/1.json", "origin.json", "env.json")
 FILES = (
-    *("result.json", "metrics.jsonl", "eval.jsonl", "env.json", "origin.json", "kept.json"),
+    *("result.json", "metrics.jsonl", "eval.jsonl", "env.json", "origin.json"),
     *("attempts/1.json", "samples/prompts.json", "samples/000000/0.png", "config.yaml"),
 )
 
@@ -81,7 +81,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = place / "runs" / "tau" / run.folder_name
         (folder / "attempts").mkdir()
         (folder / "attempts" / "1.json").write_text(ATTEMPT.model_dump_json())
-        (folder / "kept.json").write_text("[3]")
     return place
 
 
@@ -160,7 +159,7 @@ def test_no_content_of_a_file_ends_status_or_plan_or_what_a_report_reads(
         lines = found.results.metrics
         assert len(set(zip(lines["arm"], lines["seed"], strict=True))) == (5 if lost else 6)
         none = (file, name) == ("samples/prompts.json", "a list")  # of no pictures
-        if file not in ("kept.json", "config.yaml", "attempts/1.json") and not none:
+        if file not in ("config.yaml", "attempts/1.json") and not none:
             assert any(str(victim) in text for text in found.results.left_out), name
             assert len(found.results.left_out) == 1
 

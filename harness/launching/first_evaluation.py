@@ -1,0 +1,76 @@
+"""The evaluation before training, made once for all runs that begin with the same weights.
+
+It depends on the weights, the prompts, the rewards and how images are drawn and on the seed, and on
+nothing that training does: the arms of a sweep have it in common. It is kept beside the stored runs
+(`harness.runs.stored`), under a digest of all that it depends on.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from harness.launching.adopt import MadeOn, UnfitError, copy_pictures
+from mixgrpo.errors import ConfigError
+from mixgrpo.files import jsonlines
+from mixgrpo.files.atomic import write_json
+from mixgrpo.files.records import EVALUATIONS, METRICS, DamagedFileError, is_line, loads
+from mixgrpo.runs.folder import claim
+from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.identity import config_digest
+
+FOLDER = "evaluations"
+"""In the store."""
+_LINE, _SAMPLES = "evaluation.json", "samples"
+_OF_TRAINING = ("iterations", "window", "optimizer", "objective", "rollout", "sampler")
+"""Settings that the untrained weights and their evaluation know nothing of."""
+
+
+def take(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> bool:
+    """Give a run that has nothing yet the evaluation before training, if one is kept. Whether it
+    was. To be called by the owner of the run's `folder`; OSError for a full disk."""
+    kept = _kept(store, config, made_on)
+    if any((folder / name).exists() for name in (METRICS, EVALUATIONS)):
+        return False
+    try:
+        line = loads((kept / _LINE).read_bytes())
+        if not is_line(EVALUATIONS, line) or line["iteration"] != 0:
+            return False
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return False
+    claim(config, folder)
+    # Pictures before the line: an evaluation that has its line is not made again.
+    try:
+        copy_pictures(kept / _SAMPLES, folder / _SAMPLES, 0)
+    except UnfitError:
+        return False
+    jsonlines.replace(folder / EVALUATIONS, [line])
+    return True
+
+
+def keep(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> None:
+    """Keep the evaluation before training that this run made. What fails costs the others time, and
+    nothing else."""
+    partial = None
+    with contextlib.suppress(OSError, ConfigError, DamagedFileError, UnfitError):
+        kept = _kept(store, config, made_on)
+        lines = [x for x in jsonlines.whole_lines(folder / EVALUATIONS) if x["iteration"] == 0]
+        if kept.is_dir() or not lines or not is_line(EVALUATIONS, lines[0]):
+            return
+        partial = kept.with_name(f"{kept.name}.partial-{os.getpid()}")
+        partial.mkdir(parents=True)
+        copy_pictures(folder / _SAMPLES, partial / _SAMPLES, 0)
+        write_json(partial / _LINE, lines[0])
+        partial.rename(kept)
+    if partial is not None:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _kept(store: Path, config: RunConfig, made_on: MadeOn) -> Path:
+    untrained = RunConfig()
+    same = {name: getattr(untrained, name) for name in _OF_TRAINING}
+    parts = [config_digest(config.model_copy(update=same)), config.output.samples, made_on]
+    text = json.dumps(parts, sort_keys=True)
+    return store / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,78 @@
+"""One launcher at a time works on a sweep: its lease, and how a second command waits for it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.launching.screen import Progress
+from harness.runs.store import look_at_all, sweep_folder
+from harness.slurm.submissions import Place
+from harness.study.spec import Sweep
+from mixgrpo.compute import signals
+from mixgrpo.files import lease
+
+LAUNCHER = "launcher"
+"""The folder in a sweep's folder with the lease of its launcher."""
+_PAUSE_S = 0.25
+
+
+def take_lease(sweep: Sweep, runs_dir: Path, begin: bool = True) -> lease.Lease | None:
+    """The sweep's lease, or None where another launcher holds it.
+
+    With `begin` the sweep's folder is made; without, FileNotFoundError where it is not there.
+    """
+    folder = sweep_folder(sweep, runs_dir)
+    if begin:
+        folder.mkdir(parents=True, exist_ok=True)
+    held = lease.acquire(folder / LAUNCHER)
+    if held is not None:
+        held.ends_process = False  # the launcher looks by itself, and says what its jobs do
+    return held
+
+
+def lease_holder(sweep: Sweep, runs_dir: Path) -> str:
+    """Who holds the sweep's lease, in words."""
+    return lease.holder(sweep_folder(sweep, runs_dir) / LAUNCHER)
+
+
+def wait_for_lease(
+    sweep: Sweep, runs_dir: Path, progress: Progress, places: Callable[[], dict[str, Place]]
+) -> lease.Lease:
+    """Follow the launcher that owns the sweep until it is gone. Interrupted by a signal.
+
+    FolderGoneError where the sweep's folder is not the one any more that was followed.
+    """
+    folder = sweep_folder(sweep, runs_dir)
+    followed = _identity(folder)
+    noted: list[int] = []
+    progress.warnings(look_at_all(sweep, runs_dir, places()))
+    with signals.handling(noted.append, signals.ENDING):
+        while True:
+            same = followed is not None and _identity(folder) == followed
+            try:
+                held = take_lease(sweep, runs_dir, begin=False) if same else None
+            except FileNotFoundError:  # renamed between the two
+                same, held = False, None
+            if not same:
+                raise lease.FolderGoneError(
+                    f"{folder}: was renamed, removed or replaced while this command followed it; "
+                    "nothing was started: put it back and run the same command again to continue, "
+                    "or run it without the folder to begin anew"
+                )
+            if held is not None:
+                break
+            if noted:
+                raise signals.Interrupted(noted[0])
+            progress.update(lambda: look_at_all(sweep, runs_dir, places()), None)
+            time.sleep(_PAUSE_S)
+    progress.warnings(look_at_all(sweep, runs_dir, places()))
+    return held
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What stays the same of a folder while it is the same; None where it is not there."""
+    try:
+        seen = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return seen.st_dev, seen.st_ino
