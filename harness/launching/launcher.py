@@ -18,22 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from harness.launching.adopt import UnfitError, adopt_accepted
-from harness.launching.dispatch import Executor, Start
+from harness.launching.dispatch import Executor
+from harness.launching.folders import Folders, HasRuns
 from harness.launching.job import MAX_TRIES
-from harness.launching.lengths import Beginning, beginnings
 from harness.launching.screen import Progress
-from harness.runs.codechange import accepting
-from harness.runs.folder import STOP, checkpoints_of, is_of, newest_checkpoint
+from harness.runs.folder import STOP, is_of, newest_checkpoint
 from harness.runs.store import LIVE, RunState, State, look, read_result, sweep_folder
-from harness.runs.stored import (
-    STORE,
-    find_of_other_code,
-    find_stored,
-    link,
-    links,
-    stored_folder,
-)
 from harness.slurm import commands as slurm
 from harness.slurm import submissions
 from harness.slurm.submissions import Scheduler
@@ -43,7 +33,6 @@ from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files import lease
 from mixgrpo.files.records import DamagedFileError, check_lines
 from mixgrpo.runs.folder import is_finished
-from mixgrpo.runs.location import locate
 
 Retry = Literal["none", "lost", "failed"]
 """What runs again: nothing that ended by itself, infrastructure failures, exceptions as well."""
@@ -61,13 +50,8 @@ uses a fifth of a core at most."""
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Work(Protocol):
+class Work(HasRuns, Protocol):
     """Where a launcher's runs come from."""
-
-    @property
-    def sweep(self) -> Sweep:
-        """The runs there are now."""
-        ...
 
     def wants(self, run: Run) -> bool:
         """Whether a run may be started, as far as the source of work is concerned."""
@@ -106,14 +90,12 @@ class Launcher:
         accept_code_change: bool = False,
         held: lease.Lease | None = None,
     ) -> None:
-        """`make_executor` is given what an inline job asks after every iteration. Without `share`
-        every run is computed from its beginning, in the sweep's own folder. With
-        `accept_code_change` a finished run that differs in the user's own code alone is taken for
-        the same. `held` is the sweep's lease."""
+        """`make_executor` is given what an inline job asks after every iteration. `share` and
+        `accept_code_change` are those of `Folders`. `held` is the sweep's lease."""
         # Absolute: code that an inline run calls may change the working directory.
         self.work, self.runs_dir, self.progress = work, runs_dir.absolute(), progress
         self.retry, self.scheduler, self.held = retry, scheduler, held
-        self.share, self.accept_code_change = share, accept_code_change
+        self.folders = Folders(work, self.runs_dir, progress.say, share, accept_code_change)
         self.executor = make_executor(self._after_iteration)
         self.signals = 0
         self.exit_code = 0
@@ -138,10 +120,6 @@ class Launcher:
         """Folder names of runs whose folder was there and is not any more."""
         self._seen: set[str] = set()
         """Folder names of runs whose folder was there."""
-        self._looked_for: set[str] = set()
-        """Folder names of the runs that were looked for in the store and in other sweeps."""
-        self._beginnings: dict[str, Beginning] | None = None
-        """From which runs of other lengths runs start, by folder name; None before any start."""
 
     @property
     def sweep(self) -> Sweep:
@@ -332,7 +310,7 @@ class Launcher:
         """Fill the free slots. Whether anything changed."""
         busy = self._busy(states)
         wanted = [s for s in states if s.run.folder_name not in busy and self._wants(s)]
-        if self.share and self._take_stored([s for s in wanted if s.state == "waiting"]):
+        if self.folders.take_stored([s.run for s in wanted if s.state == "waiting"]):
             return True
         if self.executor.slots is not None:
             elsewhere = {s.run.folder_name for s in states if s.in_queue} - self.active
@@ -345,62 +323,6 @@ class Launcher:
                 break
             started = self._start(batch) or started
         return started
-
-    def _take_stored(self, waiting: list[RunState]) -> bool:
-        """Link the runs that are there already, whichever sweep asked for them. Whether any was.
-
-        Each run is looked for once.
-        """
-        new = {s.run.folder_name: s.run for s in waiting}
-        new = {name: run for name, run in new.items() if name not in self._looked_for}
-        self._looked_for |= set(new)
-        found = find_stored(new.values(), self.runs_dir)
-        uses = links(self.runs_dir) if found else {}
-        for name, folder in found.items():
-            paths = uses.get(folder.resolve(), [folder])
-            self._link(new[name], folder)
-            self.progress.say(f"{new[name].name}: the same run as {paths[0]}, which it shares")
-        if self.accept_code_change:
-            left = [run for name, run in new.items() if name not in found]
-            for name, source in find_of_other_code(left, self.runs_dir).items():
-                found |= {name: source} if self._accept(new[name], source) else {}
-        return bool(found)
-
-    def _accept(self, run: Run, source: Path) -> bool:
-        """Take over a finished run of other code. Whether that went well."""
-        accepted, folder = accepting(source, run), stored_folder(run, self.runs_dir)
-        try:
-            adopt_accepted(folder, run.config, source, accepted)
-        except UnfitError as error:
-            self.progress.say(f"{run.name}: not copied: {error}")
-            return False
-        self._link(run, folder)
-        self.progress.say(
-            f"{run.name}: copied from {source}, accepted though it changed: {accepted.changed}"
-        )
-        return True
-
-    def _link(self, run: Run, folder: Path) -> Path:
-        """Make a run's name in the sweep lead to a folder. The path to use it by."""
-        path = self.folder.resolve() / run.folder_name
-        link(path, folder.resolve())
-        return locate(path)
-
-    def _make_folder(self, run: Run) -> Path:
-        """The folder of a run that is to be started, made where it is not there."""
-        path = self.folder.resolve() / run.folder_name
-        folder = locate(path)
-        if folder.is_dir():
-            return folder
-        if folder != path or path.is_symlink():  # what it led to was moved to the trash (--rerun)
-            folder.resolve().mkdir(parents=True, exist_ok=True)
-            return folder
-        if not self.share:
-            path.mkdir()
-            return path
-        stored = stored_folder(run, self.runs_dir)
-        stored.mkdir(parents=True, exist_ok=True)
-        return self._link(run, stored)
 
     def _wants(self, state: RunState) -> bool:
         """Whether a run that is not under way should be."""
@@ -449,10 +371,10 @@ class Launcher:
         wanted = {}
         self._check_folder()
         for state in states:
-            folder = self._make_folder(state.run)
+            folder = self.folders.make(state.run)
             self._seen.add(state.run.folder_name)
             (folder / STOP).unlink(missing_ok=True)
-            wanted[state.run.folder_name] = (state, self._begin(state, folder))
+            wanted[state.run.folder_name] = (state, self.folders.start(state.run, folder))
         if not self.executor.outlive:  # said before: an inline run takes its time
             for state in states:
                 self._note(state)
@@ -462,29 +384,6 @@ class Launcher:
                 self._note(wanted[name][0])
             self.active.add(name)
         return bool(taken)
-
-    def _begin(self, state: RunState, folder: Path) -> Start:
-        """From where a run starts: a run of another length, where that has the same beginning."""
-        store = self.runs_dir.resolve() / STORE if self.share else None
-        start = Start(state.run, folder, self.sweep.name, store)
-        if not self.share or checkpoints_of(folder):
-            return start
-        if self._beginnings is None:
-            self._beginnings, why_from_zero = beginnings(
-                self.sweep, self.runs_dir, (run for run in self.sweep.runs if self._is_new(run))
-            )
-            for text in why_from_zero:
-                self.progress.say(text)
-        found = self._beginnings.get(start.name)
-        if found is None:
-            return start
-        self.progress.say(f"{state.run.name}: {found.text}")
-        source = found.source.parent.resolve() / found.source.name
-        return replace(start, source=source, source_iterations=found.iterations)
-
-    def _is_new(self, run: Run) -> bool:
-        state = self._states[run.folder_name]
-        return state.state not in (*LIVE, "finished") and not checkpoints_of(state.folder)
 
     def _note(self, state: RunState) -> None:
         """Count a start, and say it."""
