@@ -9,7 +9,7 @@ are added.
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,13 +19,12 @@ import typer
 from harness import cli
 from harness.launching import options as cli_launch
 from harness.launching import preflight
-from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
-from harness.launching.job import TRAIN
+from harness.launching.dispatch import ExecutorName, Local, make_executor
 from harness.launching.launcher import Launcher, Retry, SweepWork, ask_to_stop
 from harness.launching.lengths import other_lengths
 from harness.launching.resources import Slurm, resources
 from harness.launching.screen import Progress
-from harness.launching.snapshot import locate, take
+from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease, wait_for_lease
 from harness.launching.trash import Item, confirmed, look_at, move
 from harness.probing.workers import after_training
@@ -240,25 +239,6 @@ def _scheduler(sweep: Sweep, runs: Path, asked: _Asked) -> Scheduler:
     return Scheduler(sweep_folder(sweep, runs), min(polls, default=30.0), LAG_S)
 
 
-def _executor(
-    sweep: Sweep, runs: Path, asked: _Asked, say: Callable[[str], None]
-) -> Callable[[Callable[[], bool]], Executor]:
-    """Makes the executor, for a launcher that says what an inline job asks when."""
-
-    def make(should_stop: Callable[[], bool]) -> Executor:
-        folder = sweep_folder(sweep, runs)
-        if asked.executor == "inline":
-            return Inline(should_stop, TRAIN)
-        snapshot = take(folder) if asked.snapshot else None
-        if asked.executor == "local":
-            return Local(asked.jobs, TRAIN, snapshot)
-        from harness.launching.cluster import Cluster
-
-        return Cluster(sweep.name, folder, asked.slurm, say, TRAIN, snapshot)
-
-    return make
-
-
 def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
     from harness.launching.plan import describe, foresee
 
@@ -326,7 +306,16 @@ def _run(
     _tell_strangers(sweep, runs)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:
-        make = _executor(sweep, runs, asked, progress.say)
+        folder = sweep_folder(sweep, runs)
+        make = make_executor(
+            asked.executor,
+            asked.jobs,
+            sweep.name,
+            folder,
+            asked.slurm,
+            asked.snapshot,
+            progress.say,
+        )
         scheduler = _scheduler(sweep, runs, asked)
         launcher = Launcher(
             SweepWork(part),

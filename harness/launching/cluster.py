@@ -8,7 +8,7 @@ import io
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +76,7 @@ class Cluster:
         self,
         sweep_name: str,
         folder: Path,
-        resources: dict[str, Slurm],
+        resources: Mapping[str, Slurm],
         say: Callable[[str], None],
         train: str = TRAIN,
         snapshot: Snapshot | None = None,

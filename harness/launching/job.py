@@ -6,43 +6,46 @@ over takes a checkpoint and puts itself back into the queue. All it needs to kno
 stands in its environment (`harness.launching.place`).
 
     python -m harness.launching.job     one job, JSON on the standard input, in its own process
+
+It is long because a job's life stands in one place: signals, ranks, taking over, every way to end.
 """
 
 import contextlib
-import errno
 import importlib
 import json
-import logging
 import os
 import signal
 import sys
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from harness.launching import first_evaluation
 from harness.launching.adopt import UnfitError, adopt
+from harness.launching.attempt import (
+    NO_SPACE,
+    Record,
+    explain,
+    log_to,
+    reason_of,
+    tell,
+    trainer_heard,
+)
 from harness.launching.place import Here, here, join_ranks
 from harness.runs import environment
 from harness.runs.folder import (
     ENDED_BY_ITSELF,
     STOP,
     Reason,
-    _write_attempt,
-    close_killed,
     newest_checkpoint,
-    next_attempt,
     read_attempts,
     without_progress,
 )
-from harness.runs.records import Attempt
 from harness.slurm import commands as slurm
-from mixgrpo.errors import ConfigError, RepeatableError, RunError
+from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files import lease
 from mixgrpo.files.atomic import write_json
 from mixgrpo.files.records import ORIGIN
@@ -50,7 +53,6 @@ from mixgrpo.runs.folder import OWNER
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.identity import config_hash
 from mixgrpo.settings.owncode import own_code
-from mixgrpo.text.escape import one_line, without_passwords
 
 TRAIN = "mixgrpo.train:run"
 
@@ -65,9 +67,6 @@ MAX_TRIES = 3
 YIELDED = 85
 """Exit code of a job in a pack that made room and is to be queued again."""
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_MOST_WARNINGS = 20
-"""So many a record keeps: a text with a number in it may differ in every iteration."""
 _PATIENCE_WITH_RANKS_S = 5.0
 """The first rank records why a run ended; the others leave it time to."""
 
@@ -123,7 +122,7 @@ class Job:
             if where.rank:
                 return self._follow(where, lambda: bool(signals))
         outcome = self.run(lambda: bool(signals), lambda: _place_is_wanted(signals, where), where)
-        _tell(f"{self.folder}: {outcome}", sys.stdout)
+        tell(f"{self.folder}: {outcome}", sys.stdout)
         if self.ranks:
             leave_ranks()
             if outcome in ("busy", "gone"):
@@ -159,7 +158,7 @@ class Job:
         try:
             owner = lease.acquire(folder / OWNER, patience_s=2.0)
         except (FileNotFoundError, NotADirectoryError):
-            _tell(f"{folder}: is not there any more; nothing is begun in its place")
+            tell(f"{folder}: is not there any more; nothing is begun in its place")
             return "gone"
         if owner is None:
             return "busy"
@@ -168,25 +167,41 @@ class Job:
             if self.packed and (ended := _ended_by_itself(folder, where)):
                 return ended
             try:
-                record = _Record(folder, self, where, owner)
+                record = self._record(folder, where, owner)
             except OSError as full:
-                if full.errno not in _NO_SPACE:
+                if full.errno not in NO_SPACE:
                     raise
-                _tell(f"{folder}: cannot record that it began: {full}")
+                tell(f"{folder}: cannot record that it began: {full}")
                 return "no-space"
             log = record.attempt.log
-            with _log(folder / log) if log else contextlib.nullcontext(), _logging(bool(log)):
+            with (
+                log_to(folder / log) if log else contextlib.nullcontext(),
+                trainer_heard(bool(log)),
+            ):
                 return self._attempt(folder, record, should_stop, should_yield)
         except lease.FolderGoneError as gone:
-            _tell(f"error: {gone}")
+            tell(f"error: {gone}")
             return "gone"
         finally:
             owner.release()
 
+    def _record(self, folder: Path, where: Here | None, owner: lease.Lease) -> Record:
+        return Record(
+            folder,
+            owner,
+            where,
+            environment.describe(self.threads, self.gpu),
+            int(os.environ.get("SLURM_NTASKS", "1")) if self.ranks else 1,
+            self.sharded,
+            executor=self.executor,
+            sweep=self.sweep or None,
+            gpus=self.gpus,
+        )
+
     def _attempt(
         self,
         folder: Path,
-        record: "_Record",
+        record: Record,
         should_stop: Callable[[], bool],
         should_yield: Callable[[], bool],
     ) -> Outcome:
@@ -218,8 +233,8 @@ class Job:
             raise
         except BaseException as caught:  # what would end the process, too: sys.exit of other code
             record.owner.check()  # what failed may be that the folder is gone
-            reason, error = _reason(caught), _explain(caught)
-            _tell(error)
+            reason, error = reason_of(caught), explain(caught)
+            tell(error)
         if reason == "stopped" and should_yield() and not stop_file.exists():
             error = _hopeless(folder, MAX_TRIES)
             reason = "no-progress" if error else "yielded"
@@ -240,7 +255,7 @@ class Job:
             )
         return config
 
-    def _take_over(self, folder: Path, config: RunConfig, record: "_Record") -> None:
+    def _take_over(self, folder: Path, config: RunConfig, record: Record) -> None:
         """Take what another run has computed, if the run has no checkpoint of its own yet: its
         first iterations, or the evaluation before training. Where that is not to be had, the run
         computes it."""
@@ -251,14 +266,14 @@ class Job:
         try:
             if self.source:
                 adopt(folder, config, source, done, record.made_on)
-                _tell(f"starts after {done} iterations from {self.source}")
+                tell(f"starts after {done} iterations from {self.source}")
                 record.began(done)
             elif self.store and first_evaluation.take(
                 Path(self.store), folder, config, record.made_on
             ):
-                _tell("the evaluation before training was made by another run and is taken over")
+                tell("the evaluation before training was made by another run and is taken over")
         except (UnfitError, OSError) as why:
-            if isinstance(why, OSError) and why.errno in _NO_SPACE:
+            if isinstance(why, OSError) and why.errno in NO_SPACE:
                 raise
             text = f"does not start from {self.source}, but from nothing: {why}"
             record.warned(text, UserWarning, __file__, 0)
@@ -266,7 +281,7 @@ class Job:
     def _follow(self, where: Here, should_stop: Callable[[], bool]) -> str:
         """The part of a rank that is not the first: the first one owns the folder and records."""
         folder = Path(self.folder)
-        with _log(folder / "log" / f"{where.job}.rank{where.rank}.log"):
+        with log_to(folder / "log" / f"{where.job}.rank{where.rank}.log"):
             try:
                 config = self._planned()
                 stop_file = folder / STOP
@@ -274,7 +289,7 @@ class Job:
                     config, folder, lambda: should_stop() or stop_file.exists()
                 )
             except BaseException as caught:
-                _tell(_explain(caught))
+                tell(explain(caught))
                 leave_ranks()
                 time.sleep(_PATIENCE_WITH_RANKS_S)
                 sys.exit(1)
@@ -310,13 +325,7 @@ def requeue(where: Here) -> None:
     try:
         slurm.requeue(str(where.raw_job))
     except RunError as refused:
-        _tell(f"cannot be queued again: {refused}")
-
-
-def _tell(text: str, stream: TextIO | None = None) -> None:
-    """Print, on the standard error if nowhere else. What a full disk keeps out of a log is lost."""
-    with contextlib.suppress(OSError):
-        print(text, file=stream or sys.stderr, flush=True)
+        tell(f"cannot be queued again: {refused}")
 
 
 def leave_ranks() -> None:
@@ -344,150 +353,6 @@ def _ended_by_itself(folder: Path, where: Here | None) -> Reason | None:
     last = attempts[-1]
     ends: tuple[Reason, ...] = (*ENDED_BY_ITSELF, "stopped")
     return next((end for end in ends if last.job_id == where.job and last.reason == end), None)
-
-
-@contextmanager
-def _log(file: Path) -> Iterator[None]:
-    """What this process and its children print goes to `file`, and on a full disk where it went."""
-    kept = []
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(exist_ok=True)
-        target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
-            stream.flush()
-            kept.append((number, os.dup(number)))
-            os.dup2(target, number)
-        os.close(target)
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
-        for number, before in kept:
-            os.dup2(before, number)
-            os.close(before)
-
-
-@contextmanager
-def _logging(to_log: bool) -> Iterator[None]:
-    """What the trainer says of its progress goes to the attempt's log; without one it would stand
-    between the lines of the launcher."""
-    trainer = logging.getLogger("mixgrpo")
-    handler = logging.StreamHandler(sys.stderr)
-    level = trainer.level
-    if to_log:
-        trainer.addHandler(handler)
-        trainer.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        trainer.removeHandler(handler)
-        trainer.setLevel(level)
-
-
-class _Record:
-    """The record of one attempt, written anew whenever there is more to say."""
-
-    def __init__(self, folder: Path, job: Job, where: Here | None, owner: lease.Lease) -> None:
-        """Begin it, and write the end of one before that could not.
-
-        The clock is the `owner`'s, which all machines share: attempts of a run are compared by it.
-        FolderGoneError, here and at every change, where the folder is not the owner's any more.
-        """
-        self.folder, self.owner = folder, owner
-        self.environment = environment.describe(job.threads, job.gpu)
-        processes = int(os.environ.get("SLURM_NTASKS", "1")) if job.ranks else 1
-        self.made_on = environment.decisive(self.environment, processes, job.sharded)
-        close_killed(folder)
-        number = next_attempt(folder)
-        place = where or here()
-        self.attempt = Attempt(
-            number=number,
-            pid=os.getpid(),
-            job_id=place.job,
-            started=owner.now(),
-            ended=None,
-            reason=None,
-            error=None,
-            executor=job.executor,
-            sweep=job.sweep or None,
-            host=place.node,
-            restarts=place.restarts,
-            began_at=newest_checkpoint(folder),
-            gpus=job.gpus,
-            commit=self.environment["commit"],
-            dirty=self.environment["dirty"],
-            made_on=self.made_on,
-            log=f"log/{number}.log" if where else None,
-        )
-        self._write(self.attempt)
-
-    def warned(
-        self,
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: object = None,
-        line: str | None = None,
-    ) -> None:
-        """Stands in for `warnings.showwarning`: the record keeps the text, the log all of it."""
-        place = warnings.formatwarning(message, category, filename, lineno, line)
-        _tell(place.removesuffix("\n"))
-        text, kept = one_line(without_passwords(str(message))), self.attempt.warnings
-        if text in kept or len(kept) >= _MOST_WARNINGS:
-            return
-        self.attempt = self.attempt.model_copy(update={"warnings": (*kept, text)})
-        with contextlib.suppress(OSError):  # the trainer meets a full disk itself, and says so
-            self._write(self.attempt)
-
-    def began(self, iterations: int) -> None:
-        """What came before was not this attempt's work."""
-        self.attempt = self.attempt.model_copy(update={"began_at": iterations})
-        self._write(self.attempt)
-
-    def end(self, reason: Reason, error: str | None) -> None:
-        try:
-            end = {"ended": self.owner.now(), "reason": reason, "error": error}
-            self._write(self.attempt.model_copy(update=end))
-        except OSError as full:
-            # A record without an end reads as killed, which is as true: only the words are lost.
-            _tell(f"{self.folder}: cannot record that it ended: {full}")
-
-    def _write(self, attempt: Attempt) -> None:
-        self.owner.check()
-        _write_attempt(self.folder, attempt)
-
-
-def _reason(error: BaseException) -> Reason:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-            return "no-space"
-        cause = cause.__cause__
-    if isinstance(error, ConfigError):
-        return "config"
-    if not isinstance(error, RunError) or isinstance(error, RepeatableError):
-        return "exception"
-    # What the trainer did not foresee is a defect of something, whatever it is wrapped in.
-    return "exception" if _unforeseen(error) else "run-error"
-
-
-def _explain(error: BaseException) -> str:
-    """The message of an error that was foreseen; otherwise a traceback, what it says last."""
-    text = str(error)
-    if isinstance(error, ConfigError):
-        text = "; ".join(map(str, error.errors))
-    elif not isinstance(error, RunError):
-        text = "".join(traceback.format_exception(error))
-    elif _unforeseen(error):
-        text = "".join(traceback.format_exception(error.__cause__)) + text
-    return without_passwords(text)
-
-
-def _unforeseen(error: RunError) -> bool:
-    return not isinstance(error.__cause__, OSError | None)
 
 
 def load(
