@@ -13,6 +13,7 @@ It is long because a job's life stands in one place: signals, ranks, taking over
 import contextlib
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -53,6 +54,9 @@ from mixgrpo.runs.folder import OWNER
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.identity import config_hash
 from mixgrpo.settings.owncode import own_code
+
+log = logging.getLogger("mixgrpo.job")
+"""Beneath the trainer's, whose lines go to the attempt's log."""
 
 TRAIN = "mixgrpo.train:run"
 
@@ -173,10 +177,10 @@ class Job:
                     raise
                 tell(f"{folder}: cannot record that it began: {full}")
                 return "no-space"
-            log = record.attempt.log
+            file = record.attempt.log
             with (
-                log_to(folder / log) if log else contextlib.nullcontext(),
-                trainer_heard(bool(log)),
+                log_to(folder / file) if file else contextlib.nullcontext(),
+                trainer_heard(bool(file)),
             ):
                 return self._attempt(folder, record, should_stop, should_yield)
         except lease.FolderGoneError as gone:
@@ -271,7 +275,7 @@ class Job:
             elif self.store and first_evaluation.take(
                 Path(self.store), folder, config, record.made_on
             ):
-                tell("the evaluation before training was made by another run and is taken over")
+                log.info("the evaluation before training is that of another run")
         except (UnfitError, OSError) as why:
             if isinstance(why, OSError) and why.errno in NO_SPACE:
                 raise

@@ -22,8 +22,8 @@ from scipy import stats
 
 from harness import search as command
 from harness import sweep as sweeps
+from harness.launching import dispatch, screen
 from harness.launching import launcher as sweep_launcher
-from harness.launching import screen
 from harness.launching.job import MAX_TRIES
 from harness.runs.folder import read_attempts
 from harness.searching import pruning
@@ -127,7 +127,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SearchLab]:
     lab.file.write_text(FILE)
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setattr(command, "TRAIN", "fake_curve:run")
-    monkeypatch.setattr(sweeps, "TRAIN", "fake_curve:run")
+    monkeypatch.setattr(dispatch, "TRAIN", "fake_curve:run")
     monkeypatch.setattr(command, "write_report", lambda *_: tmp_path / "index.html")
     monkeypatch.setattr(sweeps, "write_report", lambda *_: tmp_path / "index.html")
     yield lab
@@ -611,11 +611,10 @@ def test_a_finished_run_of_another_sweep_is_taken_over(lab: SearchLab) -> None:
     lab.folder.rename(other)
     shutil.rmtree(other / "launcher")
     (other / "study.journal").unlink()
-    for checkpoints in other.glob("*/checkpoints"):  # the fake's are none
-        shutil.rmtree(checkpoints)
+    (before,) = read_attempts(other / run.folder_name)
     assert lab.here() == 0
-    assert not read_attempts(lab.folder / run.folder_name)
-    assert (lab.folder / run.folder_name / "origin.json").exists()
+    assert read_attempts(lab.folder / run.folder_name) == (before,)
+    assert (lab.folder / run.folder_name).samefile(other / run.folder_name)
     assert lab.trials()[0].rewards == pytest.approx({0: 0.58, 1: 0.581})
 
 
