@@ -1,24 +1,26 @@
 """What a search file may say, key by key; an error names line, key and mend."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from harness.searching.space import Asked, Range, Settings, asked_keys, settings_in_order
+from harness.searching.space import Asked, Range, Settings, settings, settings_in_order
 from harness.study.sweepfile import (
     MOST_RUNS,
+    FileParts,
+    Given,
     Seeds,
-    check_setting,
     error_at,
     explain_all,
     is_no_name,
     keys_of_parts,
     missing_key,
     no_name,
+    no_seed,
     of_runs,
     unknown_key,
     wrong_settings,
@@ -26,7 +28,7 @@ from harness.study.sweepfile import (
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
 from mixgrpo.settings.config import Name, Section
-from mixgrpo.settings.configfile import as_tuples, check_value, is_section
+from mixgrpo.settings.configfile import as_tuples, check_value
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
 from mixgrpo.text.suggest import RANGE, SEARCH, did_you_mean
 
@@ -189,14 +191,10 @@ def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
     elif is_no_name(kind, key) and "measure" not in key:
         message = no_name(given)
     elif "seeds" in key and "confirm" not in key:
-        message = (
-            f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from "
-            "0, such as [0, 1, 2]"
-        )
+        message = no_seed(given)
     elif kind in ("dict_type", "model_type"):
-        message = f"expected keys with values, not {given}"
-        if "space" in key:
-            message = f"expected {{low: 1, high: 8}} or a list of choices, not {given}"
+        space = "{low: 1, high: 8} or a list of choices"
+        message = f"expected {space if 'space' in key else 'keys with values'}, not {given}"
     elif kind == "too_short":
         message = "is empty; give at least one value"
     elif kind == "literal_error":
@@ -218,101 +216,68 @@ def _unknown_key(document: Document, key: Key) -> ConfigError:
     return unknown_key(document, key, known, SEARCH, of_runs(str(key[-1]), {*known, *SEARCH}))
 
 
-def flat(
-    document: Document, settings: Mapping[str, Any], place: Key, prefix: str = ""
-) -> dict[str, tuple[Any, Key]]:
-    """Settings, nested or dotted, by dotted key, each with its key in the file."""
-    found: dict[str, tuple[Any, Key]] = {}
-    errors = ErrorList()
-    for name, value in settings.items():
-        dotted, here = f"{prefix}{name}", (*place, name)
-        with errors.collected():
-            if is_section(dotted) and isinstance(value, dict):
-                inner = flat(document, value, here, f"{dotted}.")
-            else:
-                check_setting(document, dotted, here, SearchFile, "search")
-                inner = {dotted: (value, here)}
-            for key in inner.keys() & found.keys():
-                raise error_at(document, here, f"{key} is given twice; keep one")
-            found |= inner
-    errors.raise_all()
-    return found
-
-
-def read_space(document: Document, parts: Sequence[tuple[Part, Key]]) -> tuple[Range, ...]:
+def read_space(file: FileParts) -> tuple[Range, ...]:
     """The ranges, each after those that it depends on. ConfigError, with every mistake, for what
     cannot be searched."""
-    given: dict[str, tuple[Any, Key]] = {}
+    given: dict[str, Given] = {}
     errors = ErrorList()
-    for part, prefix in parts:
+    for part, prefix in file.parts:
         for key, value in (part.space or {}).items():
-            place = (*prefix, "space", key)
             with errors.collected():
-                check_setting(document, key, place, SearchFile, "search")
-                given[key] = (value, place)
-    found = []
-    for key, (value, place) in given.items():
+                file.check_setting(key, (*prefix, "space", key))
+                given[key] = Given(value, (*prefix, "space", key))
+    space = []
+    for key in given:
         with errors.collected():
-            found.append(_range(document, key, value, place, given))
+            space.append(_range(file, key, given))
     errors.raise_all()
     if not given:
-        raise error_at(
-            document,
-            ("space",),
-            "is empty; give ranges by key, such as {window.size: {low: 1, high: 8}}",
+        raise file.error(
+            ("space",), "is empty; give ranges by key, such as {window.size: {low: 1, high: 8}}"
         )
-    ordered = settings_in_order(found)
+    ordered = settings_in_order(space)
     if ordered is None:
-        raise error_at(
-            document, ("space",), "settings wait for each other by `unless`; break the circle"
-        )
-    by_key = {one.key: one for one in found}
-    for one in found:
+        raise file.error(("space",), "settings wait for each other by `unless`; break the circle")
+    by_key = {one.key: one for one in space}
+    for one in space:
         for other, values in one.unless:
             known = by_key[other]
             for value in values:
                 if not (value in known.choices if known.choices else known.has(value)):
-                    at = ("space", one.key, "unless", other)
                     message = f"{shown(value)} is not in the range of {other}, {known.text}"
-                    raise error_at(document, at, message)
+                    raise file.error(("space", one.key, "unless", other), message)
     return ordered
 
 
-def _range(document: Document, key: str, value: Any, place: Key, given: Mapping[str, Any]) -> Range:
-    text = value
-    if not isinstance(value, RangeText):
-        if not value:
-            raise error_at(document, place, "is empty; give at least two values")
+def _range(file: FileParts, key: str, given: Mapping[str, Given]) -> Range:
+    text, place = given[key].value, given[key].key
+    if not isinstance(text, RangeText):
+        if not text:
+            raise file.error(place, "is empty; give at least two values")
         try:
-            check_choices(value)
+            check_choices(text)
         except ValueError as error:
-            raise error_at(document, place, str(error)) from None
-        text = RangeText(choices=value)
+            raise file.error(place, str(error)) from None
+        text = RangeText(choices=text)
     for other in text.unless:
         if other not in given or other == key:
             hint = did_you_mean(other, [name for name in given if name != key])
-            raise error_at(
-                document,
-                (*place, "unless", other),
-                f"{other} is no other setting of the space{hint}",
-            )
-    unless = {
-        other: values if isinstance(values, tuple) else (values,)
+            message = f"{other} is no other setting of the space{hint}"
+            raise file.error((*place, "unless", other), message)
+    unless = tuple(
+        (other, values if isinstance(values, tuple) else (values,))
         for other, values in text.unless.items()
-    }
-    low, high, step = _bounds(document, key, text, place)
-    found = Range(key, low, high, step, text.log, text.choices, tuple(unless.items()))
-    if low is not None and found.tidy(low) == found.tidy(high):
-        raise error_at(
-            document,
-            place,
-            f"low {low} and high {high} are the same value in three digits; widen the range",
-        )
-    return found
+    )
+    low, high, step = _bounds(file, key, text, place)
+    made = Range(key, low, high, step, text.log, text.choices, unless)
+    if low is not None and made.tidy(low) == made.tidy(high):
+        message = f"low {low} and high {high} are the same value in three digits; widen the range"
+        raise file.error(place, message)
+    return made
 
 
 def _bounds(
-    document: Document, key: str, text: RangeText, place: Key
+    file: FileParts, key: str, text: RangeText, place: Key
 ) -> tuple[float | None, float | None, float | None]:
     """low, high and step as the setting takes them: floats where it takes fractions. ConfigError,
     with every mistake, for a value that the setting never has."""
@@ -321,7 +286,7 @@ def _bounds(
         for value in values or ():
             if value is not None:
                 with errors.collected():
-                    _check_value(document, key, value, place, word)
+                    _check_value(key, value, file.document.place((*place, word)), word)
     errors.raise_all()
     if text.low is None or text.high is None:
         return None, None, None
@@ -330,26 +295,20 @@ def _bounds(
         step = None if text.step is None else float(text.step)
         return float(text.low), float(text.high), step
     if whole and isinstance(text.step, float):
-        raise error_at(
-            document,
-            (*place, "step"),
-            f"{key} takes whole numbers, and {text.step} is none; write a whole step",
-        )
+        message = f"{key} takes whole numbers, and {text.step} is none; write a whole step"
+        raise file.error((*place, "step"), message)
     return text.low, text.high, text.step
 
 
-def _check_value(document: Document, key: str, value: Any, place: Key, word: str) -> None:
-    line = document.place((*place, word))
+def _check_value(key: str, value: Any, line: Place, word: str) -> None:
     try:
         check_value(key, value, line)
     except ConfigError as error:
         fix = ""
         if isinstance(value, float) and value.is_integer() and _takes(key, int(value)):
             fix = f"write {int(value)}"
-        name = word if word != "choices" else "choice"
-        raise ConfigError(
-            f"{name} {shown(value)}: {error.message}", place=line, key=key, fix=fix
-        ) from None
+        message = f"{word.replace('choices', 'choice')} {shown(value)}: {error.message}"
+        raise ConfigError(message, place=line, key=key, fix=fix) from None
 
 
 def _takes(key: str, value: Any) -> bool:
@@ -361,28 +320,26 @@ def _takes(key: str, value: Any) -> bool:
     return True
 
 
-def read_enqueued(document: Document, given: Settings, key: Key, space: tuple[Range, ...]) -> Asked:
+def read_enqueued(file: FileParts, given: Settings, key: Key, space: tuple[Range, ...]) -> Asked:
     """Settings of the file as those of a trial. ConfigError unless they are in the space."""
-    given_values = flat(document, given, key)
+    values = file.flat(given, key)
     by_key = {one.key: one for one in space}
 
-    def wrong(at: Key, message: str) -> ConfigError:
-        return ConfigError(message, place=document.place(at), key="enqueue")
+    def wrong(message: str, place: Place | None = None) -> ConfigError:
+        return ConfigError(message, place=place or file.document.place(key), key="enqueue")
 
-    for name, (value, at) in given_values.items():
+    for name, value in values.items():
+        place = file.place_under(key, name)
         if name not in by_key:
-            raise wrong(at, f"{name} is not in the space{did_you_mean(name, by_key)}")
+            raise wrong(f"{name} is not in the space{did_you_mean(name, by_key)}", place)
         if not by_key[name].has(value):
             text = by_key[name].text
-            raise wrong(at, f"{name}: {shown(value)} is not in its range, {text}")
-    values = {name: value for name, (value, _) in given_values.items()}
-    asked = asked_keys(space, values)
-    for name in asked:
-        if name not in values:
-            raise wrong(key, f"{name} is missing; give it a value")
+            raise wrong(f"{name}: {shown(value)} is not in its range, {text}", place)
+    try:
+        asked = settings(space, lambda one: values[one.key])
+    except KeyError as missing:
+        raise wrong(f"{missing.args[0]} is missing; give it a value") from None
     for name in values:
         if name not in asked:
-            raise wrong(
-                key, f"{name} is not asked for beside the other values (unless); leave it out"
-            )
-    return {one.key: one.tidy(values[one.key]) for one in space if one.key in asked}
+            raise wrong(f"{name} is not asked for beside the other values (unless); leave it out")
+    return asked

@@ -4,7 +4,16 @@ What the keys mean together is `harness.study.spec`'s work.
 """
 
 import difflib
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -16,7 +25,15 @@ from pydantic_core import ErrorDetails
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
 from mixgrpo.settings.config import Name, RunConfig, Section
-from mixgrpo.settings.configfile import as_tuples, check_key, check_value, is_section, known_keys
+from mixgrpo.settings.configfile import (
+    Layers,
+    as_tuples,
+    check_key,
+    check_value,
+    is_section,
+    known_keys,
+    load_layers,
+)
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
 from mixgrpo.text.suggest import RUN, SWEEP, did_you_mean, nearest_setting, plain, slurm_wish
 
@@ -277,10 +294,7 @@ def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
     if is_no_name(kind, key):
         message = no_name(given)
     elif "seeds" in key:
-        message = (
-            f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from "
-            "0, such as [0, 1, 2]"
-        )
+        message = no_seed(given)
     elif kind == "tuple_type":
         message = f"expected a list of values, such as [1, 2], not {given}"
     elif kind in ("dict_type", "model_type"):
@@ -318,6 +332,13 @@ def no_name(given: str) -> str:
     return (
         f"{given} cannot be part of a folder's name; use up to 64 letters, digits, '.', '_' and "
         "'-', beginning with a letter or digit"
+    )
+
+
+def no_seed(given: str) -> str:
+    return (
+        f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from 0, "
+        "such as [0, 1, 2]"
     )
 
 
@@ -401,16 +422,17 @@ class Given:
     key: Key
 
 
-class Chosen:
-    """A sweep file with one of its profiles laid over it."""
+class FileParts:
+    """A sweep or search file with one of its profiles laid over it."""
 
-    def __init__(self, path: Path, profile: str | None) -> None:
-        self.document, self.file = read_file(path)
-        self.profile = choose_profile(self.document, self.file.profiles, profile)
-        self.parts: list[tuple[Part, Key]] = [(self.file, ())]
+    def __init__(self, document: Document, file: Any, profile: str | None, word: str) -> None:
+        """`file`: what `document` says, checked. `word`: what errors call a file of its kind."""
+        self.document, self.schema, self.word = document, type(file), word
+        self._profiles = file.profiles
+        self.profile = choose_profile(document, self._profiles, profile)
+        self.parts: list[tuple[Any, Key]] = [(file, ())]
         if self.profile:
-            key = ("profiles", self.profile)
-            self.parts.append((self.file.profiles[self.profile], key))
+            self.parts.append((self._profiles[self.profile], ("profiles", self.profile)))
 
     def get(self, field: str) -> Given | None:
         """The profile's value of a field, or else the file's."""
@@ -423,6 +445,15 @@ class Chosen:
     def error(self, key: Key, message: str) -> ConfigError:
         """An error about a key of the file."""
         return error_at(self.document, key, message)
+
+    def variant(self, overrides: Sequence[str]) -> str:
+        """What distinguishes the names of this profile with these `KEY=VALUE` texts on top."""
+        usual = choose_profile(self.document, self._profiles, None)
+        variant = f"-{self.profile}" if self.profile != usual else ""
+        if overrides:
+            digest = hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()
+            variant += f"-set-{digest[:6]}"
+        return variant
 
     def flat(self, settings: Mapping[Any, Any], place: Key, prefix: str = "") -> Settings:
         """Settings, nested or dotted, by dotted key. ConfigError for a key that is none."""
@@ -442,9 +473,38 @@ class Chosen:
         errors.raise_all()
         return found
 
+    def settings(self) -> dict[str, Given]:
+        """`set` of the file and, on top, of the profile, by dotted key."""
+        found: dict[str, Given] = {}
+        errors = ErrorList()
+        for part, prefix in self.parts:
+            key = (*prefix, "set")
+            with errors.collected():
+                for name, value in self.flat(part.set or {}, key).items():
+                    found[name] = Given(value, key)
+        errors.raise_all()
+        return found
+
+    def layers(self, base: Given | None) -> Layers:
+        """A base, then `set` of the file and of the profile."""
+        layers = self._base_layers(base) if base else Layers()
+        for name, given in self.settings().items():
+            layers.set(name, given.value, self.place_under(given.key, name))
+        return layers
+
+    def _base_layers(self, base: Given) -> Layers:
+        path = Path(self.document.file).parent / base.value
+        try:
+            return load_layers(path)
+        except ConfigError as error:
+            # What is wrong with the file as a whole is wrong where it is named.
+            if error.place == Place(str(path)):
+                raise self.error(base.key, str(error)) from None
+            raise
+
     def check_setting(self, dotted: str, place: Key) -> None:
-        """ConfigError unless `dotted` is a setting that an arm may have."""
-        check_setting(self.document, dotted, place, SweepFile)
+        """ConfigError unless `dotted` is a setting that runs may differ in."""
+        check_setting(self.document, dotted, place, self.schema, self.word)
 
     def place_under(self, prefix: Key, dotted: str) -> Place:
         """The line of a setting that may be written dotted, nested or both."""
@@ -457,3 +517,11 @@ class Chosen:
             else:
                 break
         return self.document.place(key)
+
+
+class Chosen(FileParts):
+    """A sweep file with one of its profiles laid over it."""
+
+    def __init__(self, path: Path, profile: str | None) -> None:
+        document, self.file = read_file(path)
+        super().__init__(document, self.file, profile, "sweep")

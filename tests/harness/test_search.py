@@ -572,7 +572,7 @@ def test_a_kill_between_decision_and_end_still_gives_a_trial_up(lab: SearchLab) 
     lab.file.write_text(FILE.replace("trials: 6", "trials: 2"))
     study = Study(lab.search, lab.folder, None)
     study.enqueue()
-    study.drop(study.ask(), "behind the others")
+    study.note(study.ask(), dropped="behind the others")
     assert lab.here() == 0
     first = lab.trials()[0]
     assert (first.state, first.why) == ("pruned", "behind the others")
@@ -584,7 +584,7 @@ def test_settings_that_failed_and_then_came_through_are_not_run_a_third_time(
     lab.file.write_text(FILE.replace("trials: 6", "trials: 2"))
     study = Study(lab.search, lab.folder, None)
     study.enqueue()
-    study.fail(study.ask(), "a run failed")
+    study.tell(study.ask(), "failed", why="a run failed")
     study.enqueue(again=True)
     assert lab.here() == 0
     before = {run.name: len(read_attempts(run)) for run in lab.run_folders()}
