@@ -1,12 +1,10 @@
 """What a search file may say, key by key; an error names line, key and mend."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, StrictBool, StrictInt, model_validator
 
 from harness.searching.space import Asked, Range, Settings, settings, settings_in_order
 from harness.study.sweepfile import (
@@ -14,21 +12,15 @@ from harness.study.sweepfile import (
     FileParts,
     Given,
     Seeds,
-    error_at,
-    explain_all,
-    is_no_name,
+    checked,
     keys_of_parts,
-    missing_key,
-    no_name,
-    no_seed,
     of_runs,
     unknown_key,
-    wrong_settings,
 )
 from harness.text import command
-from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
+from mixgrpo.errors import ConfigError, ErrorList, Place, shown
 from mixgrpo.settings.config import Name, Section
-from mixgrpo.settings.configfile import as_tuples, check_value
+from mixgrpo.settings.configfile import check_value
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
 from mixgrpo.text.suggest import RANGE, SEARCH, did_you_mean
 
@@ -37,20 +29,8 @@ Choice = StrictBool | StrictInt | float | str
 Objective = Literal["reward", "seconds", "evaluations"]
 
 
-def check_choices(choices: tuple[Any, ...]) -> None:
-    """ValueError for choices that leave nothing to search."""
-    for index, one in enumerate(choices):
-        if one in choices[:index]:
-            raise ValueError(f"the choice {shown(one)} is given twice; keep one")
-    if len(choices) == 1:
-        raise ValueError(
-            f"has one choice, {shown(choices[0])}, so there is nothing to search; add another, or "
-            "write it below `set:`"
-        )
-
-
 class RangeText(Section):
-    """One range as the file has it."""
+    """One range as the file has it; a list is one of choices."""
 
     low: StrictInt | float | None = None
     high: StrictInt | float | None = None
@@ -60,34 +40,45 @@ class RangeText(Section):
     unless: dict[str, Choice | tuple[Choice, ...]] = Field(default={})
     """The setting is not asked for where these others have one of these values."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return {"choices": value} if isinstance(value, tuple) else value
+
     @model_validator(mode="after")
     def _one_way(self) -> "RangeText":
-        bounds = (self.low, self.high)
+        low, high, step = self.low, self.high, self.step
         if self.choices is not None:
-            if any(bound is not None for bound in (*bounds, self.step)) or self.log:
+            if any(part is not None for part in (low, high, step)) or self.log:
                 raise ValueError("choices stand alone; leave low, high, step and log out")
-            check_choices(self.choices)
-        elif self.low is None or self.high is None:
+            self._check_choices(self.choices)
+        elif low is None or high is None:
             raise ValueError("give low and high, or choices")
-        elif self.low > self.high:
-            raise ValueError(f"low {self.low} must be less than high {self.high}")
-        elif self.low == self.high:
+        elif low > high:
+            raise ValueError(f"low {low} must be less than high {high}")
+        elif low == high:
             raise ValueError(
-                f"low and high are both {self.low}, so there is nothing to search; low must be "
-                "less than high, or write the value below `set:`"
+                f"low and high are both {low}, so there is nothing to search; low must be less "
+                "than high, or write the value below `set:`"
             )
-        elif self.step is not None and (self.step <= 0 or self.log):
+        elif step is not None and (step <= 0 or self.log):
             raise ValueError("step must be above 0, and cannot go with log")
-        elif self.step is not None and self._misses_high():
-            raise ValueError(f"steps of {self.step} from {self.low} do not reach high {self.high}")
-        elif self.log and self.low <= 0:
+        elif step and abs((n := (high - low) / step) - round(n)) > 1e-9:
+            raise ValueError(f"steps of {step} from {low} do not reach high {high}")
+        elif self.log and low <= 0:
             raise ValueError("log needs a low above 0")
         return self
 
-    def _misses_high(self) -> bool:
-        low, high, step = self.low or 0, self.high or 0, self.step or 1
-        steps = (high - low) / step
-        return not math.isclose(steps, round(steps), abs_tol=1e-9)
+    @staticmethod
+    def _check_choices(choices: tuple[Any, ...]) -> None:
+        for index, one in enumerate(choices):
+            if one in choices[:index]:
+                raise ValueError(f"the choice {shown(one)} is given twice; keep one")
+        if len(choices) == 1:
+            raise ValueError(
+                f"has one choice, {shown(choices[0])}, so there is nothing to search; add another, "
+                "or write it below `set:`"
+            )
 
 
 class Budget(Section):
@@ -133,8 +124,8 @@ class Part(Section):
     """A run configuration, as a path relative to this file."""
     set: Settings | None = None
     """Settings of all trials; a profile's lie on top of the file's."""
-    space: dict[str, RangeText | tuple[Choice, ...]] | None = None
-    """Ranges by dotted key; a list is one of choices. A profile's replace the file's by key."""
+    space: dict[str, RangeText] | None = None
+    """Ranges by dotted key. A profile's replace the file's by key."""
     objectives: tuple[Objective, ...] | None = Field(None, min_length=1)
     budget: Budget | None = None
     measure: Name | None = None
@@ -170,40 +161,10 @@ def read_search_file(path: Path) -> tuple[Document, SearchFile]:
         raise ConfigError(
             f"is a sweep file; run it with {command('harness.sweep', path)}", place=place
         )
-    try:
-        return document, SearchFile.model_validate(as_tuples(document.data))
-    except ValidationError as error:
-        found = explain_all(document, error, _explain, {**SEARCH, **SearchFile.model_fields})
-    raise all_errors([*found, *wrong_settings(document, SearchFile, "search")])
+    return document, checked(document, SearchFile, "search", SEARCH, _unknown_key)
 
 
 _PARTS: dict[str, type[Section]] = {"budget": Budget, "prune": Prune, "confirm": Confirm}
-
-
-def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
-    kind, given = error["type"], shown(error["input"])
-    if kind == "extra_forbidden":
-        return _unknown_key(document, key)
-    if kind == "missing":
-        return missing_key(document, key, error, "search")
-    if kind == "value_error":
-        message = str(error["ctx"]["error"])
-    elif is_no_name(kind, key) and "measure" not in key:
-        message = no_name(given)
-    elif "seeds" in key and "confirm" not in key:
-        message = no_seed(given)
-    elif kind in ("dict_type", "model_type"):
-        space = "{low: 1, high: 8} or a list of choices"
-        message = f"expected {space if 'space' in key else 'keys with values'}, not {given}"
-    elif kind == "too_short":
-        message = "is empty; give at least one value"
-    elif kind == "literal_error":
-        message = f"{given} is none of {error['ctx']['expected']}"
-    elif kind == "tuple_type":
-        message = f"expected a list, such as [1, 2], not {given}"
-    else:
-        message = f"{error['msg'].replace('Input should be', 'expected')}, not {given}"
-    return error_at(document, key, message)
 
 
 def _unknown_key(document: Document, key: Key) -> ConfigError:
@@ -251,14 +212,6 @@ def read_space(file: FileParts) -> tuple[Range, ...]:
 
 def _range(file: FileParts, key: str, given: Mapping[str, Given]) -> Range:
     text, place = given[key].value, given[key].key
-    if not isinstance(text, RangeText):
-        if not text:
-            raise file.error(place, "is empty; give at least two values")
-        try:
-            check_choices(text)
-        except ValueError as error:
-            raise file.error(place, str(error)) from None
-        text = RangeText(choices=text)
     for other in text.unless:
         if other not in given or other == key:
             hint = did_you_mean(other, [name for name in given if name != key])

@@ -17,7 +17,7 @@ from collections.abc import (
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, StrictInt, ValidationError
 from pydantic_core import ErrorDetails
@@ -123,11 +123,29 @@ def read_file(path: Path) -> tuple[Document, SweepFile]:
             "with --status, --report)",
             place=place,
         )
+    return document, checked(document, SweepFile, "sweep", SWEEP, _unknown_key)
+
+
+UnknownKey = Callable[[Document, Key], ConfigError]
+"""Makes the error of a key that is none."""
+F = TypeVar("F", bound=Section)
+
+
+def checked(
+    document: Document,
+    schema: type[F],
+    word: str,
+    synonyms: Mapping[str, str],
+    unknown: UnknownKey,
+) -> F:
+    """What a file says. ConfigError with every mistake. `word`: what errors call such a file;
+    `synonyms`: words that mean keys of it."""
     try:
-        return document, SweepFile.model_validate(as_tuples(document.data))
+        return schema.model_validate(as_tuples(document.data))
     except ValidationError as error:
-        found = explain_all(document, error, _explain, {**SWEEP, **SweepFile.model_fields})
-    raise all_errors([*found, *wrong_settings(document)])
+        words = {**synonyms, **schema.model_fields}
+        wrong = _explain_all(document, error, word, words, unknown)
+    raise all_errors([*wrong, *wrong_settings(document, schema, word)])
 
 
 def wrong_settings(
@@ -213,11 +231,12 @@ def keys_of_parts(document: Document) -> set[object]:
     return {key for part in parts if isinstance(part, dict) for key in part}
 
 
-def explain_all(
+def _explain_all(
     document: Document,
     error: ValidationError,
-    explain: Callable[[Document, Key, ErrorDetails], ConfigError],
+    word: str,
     words: Collection[str],
+    unknown: UnknownKey,
 ) -> list[ConfigError]:
     """Every error of a file, in the order of its lines. `words`: its own keys, and those that mean
     them."""
@@ -239,8 +258,9 @@ def explain_all(
         if details["type"] in _STRAY and (empty := empty_before(document, at, by_key, words)):
             found.append(beside_empty(document, at, empty))
         elif key not in outer:
-            found.append(explain(document, key, details))
-    return [*found, *(explain(document, file_key(document, e["loc"]), e) for e in missing)]
+            is_unknown = details["type"] == "extra_forbidden"
+            found.append(unknown(document, key) if is_unknown else _explain(document, key, details))
+    return [*found, *(_missing_key(document, e, word) for e in missing)]
 
 
 _STRAY = ("extra_forbidden", "dict_type", "model_type")
@@ -287,20 +307,29 @@ def empty_before(
 
 def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
     kind, given = error["type"], shown(error["input"])
-    if kind == "extra_forbidden":
-        return _unknown_key(document, key)
-    if kind == "missing":
-        return missing_key(document, key, error, "sweep")
-    if is_no_name(kind, key):
-        message = no_name(given)
-    elif "seeds" in key:
-        message = no_seed(given)
+    if kind == "value_error":
+        message = str(error["ctx"]["error"])
+    elif (
+        kind == "string_pattern_mismatch" or (kind == "string_too_long" and key)
+    ) and "measure" not in key:
+        message = (
+            f"{given} cannot be part of a folder's name; use up to 64 letters, digits, '.', '_' "
+            "and '-', beginning with a letter or digit"
+        )
+    elif "seeds" in key and "confirm" not in key:
+        message = (
+            f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from "
+            "0, such as [0, 1, 2]"
+        )
     elif kind == "tuple_type":
         message = f"expected a list of values, such as [1, 2], not {given}"
     elif kind in ("dict_type", "model_type"):
-        message = f"expected keys with values, not {given}"
+        space = "{low: 1, high: 8} or a list of choices"
+        message = f"expected {space if 'space' in key else 'keys with values'}, not {given}"
     elif kind == "too_short":
-        message = "is empty; fill it or leave the key out"
+        message = "is empty; give at least one value, or leave the key out"
+    elif kind == "literal_error":
+        message = f"{given} is none of {error['ctx']['expected']}"
     else:
         message = f"{error['msg'].replace('Input should be', 'expected')}, not {given}"
     return error_at(document, key, message)
@@ -317,29 +346,10 @@ def beside_empty(document: Document, key: Key, empty: str) -> ConfigError:
     return error_at(document, key, said, f"indent it below `{empty}:`")
 
 
-def missing_key(document: Document, key: Key, error: ErrorDetails, kind: str) -> ConfigError:
-    missing = str(error["loc"][-1])
-    message = f"this key is missing; every {kind} has a {missing}"
+def _missing_key(document: Document, error: ErrorDetails, word: str) -> ConfigError:
+    key, missing = file_key(document, error["loc"]), str(error["loc"][-1])
+    message = f"this key is missing; every {word} has a {missing}"
     return ConfigError(message, place=document.place(key), key=".".join(map(str, (*key, missing))))
-
-
-def is_no_name(kind: str, key: Key) -> bool:
-    """Whether an error is about what cannot be a name."""
-    return kind == "string_pattern_mismatch" or (kind == "string_too_long" and bool(key))
-
-
-def no_name(given: str) -> str:
-    return (
-        f"{given} cannot be part of a folder's name; use up to 64 letters, digits, '.', '_' and "
-        "'-', beginning with a letter or digit"
-    )
-
-
-def no_seed(given: str) -> str:
-    return (
-        f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from 0, "
-        "such as [0, 1, 2]"
-    )
 
 
 def _unknown_key(document: Document, key: Key) -> ConfigError:
