@@ -14,6 +14,7 @@ from harness.runs.environment import Machine
 from harness.searching import confirm
 from harness.searching.file import Search
 from harness.searching.records import asked_of, rows_of
+from harness.searching.study import STATES
 from harness.study.arms import value_text
 from harness.text import NOTHING, command_for, number
 from mixgrpo.text.escape import markdown_block
@@ -138,7 +139,7 @@ def _trial_table(
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
         asked, count = asked_of(search, row), row["evaluations"]
-        state = {"pruned": "given up"}.get(row["state"], row["state"])
+        state: str = STATES[row["state"]]
         return (
             f"{row['number']}{' (reference)' if row['number'] == own else ''}",
             *(value_text(asked.get(one.key, NOTHING)) for one in search.space),

@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
-_STATES: dict[str, TrialState] = {
-    "WAITING": "waiting",
-    "RUNNING": "running",
-    "COMPLETE": "complete",
-    "PRUNED": "pruned",
-    "FAIL": "failed",
+TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
+STATES: dict[TrialState, str] = {
+    "complete": "complete",
+    "pruned": "given up",
+    "failed": "failed",
+    "running": "running",
+    "waiting": "waiting",
 }
-"""By Optuna's names."""
+"""In words."""
+_OPTUNA_NAMES = {state: state.upper().replace("FAILED", "FAIL") for state in STATES}
 
 _MOST_PER_TRIAL = 10
 """Of so many settings for each one that is tried, the others may come to nothing."""
@@ -232,8 +233,7 @@ class Study:
             for step, seed in enumerate(self.search.seeds):
                 if seed in rewards and step not in frozen.intermediate_values:
                     self._open[trial.number].report(rewards[seed], step)
-        told = next(name for name, word in _STATES.items() if word == state)
-        self.study.tell(trial.number, values, state=TrialState[told])
+        self.study.tell(trial.number, values, state=TrialState[_OPTUNA_NAMES[state]])
 
     @_in_storage
     def wants_more(self) -> bool:
@@ -247,7 +247,8 @@ class Study:
 
 
 def _read(search: Search, frozen: "FrozenTrial") -> Trial:
-    attrs, state = frozen.user_attrs, _STATES[frozen.state.name]
+    attrs = frozen.user_attrs
+    state = next(one for one, name in _OPTUNA_NAMES.items() if name == frozen.state.name)
     return Trial(
         number=frozen.number,
         state=state,

@@ -17,7 +17,7 @@ from harness.searching import pruning
 from harness.searching.file import Search
 from harness.searching.runs import Curves, run_seconds, runs_of
 from harness.searching.space import label
-from harness.searching.study import Study, Trial, TrialState
+from harness.searching.study import STATES, Study, Trial, TrialState
 from harness.study.spec import Run
 from harness.text import number
 from mixgrpo.errors import ConfigError, UnidentifiedError
@@ -258,8 +258,7 @@ def in_words(search: Search, trial: Trial) -> str:
     if trial.asked is not None:
         name += f" ({label(search.space, trial.asked)})"
     if trial.state != "complete":
-        word = {"pruned": "given up"}.get(trial.state, trial.state)
-        return f"{name}: {word}{f': {trial.why}' if trial.why else ''}"
+        return f"{name}: {STATES[trial.state]}{f': {trial.why}' if trial.why else ''}"
     text = f"{name}: {search.measure} {number(trial.reward)}"
     if trial.evaluations is not None:
         text += f", {trial.evaluations:,.0f} evaluations"
