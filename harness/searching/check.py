@@ -44,7 +44,7 @@ def _why_never(search: Search, fixed: Asked) -> str:
     """Why no setting of the space with these values can be run; empty where one can."""
     reasons: Counter[str] = Counter()
     for asked in _draw(search, fixed):
-        if not fixed.keys() <= asked.keys():  # not asked for beside the others
+        if not fixed.keys() <= asked.keys():  # not asked for with the others
             continue
         try:
             search.config(asked)

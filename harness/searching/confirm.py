@@ -46,39 +46,39 @@ def ranked(search: "Search", trials: "pd.DataFrame") -> list[int]:
 
 
 def best(search: "Search", trials: "pd.DataFrame") -> list[int]:
-    """Numbers of the trials that are worth a confirmation, without the reference's own settings.
+    """Numbers of the trials that are worth a confirmation, without those of the reference.
 
     With a cost among the objectives, of the Pareto-optimal ones: that of the highest reward, then
     the cheapest whose reward is not below the reference's, then the next highest. Else those of the
     highest reward that keep the budget.
     """
-    order, rows, own = ranked(search, trials), rows_of(trials), reference(trials)
+    order, rows, base = ranked(search, trials), rows_of(trials), reference(trials)
     if len(search.objectives) > 1:
-        bar = -float("inf") if own is None else rows[own]["reward"]
+        bar = -float("inf") if base is None else rows[base]["reward"]
         good = [number for number in order if rows[number]["reward"] >= bar]
         # The rewards of Pareto-optimal trials fall with their cost.
         order = list(dict.fromkeys([*order[:1], *good[-1:], *order]))
-    return [number for number in order if number != own][: search.confirm.best]
+    return [number for number in order if number != base][: search.confirm.best]
 
 
 def reference(trials: "pd.DataFrame") -> int | None:
-    """Number of the trial of the file's first own setting, or else none."""
-    own = trials[trials["enqueued"] & ~trials["free"]]
-    return int(own["number"].min()) if len(own) else None
+    """Number of the first trial of `enqueue`, or else none."""
+    enqueued = trials[trials["enqueued"] & ~trials["free"]]
+    return int(enqueued["number"].min()) if len(enqueued) else None
 
 
 def sweep_text(search: "Search", trials: "pd.DataFrame", folder: Path) -> str | None:
     """The text of the sweep file that lies in `folder`; None where there is nothing to confirm."""
     numbers, rows = best(search, trials), rows_of(trials)
-    own = search.enqueue[0] if search.enqueue else None
-    if not numbers or (own is None and len(numbers) < 2):
+    base = search.enqueue[0] if search.enqueue else None
+    if not numbers or (base is None and len(numbers) < 2):
         return None
     arms: dict[str, Any] = {}
-    if own is not None:
-        arms[REFERENCE] = {"label": "the reference", **own}
+    if base is not None:
+        arms[REFERENCE] = {"label": "the reference", **base}
     for number in numbers:
         asked = asked_of(search, rows[number])
-        text = label(search.space, asked, own) or label(search.space, asked)
+        text = label(search.space, asked, base) or label(search.space, asked)
         arms[f"trial-{number}"] = {"label": f"trial {number}: {text}", **asked}
     overrides = {key: value for key, value, _ in map(read_override, search.overrides)}
     first, count = search.confirm.first_seed, search.confirm.seeds

@@ -62,8 +62,8 @@ def answer(outcome: Outcome) -> str:
         return findings.answer(outcome.confirmed)
     if outcome.confirmation is not None:
         return "The best settings that the search found are not confirmed on fresh seeds yet."
-    own = outcome.search.enqueue and confirm.reference(outcome.trials) is not None
-    if own and (outcome.trials["state"] == "complete").any():
+    reference = outcome.search.enqueue and confirm.reference(outcome.trials) is not None
+    if reference and (outcome.trials["state"] == "complete").any():
         return "Nothing is to be confirmed: no finished trial beats the file's own settings."
     return "Nothing is to be confirmed yet: too few trials have finished."
 
@@ -133,7 +133,8 @@ def tables(outcome: Outcome) -> list[Table]:
 def _trial_table(
     outcome: Outcome, title: str, numbers: Sequence[int], note: str, why: bool = False
 ) -> Table:
-    search, rows, own = outcome.search, rows_of(outcome.trials), confirm.reference(outcome.trials)
+    search, rows = outcome.search, rows_of(outcome.trials)
+    reference = confirm.reference(outcome.trials)
     columns = ["trial", *(one.label for one in search.space), search.measure, "seeds"]
     columns += ["evaluations", outcome.unit] + ["what became of it"] * why
 
@@ -141,7 +142,7 @@ def _trial_table(
         asked, count = asked_of(search, row), row["evaluations"]
         state: str = STATES[row["state"]]
         return (
-            f"{row['number']}{' (reference)' if row['number'] == own else ''}",
+            f"{row['number']}{' (reference)' if row['number'] == reference else ''}",
             *(value_text(asked.get(one.key, NOTHING)) for one in search.space),
             number(row["reward"]),
             str(row["seeds"]),

@@ -1,11 +1,13 @@
 """A search's figures, each drawn from the table of trials (matplotlib without pyplot).
 
-Importances are Optuna's. Its own figures (5.0, `optuna.visualization.matplotlib`) are not used: the
-one of importances puts the bars of one objective beside the names of another's, the slices' labels
-overlap, and none shows the reference or what was given up.
+Importances are Optuna's. Its figures (`optuna.visualization.matplotlib`, 5.0) are not used: that of
+importances for two objectives sorts each one's bars by itself and names all of them by the last
+one's order, that of slices has labels that overlap, and none shows the reference or what was given
+up.
 """
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -32,8 +34,8 @@ _MIN_IMPORTANCE = 8
 
 def draw(outcome: Outcome) -> list[Picture]:
     """All figures, in the order a reader wants them. Those without data are left out."""
+    analysis, done = outcome.confirmed, whole_trials(outcome.trials)
     pictures = []
-    analysis = outcome.confirmed
     if analysis is not None:
         caption = (
             f"The reward {analysis.measure} on held-out prompts, minus the reference's, paired by "
@@ -43,37 +45,12 @@ def draw(outcome: Outcome) -> list[Picture]:
         )
         title = "The best on fresh seeds"
         pictures.append(picture("confirmed", title, caption, lambda: differences(analysis)))
-    done = whole_trials(outcome.trials)
-    if not len(done):
-        return pictures
-    caption = (
-        "Each point is a setting with all seeds of the search. Numbers are trials. No other "
-        "setting has both more reward and less cost than a Pareto-optimal one, as far as this "
-        "search saw: with other seeds the front would be another."
-    )
-    pictures.append(picture("front", "Reward against cost", caption, lambda: front(outcome)))
-    if len(done) >= _MIN_IMPORTANCE and len(outcome.search.space) > 1:
-        caption = (
-            "PED-ANOVA (Watanabe et al. 2023, Optuna's default): how much the values of a setting "
-            "among the best tenth of the trials differ from those among all that were asked for "
-            "it. It says where good settings lie within these ranges and among these few trials; "
-            "it is no effect and has no interval."
-        )
-        title = "Which settings matter"
-        pictures.append(picture("importances", title, caption, lambda: importances(outcome)))
-    caption = (
-        "Reward over each setting by itself; later trials are darker, the star is the reference. "
-        "The other settings differ from point to point, and the search went where rewards were "
-        "high: a slope here is no effect."
-    )
-    pictures.append(picture("slices", "Settings one by one", caption, lambda: slices(outcome)))
-    caption = (
-        "Mean reward by trial. The line rises by chance alone too: the best of more values is "
-        "higher."
-    )
-    title = "The course of the search"
-    pictures.append(picture("history", title, caption, lambda: history(outcome)))
-    return pictures
+    enough = len(done) >= _MIN_IMPORTANCE and len(outcome.search.space) > 1
+    return pictures + [
+        picture(make.__name__, title, caption, partial(make, outcome))
+        for make, title, caption in _FIGURES
+        if len(done) and (enough or make is not importances)
+    ]
 
 
 def front(outcome: Outcome) -> Figure:
@@ -178,8 +155,8 @@ def importances(outcome: Outcome) -> Figure:
                 study.add_trial(
                     create_trial(value=row[goal], params=trial.params, distributions=kinds)
                 )
-            found = get_param_importances(study)
-            shares = [found.get(one.key, 0.0) for one in space]
+            of = get_param_importances(study)
+            shares = [of.get(one.key, 0.0) for one in space]
             axes.bar_label(axes.barh(range(len(space)), shares, color=colour), fmt=" %.2f")
             axes.set(title=f"for {goal}", xlabel="importance (shares of 1)")
             axes.margins(x=0.15)
@@ -205,11 +182,44 @@ def _star(
 ) -> None:
     """Marks the reference, where it is among the trials."""
     done = whole_trials(outcome.trials) if trials is None else trials
-    own = done[done["number"] == reference(outcome.trials)]
+    row = done[done["number"] == reference(outcome.trials)]
     edge = {"markersize": size, "markeredgecolor": "black"}
-    _points(axes, own, x, "*", REFERENCE, "the reference", **edge)
+    _points(axes, row, x, "*", REFERENCE, "the reference", **edge)
 
 
 def _legend(figure: Figure, axes: "Axes", columns: int) -> None:
     """Above all panels, where it can lie on nothing."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
+
+
+_FIGURES = (
+    (
+        front,
+        "Reward against cost",
+        "Each point is a setting with all seeds of the search. Numbers are trials. No other "
+        "setting has both more reward and less cost than a Pareto-optimal one, as far as this "
+        "search saw: with other seeds the front would be another.",
+    ),
+    (
+        importances,
+        "Which settings matter",
+        "PED-ANOVA (Watanabe et al. 2023, Optuna's default): how much the values of a setting "
+        "among the best tenth of the trials differ from those among all that were asked for it. "
+        "It says where good settings lie within these ranges and among these few trials; it is no "
+        "effect and has no interval.",
+    ),
+    (
+        slices,
+        "Settings one by one",
+        "Reward over each setting by itself; later trials are darker, the star is the reference. "
+        "The other settings differ from point to point, and the search went where rewards were "
+        "high: a slope here is no effect.",
+    ),
+    (
+        history,
+        "The course of the search",
+        "Mean reward by trial. The line rises by chance alone too: the best of more values is "
+        "higher.",
+    ),
+)
+"""What draws a figure, its title and its caption, in the order a reader wants them."""

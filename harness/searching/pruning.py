@@ -1,4 +1,4 @@
-"""When a trial is given up: by Optuna's own pruners, among trials that it may be held against.
+"""When a trial is given up: by Optuna's pruners, among trials that it may be held against.
 
 A pruner inside the study would know one objective and all trials. Here a trial is held only against
 trials that take no more network evaluations than it does: a cheaper setting may be worse and still
@@ -47,7 +47,7 @@ def behind_on_the_curve(
 
 
 def _pruned(pruner: "BasePruner", curve: Curve, others: Sequence[Curve]) -> bool:
-    """What a pruner says of a trial beside others, in a study of one objective made for it."""
+    """What a pruner says of a trial among others, in a study of one objective made for it."""
     with quiet():
         from optuna.study import create_study
         from optuna.trial import TrialState, create_trial

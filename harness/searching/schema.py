@@ -1,4 +1,4 @@
-"""What a search file may say, key by key; an error names line, key and mend."""
+"""What a search file may say, key by key; an error names line, key and fix."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -211,26 +211,26 @@ def read_space(file: FileParts) -> tuple[Range, ...]:
 
 
 def _range(file: FileParts, key: str, given: Mapping[str, Given]) -> Range:
-    text, place = given[key].value, given[key].key
+    text, at = given[key].value, given[key].key
     for other in text.unless:
         if other not in given or other == key:
             hint = did_you_mean(other, [name for name in given if name != key])
             message = f"{other} is no other setting of the space{hint}"
-            raise file.error((*place, "unless", other), message)
+            raise file.error((*at, "unless", other), message)
     unless = tuple(
         (other, values if isinstance(values, tuple) else (values,))
         for other, values in text.unless.items()
     )
-    low, high, step = _bounds(file, key, text, place)
+    low, high, step = _bounds(file, key, text, at)
     made = Range(key, low, high, step, text.log, text.choices, unless)
     if low is not None and made.tidy(low) == made.tidy(high):
         message = f"low {low} and high {high} are the same value in three digits; widen the range"
-        raise file.error(place, message)
+        raise file.error(at, message)
     return made
 
 
 def _bounds(
-    file: FileParts, key: str, text: RangeText, place: Key
+    file: FileParts, key: str, text: RangeText, at: Key
 ) -> tuple[float | None, float | None, float | None]:
     """low, high and step as the setting takes them: floats where it takes fractions. ConfigError,
     with every mistake, for a value that the setting never has."""
@@ -239,7 +239,7 @@ def _bounds(
         for value in values or ():
             if value is not None:
                 with errors.collected():
-                    _check_value(key, value, file.document.place((*place, word)), word)
+                    _check_value(key, value, file.document.place((*at, word)), word)
     errors.raise_all()
     if text.low is None or text.high is None:
         return None, None, None
@@ -249,7 +249,7 @@ def _bounds(
         return float(text.low), float(text.high), step
     if whole and isinstance(text.step, float):
         message = f"{key} takes whole numbers, and {text.step} is none; write a whole step"
-        raise file.error((*place, "step"), message)
+        raise file.error((*at, "step"), message)
     return text.low, text.high, text.step
 
 
@@ -278,21 +278,21 @@ def read_enqueued(file: FileParts, given: Settings, key: Key, space: tuple[Range
     values = file.flat(given, key)
     by_key = {one.key: one for one in space}
 
-    def wrong(message: str, place: Place | None = None) -> ConfigError:
-        return ConfigError(message, place=place or file.document.place(key), key="enqueue")
+    def wrong(message: str, line: Place | None = None) -> ConfigError:
+        return ConfigError(message, place=line or file.document.place(key), key="enqueue")
 
     for name, value in values.items():
-        place = file.place_under(key, name)
+        line = file.place_under(key, name)
         if name not in by_key:
-            raise wrong(f"{name} is not in the space{did_you_mean(name, by_key)}", place)
+            raise wrong(f"{name} is not in the space{did_you_mean(name, by_key)}", line)
         if not by_key[name].has(value):
             text = by_key[name].text
-            raise wrong(f"{name}: {shown(value)} is not in its range, {text}", place)
+            raise wrong(f"{name}: {shown(value)} is not in its range, {text}", line)
     try:
         asked = settings(space, lambda one: values[one.key])
     except KeyError as missing:
         raise wrong(f"{missing.args[0]} is missing; give it a value") from None
     for name in values:
         if name not in asked:
-            raise wrong(f"{name} is not asked for beside the other values (unless); leave it out")
+            raise wrong(f"{name} is not asked for with the other values (unless); leave it out")
     return asked

@@ -152,7 +152,7 @@ class Study:
 
     @_in_storage
     def enqueue(self, again: bool = False) -> None:
-        """Put the file's own settings first, once; with `again`, failed ones once more."""
+        """Put the settings of `enqueue` first, once; with `again`, failed ones once more."""
         for asked in self.search.enqueue:
             self.study.enqueue_trial(
                 dict(asked), user_attrs={"enqueued": True}, skip_if_exists=True
@@ -249,19 +249,12 @@ class Study:
 def _read(search: Search, frozen: "FrozenTrial") -> Trial:
     attrs = frozen.user_attrs
     state = next(one for one, name in _OPTUNA_NAMES.items() if name == frozen.state.name)
-    return Trial(
-        number=frozen.number,
-        state=state,
-        asked=space.read(search.space, frozen.params),
-        # A kill may have left `why` behind before the trial was told: of a running one it is void.
-        why=str(attrs.get("dropped" if state == "running" else "why", "")),
-        enqueued=bool(attrs.get("enqueued")),
-        free=bool(attrs.get("free")),
-        rewards=_by_seed(attrs.get("rewards")),
-        seconds=attrs.get("seconds"),
-        evaluations=attrs.get("evaluations"),
-        spent=float(attrs.get("spent", 0.0)),
-    )
+    # A kill may have left `why` behind before the trial was told: of a running one it is void.
+    why = str(attrs.get("dropped" if state == "running" else "why", ""))
+    names = ("enqueued", "free", "seconds", "evaluations", "spent")
+    known = {name: attrs[name] for name in names if name in attrs}
+    asked = space.read(search.space, frozen.params)
+    return Trial(frozen.number, state, asked, why, rewards=_by_seed(attrs.get("rewards")), **known)
 
 
 def _by_seed(rewards: Any) -> dict[int, float]:
