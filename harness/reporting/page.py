@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,14 @@ def shown(file: Path) -> str:
     with contextlib.suppress(ValueError):
         return file.resolve().relative_to(Path.cwd().resolve()).as_posix()
     return file.name
+
+
+def arguments(file: Path, profile: str | None, overrides: Sequence[str]) -> str:
+    """What a command is given to read this file so again."""
+    words = [shown(file), *(("--profile", profile) if profile else ())]
+    for text in overrides:
+        words += ["--set", text]
+    return shlex.join(words)
 
 
 def _tight(text: str) -> str:

@@ -13,7 +13,6 @@ from harness.runs.source import relative
 from harness.runs.store import sweep_folder
 from harness.study.arms import Arm
 from harness.study.spec import Sweep
-from harness.text import command_for
 from mixgrpo.cli import warn
 from mixgrpo.errors import RunError
 from mixgrpo.files.atomic import write_bytes
@@ -158,7 +157,7 @@ def _page(
     from harness.reporting.tables import tables
 
     sweep = analysis.sweep
-    file = page.shown(sweep.file)
+    arguments = page.arguments(sweep.file, sweep.profile, sweep.overrides)
     return page.render(
         "report.html",
         name=sweep.name,
@@ -175,8 +174,8 @@ def _page(
         tables=tables(analysis),
         statistics=findings.statistics_notes(analysis),
         made=_made(analysis, measurements),
-        command_sweep=command_for("harness.sweep", sweep, file=file),
-        command_report=command_for("harness.report", sweep, file=file),
+        command_sweep=f"python -m harness.sweep {arguments}",
+        command_report=f"python -m harness.report {arguments}",
     )
 
 

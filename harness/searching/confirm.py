@@ -5,10 +5,10 @@ are run anew, with seeds that no trial had, against the reference, as any sweep.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.runs.source import relative
 from harness.searching.records import asked_of, rows_of, whole_trials
 from harness.searching.space import label
 from mixgrpo.settings.configfile import read_override
@@ -86,8 +86,7 @@ def sweep_text(search: "Search", trials: "pd.DataFrame", folder: Path) -> str | 
     data: dict[str, Any] = {
         "name": search.confirm_name,
         "question": f"Do the best settings of the search {search.report_name} hold on fresh seeds?",
-        "base": search.base
-        and Path(os.path.relpath(search.base.resolve(), folder.resolve())).as_posix(),
+        "base": search.base and relative(search.base, folder),
         "set": dict(search.shared) | overrides,
         "arms": arms,
         "reference": next(iter(arms)),

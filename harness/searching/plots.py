@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from harness.reporting.drawing import COLOURS, GREY, WIDTH, thousands
+from harness.reporting.drawing import COLOURS, GREY, WIDTH, legend_above, thousands
 from harness.reporting.figures import Picture, picture
 from harness.reporting.plots import differences
 from harness.searching.confirm import pareto, reference
@@ -75,7 +75,7 @@ def front(outcome: Outcome) -> Figure:
         axes.margins(0.12)
     panels[0].xaxis.set_major_formatter(FuncFormatter(thousands))
     panels[0].set_ylabel(f"{search.measure} (mean over seeds)")
-    _legend(figure, panels[0], 4)
+    legend_above(figure, panels[0])
     return figure
 
 
@@ -97,7 +97,7 @@ def history(outcome: Outcome) -> Figure:
     axes.set_xlabel("trial")
     axes.set_ylabel(outcome.search.measure)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure, axes, 3)
+    legend_above(figure, axes)
     return figure
 
 
@@ -185,11 +185,6 @@ def _star(
     row = done[done["number"] == reference(outcome.trials)]
     edge = {"markersize": size, "markeredgecolor": "black"}
     _points(axes, row, x, "*", REFERENCE, "the reference", **edge)
-
-
-def _legend(figure: Figure, axes: "Axes", columns: int) -> None:
-    """Above all panels, where it can lie on nothing."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
 
 
 _FIGURES = (

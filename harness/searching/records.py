@@ -34,32 +34,21 @@ def to_frame(search: "Search", trials: "Iterable[Trial]") -> "pd.DataFrame":
     seconds, evaluations, spent, reward by seed, and the settings (empty where not asked for)."""
     import pandas as pd
 
-    rows: list[dict[str, Any]] = [
-        {
-            "number": trial.number,
-            "state": trial.state,
-            "why": trial.why,
-            "enqueued": trial.enqueued,
-            "free": trial.free,
-            "feasible": trial.keeps(search.budget),
-            "arm": trial.arm,
-            "reward": trial.reward,
-            "seconds": math.nan if trial.seconds is None else float(trial.seconds),
-            "evaluations": math.nan if trial.evaluations is None else float(trial.evaluations),
-            "spent": trial.spent,
-            "seeds": len(trial.rewards),
-        }
-        | {f"reward_seed{seed}": trial.rewards.get(seed, math.nan) for seed in search.seeds}
-        | {f"{SETTING}{one.key}": trial.asked.get(one.key) for one in search.space}
+    kinds: dict[str, Any] = {"seconds": "float64", "evaluations": "float64"}
+    kinds |= {f"{SETTING}{one.key}": _column_type(one) for one in search.space}
+    by_seed = {seed: f"reward_seed{seed}" for seed in search.seeds}
+    rows = [
+        vars(trial)
+        | {"feasible": trial.keeps(search.budget), "arm": trial.arm, "reward": trial.reward}
+        | {"seeds": len(trial.rewards)}
+        | {name: trial.rewards.get(seed, math.nan) for seed, name in by_seed.items()}
+        | {f"{SETTING}{key}": value for key, value in trial.asked.items()}
         for trial in trials
         if trial.state not in ("waiting", "running") and trial.asked is not None
     ]
-    frame = pd.DataFrame(rows)
-    if rows:
-        for one in search.space:
-            name = f"{SETTING}{one.key}"
-            frame[name] = frame[name].astype(_column_type(one))
-    return frame
+    names = "number state why enqueued free feasible arm reward seconds evaluations spent seeds"
+    columns = dict.fromkeys([*names.split(), *by_seed.values(), *kinds])
+    return pd.DataFrame(rows, columns=[*columns]).astype(kinds)
 
 
 def _column_type(one: Range) -> Literal["Int64", "Float64", "string"]:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from harness.searching import space
@@ -69,7 +68,7 @@ class Trial:
     @property
     def reward(self) -> float:
         """Mean over the finished runs; not a number where there is none."""
-        return fmean(self.rewards.values()) if self.rewards else math.nan
+        return sum(self.rewards.values()) / len(self.rewards) if self.rewards else math.nan
 
     def keeps(self, budget: Budget | None) -> bool:
         """Whether its runs took no more than a budget."""

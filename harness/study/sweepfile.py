@@ -1,4 +1,4 @@
-"""The text of a sweep file: which keys it may have, and errors that name line, key and mend.
+"""The text of a sweep file: which keys it may have, and errors that name line, key and fix.
 
 What the keys mean together is `harness.study.spec`'s work.
 """
