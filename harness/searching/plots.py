@@ -18,7 +18,7 @@ from harness.reporting.figures import Picture, picture
 from harness.reporting.plots import differences
 from harness.searching.confirm import pareto, reference
 from harness.searching.outcome import Outcome
-from harness.searching.records import SETTING, asked_of, rows_of, whole_trials
+from harness.searching.records import SETTING, asked_of, choice_of, rows_of, whole_trials
 from harness.searching.space import suggest
 from harness.searching.storage import quiet
 from mixgrpo.text.escape import shortened
@@ -113,7 +113,7 @@ def slices(outcome: Outcome) -> Figure:
         seen = outcome.trials[outcome.trials[column].notna()]
         if one.choices is not None:
             texts = [str(choice) for choice in one.choices]
-            seen = seen.assign(**{column: [float(texts.index(str(v))) for v in seen[column]]})
+            seen = seen.assign(**{column: [choice_of(one, value) for value in seen[column]]})
             slant = {"rotation": 30, "ha": "right"} if max(map(len, texts)) > 3 else {}
             axes.set_xticks(range(len(texts)), [shortened(text, 13) for text in texts], **slant)
             axes.set_xlim(-0.6, len(texts) - 0.4)

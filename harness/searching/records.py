@@ -75,10 +75,15 @@ def asked_of(search: "Search", row: Mapping[str, Any]) -> Asked:
         value = row[f"{SETTING}{one.key}"]
         if pd.isna(value):
             continue
-        if one.choices is not None:
-            value = next(item for item in one.choices if item == value or str(item) == value)
-        asked[one.key] = value
+        asked[one.key] = value if one.choices is None else one.choices[choice_of(one, value)]
     return asked
+
+
+def choice_of(one: Range, value: Any) -> int:
+    """Which of a setting's choices its column in the table has: there True is 1, and 2 may be a
+    text."""
+    choices = enumerate(one.choices or ())
+    return next(index for index, item in choices if item == value or str(item) == value)
 
 
 def whole_trials(trials: "pd.DataFrame") -> "pd.DataFrame":
