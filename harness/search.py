@@ -5,7 +5,9 @@
 Safe to stop and run again at any time: trials and runs that are finished are kept, others go on.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,21 +16,19 @@ import typer
 from harness import cli
 from harness.launching import options as cli_launch
 from harness.launching import preflight
-from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
-from harness.launching.job import TRAIN
 from harness.launching.launcher import Launcher, Retry
 from harness.launching.resources import Slurm, layered
 from harness.launching.screen import Progress
-from harness.launching.snapshot import locate, take
+from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease
 from harness.runs import source
 from harness.runs.store import RunState
 from harness.searching.check import check_space
 from harness.searching.file import Search, load_search
+from harness.searching.runs import make_sweep
 from harness.searching.storage import JOURNAL, check_url, open_storage
 from harness.slurm import commands as slurms
 from harness.slurm.submissions import LAG_S, Scheduler
-from harness.study.spec import Sweep
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say, warn
 from mixgrpo.compute.signals import ended_by_signal
@@ -83,23 +83,20 @@ def main(
     check_url(storage)
     if sum((plan, status, report)) > 1:
         raise ConfigError("--plan, --status and --report: give one of them")
-    from harness.searching.runs import make_sweep
-
-    sweep = make_sweep(search)
+    folder = runs / search.name
+    wishes = Slurm()
     if not (status or report):
         check_space(search)
-        preflight.check_places(sweep, runs, reports, executor == "slurm")
-        wishes = _wishes(search, slurm or []) if executor == "slurm" else Slurm()
-        _check(search, wishes, executor)
-    if plan:
-        from harness.searching.status import describe
+        preflight.check_places(make_sweep(search), runs, reports, executor == "slurm")
+        if executor == "slurm":
+            wishes = _wishes(search, slurm or [])
+        preflight.check_processes(executor, _wishes(search, []), search.file)
+        if wishes.python is None:
+            preflight.check_code(list(search.named()), executor != "slurm", warn)
+    if plan or status:
+        from harness.searching.status import as_text, describe
 
-        say(describe(search, runs, storage))
-        return 0
-    if status:
-        from harness.searching.status import as_text
-
-        say(as_text(search, runs, storage))
+        say((describe if plan else as_text)(search, runs, storage))
         return 0
     if report:
         say(write_report(search, runs, reports, storage))
@@ -107,85 +104,79 @@ def main(
     if executor == "slurm":
         slurms.check()
     if snapshot:
-        locate(runs / search.name)
+        locate(folder)
     if storage is not None:
-        open_storage(runs / search.name, storage, create=True)
-    with nothing_left(runs / search.name, ("*/attempts", "*/config.yaml", JOURNAL)):
-        return _own_and_run(
-            search,
-            sweep,
-            runs,
-            reports,
-            storage,
-            executor,
-            jobs,
-            wishes,
-            slurm,
-            snapshot,
-            retry,
-            confirm,
-        )
+        open_storage(folder, storage, create=True)
+    asked = Options(
+        executor,
+        jobs,
+        defaultdict(lambda: wishes),
+        snapshot,
+        retry,
+        runs,
+        reports,
+        storage,
+        slurm,
+        wishes.poll_s,
+        confirm,
+    )
+    with nothing_left(folder, ("*/attempts", "*/config.yaml", JOURNAL)):
+        held = take_lease(make_sweep(search), runs)
+        if held is None:
+            who = lease_holder(make_sweep(search), runs)
+            raise RunError(
+                f"{folder}: {who} already runs this search; end that one first, or look at it with "
+                "--status"
+            )
+        try:
+            return _search_and_confirm(search, asked, held)
+        finally:
+            held.release()
 
 
-def _own_and_run(
-    search: Search,
-    sweep: Sweep,
-    runs: Path,
-    reports: Path,
-    storage: str | None,
-    executor: ExecutorName,
-    jobs: int | None,
-    wishes: Slurm,
-    slurm: list[str] | None,
-    snapshot: bool,
-    retry: Retry,
-    confirm: bool,
-) -> int:
-    """Take the search's lease and run it. The exit code."""
-    held = take_lease(sweep, runs)
-    if held is None:
-        raise RunError(
-            f"{runs / search.name}: {lease_holder(sweep, runs)} already runs this search; end that "
-            "one first, or look at it with --status"
-        )
-    try:
-        source.note(search.name, search.file, runs / search.name, say)
-        code, over = _run(search, runs, storage, executor, jobs, wishes, snapshot, retry, held)
-        if ended_by_signal(code):
-            return code
-        page = write_report(search, runs, reports, storage)
-        sweep_file = reports / search.report_name / "confirm.yaml"
-        if confirm and not over:
-            say("the best are confirmed when all trials are over: the same command continues")
-        if not (over and confirm and sweep_file.exists()):
-            say(f"report: {page}")
-            return code
-        from harness import sweep as sweeps
+@dataclass(frozen=True)
+class Options(cli_launch.Launching):
+    """What the command line asks for, beside what is searched."""
 
-        say(f"the best on fresh seeds: {sweep_file}")
-        confirmed = sweeps.main(
-            file=sweep_file,
-            executor=executor,
-            jobs=jobs,
-            runs=runs,
-            reports=reports,
-            slurm=slurm,
-            snapshot=snapshot,
-            retry=retry,
-            trust=True,  # what this command wrote, of a file that was checked
-        )
-        say(f"report: {write_report(search, runs, reports, storage)}")
-        return max(code, confirmed)  # a signal's are the highest
-    finally:
-        held.release()
+    runs: Path
+    reports: Path
+    storage: str | None
+    slurm: list[str] | None
+    """Words of the command line for Slurm, for the runs that confirm."""
+    poll_s: float
+    """How often Slurm is asked for its queue."""
+    confirm: bool
 
 
-def _check(search: Search, wishes: Slurm, executor: ExecutorName) -> None:
-    """ConfigError where trials name code, weights or prompts that cannot be used."""
-    preflight.check_processes(executor, _wishes(search, []), search.file)
-    if wishes.python is None:
-        named = list(search.named())
-        preflight.check_code(named, executor != "slurm", warn)
+def _search_and_confirm(search: Search, asked: Options, held: Lease) -> int:
+    """Run the trials, and the best on fresh seeds when they are over. The exit code."""
+    source.note(search.name, search.file, asked.runs / search.name, say)
+    code, over = _run(search, asked, held)
+    if ended_by_signal(code):
+        return code
+    page = write_report(search, asked.runs, asked.reports, asked.storage)
+    sweep_file = asked.reports / search.report_name / "confirm.yaml"
+    if asked.confirm and not over:
+        say("the best are confirmed when all trials are over: the same command continues")
+    if not (over and asked.confirm and sweep_file.exists()):
+        say(f"report: {page}")
+        return code
+    from harness import sweep as sweeps
+
+    say(f"the best on fresh seeds: {sweep_file}")
+    confirmed = sweeps.main(
+        file=sweep_file,
+        executor=asked.executor,
+        jobs=asked.jobs,
+        runs=asked.runs,
+        reports=asked.reports,
+        slurm=asked.slurm,
+        snapshot=asked.snapshot,
+        retry=asked.retry,
+        trust=True,  # what this command wrote, of a file that was checked
+    )
+    say(f"report: {write_report(search, asked.runs, asked.reports, asked.storage)}")
+    return max(code, confirmed)  # a signal's are the highest
 
 
 def write_report(search: Search, runs: Path, reports: Path, storage: str | None) -> Path:
@@ -196,6 +187,7 @@ def write_report(search: Search, runs: Path, reports: Path, storage: str | None)
 
 
 def _wishes(search: Search, overrides: list[str]) -> Slurm:
+    """What a trial's runs ask of Slurm."""
     parts = [
         (part, lambda word, k=key: search.document.place((*k, word))) for part, key in search.slurm
     ]
@@ -212,67 +204,35 @@ class _Quiet(Progress):
             super().update(look, slots)
 
 
-class _ForAll(dict[str, Slurm]):
-    """What every trial asks for, whatever its name."""
-
-    def __init__(self, wishes: Slurm) -> None:
-        super().__init__()
-        self.wishes = wishes
-
-    def __missing__(self, arm: str) -> Slurm:
-        return self.wishes
-
-
-def _run(
-    search: Search,
-    runs: Path,
-    storage: str | None,
-    executor: ExecutorName,
-    jobs: int | None,
-    wishes: Slurm,
-    snapshot: bool,
-    retry: Retry,
-    held: Lease,
-) -> tuple[int, bool]:
-    """What happens with the search's lease held: the exit code, and whether all trials are over."""
+def _run(search: Search, asked: Options, held: Lease) -> tuple[int, bool]:
+    """Run the trials: the exit code, and whether all are over."""
     from harness.searching.study import Study
     from harness.searching.work import SearchWork
 
-    folder = runs / search.name
-    study = Study(search, folder, storage)
-
+    folder = asked.runs / search.name
+    study = Study(search, folder, asked.storage)
     with _Quiet(search.measure) as progress:
-
-        def make(should_stop: Callable[[], bool]) -> Executor:
-            if executor == "inline":
-                return Inline(should_stop, TRAIN)
-            code = take(folder) if snapshot else None
-            if executor == "local":
-                return Local(jobs, TRAIN, code)
-            from harness.launching.cluster import Cluster
-
-            return Cluster(search.name, folder, _ForAll(wishes), progress.say, TRAIN, code)
-
-        scheduler = Scheduler(folder, wishes.poll_s, LAG_S)
-        work = SearchWork(search, study, runs, progress.say, again=retry == "failed")
-        launcher = Launcher(work, runs, progress, make, scheduler, retry, held=held)
+        make = asked.executor_maker(search.name, folder, progress.say)
+        scheduler = Scheduler(folder, asked.poll_s, LAG_S)
+        work = SearchWork(search, study, asked.runs, progress.say, again=asked.retry == "failed")
+        launcher = Launcher(work, asked.runs, progress, make, scheduler, asked.retry, held=held)
         complete = launcher.go()
         outlive = launcher.executor.outlive
     if not complete:
         goes_on = "left" if outlive else "stopped; everything is resumable"
         say(f"{goes_on}: the same command continues")
         return launcher.exit_code, False
-    return _say_end(study, retry)
+    return _say_end(study, asked.retry)
 
 
 def _say_end(study: "Study", retry: Retry) -> tuple[int, bool]:
+    """Say how the trials ended: the exit code, and whether all are over."""
     from harness.searching.status import summary
 
-    trials = study.trials()
+    trials, more = study.trials(), study.wants_more()
     say(summary(trials))
-    failed = [trial for trial in trials if trial.state == "failed"]
     settled = {trial.arm for trial in trials if trial.state in ("complete", "pruned")}
-    bad = [trial for trial in failed if trial.arm not in settled]
+    bad = [trial for trial in trials if trial.state == "failed" and trial.arm not in settled]
     left = [trial for trial in trials if trial.state in ("running", "waiting")]
     for trial in bad:
         say(f"trial {trial.number}: {trial.why}")
@@ -280,10 +240,9 @@ def _say_end(study: "Study", retry: Retry) -> tuple[int, bool]:
         say(f"trial {trial.number}: not finished ({trial.arm or 'it never began'})")
     if bad and retry != "failed":
         say("what failed runs again by the same command with --retry failed")
-    if trials and not any(trial.state == "complete" for trial in trials) and not left:
+    if trials and not left and all(trial.state != "complete" for trial in trials):
         say(f"no trial came to a result; trial 0: {trials[0].why or 'it never began'}")
-        return 1, not study.wants_more()
-    more = study.wants_more()
+        return 1, not more
     return (1 if bad or left or more else 0), not (left or more)
 
 

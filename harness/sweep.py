@@ -19,10 +19,10 @@ import typer
 from harness import cli
 from harness.launching import options as cli_launch
 from harness.launching import preflight
-from harness.launching.dispatch import ExecutorName, Local, make_executor
+from harness.launching.dispatch import ExecutorName, Local
 from harness.launching.launcher import Launcher, Retry, SweepWork, ask_to_stop
 from harness.launching.lengths import other_lengths
-from harness.launching.resources import Slurm, resources
+from harness.launching.resources import resources
 from harness.launching.screen import Progress
 from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease, wait_for_lease
@@ -50,15 +50,9 @@ LOG = "launcher.log"
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Where and how the command is to run things."""
+class Options(cli_launch.Launching):
+    """What the command line asks for, beside which runs."""
 
-    executor: ExecutorName
-    jobs: int | None
-    slurm: dict[str, Slurm]
-    """By arm; empty for the other executors."""
-    snapshot: bool
-    retry: Retry
     share: bool
     """Whether a run that several sweeps ask for is computed once."""
     accept_code_change: bool
@@ -157,7 +151,7 @@ def _own_and_run(
     part: Sweep,
     runs: Path,
     reports: Path,
-    asked: _Asked,
+    asked: Options,
     detach: bool,
     prune_: bool,
     anew: Sequence[Run],
@@ -217,34 +211,34 @@ def _asked(
     retry: Retry,
     share: bool,
     accept_code_change: bool,
-) -> _Asked:
+) -> Options:
     """The options that go together. ConfigError for those that do not."""
     cli_launch.check_executor(executor, jobs, slurm, snapshot)
     wishes = resources(sweep, slurm) if executor == "slurm" else {}
-    return _Asked(executor, jobs, wishes, snapshot, retry, share, accept_code_change)
+    return Options(executor, jobs, wishes, snapshot, retry, share, accept_code_change)
 
 
-def _check(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> None:
+def _check(sweep: Sweep, part: Sweep, runs: Path, asked: Options) -> None:
     """ConfigError, or RunError for a folder of another version, before anything is written."""
     if asked.executor == "slurm":
         slurms.check()
     if asked.snapshot:
         locate(sweep_folder(sweep, runs))
     states = look_at_all(part, runs)
-    preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, warn)
+    preflight.check_runs(sweep, states, asked.executor, asked.wishes, runs, warn)
 
 
-def _scheduler(sweep: Sweep, runs: Path, asked: _Asked) -> Scheduler:
-    polls = [wishes.poll_s for wishes in asked.slurm.values()]
+def _scheduler(sweep: Sweep, runs: Path, asked: Options) -> Scheduler:
+    polls = [wishes.poll_s for wishes in asked.wishes.values()]
     return Scheduler(sweep_folder(sweep, runs), min(polls, default=30.0), LAG_S)
 
 
-def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
+def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: Options) -> int:
     from harness.launching.plan import describe, foresee
 
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
     states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
-    preflight.check_runs(sweep, states, asked.executor, asked.slurm, runs, warn)
+    preflight.check_runs(sweep, states, asked.executor, asked.wishes, runs, warn)
     _tell_damage(states)
     saved = foresee(sweep, states, runs, asked.accept_code_change) if asked.share else None
     say(describe(part, states, slots, saved))
@@ -255,7 +249,7 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: _Asked) -> int:
 
         stored = saved.stored if saved else {}
         left = [state for state in states if state.run.folder_name not in stored]
-        say(describe_arrays(part, runs, left, asked.slurm, asked.snapshot))
+        say(describe_arrays(part, runs, left, asked.wishes, asked.snapshot))
     _tell_strangers(sweep, runs)
     return 0
 
@@ -297,7 +291,7 @@ def _run(
     part: Sweep,
     runs: Path,
     reports: Path,
-    asked: _Asked,
+    asked: Options,
     held: Lease,
 ) -> int:
     """What happens with the sweep's lease held. Returns the exit code."""
@@ -306,16 +300,7 @@ def _run(
     _tell_strangers(sweep, runs)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:
-        folder = sweep_folder(sweep, runs)
-        make = make_executor(
-            asked.executor,
-            asked.jobs,
-            sweep.name,
-            folder,
-            asked.slurm,
-            asked.snapshot,
-            progress.say,
-        )
+        make = asked.executor_maker(sweep.name, sweep_folder(sweep, runs), progress.say)
         scheduler = _scheduler(sweep, runs, asked)
         launcher = Launcher(
             SweepWork(part),

@@ -75,15 +75,21 @@ def command(module: str, *words: object) -> str:
 
 
 def command_for(
-    module: str, chosen: Chosen, *words: object, runs: Path = RUNS, reports: Path = REPORTS
+    module: str,
+    chosen: Chosen,
+    *words: object,
+    file: object = None,
+    runs: Path = RUNS,
+    reports: Path = REPORTS,
 ) -> str:
-    """A command on the file, profile and settings that were chosen, in these folders."""
+    """A command on the file, profile and settings that were chosen, in these folders. `file`: what
+    it is called there, where that is another path."""
     options: list[object] = ["--profile", chosen.profile] if chosen.profile else []
     for text in chosen.overrides:
         options += ["--set", text]
     options += ["--runs", runs] if runs != RUNS else []
     options += ["--reports", reports] if reports != REPORTS else []
-    return command(module, chosen.file, *options, *words)
+    return command(module, file or chosen.file, *options, *words)
 
 
 MOST_NAMED = 20

@@ -7,21 +7,18 @@ starts.
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from harness.launching.job import TERMINAL_SIGNALS, TRAIN, Job, make_job
-from harness.launching.snapshot import Snapshot, take
+from harness.launching.snapshot import Snapshot
 from harness.runs import environment
 from harness.runs.store import RunState
 from harness.study.spec import Run
 from mixgrpo.compute.foreign import stays
-
-if TYPE_CHECKING:
-    from harness.launching.resources import Slurm
 
 ExecutorName = Literal["inline", "local", "slurm"]
 
@@ -179,34 +176,6 @@ class Local:
             return False
         self._active.pop(state.run.folder_name, None)
         return True
-
-
-def make_executor(
-    name: ExecutorName,
-    jobs: int | None,
-    sweep: str,
-    folder: Path,
-    wishes: Mapping[str, "Slurm"],
-    snapshot: bool,
-    say: Callable[[str], None],
-) -> Callable[[Callable[[], bool]], Executor]:
-    """Makes the executor for a launcher, which gives what an inline job asks after an iteration.
-
-    `folder`: the sweep's, for a `snapshot` of the code and what is handed to Slurm; `wishes`: what
-    each arm asks of Slurm.
-    """
-
-    def make(should_stop: Callable[[], bool]) -> Executor:
-        if name == "inline":
-            return Inline(should_stop, TRAIN)
-        code = take(folder) if snapshot else None
-        if name == "local":
-            return Local(jobs, TRAIN, code)
-        from harness.launching.cluster import Cluster
-
-        return Cluster(sweep, folder, wishes, say, TRAIN, code)
-
-    return make
 
 
 def _cores(slot: int, slots: int) -> tuple[int, ...]:

@@ -1,11 +1,17 @@
 """Options that the command lines share which start runs."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from harness.launching.dispatch import ExecutorName
+from harness.launching import job
+from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
 from harness.launching.launcher import Retry
+from harness.launching.resources import Slurm
+from harness.launching.snapshot import take
 from mixgrpo import cli
 from mixgrpo.errors import ConfigError
 
@@ -36,17 +42,47 @@ AcceptCodeOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Launching:
+    """Where and how a command runs things."""
+
+    executor: ExecutorName
+    jobs: int | None
+    wishes: Mapping[str, Slurm]
+    """What the runs of each arm ask of Slurm; empty for the other executors."""
+    snapshot: bool
+    retry: Retry
+
+    def executor_maker(
+        self, sweep: str, folder: Path, say: Callable[[str], None]
+    ) -> Callable[[Callable[[], bool]], Executor]:
+        """Makes the executor for the launcher of a sweep of this name and `folder`; it is given
+        what an inline job asks after every iteration."""
+
+        def make(should_stop: Callable[[], bool]) -> Executor:
+            if self.executor == "inline":
+                return Inline(should_stop, job.TRAIN)
+            code = take(folder) if self.snapshot else None
+            if self.executor == "local":
+                return Local(self.jobs, job.TRAIN, code)
+            from harness.launching.cluster import Cluster
+
+            return Cluster(sweep, folder, self.wishes, say, job.TRAIN, code)
+
+        return make
+
+
 def check_executor(
     executor: ExecutorName, jobs: int | None, slurm: list[str] | None, snapshot: bool
 ) -> None:
     """ConfigError for an option that the executor does not have."""
     if executor != "local" and jobs is not None and (executor, jobs) != ("inline", 1):
-        mend = (
+        fix = (
             "the inline executor runs one job at a time; leave it out"
             if executor == "inline"
             else "Slurm decides how many run; --slurm at_once=K bounds an array"
         )
-        raise ConfigError(f"--jobs: {mend}")
+        raise ConfigError(f"--jobs: {fix}")
     if slurm and executor != "slurm":
         raise ConfigError("--slurm: only --executor slurm asks Slurm for anything; add it")
     if snapshot and executor == "inline":

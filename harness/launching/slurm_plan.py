@@ -1,5 +1,6 @@
 """What a sweep would hand to Slurm, in text: arrays, GPU hours, sbatch text. Submits nothing."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.launching.cluster import Array, Cluster
@@ -17,7 +18,7 @@ def describe_arrays(
     sweep: Sweep,
     runs_dir: Path,
     states: list[RunState],
-    resources: dict[str, Slurm],
+    resources: Mapping[str, Slurm],
     snapshot: bool = False,
 ) -> str:
     """The arrays that would be submitted for what is neither finished nor under way, also on a

@@ -1,8 +1,6 @@
-"""The parts of a search over settings (`python -m harness.search`).
+"""A search over settings: its file, its trials in Optuna's storage, and its report.
 
-The file: `schema` says what it may hold, `ranges` and `file` read it, `space` turns ranges into
-settings. The trials: `storage` and `study` keep them, `trials` judges them, `pruning` says what is
-not worth its cost, `runs` reads what they measured, `launcher` runs them, `status` says where they
-stand. What came out: `records` holds it, `confirm` makes the sweep that tests the best on fresh
-seeds, `report` writes it with `words`, `pictures` (`plots`) and `page`.
+How runs are started is in `harness.launching`, how arms are compared in `harness.analysis`. Read
+`trials` first, which says what becomes of a trial; then `study` (the storage) and `records` (the
+one table from which `outcome`, `plots` and `confirm` make words, figures and the next sweep).
 """

@@ -4,11 +4,12 @@ The search has seen its own seeds: the best of many noisy values is too good. So
 are run anew, with seeds that no trial had, against the reference, as any sweep.
 """
 
-import os
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.runs.source import relative
+from harness.searching.records import asked_of, rows_of, whole_trials
 from harness.searching.space import label
 from mixgrpo.settings.configfile import read_override
 from mixgrpo.settings.yamlfile import dump_yaml
@@ -28,101 +29,75 @@ def pareto(trials: "pd.DataFrame", cost: str) -> list[int]:
     `trials` have `number`, `reward` and `cost`. The highest reward first; of equal ones, the one
     that was tried first.
     """
-    found: list[int] = []
-    cheapest = float("inf")
     ranked = trials.sort_values(["reward", cost, "number"], ascending=[False, True, True])
-    for number, value in zip(ranked["number"].tolist(), ranked[cost].tolist(), strict=True):
-        if value < cheapest:
-            found.append(number)
-            cheapest = value
-    return found
+    cheapest_before = ranked[cost].cummin().shift(fill_value=float("inf"))
+    return [int(number) for number in ranked["number"][ranked[cost] < cheapest_before]]
+
+
+def ranked(search: "Search", trials: "pd.DataFrame") -> list[int]:
+    """Numbers of the trials with all seeds that keep the budget, the highest reward first; with a
+    cost among the objectives, the Pareto-optimal ones alone."""
+    usable = whole_trials(trials)
+    usable = usable[usable["feasible"]]
+    if len(search.objectives) > 1:
+        return pareto(usable, search.objectives[1])
+    order = usable.sort_values(["reward", "number"], ascending=[False, True])["number"]
+    return [int(number) for number in order]
 
 
 def best(search: "Search", trials: "pd.DataFrame") -> list[int]:
-    """Numbers of the trials that are worth a confirmation, without the reference's own settings.
+    """Numbers of the trials that are worth a confirmation, without those of the reference.
 
     With a cost among the objectives, of the Pareto-optimal ones: that of the highest reward, then
     the cheapest whose reward is not below the reference's, then the next highest. Else those of the
     highest reward that keep the budget.
     """
-    own = reference(trials)
-    usable = trials[(trials["state"] == "complete") & ~trials["free"] & trials["feasible"]]
-    if len(search.objectives) == 1:
-        ranked = usable.sort_values(["reward", "number"], ascending=[False, True])["number"]
-        order = [int(number) for number in ranked]
-    else:
-        cost = search.objectives[1]
-        order = pareto(usable, cost)
-        bar = trials.loc[trials["number"] == own, "reward"]
-        good = usable[usable["number"].isin(order)]
-        good = good[good["reward"] >= (bar.iloc[0] if len(bar) else -float("inf"))]
-        cheap = [int(number) for number in good.sort_values([cost, "number"])["number"]]
-        order = list(dict.fromkeys([*order[:1], *cheap[:1], *order]))
-    return [number for number in order if number != own][: search.confirm.best]
+    order, rows, base = ranked(search, trials), rows_of(trials), reference(trials)
+    if len(search.objectives) > 1:
+        bar = -float("inf") if base is None else rows[base]["reward"]
+        good = [number for number in order if rows[number]["reward"] >= bar]
+        # The rewards of Pareto-optimal trials fall with their cost.
+        order = list(dict.fromkeys([*order[:1], *good[-1:], *order]))
+    return [number for number in order if number != base][: search.confirm.best]
 
 
 def reference(trials: "pd.DataFrame") -> int | None:
-    """Number of the trial of the file's first own setting, or else none."""
-    own = trials[trials["enqueued"] & ~trials["free"]]
-    return int(own["number"].min()) if len(own) else None
+    """Number of the first trial of `enqueue`, or else none."""
+    enqueued = trials[trials["enqueued"] & ~trials["free"]]
+    return int(enqueued["number"].min()) if len(enqueued) else None
 
 
 def sweep_text(search: "Search", trials: "pd.DataFrame", folder: Path) -> str | None:
     """The text of the sweep file that lies in `folder`; None where there is nothing to confirm."""
-    from harness.searching.records import asked_of
-
-    numbers = best(search, trials)
-    by_number = {number: asked_of(search, trials, number) for number in numbers}
-    own = search.enqueue[0] if search.enqueue else None
-    if not numbers or (own is None and len(numbers) < 2):
+    numbers, rows = best(search, trials), rows_of(trials)
+    base = search.enqueue[0] if search.enqueue else None
+    if not numbers or (base is None and len(numbers) < 2):
         return None
     arms: dict[str, Any] = {}
-    if own is not None:
-        arms[REFERENCE] = {"label": "the reference", **own}
-    for number, asked in by_number.items():
-        text = label(search.space, asked, own) or label(search.space, asked)
+    if base is not None:
+        arms[REFERENCE] = {"label": "the reference", **base}
+    for number in numbers:
+        asked = asked_of(search, rows[number])
+        text = label(search.space, asked, base) or label(search.space, asked)
         arms[f"trial-{number}"] = {"label": f"trial {number}: {text}", **asked}
+    overrides = {key: value for key, value, _ in map(read_override, search.overrides)}
     first, count = search.confirm.first_seed, search.confirm.seeds
+    made_by = f"python -m harness.search {search.file.name}"
     data: dict[str, Any] = {
         "name": search.confirm_name,
         "question": f"Do the best settings of the search {search.report_name} hold on fresh seeds?",
-    }
-    if search.base is not None:
-        data["base"] = Path(os.path.relpath(search.base.resolve(), folder.resolve())).as_posix()
-    settings = dict(search.shared) | _overrides(search.overrides)
-    if settings:
-        data["set"] = settings
-    data |= {
+        "base": search.base and relative(search.base, folder),
+        "set": dict(search.shared) | overrides,
         "arms": arms,
         "reference": next(iter(arms)),
         "measure": search.measure,
         "seeds": list(range(first, first + count)),
         "notes": (
-            f"Made by python -m harness.search {search.file.name}: settings that a search found "
-            "best, on seeds that it had not seen."
+            f"Made by {made_by}: settings that a search found best, on seeds that it had not seen."
         ),
+        "slurm": {key: value for part, _ in search.slurm for key, value in part.items()},
     }
-    slurm: dict[str, Any] = {}
-    for part, _ in search.slurm:
-        slurm |= part
-    if slurm:
-        data["slurm"] = slurm
-    head = (
-        f"# Made by `python -m harness.search {search.file.name}`, which makes it again; run it "
-        "like any sweep.\n"
-    )
-    return head + dump_yaml(_plain(data), allow_unicode=True, width=100)
-
-
-def _plain(value: Any) -> Any:
-    """Without tuples and numpy's numbers, which YAML does not have."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value.item() if hasattr(value, "item") else value
-
-
-def _overrides(texts: Sequence[str]) -> dict[str, Any]:
-    read = [read_override(text) for text in texts]
-    return {key: value for key, value, _ in read}
+    head = f"# Made by `{made_by}`, which makes it again; run it like any sweep.\n"
+    # Through JSON, for YAML has no tuples.
+    said = json.loads(json.dumps({key: value for key, value in data.items() if value}))
+    return head + dump_yaml(said, allow_unicode=True, width=100)

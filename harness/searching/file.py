@@ -1,4 +1,4 @@
-"""A search file -> a validated search, with errors that name line, key and mend.
+"""A search file -> a validated search, with errors that name line, key and fix.
 
 Knows nothing of what has run, and imports no Optuna.
 """
@@ -14,9 +14,7 @@ from harness.searching.schema import (
     Budget,
     Confirm,
     Objective,
-    Part,
     Prune,
-    flat,
     read_enqueued,
     read_search_file,
     read_space,
@@ -24,10 +22,10 @@ from harness.searching.schema import (
 from harness.searching.space import Asked, Range, Settings
 from harness.study.arms import value_in_name
 from harness.study.names import check_name, shorten
-from harness.study.sweepfile import MOST_RUNS, choose_profile, error_at
+from harness.study.sweepfile import MOST_RUNS, FileParts, Given
 from mixgrpo.errors import ConfigError, ErrorList, Place
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import Layers, add_overrides, load_layers
+from mixgrpo.settings.configfile import Layers, add_overrides
 from mixgrpo.settings.identity import config_hash
 from mixgrpo.settings.trust import MAY_NAME_CODE, is_own
 from mixgrpo.settings.trust import check as check_trust
@@ -47,7 +45,7 @@ class Search:
     file: Path
     profile: str
     variant: str
-    """What tells this search from the file's default one: its profile, its overrides."""
+    """In what its names differ from the file's default search: its profile, its overrides."""
     overrides: tuple[str, ...]
     base: Path | None
     layers: Layers
@@ -89,14 +87,10 @@ class Search:
         """What trials may be, as far as they name code and files: the base, the file's own trials,
         and the base with each choice of a setting that names something. Those that cannot be run
         are left out."""
-        tried: list[Asked] = [{}, *self.enqueue]
-        tried += [
-            {one.key: value}
-            for one in self.space
-            if one.key.partition(".")[0] in ("model", "prompts", "rewards", "optimizer")
-            for value in one.choices or ()
-        ]
-        for asked in tried:
+        naming = ("model", "prompts", "rewards", "optimizer")
+        ranges = [one for one in self.space if one.key.partition(".")[0] in naming]
+        choices = [{one.key: value} for one in ranges for value in one.choices or ()]
+        for asked in [{}, *self.enqueue, *choices]:
             layers = self.layers.copy()
             try:
                 for key, value in asked.items():
@@ -122,42 +116,26 @@ class Search:
 def load_search(
     path: Path, profile: str | None = None, overrides: Sequence[str] = (), trust: bool = True
 ) -> Search:
-    """The search that a file describes. ConfigError names place, key and mend. `trust` as
+    """The search that a file describes. ConfigError names place, key and fix. `trust` as
     `load_sweep` has it."""
-    document, file = read_search_file(path)
-    chosen = choose_profile(document, file.profiles, profile)
-    parts: list[tuple[Part, Key]] = [(file, ())]
-    if chosen:
-        parts.append((file.profiles[chosen], ("profiles", chosen)))
-
-    def get(field: str, default: Any = None) -> tuple[Any, Key]:
-        for part, prefix in reversed(parts):
-            value = getattr(part, field)
-            if value is not None:
-                return value, (*prefix, field)
-        return default, (field,)
-
-    base, base_key = get("base")
-    layers = _base_layers(document, base, base_key) if base else Layers()
-    shared: Settings = {}
-    errors = ErrorList()
-    for part, prefix in parts:
-        with errors.collected():
-            for key, (value, at) in flat(document, part.set or {}, (*prefix, "set")).items():
-                layers.set(key, value, document.place(at))
-                shared[key] = value
+    document, said = read_search_file(path)
+    file = FileParts(document, said, profile, "search")
+    base = file.get("base")
+    layers = Layers()
     space: tuple[Range, ...] = ()
+    errors = ErrorList()
     with errors.collected():
-        space = read_space(document, parts)
+        layers = file.layers(base)
+    with errors.collected():
+        space = read_space(file)
     errors.raise_all()
     for text in overrides:
         key = text.partition("=")[0].strip()
         if key == "seed" or key in {one.key for one in space}:
-            place = Place(f"--set {text}")
             message = f"{key} is what the trials differ in; change the file"
-            raise ConfigError(message, place=place)
+            raise ConfigError(message, place=Place(f"--set {text}"))
     add_overrides(layers, list(overrides))
-    seeds = _seeds(document, *get("seeds", 3))
+    seeds = _seeds(file)
     config = layers.validate(seeds[0])
     check_trust(config, layers.place, trust)
     varied = [one.key for one in space if one.key in MAY_NAME_CODE]
@@ -166,148 +144,131 @@ def load_search(
             f"{path}: space: {varied[0]}: names code, and the file is not in the working folder; "
             "if you know whose it is, add --trust"
         )
-    objectives, objectives_key = get("objectives", ("reward", "evaluations"))
-    budget, budget_key = get("budget")
-    _check_objectives(document, objectives, objectives_key, budget, budget_key)
-    asked, enqueue_key = get("enqueue", ())
-    enqueue = tuple(
-        read_enqueued(document, one, (*enqueue_key, i), space) for i, one in enumerate(asked)
-    )
-    usual = choose_profile(document, file.profiles, None)
-    variant = f"-{chosen}" if chosen != usual else ""
-    if overrides:
-        variant += f"-set-{hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()[:6]}"
+
+    def get(field: str, default: Any) -> Any:
+        given = file.get(field)
+        return default if given is None else given.value
+
+    enqueue = file.get("enqueue") or Given((), ("enqueue",))
     search = Search(
-        name=file.name,
-        question=file.question,
+        name=said.name,
+        question=said.question,
         file=path,
-        profile=chosen,
-        variant=variant,
+        profile=file.profile,
+        variant=file.variant(overrides),
         overrides=tuple(overrides),
-        base=path.parent / base if base else None,
+        base=path.parent / base.value if base else None,
         layers=layers,
-        shared=shared,
+        shared={key: given.value for key, given in file.settings().items()},
         space=space,
-        objectives=objectives,
-        budget=budget,
-        measure=_measure(document, config, *get("measure")),
-        trials=_given(document, *get("trials")),
+        objectives=get("objectives", ("reward", "evaluations")),
+        budget=get("budget", None),
+        measure=_measure(file, config),
+        trials=get("trials", 0),
         seeds=seeds,
-        parallel=get("parallel", 1)[0],
-        enqueue=enqueue,
-        prune=get("prune", Prune())[0],
-        confirm=get("confirm", Confirm())[0],
-        sampler_seed=get("sampler_seed", 0)[0],
-        notes=(get("notes")[0] or "").strip(),
-        slurm=tuple((part.slurm or {}, (*prefix, "slurm")) for part, prefix in parts),
+        parallel=get("parallel", 1),
+        enqueue=tuple(
+            read_enqueued(file, one, (*enqueue.key, i), space)
+            for i, one in enumerate(enqueue.value)
+        ),
+        prune=get("prune", Prune()),
+        confirm=get("confirm", Confirm()),
+        sampler_seed=get("sampler_seed", 0),
+        notes=get("notes", "").strip(),
+        slurm=tuple((part.slurm or {}, (*prefix, "slurm")) for part, prefix in file.parts),
         document=document,
     )
-    _check_confirm(search)
     check_name(search.name, document.place(("name",)))
-    _check_names_of_choices(document, parts, space)
-    if search.trials * len(seeds) > MOST_RUNS:
-        message = (
-            f"{search.trials:,} trials of {len(seeds):,} seeds are more than {MOST_RUNS:,} runs"
-        )
-        raise error_at(document, get("trials")[1], message, "lower one of them")
-    if len(enqueue) > search.trials:
-        raise error_at(
-            document,
-            get("trials")[1],
-            f"enqueue has {len(enqueue)} settings, trials is {search.trials}; raise trials",
-        )
-    for i, settings in enumerate(enqueue):
+    _check(search, file)
+    for i, asked in enumerate(search.enqueue):
         try:
-            search.config(settings)
+            search.config(asked)
         except ConfigError as error:
-            place = document.place((*enqueue_key, i))
+            place = document.place((*enqueue.key, i))
             raise ConfigError(error.without_place, place=place, key="enqueue") from None
     return search
 
 
-def _base_layers(document: Document, base: str, key: Key) -> Layers:
-    path = Path(document.file).parent / base
-    try:
-        return load_layers(path)
-    except ConfigError as error:
-        if error.place == Place(str(path)):
-            raise error_at(document, key, str(error)) from None
-        raise
+def _seeds(file: FileParts) -> tuple[int, ...]:
+    given = file.get("seeds") or Given(3, ("seeds",))
+    if isinstance(given.value, int):
+        if given.value > MOST_RUNS:
+            message = f"{given.value:,} seeds are more than {MOST_RUNS:,}; give fewer"
+            raise file.error(given.key, message)
+        return tuple(range(given.value))
+    if not given.value or len(set(given.value)) < len(given.value):
+        raise file.error(given.key, "give different seeds, or a count")
+    return tuple(given.value)
 
 
-def _seeds(document: Document, given: Any, key: Key) -> tuple[int, ...]:
-    if isinstance(given, int):
-        if given > MOST_RUNS:
-            raise error_at(
-                document, key, f"{given:,} seeds are more than {MOST_RUNS:,}; give fewer"
-            )
-        return tuple(range(given))
-    if not given or len(set(given)) < len(given):
-        raise error_at(document, key, "give different seeds, or a count")
-    return tuple(given)
-
-
-def _given(document: Document, value: Any, key: Key) -> int:
-    if value is None:
-        message = "this key is missing; give a total, such as 24"
-        raise ConfigError(message, place=document.place(), key="trials")
-    return int(value)
-
-
-def _measure(document: Document, config: RunConfig, given: str | None, key: Key) -> str:
+def _measure(file: FileParts, config: RunConfig) -> str:
     known = [*config.rewards.train, *config.rewards.held_out]
-    if given is not None and given not in known:
-        raise error_at(document, key, f"no such reward: {given}{did_you_mean(given, known)}")
-    return given or known[0]
+    given = file.get("measure")
+    if given is not None and given.value not in known:
+        hint = did_you_mean(given.value, known)
+        raise file.error(given.key, f"no such reward: {given.value}{hint}")
+    return str(given.value if given else known[0])
 
 
-def _check_objectives(
-    document: Document, objectives: tuple[str, ...], key: Key, budget: Any, budget_key: Key
-) -> None:
-    if objectives[0] != "reward" or len(set(objectives)) < len(objectives) or len(objectives) > 2:
-        raise error_at(
-            document, key, "give [reward], or reward and one cost, such as [reward, evaluations]"
+def _check(search: Search, file: FileParts) -> None:
+    """ConfigError for keys that do not go together."""
+
+    def wrong(field: str, message: str) -> ConfigError:
+        given = file.get(field)
+        return file.error(given.key if given else (field,), message)
+
+    goals, seeds, trials = search.objectives, search.seeds, search.trials
+    if goals[0] != "reward" or len(set(goals)) < len(goals) or len(goals) > 2:
+        raise wrong(
+            "objectives", "give [reward], or reward and one cost, such as [reward, evaluations]"
         )
-    if budget is not None and len(objectives) > 1:
-        raise error_at(
-            document,
-            budget_key,
+    if search.budget is not None and len(goals) > 1:
+        raise wrong(
+            "budget",
             "bounds what [reward] alone may cost; take objectives: [reward], or leave budget out",
         )
-
-
-def _check_names_of_choices(
-    document: Document, parts: list[tuple[Part, Key]], space: tuple[Range, ...]
-) -> None:
-    """Trials are known by the names of their folders."""
-    for one in space:
-        first: dict[str, Any] = {}
-        for value in one.choices or ():
-            other = first.setdefault(value_in_name(value).lower(), value)
-            if other is not value:
-                keys = [(*prefix, "space", one.key) for part, prefix in parts if part.space]
-                key = next(k for k in reversed(keys) if k in document.lines)
-                raise ConfigError(
-                    f"{document.place(key)}: space: {one.key}: {other!r} and {value!r} differ in "
-                    "no letter, digit or one of _.+- (capitals count as small ones), so that "
-                    "their trials would have one name; rename one of them"
-                )
-
-
-def _check_confirm(search: Search) -> None:
+    if not trials:
+        message = "this key is missing; give a total, such as 24"
+        raise ConfigError(message, place=file.document.place(), key="trials")
     if search.confirm.best == 1 and not search.enqueue:
-        raise error_at(
-            search.document,
+        raise file.error(
             ("confirm",),
             "the best trial alone has nothing to be compared with; raise best, or enqueue the "
             "setting that it should beat",
         )
-    first, count = search.confirm.first_seed, search.confirm.seeds
-    old = sorted(set(search.seeds) & set(range(first, first + count)))
+    first = search.confirm.first_seed
+    old = sorted(set(seeds) & set(range(first, first + search.confirm.seeds)))
     if old:
-        raise error_at(
-            search.document,
+        raise file.error(
             ("confirm",),
             f"seed {old[0]} is one of the search's own; fresh seeds alone can confirm: raise "
             "first_seed",
         )
+    _check_names_of_choices(search, file)
+    if trials * len(seeds) > MOST_RUNS:
+        raise wrong(
+            "trials",
+            f"{trials:,} trials of {len(seeds):,} seeds are more than {MOST_RUNS:,} runs; lower "
+            "one of them",
+        )
+    if len(search.enqueue) > trials:
+        raise wrong(
+            "trials",
+            f"enqueue has {len(search.enqueue)} settings, trials is {trials}; raise trials",
+        )
+
+
+def _check_names_of_choices(search: Search, file: FileParts) -> None:
+    """Trials are known by the names of their folders."""
+    for one in search.space:
+        first: dict[str, Any] = {}
+        for value in one.choices or ():
+            other = first.setdefault(value_in_name(value).lower(), value)
+            if other is not value:
+                keys = [(*prefix, "space", one.key) for part, prefix in file.parts if part.space]
+                key = next(k for k in reversed(keys) if k in file.document.lines)
+                raise ConfigError(
+                    f"{file.document.place(key)}: space: {one.key}: {other!r} and {value!r} "
+                    "differ in no letter, digit or one of _.+- (capitals count as small ones), so "
+                    "that their trials would have one name; rename one of them"
+                )

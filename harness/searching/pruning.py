@@ -1,12 +1,17 @@
-"""When a trial is given up: by Optuna's own pruners, among trials that it may be held against.
+"""When a trial is given up: by Optuna's pruners, among trials that it may be held against.
 
-Optuna's pruners know one objective and the whole study. Here a trial is held only against trials
-that take no more network evaluations than it does: a cheaper setting may be worse and still be
-worth having. Giving up is no verdict; verdicts come from fresh seeds (`confirm`).
+A pruner inside the study would know one objective and all trials. Here a trial is held only against
+trials that take no more network evaluations than it does: a cheaper setting may be worse and still
+be worth having. Giving up is no verdict; verdicts come from fresh seeds (`confirm`).
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from harness.searching.storage import quiet
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
 
 Curve = Mapping[int, float]
 """Reward by step: by seed, or by iteration."""
@@ -17,12 +22,10 @@ def worse_over_seeds(rewards: Curve, rival: Curve, p: float) -> bool:
 
     Wilcoxon's signed-rank test (optuna's WilcoxonPruner), one-sided, at least two pairs.
     """
-    from optuna.pruners import WilcoxonPruner
+    with quiet():
+        from optuna.pruners import WilcoxonPruner
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pruner = WilcoxonPruner(p_threshold=p, n_startup_steps=2)
-    return _pruned(pruner, rewards, [rival])
+        return _pruned(WilcoxonPruner(p_threshold=p, n_startup_steps=2), rewards, [rival])
 
 
 def behind_on_the_curve(
@@ -43,18 +46,15 @@ def behind_on_the_curve(
     return len(reached) >= startup and _pruned(pruner, curve, reached)
 
 
-def _pruned(pruner: "object", curve: Curve, others: Sequence[Curve]) -> bool:
-    """What a pruner says of a trial beside others, in a study of one objective made for it."""
-    import optuna
+def _pruned(pruner: "BasePruner", curve: Curve, others: Sequence[Curve]) -> bool:
+    """What a pruner says of a trial among others, in a study of one objective made for it."""
+    with quiet():
+        from optuna.study import create_study
+        from optuna.trial import TrialState, create_trial
 
-    assert isinstance(pruner, optuna.pruners.BasePruner)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        study = optuna.create_study(direction="maximize")
+        study = create_study(direction="maximize")
         for other in others:
             mean = sum(other.values()) / len(other)
-            study.add_trial(optuna.create_trial(value=mean, intermediate_values=dict(other)))
-        trial = optuna.create_trial(
-            state=optuna.trial.TrialState.RUNNING, intermediate_values=dict(curve)
-        )
+            study.add_trial(create_trial(value=mean, intermediate_values=dict(other)))
+        trial = create_trial(state=TrialState.RUNNING, intermediate_values=dict(curve))
         return pruner.prune(study, trial)

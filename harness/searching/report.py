@@ -7,35 +7,31 @@ same trials give the same bytes.
 """
 
 import contextlib
-import io
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.reporting import page as shared
-from harness.reporting.figures import check_drawn
+from harness.reporting.figures import Picture, check_drawn
+from harness.reporting.page import render, shown
 from harness.reporting.tables import Table
-from harness.runs import environment, source
-from harness.runs.records import Environment
+from harness.runs import source
+from harness.runs.environment import Machine
 from harness.runs.source import relative
 from harness.searching import confirm, records
 from harness.searching.file import Search
+from harness.searching.outcome import Outcome, answer, markdown, more, tables
 from harness.searching.plots import draw
-from harness.searching.runs import on_one_core
-from harness.searching.storage import NoTrialsError, storage_file
+from harness.searching.runs import run_machine
+from harness.searching.storage import NoTrialsError
 from harness.searching.study import Study
-from harness.searching.words import Told, answer, markdown, more, tables
 from harness.text import command
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.atomic import write_bytes
-from mixgrpo.files.records import DamagedFileError, read
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from harness.analysis.analyse import Analysis
-    from harness.reporting.figures import Picture
-
 
 PAGE = "index.html"
 
@@ -43,28 +39,23 @@ PAGE = "index.html"
 def write_report(search: Search, runs_dir: Path, reports_dir: Path, url: str | None) -> Path:
     """Write reports/<search>/ and return the path of its page.
 
-    ConfigError where there is nothing to report, RunError where a place cannot be read or written.
+    ConfigError where there is nothing to report, RunError where a file cannot be read or written.
     """
     folder = reports_dir / search.report_name
     source.check(search.name, search.file, runs_dir / search.name, folder)
     kept = _gather(search, runs_dir, folder, url)
-    trials, made = _read_back(kept)
-    files: dict[str, bytes] = dict(kept)
+    trials, machines = records.parse(kept)  # as a fresh clone reads them
     text = confirm.sweep_text(search, trials, folder)
+    outcome = Outcome(search, trials, machines)
     if text is not None:
-        files[confirm.FILE] = text.encode()
-        _write(folder, {confirm.FILE: files[confirm.FILE]})
-    confirmed = _confirmed(search, runs_dir, reports_dir, folder) if text is not None else None
-    unit = "seconds of one core's time" if made.get("one_core") else "seconds"
-    place = None if text is None else folder / confirm.FILE
-    told = Told(search, trials, made, confirmed, place, unit)
-    found = tables(told)
-    files["table.md"] = markdown(told, found).encode()
-    _write(folder, files)
-    pictures = draw(told)
+        _write(folder, {confirm.FILE: text.encode()})
+        confirmed = _confirmed(runs_dir, reports_dir, folder)
+        outcome = Outcome(search, trials, machines, confirmed, folder / confirm.FILE)
+    made = tables(outcome)
+    _write(folder, {**kept, "table.md": markdown(outcome, made).encode()})
+    pictures = draw(outcome)
     files = {name: content for one in pictures for name, content in one.files.items()}
-    files[PAGE] = page(told, pictures, found).encode()
-    _write(folder, files)
+    _write(folder, {**files, PAGE: page(outcome, pictures, made).encode()})
     for path in (folder / "figures").glob("*.p[nd][gf]"):
         if path.relative_to(folder).as_posix() not in files:
             path.unlink(missing_ok=True)
@@ -72,7 +63,7 @@ def write_report(search: Search, runs_dir: Path, reports_dir: Path, url: str | N
     return folder / PAGE
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> None:
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         try:
@@ -83,55 +74,34 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _gather(search: Search, runs_dir: Path, folder: Path, url: str | None) -> dict[str, bytes]:
-    """The files that are committed: of the storage, or as they lie there."""
-    place = runs_dir / search.name
-    fresh = None
-    if url is not None or storage_file(place).exists():
-        try:
-            trials = Study(search, place, url, create=False).trials()
-            fresh = records.to_frame(search, trials)
-        except NoTrialsError:
-            fresh = None
-    if fresh is not None and len(fresh):
-        if (folder / records.FILE).exists():
-            with contextlib.suppress(ConfigError):
-                kept, _ = records.read_files(search, folder)
-                if len(kept) > len(fresh):
-                    raise RunError(
-                        f"{folder} has {len(kept)} trials and is kept; now there are {len(fresh)} "
-                        "(--reports DIR reports them elsewhere)"
-                    )
-        machines, core = _machines(place, fresh)
-        return records.to_files(search, fresh, machines, core, relative(search.file, folder))
-    records.read_files(search, folder)  # says what is wrong
-    return {name: (folder / name).read_bytes() for name in (records.FILE, records.MADE)}
+    """The files that are committed: of the storage, or as an earlier report kept them."""
+    runs, fresh = runs_dir / search.name, None
+    with contextlib.suppress(NoTrialsError):
+        fresh = records.to_frame(search, Study(search, runs, url, create=False).trials())
+    if fresh is None or not len(fresh):
+        return records.read_files(search, folder)
+    with contextlib.suppress(ConfigError):
+        kept, _ = records.parse(records.read_files(search, folder))
+        if len(kept) > len(fresh):
+            raise RunError(
+                f"{folder} has {len(kept)} trials and is kept; now there are {len(fresh)} "
+                "(--reports DIR reports them elsewhere)"
+            )
+    file = relative(search.file, folder)
+    return records.to_files(search, fresh, _machines(runs, fresh), file)
 
 
-def _read_back(files: dict[str, bytes]) -> "tuple[pd.DataFrame, dict[str, Any]]":
-    """As a fresh clone reads them, so that both draw the same."""
-    import pandas as pd
-
-    frame = pd.read_parquet(io.BytesIO(files[records.FILE]))
-    return frame, dict(json.loads(files[records.MADE]))
-
-
-def _machines(place: Path, trials: "pd.DataFrame") -> tuple[list[str], bool]:
-    """The machines of the finished runs in words, and whether all ran on one core each."""
-    arms = set(trials["arm"])
-    words: set[str] = set()
-    core: bool | None = None
-    for folder in sorted(place.glob("*-seed*-*")):
+def _machines(runs: Path, trials: "pd.DataFrame") -> list[Machine]:
+    """What the finished runs were computed with, each once."""
+    arms, machines = set(trials["arm"]), set()
+    for folder in runs.glob("*-seed*-*"):
         if folder.name.rpartition("-seed")[0] in arms and (folder / "result.json").exists():
-            core = core is not False and on_one_core(folder)
-            with contextlib.suppress(DamagedFileError):
-                env = read(Environment, folder / "env.json")
-                words |= {environment.in_words(env)} if env else set()
-    return sorted(words), bool(core)
+            unknown = Machine("unknown: env.json of a run is damaged or missing", one_core=False)
+            machines.add(run_machine(folder) or unknown)
+    return sorted(machines)
 
 
-def _confirmed(
-    search: Search, runs_dir: Path, reports_dir: Path, folder: Path
-) -> "Analysis | None":
+def _confirmed(runs_dir: Path, reports_dir: Path, folder: Path) -> "Analysis | None":
     """What the fresh seeds say; None while they have not run."""
     from harness.analysis.analyse import analyse
     from harness.analysis.measurements import gather
@@ -139,51 +109,46 @@ def _confirmed(
 
     sweep = load_sweep(folder / confirm.FILE)
     try:
-        found = gather(sweep, runs_dir, reports_dir / sweep.report_name)
+        measured = gather(sweep, runs_dir, reports_dir / sweep.report_name)
     except ConfigError:
         return None
-    analysis = analyse(sweep, found.results)
+    analysis = analyse(sweep, measured.results)
     return analysis if analysis.compared else None
 
 
-def page(told: Told, pictures: "list[Picture]", found: list[Table]) -> str:
-    search = told.search
-    arguments = shared.arguments(search.file, search.profile, search.overrides)
-    return shared.render(
+def page(outcome: Outcome, pictures: list[Picture], made: list[Table]) -> str:
+    """The page of the report: one file, pictures inside."""
+    search, confirmation = outcome.search, outcome.confirmation
+    return render(
         "search.html",
         name=search.report_name,
         profile=search.profile,
         question=search.question,
-        answer=answer(told),
-        more=more(told),
+        answer=answer(outcome),
+        more=more(outcome),
         notes=search.notes,
         pictures=pictures,
-        tables=found,
-        made=_made(told),
-        command_search=f"python -m harness.search {arguments}",
-        command_report=f"python -m harness.search {arguments} --report",
-        command_confirm=None
-        if told.confirmation is None
-        else command("harness.sweep", shared.shown(told.confirmation)),
+        tables=made,
+        made=_made(outcome),
+        command_search=outcome.command(),
+        command_report=outcome.command("--report"),
+        command_confirm=confirmation and command("harness.sweep", shown(confirmation)),
     )
 
 
-def _made(told: Told) -> list[tuple[str, str]]:
-    search = told.search
-    ranges = "; ".join(f"{one.label}: {one.text}" for one in search.space)
-    goal = f"{search.measure} up"
-    if search.objectives[1:]:
-        goal += f", {search.objectives[1]} down"
+def _made(outcome: Outcome) -> list[tuple[str, str]]:
+    search = outcome.search
+    goals = [f"{search.measure} up", *(f"{cost} down" for cost in search.objectives[1:])]
     budget = search.budget.model_dump(exclude_none=True) if search.budget else {}
     made = [
-        ("Search file", shared.shown(search.file)),
+        ("Search file", shown(search.file)),
         ("Profile", search.profile),
         ("Settings on top", ", ".join(search.overrides)),
-        ("Ranges", ranges),
-        ("Objective", goal),
+        ("Ranges", "; ".join(f"{one.label}: {one.text}" for one in search.space)),
+        ("Objective", ", ".join(goals)),
         ("Budget of a run", ", ".join(f"{value:,} {name}" for name, value in budget.items())),
         ("Seeds of the search", ", ".join(map(str, search.seeds))),
         ("Sampler", f"Optuna's TPE, seed {search.sampler_seed}"),
-        *(("Machine", text) for text in told.made.get("machines", [])),
+        *(("Machine", machine.words) for machine in outcome.machines),
     ]
     return [(term, text) for term, text in made if text]

@@ -1,18 +1,21 @@
 """The runs of a search's trials, and what they have measured so far, read from their folders."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.runs.environment import Machine
 from harness.runs.records import Environment
 from harness.runs.store import RunState
 from harness.searching.file import Search
 from harness.searching.space import arm_name
-from harness.searching.study import Trial
 from harness.study.arms import Arm
 from harness.study.spec import Run, Sweep
 from mixgrpo.files.jsonlines import whole_lines
 from mixgrpo.files.records import EVALUATIONS, METRICS, DamagedFileError, read, shows_progress
 from mixgrpo.settings.identity import config_hashes
+
+if TYPE_CHECKING:
+    from harness.searching.study import Trial
 
 
 def make_sweep(search: Search, arms: tuple[Arm, ...] = (), runs: tuple[Run, ...] = ()) -> Sweep:
@@ -35,7 +38,7 @@ def make_sweep(search: Search, arms: tuple[Arm, ...] = (), runs: tuple[Run, ...]
     )
 
 
-def runs_of(search: Search, trial: Trial) -> tuple[Run, ...]:
+def runs_of(search: Search, trial: "Trial") -> tuple[Run, ...]:
     """The runs of a trial, one for each seed. ConfigError where its settings cannot be run."""
     assert trial.asked is not None
     config = search.config(trial.asked)
@@ -48,45 +51,46 @@ def runs_of(search: Search, trial: Trial) -> tuple[Run, ...]:
 
 
 class Curves:
-    """Reward by iteration, by seed and arm: of all runs that were ever looked at."""
+    """Reward by iteration of all runs that were ever looked at."""
 
     def __init__(self, search: Search, runs_dir: Path) -> None:
         self._folder = runs_dir / search.name
         self._column = f"reward_{search.measure}_mean"
-        self._found: dict[str, dict[int, dict[int, float]]] = {}
+        self._curves: dict[tuple[str, int], dict[int, float]] = {}
+        """By arm and seed."""
         self._whole: set[str] = set()
         """Folder names of the runs whose curves cannot grow."""
 
     def of(self, run: Run) -> dict[int, float]:
         """Of one run, as it was read last."""
-        return self._found.get(run.arm, {}).get(run.seed, {})
+        return self._curves.get((run.arm, run.seed), {})
 
     def others(self, run: Run, arms: set[str]) -> list[dict[int, float]]:
         """Of the same seed in the other `arms`."""
+        others = arms - {run.arm}
         return [
-            curves[run.seed]
-            for arm, curves in self._found.items()
-            if arm != run.arm and arm in arms and run.seed in curves
+            curve
+            for (arm, seed), curve in self._curves.items()
+            if arm in others and seed == run.seed
         ]
 
     def update(self, states: list[RunState]) -> None:
         """Read what has grown."""
         for state in states:
-            if state.run.folder_name in self._whole or state.state not in ("running", "finished"):
-                continue
-            self.read(state.run)
-            if state.state == "finished":
-                self._whole.add(state.run.folder_name)
+            name = state.run.folder_name
+            if state.state in ("running", "finished") and name not in self._whole:
+                self.read(state.run)
+                if state.state == "finished":
+                    self._whole.add(name)
 
     def read(self, run: Run) -> None:
-        lines = _lines(self._folder / run.folder_name / EVALUATIONS)
         curve = {
             line["iteration"]: float(line[self._column])
-            for line in lines
+            for line in _lines(self._folder / run.folder_name / EVALUATIONS)
             if isinstance(line.get(self._column), int | float)
         }
         if curve:
-            self._found.setdefault(run.arm, {})[run.seed] = curve
+            self._curves[run.arm, run.seed] = curve
 
 
 def run_seconds(folder: Path) -> float:
@@ -94,15 +98,13 @@ def run_seconds(folder: Path) -> float:
 
     What is measured beside the training (health) is not in them.
     """
-    total = 0.0
     lines = _lines(folder / METRICS)
-    core = bool(lines) and all("seconds_cpu" in line for line in lines) and on_one_core(folder)
-    for line in lines:
-        if core:
-            total += float(line["seconds_cpu"])
-        else:
-            total += float(line["seconds_total"]) - float(line.get("seconds_health", 0.0))
-    return total
+    machine = run_machine(folder)
+    if machine and machine.one_core and all("seconds_cpu" in line for line in lines):
+        return sum(float(line["seconds_cpu"]) for line in lines)
+    return sum(
+        float(line["seconds_total"]) - float(line.get("seconds_health", 0.0)) for line in lines
+    )
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -110,10 +112,10 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return [line for line in whole_lines(file) if shows_progress(line)]
 
 
-def on_one_core(folder: Path) -> bool:
-    """Whether a run was computed by one thread of a processor."""
+def run_machine(folder: Path) -> Machine | None:
+    """What a run was computed with; None where that is not known."""
     try:
         env = read(Environment, folder / "env.json")
     except DamagedFileError:
-        return False
-    return env is not None and env.device == "cpu" and env.threads == 1
+        return None
+    return Machine.of(env) if env else None

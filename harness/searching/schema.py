@@ -1,32 +1,26 @@
-"""What a search file may say, key by key; an error names line, key and mend."""
+"""What a search file may say, key by key; an error names line, key and fix."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, StrictBool, StrictInt, model_validator
 
-from harness.searching.space import Asked, Range, Settings, asked_keys, settings_in_order
+from harness.searching.space import Asked, Range, Settings, settings, settings_in_order
 from harness.study.sweepfile import (
     MOST_RUNS,
+    FileParts,
+    Given,
     Seeds,
-    check_setting,
-    error_at,
-    explain_all,
-    is_no_name,
+    checked,
     keys_of_parts,
-    missing_key,
-    no_name,
     of_runs,
     unknown_key,
-    wrong_settings,
 )
 from harness.text import command
-from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
+from mixgrpo.errors import ConfigError, ErrorList, Place, shown
 from mixgrpo.settings.config import Name, Section
-from mixgrpo.settings.configfile import as_tuples, check_value, is_section
+from mixgrpo.settings.configfile import check_value
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
 from mixgrpo.text.suggest import RANGE, SEARCH, did_you_mean
 
@@ -35,20 +29,8 @@ Choice = StrictBool | StrictInt | float | str
 Objective = Literal["reward", "seconds", "evaluations"]
 
 
-def check_choices(choices: tuple[Any, ...]) -> None:
-    """ValueError for choices that leave nothing to search."""
-    for index, one in enumerate(choices):
-        if one in choices[:index]:
-            raise ValueError(f"the choice {shown(one)} is given twice; keep one")
-    if len(choices) == 1:
-        raise ValueError(
-            f"has one choice, {shown(choices[0])}, so there is nothing to search; add another, or "
-            "write it below `set:`"
-        )
-
-
 class RangeText(Section):
-    """One range as the file has it."""
+    """One range as the file has it; a list is one of choices."""
 
     low: StrictInt | float | None = None
     high: StrictInt | float | None = None
@@ -58,34 +40,45 @@ class RangeText(Section):
     unless: dict[str, Choice | tuple[Choice, ...]] = Field(default={})
     """The setting is not asked for where these others have one of these values."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return {"choices": value} if isinstance(value, tuple) else value
+
     @model_validator(mode="after")
     def _one_way(self) -> "RangeText":
-        bounds = (self.low, self.high)
+        low, high, step = self.low, self.high, self.step
         if self.choices is not None:
-            if any(bound is not None for bound in (*bounds, self.step)) or self.log:
+            if any(part is not None for part in (low, high, step)) or self.log:
                 raise ValueError("choices stand alone; leave low, high, step and log out")
-            check_choices(self.choices)
-        elif self.low is None or self.high is None:
+            self._check_choices(self.choices)
+        elif low is None or high is None:
             raise ValueError("give low and high, or choices")
-        elif self.low > self.high:
-            raise ValueError(f"low {self.low} must be less than high {self.high}")
-        elif self.low == self.high:
+        elif low > high:
+            raise ValueError(f"low {low} must be less than high {high}")
+        elif low == high:
             raise ValueError(
-                f"low and high are both {self.low}, so there is nothing to search; low must be "
-                "less than high, or write the value below `set:`"
+                f"low and high are both {low}, so there is nothing to search; low must be less "
+                "than high, or write the value below `set:`"
             )
-        elif self.step is not None and (self.step <= 0 or self.log):
+        elif step is not None and (step <= 0 or self.log):
             raise ValueError("step must be above 0, and cannot go with log")
-        elif self.step is not None and self._misses_high():
-            raise ValueError(f"steps of {self.step} from {self.low} do not reach high {self.high}")
-        elif self.log and self.low <= 0:
+        elif step and abs((n := (high - low) / step) - round(n)) > 1e-9:
+            raise ValueError(f"steps of {step} from {low} do not reach high {high}")
+        elif self.log and low <= 0:
             raise ValueError("log needs a low above 0")
         return self
 
-    def _misses_high(self) -> bool:
-        low, high, step = self.low or 0, self.high or 0, self.step or 1
-        steps = (high - low) / step
-        return not math.isclose(steps, round(steps), abs_tol=1e-9)
+    @staticmethod
+    def _check_choices(choices: tuple[Any, ...]) -> None:
+        for index, one in enumerate(choices):
+            if one in choices[:index]:
+                raise ValueError(f"the choice {shown(one)} is given twice; keep one")
+        if len(choices) == 1:
+            raise ValueError(
+                f"has one choice, {shown(choices[0])}, so there is nothing to search; add another, "
+                "or write it below `set:`"
+            )
 
 
 class Budget(Section):
@@ -131,8 +124,8 @@ class Part(Section):
     """A run configuration, as a path relative to this file."""
     set: Settings | None = None
     """Settings of all trials; a profile's lie on top of the file's."""
-    space: dict[str, RangeText | tuple[Choice, ...]] | None = None
-    """Ranges by dotted key; a list is one of choices. A profile's replace the file's by key."""
+    space: dict[str, RangeText] | None = None
+    """Ranges by dotted key. A profile's replace the file's by key."""
     objectives: tuple[Objective, ...] | None = Field(None, min_length=1)
     budget: Budget | None = None
     measure: Name | None = None
@@ -168,44 +161,10 @@ def read_search_file(path: Path) -> tuple[Document, SearchFile]:
         raise ConfigError(
             f"is a sweep file; run it with {command('harness.sweep', path)}", place=place
         )
-    try:
-        return document, SearchFile.model_validate(as_tuples(document.data))
-    except ValidationError as error:
-        found = explain_all(document, error, _explain, {**SEARCH, **SearchFile.model_fields})
-    raise all_errors([*found, *wrong_settings(document, SearchFile, "search")])
+    return document, checked(document, SearchFile, "search", SEARCH, _unknown_key)
 
 
 _PARTS: dict[str, type[Section]] = {"budget": Budget, "prune": Prune, "confirm": Confirm}
-
-
-def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
-    kind, given = error["type"], shown(error["input"])
-    if kind == "extra_forbidden":
-        return _unknown_key(document, key)
-    if kind == "missing":
-        return missing_key(document, key, error, "search")
-    if kind == "value_error":
-        message = str(error["ctx"]["error"])
-    elif is_no_name(kind, key) and "measure" not in key:
-        message = no_name(given)
-    elif "seeds" in key and "confirm" not in key:
-        message = (
-            f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from "
-            "0, such as [0, 1, 2]"
-        )
-    elif kind in ("dict_type", "model_type"):
-        message = f"expected keys with values, not {given}"
-        if "space" in key:
-            message = f"expected {{low: 1, high: 8}} or a list of choices, not {given}"
-    elif kind == "too_short":
-        message = "is empty; give at least one value"
-    elif kind == "literal_error":
-        message = f"{given} is none of {error['ctx']['expected']}"
-    elif kind == "tuple_type":
-        message = f"expected a list, such as [1, 2], not {given}"
-    else:
-        message = f"{error['msg'].replace('Input should be', 'expected')}, not {given}"
-    return error_at(document, key, message)
 
 
 def _unknown_key(document: Document, key: Key) -> ConfigError:
@@ -218,101 +177,60 @@ def _unknown_key(document: Document, key: Key) -> ConfigError:
     return unknown_key(document, key, known, SEARCH, of_runs(str(key[-1]), {*known, *SEARCH}))
 
 
-def flat(
-    document: Document, settings: Mapping[str, Any], place: Key, prefix: str = ""
-) -> dict[str, tuple[Any, Key]]:
-    """Settings, nested or dotted, by dotted key, each with its key in the file."""
-    found: dict[str, tuple[Any, Key]] = {}
-    errors = ErrorList()
-    for name, value in settings.items():
-        dotted, here = f"{prefix}{name}", (*place, name)
-        with errors.collected():
-            if is_section(dotted) and isinstance(value, dict):
-                inner = flat(document, value, here, f"{dotted}.")
-            else:
-                check_setting(document, dotted, here, SearchFile, "search")
-                inner = {dotted: (value, here)}
-            for key in inner.keys() & found.keys():
-                raise error_at(document, here, f"{key} is given twice; keep one")
-            found |= inner
-    errors.raise_all()
-    return found
-
-
-def read_space(document: Document, parts: Sequence[tuple[Part, Key]]) -> tuple[Range, ...]:
+def read_space(file: FileParts) -> tuple[Range, ...]:
     """The ranges, each after those that it depends on. ConfigError, with every mistake, for what
     cannot be searched."""
-    given: dict[str, tuple[Any, Key]] = {}
+    given: dict[str, Given] = {}
     errors = ErrorList()
-    for part, prefix in parts:
+    for part, prefix in file.parts:
         for key, value in (part.space or {}).items():
-            place = (*prefix, "space", key)
             with errors.collected():
-                check_setting(document, key, place, SearchFile, "search")
-                given[key] = (value, place)
-    found = []
-    for key, (value, place) in given.items():
+                file.check_setting(key, (*prefix, "space", key))
+                given[key] = Given(value, (*prefix, "space", key))
+    space = []
+    for key in given:
         with errors.collected():
-            found.append(_range(document, key, value, place, given))
+            space.append(_range(file, key, given))
     errors.raise_all()
     if not given:
-        raise error_at(
-            document,
-            ("space",),
-            "is empty; give ranges by key, such as {window.size: {low: 1, high: 8}}",
+        raise file.error(
+            ("space",), "is empty; give ranges by key, such as {window.size: {low: 1, high: 8}}"
         )
-    ordered = settings_in_order(found)
+    ordered = settings_in_order(space)
     if ordered is None:
-        raise error_at(
-            document, ("space",), "settings wait for each other by `unless`; break the circle"
-        )
-    by_key = {one.key: one for one in found}
-    for one in found:
+        raise file.error(("space",), "settings wait for each other by `unless`; break the circle")
+    by_key = {one.key: one for one in space}
+    for one in space:
         for other, values in one.unless:
             known = by_key[other]
             for value in values:
                 if not (value in known.choices if known.choices else known.has(value)):
-                    at = ("space", one.key, "unless", other)
                     message = f"{shown(value)} is not in the range of {other}, {known.text}"
-                    raise error_at(document, at, message)
+                    raise file.error(("space", one.key, "unless", other), message)
     return ordered
 
 
-def _range(document: Document, key: str, value: Any, place: Key, given: Mapping[str, Any]) -> Range:
-    text = value
-    if not isinstance(value, RangeText):
-        if not value:
-            raise error_at(document, place, "is empty; give at least two values")
-        try:
-            check_choices(value)
-        except ValueError as error:
-            raise error_at(document, place, str(error)) from None
-        text = RangeText(choices=value)
+def _range(file: FileParts, key: str, given: Mapping[str, Given]) -> Range:
+    text, at = given[key].value, given[key].key
     for other in text.unless:
         if other not in given or other == key:
             hint = did_you_mean(other, [name for name in given if name != key])
-            raise error_at(
-                document,
-                (*place, "unless", other),
-                f"{other} is no other setting of the space{hint}",
-            )
-    unless = {
-        other: values if isinstance(values, tuple) else (values,)
+            message = f"{other} is no other setting of the space{hint}"
+            raise file.error((*at, "unless", other), message)
+    unless = tuple(
+        (other, values if isinstance(values, tuple) else (values,))
         for other, values in text.unless.items()
-    }
-    low, high, step = _bounds(document, key, text, place)
-    found = Range(key, low, high, step, text.log, text.choices, tuple(unless.items()))
-    if low is not None and found.tidy(low) == found.tidy(high):
-        raise error_at(
-            document,
-            place,
-            f"low {low} and high {high} are the same value in three digits; widen the range",
-        )
-    return found
+    )
+    low, high, step = _bounds(file, key, text, at)
+    made = Range(key, low, high, step, text.log, text.choices, unless)
+    if low is not None and made.tidy(low) == made.tidy(high):
+        message = f"low {low} and high {high} are the same value in three digits; widen the range"
+        raise file.error(at, message)
+    return made
 
 
 def _bounds(
-    document: Document, key: str, text: RangeText, place: Key
+    file: FileParts, key: str, text: RangeText, at: Key
 ) -> tuple[float | None, float | None, float | None]:
     """low, high and step as the setting takes them: floats where it takes fractions. ConfigError,
     with every mistake, for a value that the setting never has."""
@@ -321,7 +239,7 @@ def _bounds(
         for value in values or ():
             if value is not None:
                 with errors.collected():
-                    _check_value(document, key, value, place, word)
+                    _check_value(key, value, file.document.place((*at, word)), word)
     errors.raise_all()
     if text.low is None or text.high is None:
         return None, None, None
@@ -330,26 +248,20 @@ def _bounds(
         step = None if text.step is None else float(text.step)
         return float(text.low), float(text.high), step
     if whole and isinstance(text.step, float):
-        raise error_at(
-            document,
-            (*place, "step"),
-            f"{key} takes whole numbers, and {text.step} is none; write a whole step",
-        )
+        message = f"{key} takes whole numbers, and {text.step} is none; write a whole step"
+        raise file.error((*at, "step"), message)
     return text.low, text.high, text.step
 
 
-def _check_value(document: Document, key: str, value: Any, place: Key, word: str) -> None:
-    line = document.place((*place, word))
+def _check_value(key: str, value: Any, line: Place, word: str) -> None:
     try:
         check_value(key, value, line)
     except ConfigError as error:
         fix = ""
         if isinstance(value, float) and value.is_integer() and _takes(key, int(value)):
             fix = f"write {int(value)}"
-        name = word if word != "choices" else "choice"
-        raise ConfigError(
-            f"{name} {shown(value)}: {error.message}", place=line, key=key, fix=fix
-        ) from None
+        message = f"{word.replace('choices', 'choice')} {shown(value)}: {error.message}"
+        raise ConfigError(message, place=line, key=key, fix=fix) from None
 
 
 def _takes(key: str, value: Any) -> bool:
@@ -361,28 +273,26 @@ def _takes(key: str, value: Any) -> bool:
     return True
 
 
-def read_enqueued(document: Document, given: Settings, key: Key, space: tuple[Range, ...]) -> Asked:
+def read_enqueued(file: FileParts, given: Settings, key: Key, space: tuple[Range, ...]) -> Asked:
     """Settings of the file as those of a trial. ConfigError unless they are in the space."""
-    given_values = flat(document, given, key)
+    values = file.flat(given, key)
     by_key = {one.key: one for one in space}
 
-    def wrong(at: Key, message: str) -> ConfigError:
-        return ConfigError(message, place=document.place(at), key="enqueue")
+    def wrong(message: str, line: Place | None = None) -> ConfigError:
+        return ConfigError(message, place=line or file.document.place(key), key="enqueue")
 
-    for name, (value, at) in given_values.items():
+    for name, value in values.items():
+        line = file.place_under(key, name)
         if name not in by_key:
-            raise wrong(at, f"{name} is not in the space{did_you_mean(name, by_key)}")
+            raise wrong(f"{name} is not in the space{did_you_mean(name, by_key)}", line)
         if not by_key[name].has(value):
             text = by_key[name].text
-            raise wrong(at, f"{name}: {shown(value)} is not in its range, {text}")
-    values = {name: value for name, (value, _) in given_values.items()}
-    asked = asked_keys(space, values)
-    for name in asked:
-        if name not in values:
-            raise wrong(key, f"{name} is missing; give it a value")
+            raise wrong(f"{name}: {shown(value)} is not in its range, {text}", line)
+    try:
+        asked = settings(space, lambda one: values[one.key])
+    except KeyError as missing:
+        raise wrong(f"{missing.args[0]} is missing; give it a value") from None
     for name in values:
         if name not in asked:
-            raise wrong(
-                key, f"{name} is not asked for beside the other values (unless); leave it out"
-            )
-    return {one.key: one.tidy(values[one.key]) for one in space if one.key in asked}
+            raise wrong(f"{name} is not asked for with the other values (unless); leave it out")
+    return asked

@@ -4,18 +4,17 @@ A value is kept with three significant digits, so that what is written is what w
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.study.arms import JOINT, symbol, value_in_name, value_text
 from harness.study.names import shorten
+from harness.study.sweepfile import Settings as Settings
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import Trial
+    from optuna.trial import BaseTrial
 
-Settings = dict[str, Any]
 Asked = dict[str, Any]
 """The values that a trial was given, by dotted key; what it was not asked for is not there."""
 
@@ -47,10 +46,9 @@ class Range:
         """In words: `1 to 8`, `0.5 to 2 (log)`, `a, b or c`."""
         if self.choices is not None:
             return ", ".join(map(value_text, self.choices))
-        found = f"{value_text(self.low)} to {value_text(self.high)}"
-        if self.step is not None:
-            found += f" by {value_text(self.step)}"
-        return f"{found} (log)" if self.log else found
+        by = "" if self.step is None else f" by {value_text(self.step)}"
+        log = " (log)" if self.log else ""
+        return f"{value_text(self.low)} to {value_text(self.high)}{by}{log}"
 
     @property
     def label(self) -> str:
@@ -73,9 +71,8 @@ class Range:
         if not number or (self.whole and not isinstance(value, int)):
             return False
         low, high = self.bounds
-        inside = bool(low <= value <= high)
-        if self.step is None or not inside:
-            return inside
+        if self.step is None or not low <= value <= high:
+            return bool(low <= value <= high)
         if self.whole:
             return bool((value - low) % self.step == 0)
         return math.isclose(float(self.tidy(value)), value, abs_tol=1e-9)
@@ -87,91 +84,61 @@ class Range:
             raise ValueError(f"{self.key} has choices, no bounds")
         return self.low, self.high
 
-    def distribution(self) -> "BaseDistribution":
-        """As Optuna has it."""
-        from optuna import distributions
-
-        if self.choices is not None:
-            return distributions.CategoricalDistribution(self.choices)
-        low, high = self.bounds
-        if self.whole:
-            return distributions.IntDistribution(
-                int(low), int(high), log=self.log, step=int(self.step or 1)
-            )
-        step = None if self.step is None else float(self.step)
-        return distributions.FloatDistribution(float(low), float(high), log=self.log, step=step)
-
-    def suggest(self, trial: "Trial") -> Any:
+    def suggest(self, trial: "BaseTrial") -> Any:
         """The trial's value: the one it has, or else a new one."""
         if self.choices is not None:
             return trial.suggest_categorical(self.key, list(self.choices))
-        low, high = self.bounds
-        if self.whole:
-            step = int(self.step or 1)
-            return trial.suggest_int(self.key, int(low), int(high), step=step, log=self.log)
-        step_ = None if self.step is None else float(self.step)
-        return trial.suggest_float(self.key, float(low), float(high), step=step_, log=self.log)
+        take: Any = trial.suggest_int if self.whole else trial.suggest_float
+        step = self.step or (1 if self.whole else None)
+        return take(self.key, *self.bounds, step=step, log=self.log)
 
 
 def settings_in_order(space: Sequence[Range]) -> tuple[Range, ...] | None:
     """The ranges such that each comes after those that it depends on; None for a circle."""
-    left, done = list(space), list[Range]()
-    while left:
-        known = {one.key for one in done}
-        ready = next((one for one in left if all(key in known for key, _ in one.unless)), None)
-        if ready is None:
+    ordered: list[Range] = []
+    while left := [one for one in space if one not in ordered]:
+        known = {one.key for one in ordered}
+        ready = [one for one in left if known.issuperset(key for key, _ in one.unless)]
+        if not ready:
             return None
-        left.remove(ready)
-        done.append(ready)
-    return tuple(done)
+        ordered.append(ready[0])
+    return tuple(ordered)
 
 
-def is_asked(one: Range, values: Mapping[str, Any]) -> bool:
-    """Whether a setting is asked for beside these values of earlier ones."""
-    return not any(values.get(key) in excluded for key, excluded in one.unless)
-
-
-def asked_keys(space: Sequence[Range], values: Mapping[str, Any]) -> list[str]:
-    """The settings that are asked for beside these values."""
-    return [one.key for one in space if is_asked(one, values)]
-
-
-def suggest(space: Sequence[Range], trial: "Trial") -> Asked:
-    """The settings of a trial; those it has already stay as they are."""
-    found: Asked = {}
+def settings(space: Sequence[Range], value: Callable[[Range], Any]) -> Asked:
+    """The settings of a trial, each as `value` gives it, without those that the ones before them
+    exclude (`unless`). `value` is asked for no others."""
+    asked: Asked = {}
     for one in space:
-        if is_asked(one, found):
-            found[one.key] = one.tidy(one.suggest(trial))
-    return found
+        if not any(asked.get(key) in excluded for key, excluded in one.unless):
+            asked[one.key] = one.tidy(value(one))
+    return asked
+
+
+def suggest(space: Sequence[Range], trial: "BaseTrial") -> Asked:
+    """The settings of a trial; those that it has already stay as they are."""
+    return settings(space, lambda one: one.suggest(trial))
 
 
 def read(space: Sequence[Range], params: Mapping[str, Any]) -> Asked | None:
     """The settings that a stored trial was given; None where a kill left it without some."""
-    found: Asked = {}
-    for one in space:
-        if is_asked(one, found):
-            if one.key not in params:
-                return None
-            found[one.key] = one.tidy(params[one.key])
-    return found
+    try:
+        return settings(space, lambda one: params[one.key])
+    except KeyError:
+        return None
 
 
 def arm_name(asked: Asked) -> str:
     """The name of a trial's runs: the same settings have the same name, others another."""
-    short = [key.rpartition(".")[2] for key in asked]
-    parts = []
-    for key, value in asked.items():
-        last = key.rpartition(".")[2]
-        parts.append(f"{last if short.count(last) == 1 else key}={value_in_name(value)}")
-    name = ",".join(parts)
-    return shorten(name, _MOST)
+    last = {key: key.rpartition(".")[2] for key in asked}
+    short = {k: v if list(last.values()).count(v) == 1 else k for k, v in last.items()}
+    return shorten(",".join(f"{short[k]}={value_in_name(v)}" for k, v in asked.items()), _MOST)
 
 
 def label(space: Sequence[Range], asked: Asked, beside: Asked | None = None) -> str:
-    """Settings as people read them; with `beside`, only those that it does not have likewise."""
-    shown = [
+    """Settings as people read them; with `beside`, only those in which the two differ."""
+    return JOINT.join(
         f"{one.label} = {value_text(asked[one.key])}"
         for one in space
         if one.key in asked and (beside is None or beside.get(one.key) != asked[one.key])
-    ]
-    return JOINT.join(shown)
+    )

@@ -74,15 +74,17 @@ def open_storage(folder: Path, url: str | None, create: bool) -> "BaseStorage":
     except RunError:
         raise
     except Exception as error:  # of SQLAlchemy, a driver, a server
-        mend = "is the server up, the database made, and its driver installed?"
-        if url is not None and _is_no_storage(error):
-            raise ConfigError(
-                f"{_named(folder, url)}: cannot be opened: {_text(error)}; name a database whose "
-                "driver is installed, such as sqlite:///trials.db"
-            ) from None
+        said = f"{_named(folder, url)}: cannot be opened: {_text(error)}"
         if url is None:
-            mend = "is it writable, and is there room?"
-        raise RunError(f"{_named(folder, url)}: cannot be opened: {_text(error)}; {mend}") from None
+            raise RunError(f"{said}; is it writable, and is there room?") from None
+        from sqlalchemy.exc import ArgumentError
+
+        # A kind of database, or a driver, that is not known here.
+        if isinstance(error, ArgumentError | ImportError | ValueError):
+            fix = "name a database whose driver is installed, such as sqlite:///trials.db"
+            raise ConfigError(f"{said}; {fix}") from None
+        fix = "is the server up, the database made, and its driver installed?"
+        raise RunError(f"{said}; {fix}") from None
 
 
 @contextmanager
@@ -95,20 +97,19 @@ def reached(folder: Path, url: str | None) -> Iterator[None]:
         if not _of_storage(error):
             raise
         raise RunError(
-            f"{_named(folder, url)}: {_text(error)}; nothing that ran is lost: mend it, and the "
+            f"{_named(folder, url)}: {_text(error)}; nothing that ran is lost: fix it, and the "
             "same command continues"
         ) from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Optuna's warnings that what is used here is experimental."""
+    """Without Optuna's log, and warnings such as that what is used here is experimental."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="optuna")
-        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.simplefilter("ignore")
         import optuna
 
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         yield
 
 
@@ -161,14 +162,6 @@ def _of_storage(error: Exception) -> bool:
     return isinstance(error, OSError | optuna.exceptions.StorageInternalError) or (
         package in _DRIVERS
     )
-
-
-def _is_no_storage(error: Exception) -> bool:
-    """Whether a URL names what no server could mend: a kind of database, or a driver, that is not
-    known here."""
-    from sqlalchemy.exc import ArgumentError
-
-    return isinstance(error, ArgumentError | ImportError | ValueError)
 
 
 def _text(error: BaseException) -> str:

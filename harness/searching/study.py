@@ -6,6 +6,7 @@ folders. One launcher at a time writes. A trial that a kill left half asked is a
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +14,26 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from harness.searching import space
 from harness.searching.file import Search
+from harness.searching.schema import Budget
 from harness.searching.space import Asked
 from harness.searching.storage import NoTrialsError, open_storage, reached, where
 from mixgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.samplers import TPESampler
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
+TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
+STATES: dict[TrialState, str] = {
+    "complete": "complete",
+    "pruned": "given up",
+    "failed": "failed",
+    "running": "running",
+    "waiting": "waiting",
+}
+"""In words."""
+_OPTUNA_NAMES = {state: state.upper().replace("FAILED", "FAIL") for state in STATES}
 
 _MOST_PER_TRIAL = 10
 """Of so many settings for each one that is tried, the others may come to nothing."""
@@ -38,7 +48,7 @@ class Trial:
     asked: Asked | None
     """None while it waits, or where a kill left it half asked."""
     why: str = ""
-    """Why it was given up or failed; of a running one: why it is being given up (`drop`)."""
+    """Why it was given up or failed; of a running one: why it is being given up."""
     enqueued: bool = False
     free: bool = False
     """Whether nothing ran for it: it cannot be run, is over the budget, or was tried before."""
@@ -54,6 +64,19 @@ class Trial:
     @property
     def arm(self) -> str:
         return space.arm_name(self.asked) if self.asked is not None else ""
+
+    @property
+    def reward(self) -> float:
+        """Mean over the finished runs; not a number where there is none."""
+        return sum(self.rewards.values()) / len(self.rewards) if self.rewards else math.nan
+
+    def keeps(self, budget: Budget | None) -> bool:
+        """Whether its runs took no more than a budget."""
+        if budget is None:
+            return True
+        if budget.evaluations is not None:
+            return self.evaluations is not None and self.evaluations <= budget.evaluations
+        return self.seconds is not None and self.seconds <= (budget.seconds or 0.0)
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -81,9 +104,6 @@ class Study:
         reached, NoTrialsError where it has none and `create` is false. All methods raise RunError
         where the storage fails.
         """
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.search, self._folder, self._url = search, folder, url
         self._open: dict[int, optuna.trial.Trial] = {}
         storage = open_storage(folder, url, create)
@@ -94,8 +114,8 @@ class Study:
                 raise ConfigError(
                     f"{search.file}: the trials of {search.report_name} in {where(folder, url)} "
                     "were made with another space, base, objective, measure, other seeds or other "
-                    "code of your own, and "
-                    "cannot be compared; give the search another name, or take the change back"
+                    "code of your own, and cannot be compared; give the search another name, or "
+                    "take the change back"
                 )
             if create and known is None:
                 self.study.set_user_attr("identity", search.identity)
@@ -103,48 +123,48 @@ class Study:
     def _load(self, storage: "BaseStorage", create: bool) -> "optuna.Study":
         import optuna
 
-        name = self.search.report_name
-        up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
-        if create:
-            study = optuna.create_study(
-                study_name=name,
-                storage=storage,
-                directions=[up if one == "reward" else down for one in self.search.objectives],
-                load_if_exists=True,
-            )
-            measure = self.search.measure  # as a reader of Optuna's own pages knows it
-            names = [measure if one == "reward" else one for one in self.search.objectives]
-            if study.metric_names != names:
-                study.set_metric_names(names)
-            return study
-        try:
-            return optuna.load_study(study_name=name, storage=storage)
-        except KeyError:
-            raise NoTrialsError(f"{name}: has no trials yet") from None
+        name, objectives = self.search.report_name, self.search.objectives
+        if not create:
+            try:
+                return optuna.load_study(study_name=name, storage=storage)
+            except KeyError:
+                raise NoTrialsError(f"{name}: has no trials yet") from None
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            directions=["maximize" if one == "reward" else "minimize" for one in objectives],
+            load_if_exists=True,
+        )
+        # As a reader of Optuna's dashboard knows them.
+        names = [self.search.measure if one == "reward" else one for one in objectives]
+        if study.metric_names != names:
+            study.set_metric_names(names)
+        return study
 
     @_in_storage
     def trials(self) -> list[Trial]:
         """All of them, by number."""
-        return [_read(self.search, found) for found in self._frozen()]
+        return [_read(self.search, frozen) for frozen in self._frozen()]
 
     def _frozen(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)
 
     @_in_storage
     def enqueue(self, again: bool = False) -> None:
-        """Put the file's own settings first, once; with `again`, failed ones once more."""
+        """Put the settings of `enqueue` first, once; with `again`, failed ones once more."""
         for asked in self.search.enqueue:
             self.study.enqueue_trial(
                 dict(asked), user_attrs={"enqueued": True}, skip_if_exists=True
             )
-        trials = self.trials() if again else []
+        if not again:
+            return
         # A failed one that was put back may have failed once more: the last one counts.
-        last = {trial.arm: trial for trial in trials if trial.asked is not None}
-        waiting = [
-            trial.user_attrs.get("again")
-            for trial in self._frozen()
-            if trial.state.name == "WAITING"
-        ]
+        last = {trial.arm: trial for trial in self.trials() if trial.asked is not None}
+        waiting = {
+            frozen.user_attrs.get("again")
+            for frozen in self._frozen()
+            if frozen.state.name == "WAITING"
+        }
         for trial in last.values():
             if trial.state == "failed" and trial.arm not in waiting:
                 attrs = {"again": trial.arm, "enqueued": trial.enqueued}
@@ -153,37 +173,42 @@ class Study:
     @_in_storage
     def resume(self) -> None:
         """Ask on for the trials that were running when the last launcher ended."""
-        for found in self._frozen():
-            if found.state.name == "RUNNING":
-                self._suggest(found.number)
+        from optuna.trial import Trial
+
+        for frozen in self._frozen():
+            if frozen.state.name == "RUNNING":
+                self._set_sampler(frozen.number)
+                self._suggest(Trial(self.study, frozen._trial_id))
 
     @_in_storage
     def ask(self) -> Trial:
         """The next trial: one that waits, or new settings."""
-        number = len(self._frozen())
-        self.study.sampler = _sampler(self.search, number)
+        self._set_sampler(len(self._frozen()))
         trial = self.study.ask()
-        self._open[trial.number] = trial
-        space.suggest(self.search.space, trial)
+        self._suggest(trial)
         return self.trials()[trial.number]
 
-    def _suggest(self, number: int) -> None:
-        import optuna
-
-        self.study.sampler = _sampler(self.search, number)
-        trial = optuna.trial.Trial(self.study, self._frozen()[number]._trial_id)
-        self._open[number] = trial
+    def _suggest(self, trial: "optuna.trial.Trial") -> None:
+        self._open[trial.number] = trial
         space.suggest(self.search.space, trial)
+
+    def _set_sampler(self, number: int) -> None:
+        """Tree-structured Parzen estimator whose draws depend on the trial's number and the trials
+        before it, so that a search that was stopped does not draw its first settings again."""
+        from optuna.samplers import TPESampler
+
+        text = f"{self.search.sampler_seed}:{number}".encode()
+        seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
+        # With `group`, settings that are asked for only sometimes are modelled where they are.
+        self.study.sampler = TPESampler(
+            seed=seed, multivariate=True, group=True, constant_liar=True
+        )
 
     @_in_storage
     def note(self, trial: Trial, **what: Any) -> None:
-        """Keep something about a running trial."""
+        """Keep something about a running trial. `dropped`: why it is being given up."""
         for key, value in what.items():
             self._open[trial.number].set_user_attr(key, value)
-
-    def drop(self, trial: Trial, why: str) -> None:
-        """Keep that a running trial is being given up, while its jobs end."""
-        self.note(trial, dropped=why)
 
     @_in_storage
     def constrain(self, trial: Trial, name: str, excess: float) -> None:
@@ -192,34 +217,22 @@ class Study:
             self._open[trial.number].set_constraint(name, excess)
 
     @_in_storage
-    def complete(self, trial: Trial, values: list[float]) -> None:
-        self._report(trial)
-        self.study.tell(trial.number, values)
+    def tell(
+        self, trial: Trial, state: TrialState, values: list[float] | None = None, **notes: Any
+    ) -> None:
+        """End a running trial: complete with its `values`, pruned or failed. `notes`: `why`, and
+        `free` where nothing has run for it."""
+        from optuna.trial import TrialState
 
-    @_in_storage
-    def prune(self, trial: Trial, why: str, free: bool = False) -> None:
-        """Give a trial up. `free`: nothing has run for it."""
-        import optuna
-
-        self.note(trial, why=why, free=free)
-        self._report(trial)
-        self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
-
-    @_in_storage
-    def fail(self, trial: Trial, why: str) -> None:
-        import optuna
-
-        self.note(trial, why=why)
-        self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-
-    def _report(self, trial: Trial) -> None:
-        """Rewards by seed: TPE ranks pruned trials by them. Optuna has them for one objective."""
-        found = self._frozen()[trial.number]
-        if len(self.search.objectives) == 1:
-            for index, seed in enumerate(self.search.seeds):
-                reward = _by_seed(found.user_attrs.get("rewards")).get(seed)
-                if reward is not None and index not in found.intermediate_values:
-                    self._open[trial.number].report(reward, index)
+        self.note(trial, **notes)
+        frozen = self._frozen()[trial.number]
+        # TPE ranks pruned trials by their rewards. Optuna keeps them for a single objective only.
+        if len(self.search.objectives) == 1 and state != "failed":
+            rewards = _by_seed(frozen.user_attrs.get("rewards"))
+            for step, seed in enumerate(self.search.seeds):
+                if seed in rewards and step not in frozen.intermediate_values:
+                    self._open[trial.number].report(rewards[seed], step)
+        self.study.tell(trial.number, values, state=TrialState[_OPTUNA_NAMES[state]])
 
     @_in_storage
     def wants_more(self) -> bool:
@@ -232,40 +245,16 @@ class Study:
         return len(tried) < self.search.trials and len(trials) < most
 
 
-def _read(search: Search, found: "FrozenTrial") -> Trial:
-    states: dict[str, TrialState] = {
-        "WAITING": "waiting",
-        "RUNNING": "running",
-        "COMPLETE": "complete",
-        "PRUNED": "pruned",
-        "FAIL": "failed",
-    }
-    attrs = found.user_attrs
-    return Trial(
-        number=found.number,
-        state=states[found.state.name],
-        asked=space.read(search.space, found.params),
-        # A kill may have left `why` behind before the trial was told: of a running one it is void.
-        why=str(attrs.get("dropped" if found.state.name == "RUNNING" else "why", "")),
-        enqueued=bool(attrs.get("enqueued")),
-        free=bool(attrs.get("free")),
-        rewards=_by_seed(attrs.get("rewards")),
-        seconds=attrs.get("seconds"),
-        evaluations=attrs.get("evaluations"),
-        spent=float(attrs.get("spent", 0.0)),
-    )
+def _read(search: Search, frozen: "FrozenTrial") -> Trial:
+    attrs = frozen.user_attrs
+    state = next(one for one, name in _OPTUNA_NAMES.items() if name == frozen.state.name)
+    # A kill may have left `why` behind before the trial was told: of a running one it is void.
+    why = str(attrs.get("dropped" if state == "running" else "why", ""))
+    names = ("enqueued", "free", "seconds", "evaluations", "spent")
+    known = {name: attrs[name] for name in names if name in attrs}
+    asked = space.read(search.space, frozen.params)
+    return Trial(frozen.number, state, asked, why, rewards=_by_seed(attrs.get("rewards")), **known)
 
 
 def _by_seed(rewards: Any) -> dict[int, float]:
     return {int(seed): float(reward) for seed, reward in (rewards or {}).items()}
-
-
-def _sampler(search: Search, number: int) -> "TPESampler":
-    """Tree-structured Parzen estimator whose draws depend on the trial's number and the trials
-    before it, so that a search that was stopped does not draw its first settings again."""
-    from optuna.samplers import TPESampler
-
-    text = f"{search.sampler_seed}:{number}".encode()
-    seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
-    # With `group`, settings that are asked for only sometimes are modelled where they are.
-    return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)

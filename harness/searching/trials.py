@@ -6,8 +6,10 @@ a search can be killed and started again at any time: what finished meanwhile is
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
 
 from harness.launching.plan import evaluations
 from harness.runs.store import LIVE, RunState, read_result
@@ -15,7 +17,7 @@ from harness.searching import pruning
 from harness.searching.file import Search
 from harness.searching.runs import Curves, run_seconds, runs_of
 from harness.searching.space import label
-from harness.searching.study import Study, Trial
+from harness.searching.study import STATES, Study, Trial, TrialState
 from harness.study.spec import Run
 from harness.text import number
 from mixgrpo.errors import ConfigError, UnidentifiedError
@@ -33,7 +35,12 @@ class OpenTrial:
     dropped: str = ""
     """Why it is being given up."""
     judged: set[tuple[object, ...]] = field(default_factory=set)
-    """What was looked at, so that nothing is tested twice."""
+
+    def is_new(self, *what: object) -> bool:
+        """Whether this is seen for the first time, so that nothing is tested or asked twice."""
+        new = what not in self.judged
+        self.judged.add(what)
+        return new
 
 
 class Trials:
@@ -54,8 +61,8 @@ class Trials:
         self._say, self._hopeless, self._end = say, hopeless, end
         self.under_way: dict[int, OpenTrial] = {}
         """By number."""
-        self._seen: dict[int, Trial] = {}
-        """Trials that are over."""
+        self._over: dict[int, Trial] = {}
+        """By number."""
         self._evaluations: dict[str, int] = {}
         """Of one run, by arm."""
         study.resume()
@@ -63,7 +70,7 @@ class Trials:
             if trial.state == "running":
                 self._begin(trial)
             elif trial.state != "waiting":
-                self._seen[trial.number] = trial
+                self._over[trial.number] = trial
                 self._remember(trial)
 
     def want(self, run: Run) -> bool:
@@ -75,8 +82,8 @@ class Trials:
         name. Whether the runs may be others now."""
         changed = False
         for opened in list(self.under_way.values()):
-            own = [states[r.folder_name] for r in opened.runs if r.folder_name in states]
-            changed = self._judge(opened, own, stopping) or changed
+            runs = [states[r.folder_name] for r in opened.runs if r.folder_name in states]
+            changed = self._judge(opened, runs, stopping) or changed
         return changed
 
     def ask(self) -> bool:
@@ -87,92 +94,72 @@ class Trials:
             asked = True
         return asked
 
-    def _judge(self, opened: OpenTrial, own: list[RunState], stopping: bool) -> bool:
-        live = [s for s in own if s.state in LIVE]
-        self._curves.update(own)
-        if opened.dropped:
+    def _judge(self, opened: OpenTrial, states: list[RunState], stopping: bool) -> bool:
+        live = [state for state in states if state.state in LIVE]
+        finished = [state for state in states if state.state == "finished"]
+        self._curves.update(states)
+        failed = next(filter(self._hopeless, states), None)
+        if opened.dropped or failed:
             self._stop(opened, live)
             if live:
                 return False
-            self._keep_measured(opened, own)
-            self._close(opened, lambda trial: self.study.prune(trial, opened.dropped))
-            return True
-        finished = [s for s in own if s.state == "finished"]
-        failed = [s for s in own if self._hopeless(s)]
-        if failed:
-            if live:
-                self._stop(opened, live)
-                return False
-            why = _why_failed(failed[0])
-            self._keep_measured(opened, own)
-            self._close(opened, lambda trial: self.study.fail(trial, why))
+            self._keep_measured(opened, states)
+            if opened.dropped:
+                self._tell(opened.trial, "pruned", why=opened.dropped)
+            elif failed:
+                self._tell(opened.trial, "failed", why=_why_failed(failed))
             return True
         if len(finished) == len(opened.runs) and not live:
-            self._complete(opened, own)
+            self._keep_measured(opened, states)
+            self._complete(opened.trial, self.study.trials()[opened.trial.number])
             return True
         if not opened.trial.enqueued and not stopping:
-            why = self._behind(opened, own, finished)
+            why = self._behind(opened, states, finished)
             if why:
                 opened.dropped = why
-                self.study.drop(opened.trial, why)
+                self.study.note(opened.trial, dropped=why)
                 self._stop(opened, live)
                 return True
-        # The next seeds may begin.
-        key = ("seeds", len(finished))
-        fresh = key not in opened.judged
-        opened.judged.add(key)
-        return fresh
+        return opened.is_new("seeds", len(finished))  # the next seeds may begin
 
-    def _behind(self, opened: OpenTrial, own: list[RunState], finished: list[RunState]) -> str:
+    def _behind(self, opened: OpenTrial, states: list[RunState], finished: list[RunState]) -> str:
         """Why a trial is given up; empty where it is not."""
-        search = self.search
+        rules = self.search.prune
         rewards = {s.run.seed: s.score for s in finished if s.score is not None}
-        rival = self._best_rival(opened)
-        tested = ("rival", tuple(rewards), rival.number if rival else None)
-        if rival is not None and tested not in opened.judged:
-            opened.judged.add(tested)
-            if pruning.worse_over_seeds(rewards, rival.rewards, search.prune.p):
-                return f"worse than trial {rival.number} with {len(rewards)} seeds"
-        as_cheap = {arm for arm, n in self._evaluations.items() if n <= opened.evaluations}
-        for state in own:
-            curve = self._curves.of(state.run)
-            others = self._curves.others(state.run, as_cheap)
-            key = ("curve", state.run.seed, len(curve), len(others))
-            if state.state != "running" or len(curve) < 2 or key in opened.judged:
-                continue
-            opened.judged.add(key)
-            if pruning.behind_on_the_curve(
-                curve, others, search.prune.percentile, search.prune.warmup, search.prune.startup
-            ):
-                return f"behind the others at iteration {max(curve)} with seed {state.run.seed}"
-        return ""
-
-    def _best_rival(self, opened: OpenTrial) -> Trial | None:
-        """The best trial so far of those that take no more evaluations."""
+        # The best trial so far of those that take no more evaluations.
         rivals = [
             trial
-            for trial in self._seen.values()
+            for trial in self._over.values()
             if trial.state == "complete"
             and self._evaluations.get(trial.arm, math.inf) <= opened.evaluations
-            and self._keeps_budget(trial)
+            and trial.keeps(self.search.budget)
         ]
-        return max(rivals, key=lambda trial: _mean(trial.rewards.values()), default=None)
-
-    def _keeps_budget(self, trial: Trial) -> bool:
-        budget = self.search.budget
-        if budget is None or budget.seconds is None:
-            return True
-        return trial.seconds is not None and trial.seconds <= budget.seconds
+        rival = max(rivals, key=lambda trial: trial.reward, default=None)
+        if (
+            rival is not None
+            and opened.is_new("rival", tuple(rewards), rival.number)
+            and pruning.worse_over_seeds(rewards, rival.rewards, rules.p)
+        ):
+            return f"worse than trial {rival.number} with {len(rewards)} seeds"
+        as_cheap = {arm for arm, n in self._evaluations.items() if n <= opened.evaluations}
+        for run in (state.run for state in states if state.state == "running"):
+            curve, others = self._curves.of(run), self._curves.others(run, as_cheap)
+            if len(curve) < 2 or not opened.is_new("curve", run.seed, len(curve), len(others)):
+                continue
+            if pruning.behind_on_the_curve(
+                curve, others, rules.percentile, rules.warmup, rules.startup
+            ):
+                return f"behind the others at iteration {max(curve)} with seed {run.seed}"
+        return ""
 
     def _begin(self, trial: Trial) -> None:
         """Begin a trial, or end it at once where there is nothing to run."""
         try:
             runs = runs_of(self.search, trial)
-        except UnidentifiedError:  # a file is missing, which no other settings mend
+        except UnidentifiedError:  # a file is missing, whatever the settings are
             raise
         except ConfigError as error:
-            wrong = error.without_place
-            self._over(trial, lambda: self.study.prune(trial, wrong, free=True))
+            self._tell(trial, "pruned", why=error.without_place, free=True)
             return
         arm, count = runs[0].arm, evaluations(runs[0].config)
         self._evaluations[arm] = count
@@ -182,88 +169,68 @@ class Trials:
             self.study.constrain(trial, "evaluations", excess)
             if excess > 0:
                 why = f"takes {count:,} evaluations, {excess:,} over the budget"
-                self.study.note(trial, evaluations=count)
-                self._over(trial, lambda: self.study.prune(trial, why, free=True))
+                self._tell(trial, "pruned", evaluations=count, why=why, free=True)
                 return
-        over = reversed(self._seen.values())
-        twins = {one.state: one for one in over if one.arm == arm and not one.free}
-        if "complete" in twins:
-            self._repeat(trial, twins["complete"])
-            return
-        if "pruned" in twins:
-            why = f"the same settings as trial {twins['pruned'].number}, which was given up"
-            self._over(trial, lambda: self.study.prune(trial, why, free=True))
-            return
-        if any(opened.runs[0].arm == arm for opened in self.under_way.values()):
+        same = [one for one in self._over.values() if one.arm == arm and not one.free]
+        first = {one.state: one for one in reversed(same)}
+        why = ""
+        if twin := first.get("complete"):
+            self.study.note(
+                trial,
+                why=f"the same settings as trial {twin.number}",
+                free=True,
+                rewards={str(seed): reward for seed, reward in twin.rewards.items()},
+                seconds=twin.seconds,
+                evaluations=twin.evaluations,
+            )
+            self._complete(trial, twin)
+        elif twin := first.get("pruned"):
+            why = f"the same settings as trial {twin.number}, which was given up"
+        elif any(opened.runs[0].arm == arm for opened in self.under_way.values()):
             why = "the same settings as a trial under way"
-            self._over(trial, lambda: self.study.prune(trial, why, free=True))
-            return
-        self.under_way[trial.number] = OpenTrial(trial, runs, count, dropped=trial.why)
+        else:
+            self.under_way[trial.number] = OpenTrial(trial, runs, count, dropped=trial.why)
+        if why:
+            self._tell(trial, "pruned", why=why, free=True)
 
-    def _repeat(self, trial: Trial, twin: Trial) -> None:
-        """Tell a trial what another one of the same settings has measured."""
-        self.study.note(
-            trial,
-            why=f"the same settings as trial {twin.number}",
-            free=True,
-            rewards={str(seed): reward for seed, reward in twin.rewards.items()},
-            seconds=twin.seconds,
-            evaluations=twin.evaluations,
-        )
-        self._over(trial, lambda: self._tell(trial, twin))
-
-    def _tell(self, trial: Trial, measured: Trial) -> None:
+    def _complete(self, trial: Trial, measured: Trial) -> None:
+        """Tell a trial what its runs, or those of another one of the same settings, measured."""
         budget = self.search.budget
         if budget is not None and budget.seconds is not None:
             assert measured.seconds is not None
             self.study.constrain(trial, "seconds", measured.seconds - budget.seconds)
-        by_name = {
-            "reward": _mean(measured.rewards.values()),
-            "seconds": measured.seconds,
-            "evaluations": measured.evaluations,
-        }
-        values = [by_name[objective] for objective in self.search.objectives]
-        if not all(value is not None and math.isfinite(value) for value in values):
-            self.study.fail(trial, "a run has no finite reward, or no time")
-            return
-        self.study.complete(trial, [float(value or 0.0) for value in values])
+        values = [getattr(measured, objective) for objective in self.search.objectives]
+        if all(value is not None and math.isfinite(value) for value in values):
+            self._tell(trial, "complete", [float(value) for value in values])
+        else:
+            self._tell(trial, "failed", why="a run has no finite reward, or no time")
 
-    def _complete(self, opened: OpenTrial, own: list[RunState]) -> None:
-        self._keep_measured(opened, own)
-
-        def tell(trial: Trial) -> None:
-            self._tell(trial, self.study.trials()[trial.number])
-
-        self._close(opened, tell)
-
-    def _keep_measured(self, opened: OpenTrial, own: list[RunState]) -> None:
+    def _keep_measured(self, opened: OpenTrial, states: list[RunState]) -> None:
         """Keep with a trial what its runs measured."""
-        finished = [s for s in own if s.state == "finished"]
+        finished = [state for state in states if state.state == "finished"]
         results = [read_result(s.folder, s.run.config.evaluation.every) for s in finished]
-        spent = {s.run.seed: run_seconds(s.folder) for s in own}
+        spent = {s.run.seed: run_seconds(s.folder) for s in states}
         counts = [float(result.evaluations_computed) for result in results if result]
         self.study.note(
             opened.trial,
             rewards={str(s.run.seed): s.score for s in finished if s.score is not None},
             spent=sum(spent.values()),
-            evaluations=_mean(counts) if counts else float(opened.evaluations),
-            seconds=_mean([spent[s.run.seed] for s in finished]) if finished else None,
+            evaluations=fmean(counts) if counts else float(opened.evaluations),
+            seconds=fmean(spent[s.run.seed] for s in finished) if finished else None,
         )
 
-    def _close(self, opened: OpenTrial, tell: Callable[[Trial], None]) -> None:
-        del self.under_way[opened.trial.number]
-        self._over(opened.trial, lambda: tell(opened.trial))
-
-    def _over(self, trial: Trial, tell: Callable[[], None]) -> None:
-        tell()
-        told = self.study.trials()[trial.number]
-        self._seen[trial.number] = told
+    def _tell(
+        self, trial: Trial, state: TrialState, values: list[float] | None = None, **notes: Any
+    ) -> None:
+        """End a trial, and say how it ended."""
+        self.under_way.pop(trial.number, None)
+        self.study.tell(trial, state, values, **notes)
+        self._over[trial.number] = told = self.study.trials()[trial.number]
         self._say(in_words(self.search, told))
 
     def _stop(self, opened: OpenTrial, live: list[RunState]) -> None:
         """Ask a trial's living jobs to stop, each once."""
-        fresh = [state for state in live if ("end", state.run.seed) not in opened.judged]
-        opened.judged |= {("end", state.run.seed) for state in fresh}
+        fresh = [state for state in live if opened.is_new("end", state.run.seed)]
         if fresh:
             self._end(fresh)
 
@@ -291,17 +258,10 @@ def in_words(search: Search, trial: Trial) -> str:
     if trial.asked is not None:
         name += f" ({label(search.space, trial.asked)})"
     if trial.state != "complete":
-        word = {"pruned": "given up", "failed": "failed"}.get(trial.state, trial.state)
-        return f"{name}: {word}{f': {trial.why}' if trial.why else ''}"
-    parts = [f"{search.measure} {number(_mean(trial.rewards.values()))}"]
+        return f"{name}: {STATES[trial.state]}{f': {trial.why}' if trial.why else ''}"
+    text = f"{name}: {search.measure} {number(trial.reward)}"
     if trial.evaluations is not None:
-        parts.append(f"{trial.evaluations:,.0f} evaluations")
+        text += f", {trial.evaluations:,.0f} evaluations"
     if trial.seconds is not None:
-        parts.append(f"{trial.seconds:.1f} s")
-    text = f"{name}: {', '.join(parts)}"
+        text += f", {trial.seconds:.1f} s"
     return f"{text} ({trial.why})" if trial.why else text
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found) if found else math.nan

@@ -1,6 +1,5 @@
 """Reads a sweep file and checks it: arms, seeds, references, views, probes."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,13 @@ from harness.study.sweepfile import (
     MOST_RUNS,
     Chosen,
     Given,
-    choose_profile,
     read_file,
     wrong_settings,
 )
 from harness.study.views import DEFAULT, VIEWS
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import Layers, add_overrides, known_keys, load_layers, placed
+from mixgrpo.settings.configfile import Layers, add_overrides, known_keys, placed
 from mixgrpo.settings.identity import config_hash, config_hashes
 from mixgrpo.settings.probes import PROBES, options_of
 from mixgrpo.settings.trust import check as check_trust
@@ -114,7 +112,7 @@ def load_sweep(
         paper_rows=paper_rows,
         notes=notes.value.strip() if notes else "",
         overrides=laid_on_top,
-        variant=_variant(chosen, laid_on_top),
+        variant=chosen.variant(laid_on_top),
         views=views,
         answered_by=answered_by,
         probes=probes,
@@ -124,14 +122,6 @@ def load_sweep(
 
 def _run(arm: str, config: RunConfig, seed: int, identity: str) -> Run:
     return Run(arm, seed, config.model_copy(update={"seed": seed}), identity)
-
-
-def _variant(chosen: Chosen, overrides: tuple[str, ...]) -> str:
-    usual = choose_profile(chosen.document, chosen.file.profiles, None)
-    variant = f"-{chosen.profile}" if chosen.profile != usual else ""
-    if overrides:
-        variant += f"-set-{hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()[:6]}"
-    return variant
 
 
 def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
@@ -150,7 +140,10 @@ def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
 
 def _layers(chosen: Chosen, overrides: list[str], arms: list[Arm]) -> dict[str, Layers]:
     """What every arm's configuration is made of."""
-    shared = {arm.base: _shared(chosen, arm) for arm in {a.base: a for a in arms}.values()}
+    shared = {
+        arm.base: chosen.layers(base_place(chosen, arm))
+        for arm in {a.base: a for a in arms}.values()
+    }
     stacks = {}
     for arm in arms:
         layers = stacks[arm.name] = shared[arm.base].copy()
@@ -194,27 +187,6 @@ def _of_arms(error: ConfigError, names: list[str], count: int) -> ConfigError:
     return ConfigError(
         f"{error.message} ({which})", place=error.place, key=error.key, fix=error.fix
     )
-
-
-def _shared(chosen: Chosen, arm: Arm) -> Layers:
-    """What all arms on an arm's base stand on: it, then `set` of the file and of the profile."""
-    base = base_place(chosen, arm)
-    layers = _base_layers(chosen, base) if base else Layers()
-    for part, prefix in chosen.parts:
-        for key, value in chosen.flat(part.set or {}, (*prefix, "set")).items():
-            layers.set(key, value, chosen.place_under((*prefix, "set"), key))
-    return layers
-
-
-def _base_layers(chosen: Chosen, base: Given) -> Layers:
-    path = Path(chosen.document.file).parent / base.value
-    try:
-        return load_layers(path)
-    except ConfigError as error:
-        # What is wrong with the file as a whole is wrong where it is named.
-        if error.place == Place(str(path)):
-            raise chosen.error(base.key, str(error)) from None
-        raise
 
 
 def _varied(stacks: list[Layers]) -> set[str]:

@@ -1,14 +1,23 @@
-"""The text of a sweep file: which keys it may have, and errors that name line, key and mend.
+"""The text of a sweep file: which keys it may have, and errors that name line, key and fix.
 
 What the keys mean together is `harness.study.spec`'s work.
 """
 
 import difflib
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, StrictInt, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,7 +25,15 @@ from pydantic_core import ErrorDetails
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
 from mixgrpo.settings.config import Name, RunConfig, Section
-from mixgrpo.settings.configfile import as_tuples, check_key, check_value, is_section, known_keys
+from mixgrpo.settings.configfile import (
+    Layers,
+    as_tuples,
+    check_key,
+    check_value,
+    is_section,
+    known_keys,
+    load_layers,
+)
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
 from mixgrpo.text.suggest import RUN, SWEEP, did_you_mean, nearest_setting, plain, slurm_wish
 
@@ -106,11 +123,29 @@ def read_file(path: Path) -> tuple[Document, SweepFile]:
             "with --status, --report)",
             place=place,
         )
+    return document, checked(document, SweepFile, "sweep", SWEEP, _unknown_key)
+
+
+UnknownKey = Callable[[Document, Key], ConfigError]
+"""Makes the error of a key that is none."""
+F = TypeVar("F", bound=Section)
+
+
+def checked(
+    document: Document,
+    schema: type[F],
+    word: str,
+    synonyms: Mapping[str, str],
+    unknown: UnknownKey,
+) -> F:
+    """What a file says. ConfigError with every mistake. `word`: what errors call such a file;
+    `synonyms`: words that mean keys of it."""
     try:
-        return document, SweepFile.model_validate(as_tuples(document.data))
+        return schema.model_validate(as_tuples(document.data))
     except ValidationError as error:
-        found = explain_all(document, error, _explain, {**SWEEP, **SweepFile.model_fields})
-    raise all_errors([*found, *wrong_settings(document)])
+        words = {**synonyms, **schema.model_fields}
+        wrong = _explain_all(document, error, word, words, unknown)
+    raise all_errors([*wrong, *wrong_settings(document, schema, word)])
 
 
 def wrong_settings(
@@ -196,11 +231,12 @@ def keys_of_parts(document: Document) -> set[object]:
     return {key for part in parts if isinstance(part, dict) for key in part}
 
 
-def explain_all(
+def _explain_all(
     document: Document,
     error: ValidationError,
-    explain: Callable[[Document, Key, ErrorDetails], ConfigError],
+    word: str,
     words: Collection[str],
+    unknown: UnknownKey,
 ) -> list[ConfigError]:
     """Every error of a file, in the order of its lines. `words`: its own keys, and those that mean
     them."""
@@ -222,8 +258,9 @@ def explain_all(
         if details["type"] in _STRAY and (empty := empty_before(document, at, by_key, words)):
             found.append(beside_empty(document, at, empty))
         elif key not in outer:
-            found.append(explain(document, key, details))
-    return [*found, *(explain(document, file_key(document, e["loc"]), e) for e in missing)]
+            is_unknown = details["type"] == "extra_forbidden"
+            found.append(unknown(document, key) if is_unknown else _explain(document, key, details))
+    return [*found, *(_missing_key(document, e, word) for e in missing)]
 
 
 _STRAY = ("extra_forbidden", "dict_type", "model_type")
@@ -270,13 +307,16 @@ def empty_before(
 
 def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
     kind, given = error["type"], shown(error["input"])
-    if kind == "extra_forbidden":
-        return _unknown_key(document, key)
-    if kind == "missing":
-        return missing_key(document, key, error, "sweep")
-    if is_no_name(kind, key):
-        message = no_name(given)
-    elif "seeds" in key:
+    if kind == "value_error":
+        message = str(error["ctx"]["error"])
+    elif (
+        kind == "string_pattern_mismatch" or (kind == "string_too_long" and key)
+    ) and "measure" not in key:
+        message = (
+            f"{given} cannot be part of a folder's name; use up to 64 letters, digits, '.', '_' "
+            "and '-', beginning with a letter or digit"
+        )
+    elif "seeds" in key and "confirm" not in key:
         message = (
             f"{given} is not a seed; give a count of at least 1, or a list of whole numbers from "
             "0, such as [0, 1, 2]"
@@ -284,9 +324,12 @@ def _explain(document: Document, key: Key, error: ErrorDetails) -> ConfigError:
     elif kind == "tuple_type":
         message = f"expected a list of values, such as [1, 2], not {given}"
     elif kind in ("dict_type", "model_type"):
-        message = f"expected keys with values, not {given}"
+        space = "{low: 1, high: 8} or a list of choices"
+        message = f"expected {space if 'space' in key else 'keys with values'}, not {given}"
     elif kind == "too_short":
-        message = "is empty; fill it or leave the key out"
+        message = "is empty; give at least one value, or leave the key out"
+    elif kind == "literal_error":
+        message = f"{given} is none of {error['ctx']['expected']}"
     else:
         message = f"{error['msg'].replace('Input should be', 'expected')}, not {given}"
     return error_at(document, key, message)
@@ -303,22 +346,10 @@ def beside_empty(document: Document, key: Key, empty: str) -> ConfigError:
     return error_at(document, key, said, f"indent it below `{empty}:`")
 
 
-def missing_key(document: Document, key: Key, error: ErrorDetails, kind: str) -> ConfigError:
-    missing = str(error["loc"][-1])
-    message = f"this key is missing; every {kind} has a {missing}"
+def _missing_key(document: Document, error: ErrorDetails, word: str) -> ConfigError:
+    key, missing = file_key(document, error["loc"]), str(error["loc"][-1])
+    message = f"this key is missing; every {word} has a {missing}"
     return ConfigError(message, place=document.place(key), key=".".join(map(str, (*key, missing))))
-
-
-def is_no_name(kind: str, key: Key) -> bool:
-    """Whether an error is about what cannot be a name."""
-    return kind == "string_pattern_mismatch" or (kind == "string_too_long" and bool(key))
-
-
-def no_name(given: str) -> str:
-    return (
-        f"{given} cannot be part of a folder's name; use up to 64 letters, digits, '.', '_' and "
-        "'-', beginning with a letter or digit"
-    )
 
 
 def _unknown_key(document: Document, key: Key) -> ConfigError:
@@ -401,16 +432,17 @@ class Given:
     key: Key
 
 
-class Chosen:
-    """A sweep file with one of its profiles laid over it."""
+class FileParts:
+    """A sweep or search file with one of its profiles laid over it."""
 
-    def __init__(self, path: Path, profile: str | None) -> None:
-        self.document, self.file = read_file(path)
-        self.profile = choose_profile(self.document, self.file.profiles, profile)
-        self.parts: list[tuple[Part, Key]] = [(self.file, ())]
+    def __init__(self, document: Document, file: Any, profile: str | None, word: str) -> None:
+        """`file`: what `document` says, checked. `word`: what errors call a file of its kind."""
+        self.document, self.schema, self.word = document, type(file), word
+        self._profiles = file.profiles
+        self.profile = choose_profile(document, self._profiles, profile)
+        self.parts: list[tuple[Any, Key]] = [(file, ())]
         if self.profile:
-            key = ("profiles", self.profile)
-            self.parts.append((self.file.profiles[self.profile], key))
+            self.parts.append((self._profiles[self.profile], ("profiles", self.profile)))
 
     def get(self, field: str) -> Given | None:
         """The profile's value of a field, or else the file's."""
@@ -423,6 +455,15 @@ class Chosen:
     def error(self, key: Key, message: str) -> ConfigError:
         """An error about a key of the file."""
         return error_at(self.document, key, message)
+
+    def variant(self, overrides: Sequence[str]) -> str:
+        """What distinguishes the names of this profile with these `KEY=VALUE` texts on top."""
+        usual = choose_profile(self.document, self._profiles, None)
+        variant = f"-{self.profile}" if self.profile != usual else ""
+        if overrides:
+            digest = hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()
+            variant += f"-set-{digest[:6]}"
+        return variant
 
     def flat(self, settings: Mapping[Any, Any], place: Key, prefix: str = "") -> Settings:
         """Settings, nested or dotted, by dotted key. ConfigError for a key that is none."""
@@ -442,9 +483,38 @@ class Chosen:
         errors.raise_all()
         return found
 
+    def settings(self) -> dict[str, Given]:
+        """`set` of the file and, on top, of the profile, by dotted key."""
+        found: dict[str, Given] = {}
+        errors = ErrorList()
+        for part, prefix in self.parts:
+            key = (*prefix, "set")
+            with errors.collected():
+                for name, value in self.flat(part.set or {}, key).items():
+                    found[name] = Given(value, key)
+        errors.raise_all()
+        return found
+
+    def layers(self, base: Given | None) -> Layers:
+        """A base, then `set` of the file and of the profile."""
+        layers = self._base_layers(base) if base else Layers()
+        for name, given in self.settings().items():
+            layers.set(name, given.value, self.place_under(given.key, name))
+        return layers
+
+    def _base_layers(self, base: Given) -> Layers:
+        path = Path(self.document.file).parent / base.value
+        try:
+            return load_layers(path)
+        except ConfigError as error:
+            # What is wrong with the file as a whole is wrong where it is named.
+            if error.place == Place(str(path)):
+                raise self.error(base.key, str(error)) from None
+            raise
+
     def check_setting(self, dotted: str, place: Key) -> None:
-        """ConfigError unless `dotted` is a setting that an arm may have."""
-        check_setting(self.document, dotted, place, SweepFile)
+        """ConfigError unless `dotted` is a setting that runs may differ in."""
+        check_setting(self.document, dotted, place, self.schema, self.word)
 
     def place_under(self, prefix: Key, dotted: str) -> Place:
         """The line of a setting that may be written dotted, nested or both."""
@@ -457,3 +527,11 @@ class Chosen:
             else:
                 break
         return self.document.place(key)
+
+
+class Chosen(FileParts):
+    """A sweep file with one of its profiles laid over it."""
+
+    def __init__(self, path: Path, profile: str | None) -> None:
+        document, self.file = read_file(path)
+        super().__init__(document, self.file, profile, "sweep")

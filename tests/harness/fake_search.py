@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from harness import search, sweep
-from harness.launching import dispatch
+from harness.launching import job
 from harness.searching.file import Search
 from harness.study.spec import Sweep
 from mixgrpo.cli import run as run_command
@@ -21,7 +21,7 @@ def no_sweep_report(made: Sweep, runs: Path, reports: Path) -> Path:
 
 
 if __name__ == "__main__":
-    search.TRAIN = dispatch.TRAIN = "fake_curve:run"
+    job.TRAIN = "fake_curve:run"
     sweep.write_report = no_sweep_report
     if "--with-report" in sys.argv:
         sys.argv.remove("--with-report")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from harness import sweep
-from harness.launching import dispatch
+from harness.launching import job
 from harness.study.spec import Sweep
 from mixgrpo.cli import run as run_command
 
@@ -16,6 +16,6 @@ def no_report(made: Sweep, runs: Path, reports: Path) -> Path:
 
 
 if __name__ == "__main__":
-    dispatch.TRAIN = "fake_train:run"
+    job.TRAIN = "fake_train:run"
     sweep.write_report = no_report
     run_command(sweep.main)

@@ -119,8 +119,6 @@ KNOWN: dict[str, str] = {
     "harness/reporting/write.py": "the same",
     "harness/logs.py": "names harness.status, which takes a file",
     "harness/searching/confirm.py": "says what made a confirmation's file",
-    "harness/searching/report.py": "command_search and command_report",
-    "harness/searching/words.py": "harness.search on its file, in test_search.py",
     "mixgrpo/models/embeddings.py": "names mixgrpo.embed, run in tests/mixgrpo/test_embed.py",
     "mixgrpo/reference.py": "says what made docs/settings.md, in tests/docs",
     "mixgrpo/scenes/clarity.py": "what made the weights",
@@ -171,7 +169,7 @@ def test_a_search_whose_own_settings_alone_are_best_promises_no_confirmation(
 
     from harness.searching import confirm
     from harness.searching.file import load_search
-    from harness.searching.words import Told, answer, more
+    from harness.searching.outcome import Outcome, answer, more
 
     file = write(
         tmp_path / "my sweeps", "search.yaml", SEARCH + "enqueue: [{window.interval: 2}]\n"
@@ -192,14 +190,14 @@ def test_a_search_whose_own_settings_alone_are_best_promises_no_confirmation(
         }
     )
     assert confirm.sweep_text(search, trials, tmp_path) is None
-    told = Told(search, trials, {}, None, None, "seconds")
-    assert answer(told) == (
+    outcome = Outcome(search, trials)
+    assert answer(outcome) == (
         "Nothing is to be confirmed: no finished trial beats the file's own settings."
     )
-    text = more(told)[0]
+    text = more(outcome)[0]
     assert text.startswith("What is left of the search")
     (words,) = advised(text)
     done = run([*words, "--plan"], file.parent)
     assert done.returncode == 0, done.stderr
-    unfinished = Told(search, trials.assign(state="running"), {}, None, None, "seconds")
+    unfinished = Outcome(search, trials.assign(state="running"))
     assert "too few trials have finished" in answer(unfinished)

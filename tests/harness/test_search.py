@@ -22,7 +22,7 @@ from scipy import stats
 
 from harness import search as command
 from harness import sweep as sweeps
-from harness.launching import dispatch, screen
+from harness.launching import job, screen
 from harness.launching import launcher as sweep_launcher
 from harness.launching.job import MAX_TRIES
 from harness.runs.folder import read_attempts
@@ -126,8 +126,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SearchLab]:
     lab = SearchLab(tmp_path)
     lab.file.write_text(FILE)
     monkeypatch.syspath_prepend(str(HERE))
-    monkeypatch.setattr(command, "TRAIN", "fake_curve:run")
-    monkeypatch.setattr(dispatch, "TRAIN", "fake_curve:run")
+    monkeypatch.setattr(job, "TRAIN", "fake_curve:run")
     monkeypatch.setattr(command, "write_report", lambda *_: tmp_path / "index.html")
     monkeypatch.setattr(sweeps, "write_report", lambda *_: tmp_path / "index.html")
     yield lab
@@ -572,7 +571,7 @@ def test_a_kill_between_decision_and_end_still_gives_a_trial_up(lab: SearchLab) 
     lab.file.write_text(FILE.replace("trials: 6", "trials: 2"))
     study = Study(lab.search, lab.folder, None)
     study.enqueue()
-    study.drop(study.ask(), "behind the others")
+    study.note(study.ask(), dropped="behind the others")
     assert lab.here() == 0
     first = lab.trials()[0]
     assert (first.state, first.why) == ("pruned", "behind the others")
@@ -584,7 +583,7 @@ def test_settings_that_failed_and_then_came_through_are_not_run_a_third_time(
     lab.file.write_text(FILE.replace("trials: 6", "trials: 2"))
     study = Study(lab.search, lab.folder, None)
     study.enqueue()
-    study.fail(study.ask(), "a run failed")
+    study.tell(study.ask(), "failed", why="a run failed")
     study.enqueue(again=True)
     assert lab.here() == 0
     before = {run.name: len(read_attempts(run)) for run in lab.run_folders()}

@@ -1,4 +1,4 @@
-"""The search file: what it says, and errors that name line, key and mend."""
+"""The search file: what it says, and errors that name line, key and fix."""
 
 import re
 import subprocess
@@ -60,7 +60,7 @@ def write(tmp_path: Path, text: str) -> Path:
         (OWN, OWN.replace("constant", "frozen"), 11, "stride is not asked for"),
     ],
 )
-def test_a_mistake_is_named_with_line_key_and_mend(
+def test_a_mistake_is_named_with_line_key_and_fix(
     tmp_path: Path, old: str, new: str, line: int, words: str
 ) -> None:
     assert old in FILE + OWN
