@@ -19,7 +19,7 @@ from mixgrpo.maths.steps import gaussian_kl, log_prob, ode_step, predict_x0
 from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.velocity import Velocity
 from mixgrpo.sampling.plan import Plan, make_plan
-from mixgrpo.sampling.rollout import sde_transition
+from mixgrpo.sampling.walk import sde_transition
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.training.collect import initial_noise, step_noise
 from mixgrpo.training.optimizer import learning_rate, set_learning_rate

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.evaluation.held_out import choose, evaluation_noise
-from mixgrpo.maths.dpm import DPMSolver
 from mixgrpo.maths.randomness import normal
-from mixgrpo.maths.steps import ode_step, predict_x0, wide
+from mixgrpo.maths.steps import predict_x0, wide
 from mixgrpo.models.load import prepare
 from mixgrpo.models.policy import held_out_prompts
 from mixgrpo.models.protocol import Conditioning, Policy
@@ -28,7 +27,8 @@ from mixgrpo.models.velocity import Velocity
 from mixgrpo.runs.load import load_run
 from mixgrpo.sampling.inference import images_at_once
 from mixgrpo.sampling.plan import Plan, make_plan
-from mixgrpo.sampling.rollout import sde_transition, slices
+from mixgrpo.sampling.rollout import slices
+from mixgrpo.sampling.walk import walk_plan
 from mixgrpo.settings.config import RunConfig, SamplerConfig
 from mixgrpo.settings.probes import SolverErrorOptions
 
@@ -132,26 +132,16 @@ def plan_steps(
     `steps` begin at 0, at the window or after it. noise: [B, W, ...] of the window's steps. `seen`:
     x0 predictions of the steps before, oldest first.
     """
-    solver = DPMSolver(plan.sampler.order, plan.sampler.variant)
-    states = [x]
-    predictions: list[Tensor] = []
-    for index in steps:
-        sigma, after = float(plan.sigmas[index]), plan.sigmas[index + 1]
-        v = velocity(x, sigma, conditioning)
-        x0 = predict_x0(x, v, sigma)
-        if plan.kinds[index] == "sde":
-            x = sde_transition(plan, index, x, v, noise[:, plan.window.index(index)]).sample
-        elif plan.kinds[index] == "ode":
-            x = ode_step(x, v, sigma, after)
-        else:
-            if index == plan.tail_begin:
-                solver.reset()
-                if plan.sampler.history == "keep" and plan.sampler.order > 1:
-                    for earlier in [*seen, *predictions][1 - plan.sampler.order :]:
-                        solver.observe(earlier)
-            x = solver.step(x, x0, plan.sigmas, index)
-        predictions.append(x0)
-        states.append(x)
+    noises = dict(zip(plan.window, noise.unbind(1), strict=True))
+    states, predictions = [x], []
+    for step in walk_plan(
+        lambda x, sigma, _: velocity(x, sigma, conditioning),
+        *(plan, x, noises),
+        steps=steps,
+        history=seen,
+    ):
+        predictions.append(step.x0)
+        states.append(step.after)
     return States(states, predictions)
 
 

@@ -20,7 +20,8 @@ from mixgrpo.maths.randomness import permutation
 from mixgrpo.maths.steps import gaussian_kl, log_prob, wide
 from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.velocity import Velocity
-from mixgrpo.sampling.rollout import Rollout, WindowStep, plan_coefficients, slices, take
+from mixgrpo.sampling.rollout import Rollout, WindowStep, slices, take
+from mixgrpo.sampling.walk import plan_coefficients
 from mixgrpo.settings.config import RunConfig
 
 

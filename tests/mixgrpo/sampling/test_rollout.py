@@ -333,7 +333,7 @@ def test_images_of_a_group_differ_by_their_own_noise_only() -> None:
 
 def test_a_plan_without_a_window_gives_the_group_one_image() -> None:
     c = case(1)
-    c.plan = make_plan(c.plan.sampler, [])
+    c.plan, c.noise = make_plan(c.plan.sampler, []), c.noise[:, :, :0]
     done, evaluations = c.run()
     assert done.latents.shape == (PROMPT_COUNT, GROUP, *c.policy.latent_shape)
     assert evaluations == PROMPT_COUNT * STEPS
