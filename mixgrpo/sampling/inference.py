@@ -129,7 +129,7 @@ def decoded(policy: Policy, latents: Tensor) -> Tensor:
 
 
 def shift_of(setting: "float | Literal['dynamic']", policy: Policy) -> float:
-    """The time shift that a configuration asks for. `dynamic`: as the model's own inference has it.
+    """The time shift that a configuration asks for. `dynamic`: that of the model's pipeline.
 
     FLUX's depends on the number of image tokens (diffusers, `calculate_shift`), so that it is one
     number at one resolution.

@@ -115,8 +115,8 @@ def _velocity(
     for images in slices(x.shape[1], together):
         part = x[:, images]
         flat, text = part.flatten(0, 1), repeat(conditioning, part.shape[1])
-        found = [velocity(flat[rows], sigma, take(text, rows)) for rows in slices(len(flat), limit)]
-        parts.append(_whole(found, 0).unflatten(0, part.shape[:2]))
+        some = [velocity(flat[rows], sigma, take(text, rows)) for rows in slices(len(flat), limit)]
+        parts.append(_whole(some, 0).unflatten(0, part.shape[:2]))
     return _whole(parts, 1)
 
 

@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 Outcome = Literal["finished", "stopped"]
 
 _LOG_EVERY_S = 5.0
-"""A run says how far it is at most so often."""
+"""Seconds between two lines of the log about progress, at least."""
 _PACE_OVER = 10
-"""Iterations over which the time that is left is reckoned."""
+"""Iterations whose mean time gives the time that is left."""
 
 _DISK_ERRORS = {
     errno.ENOSPC,
@@ -66,7 +66,7 @@ def run(
 
     `should_stop` is asked after every iteration; a stopped run has a checkpoint of that iteration.
     What it raises ends the run before it writes anything more.
-    `code` is what `own_code` said before the user's own code was imported, where that is already.
+    `code` is what `own_code` returned before the user's code was imported, where it already is.
     A finished run returns at once. All `ranks` of a run must call it; the first of them writes.
     ConfigError for what the configuration asks in vain, RunError for what failed; a folder that
     holds another configuration's run is refused.
@@ -98,16 +98,16 @@ def run(
             raise
         raise RunError(
             f"{error.filename or folder}: {error.strerror}; the run is whole up to its newest "
-            "checkpoint: mend this and run the same command again to continue"
+            "checkpoint: fix this and run the same command again to continue"
         ) from error
     except RuntimeError as error:
         if ranks is None or ranks.size == 1 or "Connection closed by peer" not in str(error):
             raise
-        raise RunError("another process of this run has failed; see what it said") from error
+        raise RunError("another process of this run has failed; see its message") from error
 
 
 class _Run:
-    """The folder's side of a run: files, checkpoints, the order of things."""
+    """The files of a run, and what happens in which order."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class _Run:
         judged = self.ranks.any(self.ranks.first and done in self.measured.judged())
         while True:
             stop = self.ranks.any(should_stop())
-            # A grace period may be shorter than an evaluation; the next attempt makes it good.
+            # A grace period may be shorter than an evaluation; the next attempt makes it.
             if self.measured.due(done) and not judged and not stop:
                 self._evaluate(done)
                 judged = True
@@ -197,16 +197,16 @@ class _Run:
 
         # All ranks go by what the first one reads.
         whole = self.ranks.gather_objects(self._whole() if self.ranks.first else 0)[0]
-        found = checkpoint.load_newest(self.checkpoints, whole)
+        newest = checkpoint.load_newest(self.checkpoints, whole)
         done = 0
-        if found is not None:
-            done = found.iteration
-            self.trainer.state.load_tensors(found.tensors)
+        if newest is not None:
+            done = newest.iteration
+            self.trainer.state.load_tensors(newest.tensors)
             if self.ranks.first:
                 log.info("%s: goes on after %d iterations", self.folder, done)
-            if found.made_on != self.made_on and self.ranks.first:
+            if newest.made_on != self.made_on and self.ranks.first:
                 warnings.warn(
-                    f"{self.folder}: began with {_in_words(found.made_on)}, goes on with "
+                    f"{self.folder}: began with {_in_words(newest.made_on)}, goes on with "
                     f"{_in_words(self.made_on)}: prompts, noise, windows and state are exactly "
                     "those it would have had; sums are rounded otherwise, so it ends equal but "
                     "not to the byte",
@@ -231,7 +231,7 @@ class _Run:
         return whole
 
     def _remember(self, lines: list[dict[str, Any]], evals: list[dict[str, Any]]) -> None:
-        """Show `health` what was measured, in its order."""
+        """Show `health` the lines of both files in the order in which they were written."""
         waiting = list(evals)
         for line in lines:
             while waiting and waiting[0]["iteration"] <= line["iteration"]:
@@ -241,7 +241,7 @@ class _Run:
             self.health.evaluation(last)
 
     def _say(self, line: dict[str, Any]) -> None:
-        """A line for the log, of an iteration every few seconds."""
+        """Log how far the run is, every few seconds."""
         self.paces.append(line["seconds_total"])
         if time.monotonic() - self.spoke < _LOG_EVERY_S:
             return

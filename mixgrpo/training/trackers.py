@@ -38,7 +38,7 @@ _LONGEST_TAG, _LONGEST_GROUP = 64, 128
 """Characters, as Weights & Biases has it."""
 
 PATIENCE = 30.0
-"""Seconds that Weights & Biases may hold up a run, at its begin and at its end."""
+"""Seconds that Weights & Biases may delay a run, at its beginning and at its end."""
 
 _NOTHING_PRIVATE: dict[str, Any] = {
     "console": "off",
@@ -164,7 +164,7 @@ def run_id(config: RunConfig, run_name: str) -> str:
 
 @contextmanager
 def _harmless(name: str, folder: Path, opened: dict[str, Tracker]) -> Iterator[None]:
-    """Make a warning of what a tracker raises inside, and take it out of `opened`."""
+    """Warn of what a tracker raises inside, and remove it from `opened`."""
     try:
         yield
     except (ConfigError, Interrupted):
@@ -215,7 +215,7 @@ class _WeightsAndBiases:
                 silent=True,
                 init_timeout=PATIENCE,
                 finish_timeout=PATIENCE,
-                # Its own process dies with a killed run, and what it holds in memory with it.
+                # The library's process dies with a killed run, and what it holds in memory is lost.
                 x_transaction_log_flush_interval=1.0,
                 **_NOTHING_PRIVATE,
             ),
@@ -230,7 +230,7 @@ class _WeightsAndBiases:
 
     def log(self, part: Part, iteration: int, values: dict[str, float]) -> None:
         named = {f"{part}/{key}": value for key, value in values.items()}
-        # A step that a resumed run comes to again is ignored there: it has the same numbers. The
+        # A step that a resumed run repeats is ignored there: it has the same numbers. The
         # evaluation before an iteration is of the same step, which the iteration completes.
         self._run.log({**named, "iteration": iteration}, step=iteration, commit=part == "train")
 

@@ -11,16 +11,8 @@ from torch import Tensor
 from mixgrpo import train
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.evaluation import solver_error
-from mixgrpo.evaluation.solver_error import (
-    Solver,
-    errors,
-    fine_ode,
-    measure,
-    plan_steps,
-    relative_distance,
-    solvers,
-    window_starts,
-)
+from mixgrpo.evaluation.solver_error import Solver, errors, measure, solvers, window_starts
+from mixgrpo.evaluation.trajectories import fine_ode, plan_steps, relative_distance
 from mixgrpo.maths.schedule import sigma_schedule
 from mixgrpo.sampling.plan import make_plan
 from mixgrpo.sampling.rollout import rollout

@@ -420,7 +420,7 @@ def test_without_trackers_nothing_is_imported() -> None:
         ("tensorboard", "torch.utils.tensorboard", None),
     ],
 )
-def test_a_missing_package_is_the_users_to_mend(
+def test_a_missing_package_is_named_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, module: str, found: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, module, found)
