@@ -93,10 +93,10 @@ class Steps:
         return v if self.together == 1 else v.repeat_interleave(self.together, 0)
 
 
-def select(objective: ObjectiveConfig, advantages: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+def select(objective: ObjectiveConfig, advantages: Tensor) -> tuple[Tensor, Tensor]:
     """The images [P, n] that the updates of an iteration take, and which groups [P] count.
 
-    advantages: [P, N] before they are clipped to `limit`.
+    advantages: [P, N] before they are clipped.
     """
     prompts, group = advantages.shape
     if objective.best_of is None:
@@ -104,6 +104,7 @@ def select(objective: ObjectiveConfig, advantages: Tensor, limit: float) -> tupl
     else:
         chosen = best_and_worst(advantages, objective.best_of)
     if objective.skip_constant_groups:
+        limit = objective.advantage_clip
         return chosen, advantages.clamp(-limit, limit).any(1)
     return chosen, torch.ones(prompts, dtype=torch.bool)
 

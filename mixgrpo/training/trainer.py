@@ -92,7 +92,7 @@ class Trainer:
         plan = make_plan(config.sampler, self.window.steps_at(iteration))
         share = self._share(self.prompts_at(iteration))
 
-        # Rollout: a group of images for every prompt, by the policy as it is now; their rewards.
+        # Rollout: for every prompt a group of images by the policy as it is now; their rewards.
         groups = collect(
             *(config, self.policy, self.velocity, self.train_rewards, self.device),
             *(iteration, plan, share, clock),
@@ -104,9 +104,9 @@ class Trainer:
         scaled = {k: for_training(self.train_rewards[k], v) for k, v in rewards.items()}
         raw = group_advantages(scaled, config.rewards.train, config.rewards.aggregate)
         advantages = raw.clamp(-objective.advantage_clip, objective.advantage_clip)
-        chosen, learned = select(objective, raw, objective.advantage_clip)
+        chosen, learned = select(objective, raw)
 
-        # Updates, each on some images of every group: at the window's steps, loss and gradient.
+        # Updates, each on some images of every group: loss and gradient at the window's steps.
         before_updates = self.velocity.evaluations
         lr = learning_rate(config.optimizer, iteration, config.iterations)
         set_learning_rate(self.state.optimizer, lr)
@@ -131,23 +131,14 @@ class Trainer:
             norm, cosine = gradient.finish(config.optimizer.max_grad_norm, f"iteration {iteration}")
             self.state.step(config.optimizer.ema_decay)
             updates.append(Update.of(statistics, count, norm, cosine, self.device))
-        elements = math.prod(self.policy.latent_shape)
-        update = update_metrics(updates, self.ranks, elements)
+        update = update_metrics(updates, self.ranks, math.prod(self.policy.latent_shape))
         clock.lap("update")
 
         forward = self._evaluations() - forward_before
         backward = self.velocity.evaluations - before_updates
         with clock.apart("health"):
-            drift = config.health.drift and self.window.moves_at(iteration)
-            health = health_metrics(
-                *(config, self.policy, self.plain_velocity, self.ranks, iteration),
-                plan,
-                share,
-                groups,
-                drift,
-            )
-        usage = torch.tensor([[forward, backward, memory_peak(self.device)]])
-        of_all = self.ranks.gather(usage)
+            health = health_metrics(self, iteration, plan, share, groups)
+        of_all = self.ranks.gather(torch.tensor([[forward, backward, memory_peak(self.device)]]))
         return {
             "iteration": iteration,
             "window_start": self.window.start_at(iteration),
