@@ -19,12 +19,12 @@ from mixgrpo.maths.steps import gaussian_kl, log_prob, ode_step, predict_x0
 from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.velocity import Velocity
 from mixgrpo.sampling.plan import Plan, make_plan
-from mixgrpo.sampling.rollout import sde_transition
+from mixgrpo.sampling.walk import sde_transition
 from mixgrpo.settings.config import RunConfig
+from mixgrpo.training.batch import drawn_steps, update_parts
 from mixgrpo.training.collect import initial_noise, step_noise
 from mixgrpo.training.optimizer import learning_rate, set_learning_rate
 from mixgrpo.training.trainer import Trainer
-from mixgrpo.training.update import drawn_steps, update_parts
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ def iterate(trainer: Trainer, iteration: int, prompts: list[str], clock: Clock) 
     advantages = advantages.clamp(-o.advantage_clip, o.advantage_clip)
     drawn = drawn_steps(config, iteration, prompts)
     set_learning_rate(
-        trainer.optimizer, learning_rate(config.optimizer, iteration, config.iterations)
+        trainer.state.optimizer, learning_rate(config.optimizer, iteration, config.iterations)
     )
     backward = 0
     for images in update_parts(config.rollout.group_size, o.updates):
         entries = len(prompts) * (images.stop - images.start) * config.trained_per_image
-        trainer.optimizer.zero_grad()
+        trainer.state.optimizer.zero_grad()
         for g, group in enumerate(groups):
             for i in range(images.start, images.stop):
                 trained = range(config.window.size) if drawn is None else drawn[g, i].tolist()
@@ -82,10 +82,10 @@ def iterate(trainer: Trainer, iteration: int, prompts: list[str], clock: Clock) 
                     backward += 1
         parameters = list(trainer.parameters.values())
         torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm).item()
-        trainer.optimizer.step()
+        trainer.state.optimizer.step()
         with torch.no_grad():
             for name, parameter in trainer.parameters.items():
-                trainer.average[name].lerp_(parameter, 1 - config.optimizer.ema_decay)
+                trainer.state.average[name].lerp_(parameter, 1 - config.optimizer.ema_decay)
     clock.lap("update")
     return backward
 

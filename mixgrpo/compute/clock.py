@@ -30,7 +30,7 @@ class Clock:
 
     @contextmanager
     def apart(self, phase: str) -> Iterator[None]:
-        """A phase that is no part of the method."""
+        """A phase that is no part of the method, and whose processor time is not counted."""
         begin = time.process_time()
         yield
         self._processor_apart += time.process_time() - begin

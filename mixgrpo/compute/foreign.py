@@ -23,17 +23,17 @@ ENDS_THE_PROCESS = "code that a run calls must raise an exception, not end the p
 def in_words(error: BaseException) -> str:
     """An exception in one line, such as `ValueError: no such word`.
 
-    What is no Exception, such as the SystemExit of `sys.exit(0)`, says little itself: the place
-    where it was raised is added.
+    What is no Exception, such as the SystemExit of `sys.exit(0)`, says little: the line that raised
+    it is added.
     """
     try:
-        said = str(error)
-    except Exception:  # of one whose own __str__ fails
-        said = ""
-    text = " ".join(f"{type(error).__name__}: {said}".split()).removesuffix(":")
+        message = str(error)
+    except Exception:  # of one whose __str__ fails
+        message = ""
+    text = " ".join(f"{type(error).__name__}: {message}".split()).removesuffix(":")
     if isinstance(error, Exception):
         return text
-    # wandb puts a function of its own in the place of `sys.exit`: that is not who called it.
+    # wandb replaces `sys.exit` by a function, which is not the caller.
     wrapper = getattr(sys.exit, "__code__", None)
     places = [
         f" (raised in {frame.f_code.co_filename}, line {line})"

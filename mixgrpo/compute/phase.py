@@ -1,7 +1,7 @@
 """What a run is doing at this moment, for whoever looks at its folder: phase.json.
 
-Nothing is computed from it. It is replaced as a whole, without waiting for the disk; where that
-fails, nobody is told, and when the process ends the file goes.
+Nothing is computed from it. Writes are atomic and do not wait for the disk; a failure is ignored.
+The file is removed when the process ends.
 """
 
 import contextlib
@@ -53,10 +53,10 @@ class PhaseFile:
 
 
 def read(folder: Path) -> Phase | None:
-    """What the newest process said it is doing; None where it said nothing, or nothing sensible."""
+    """What the newest process wrote that it is doing; None where the file is absent or damaged."""
     try:
-        said = json.loads((folder / FILE).read_bytes())
-        name, part, pid = said["phase"], said["part"], said["pid"]
+        phase = json.loads((folder / FILE).read_bytes())
+        name, part, pid = phase["phase"], phase["part"], phase["pid"]
         if part is not None:
             part = min(1.0, max(0.0, float(part)))
         return Phase(str(name)[:40], part, int(pid))

@@ -2,7 +2,7 @@
 
 Two ways to use them: every rank has a whole copy of the network, or each has a shard of it (FSDP2).
 Either way a rank works on its share of the rows and gradients are summed. Nothing here knows what
-is trained. What ranks tell each other apart from gradients and weights goes through the CPU.
+is trained. What ranks exchange, except gradients and weights, goes through the CPU.
 """
 
 import os
@@ -25,12 +25,12 @@ _BUCKET_BYTES = 2**28
 """Gradients are summed over the ranks in flat buffers of at most this size."""
 
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What launchers tell a process."""
+"""The variables that launchers set for a process."""
 
 _MEETING = timedelta(seconds=float(os.environ.get("MIXGRPO_MEETING_SECONDS", "600")))
 """How long a rank waits for the others at the beginning."""
 _SILENCE_S = 5.0
-"""After so long it says that it waits."""
+"""Seconds after which it says that it waits."""
 
 _PATIENCE = timedelta(minutes=30)
 """How long a rank waits for a living one, which may be writing a checkpoint; the end of a dead one
@@ -85,9 +85,9 @@ class Ranks:
         longest = int(rows.max())
         padded = values.new_zeros(longest, *values.shape[1:])
         padded[: len(values)] = values.detach()
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded)
-        return torch.cat([f[:n] for f, n in zip(found, rows.tolist(), strict=True)])
+        of_all = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(of_all, padded)
+        return torch.cat([part[:n] for part, n in zip(of_all, rows.tolist(), strict=True)])
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The ranks' values, which can be pickled, in the order of ranks. A collective."""
@@ -95,9 +95,9 @@ class Ranks:
             return [value]
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        of_all: list[Any] = [None] * self.size
+        dist.all_gather_object(of_all, value)
+        return of_all
 
     @torch.no_grad()
     def sum_gradients(self, gradients: Iterable[Tensor]) -> None:
@@ -123,9 +123,9 @@ class Ranks:
             return flag
         import torch.distributed as dist
 
-        said = torch.tensor(int(flag))
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return bool(said)
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
 
     def wait(self) -> None:
         """Return once every rank is here. A collective."""
@@ -155,7 +155,7 @@ class Ranks:
         # Blocks return views that nothing changes in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         for module in [*_blocks(network), network]:
-            # The network's own parameters are by default kept gathered after a forward; one
+            # Parameters of the network itself are by default kept gathered after a forward; one
             # without a backward would then hide what is put into them next.
             shard = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
             shard.set_gradient_divide_factor(1.0)
@@ -189,10 +189,10 @@ class Ranks:
 
 
 def join() -> Ranks:
-    """This process's place among those that the launcher started; alone without a launcher.
+    """This process among those that the launcher started; alone without a launcher.
 
-    ConfigError for what the launcher was asked in vain: FSDP version 1, or several processes of
-    which `accelerate launch` started only this one.
+    ConfigError for options of the launcher that have no effect here: FSDP version 1, or several
+    processes of which `accelerate launch` started only this one.
     """
     asked = os.environ
     on_gpu = torch.cuda.is_available() and not _is_true("ACCELERATE_USE_CPU")
@@ -229,8 +229,8 @@ def join() -> Ranks:
 def _meet(backend: str, on_gpu: bool) -> None:
     """Wait for the other processes of the run; what starts them is taken from the environment.
 
-    ConfigError for an environment that no launcher makes and for a process without a GPU of its
-    own, RunError where the others do not come.
+    ConfigError for an environment that no launcher makes and for a process without a GPU to itself,
+    RunError where the others do not come.
     """
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -256,8 +256,8 @@ def _meet(backend: str, on_gpu: bool) -> None:
             f"accelerate launch: process {local + 1} of this machine has no GPU of its own, for "
             f"there are {there}; start {there} here (--num_processes over all machines)"
         )
-    place = f"process {rank} of {size}, as the environment says ({taken})"
-    waiting = f"{place}: waits for the others for up to {_MEETING.total_seconds():g} s; {alone}"
+    process = f"process {rank} of {size}, as the environment says ({taken})"
+    waiting = f"{process}: waits for the others for up to {_MEETING.total_seconds():g} s; {alone}"
     spoken = threading.Timer(_SILENCE_S, print, [waiting], {"file": sys.stderr, "flush": True})
     spoken.daemon = True
     spoken.start()
@@ -271,7 +271,7 @@ def _meet(backend: str, on_gpu: bool) -> None:
     except (dist.DistError, RuntimeError, TimeoutError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise RunError(
-            f"{place}: the others did not come within {_MEETING.total_seconds():g} s ({reason}); "
+            f"{process}: the others did not come within {_MEETING.total_seconds():g} s ({reason}); "
             f"start all of them with accelerate launch or torchrun; {alone}"
         ) from error
     finally:

@@ -1,7 +1,7 @@
 """How commands hear SIGINT (Ctrl-C) and SIGTERM, whatever was set when they were started.
 
 A shell script starts what it puts into the background with SIGINT ignored, and Python then installs
-no handler of its own. So every command installs its own: by default one that raises `Interrupted`
+no handler. So every command installs one itself: by default one that raises `Interrupted`
 (`mixgrpo.cli.run`), or one that only notes the signal, where work is to be finished first.
 """
 
@@ -20,7 +20,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 class Interrupted(BaseException):
     """A signal asked the command to end.
 
-    No KeyboardInterrupt: that may be raised by code of users, and typer takes it for its own.
+    No KeyboardInterrupt: that may be raised by code of users, and typer handles it itself.
     """
 
     def __init__(self, number: int) -> None:

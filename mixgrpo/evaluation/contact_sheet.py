@@ -1,7 +1,8 @@
 """Pictures of images [3, H, W] in [0, 1]: one as PNG, many as a contact sheet.
 
-A sheet has a row per prompt and columns in labelled groups. The same images and texts give the
-same bytes.
+A sheet has a row per prompt and columns in labelled groups, which diffusers' `make_image_grid` has
+not: it knows no labels, gaps or rows of different heights. The same images and texts give the same
+bytes.
 """
 
 import io
@@ -32,7 +33,7 @@ class Column:
     group: str
     """What its neighbours may have in common, such as "iteration 40, p_mix 80 %"."""
     label: str
-    """What tells it from them, such as "seed 3"."""
+    """What distinguishes it from them, such as "seed 3"."""
     images: Tensor
     """[prompts, 3, H, W] in [0, 1]."""
 

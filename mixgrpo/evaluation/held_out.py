@@ -50,6 +50,26 @@ class Evaluation:
     images: dict[str, Tensor]
     """[images per prompt, 3, H, W] in [0, 1] on the CPU, of the prompts that were to be shown."""
 
+    def first(self, count: int) -> "Evaluation":
+        """Of its first prompts alone."""
+        return Evaluation(
+            self.prompts[:count],
+            {name: values[:count] for name, values in self.scores.items()},
+            None if self.diversity is None else self.diversity[:count],
+            {p: self.images[p] for p in self.prompts[:count] if p in self.images},
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Evaluation]") -> "Evaluation":
+        """Several of other prompts, one after the other."""
+        spread = [part.diversity for part in parts if part.diversity is not None]
+        return cls(
+            [p for part in parts for p in part.prompts],
+            {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores},
+            torch.cat(spread) if spread else None,
+            {p: image for part in parts for p, image in part.images.items()},
+        )
+
 
 def evaluation_noise(
     seed: int, prompts: Sequence[str], images: int, shape: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Held-out rewards of a finished run by p_mix, the part of the steps that the trained model takes.
 
 Hybrid inference (MixGRPO, arXiv 2507.21802) as `mixgrpo.sampling.inference` has it, with the
-prompts, noise and batches of the run's own evaluations: p_mix = 1 gives the numbers of its last
+prompts, noise and batches of the run's evaluations: p_mix = 1 gives the numbers of its last
 evaluation, 0 those of its first. What two values of p_mix share, the trained model's first steps,
 is computed once.
 """
@@ -97,7 +97,7 @@ def measure(folder: Path, iteration: int, options: HybridOptions) -> list[dict[s
     noise = evaluation_noise(config.seed, prompts, count, policy.latent_shape).to(device)
     shift = shift_of(ev.shift, policy)
     ways = [Sampling(ev.steps, shift, p_mix) for p_mix in dict.fromkeys(options.p_mix)]
-    # As an evaluation cuts them: batches of the same size give the same bytes.
+    # The batches of an evaluation: those of the same size give the same bytes.
     parts = list(slices(len(repeated), max(1, IMAGES_AT_ONCE // count) * count))
     batches = [
         [
@@ -106,15 +106,15 @@ def measure(folder: Path, iteration: int, options: HybridOptions) -> list[dict[s
         ]
         for part in parts
     ]
-    every = [batch for own in batches for batch in own]
+    every = [batch for some in batches for batch in some]
     drawn = hybrid_images(policy, loaded.velocity, loaded.reference, ways, repeated, noise, every)
     scores: dict[tuple[int, str], list[Tensor]] = {}
-    for part, own in zip(parts, batches, strict=True):
-        images = [torch.cat(some) for some in zip(*(next(drawn) for _ in own), strict=True)]
+    for part, some in zip(parts, batches, strict=True):
+        images = [torch.cat(pixels) for pixels in zip(*(next(drawn) for _ in some), strict=True)]
         for w, pixels in enumerate(images):
             for name, reward in rewards.items():
-                found = score(reward, pixels, repeated[part])
-                scores.setdefault((w, name), []).append(found)
+                scored = score(reward, pixels, repeated[part])
+                scores.setdefault((w, name), []).append(scored)
     rows = []
     for (w, name), given in scores.items():
         values = torch.cat(given)

@@ -1,10 +1,11 @@
 """How far fewer steps before or after the window lead away from the ODE that they should follow.
 
-From the same noise and prompt one trajectory takes a plan's own steps (`mixgrpo.sampling.plan`, by
-DPM-Solver++ of some order), another the ODE itself by fine Runge-Kutta steps. Where the window's
-steps are the ODE's too, only the solver's error remains; where they are the sampler's random ones,
-both trajectories take them with the same noise. Distances are relative: the root mean square of
-the difference over that of the ODE's state, for each image.
+From the same noise and prompt one trajectory takes the steps of a plan (`mixgrpo.sampling.plan`, by
+DPM-Solver++ of some order), another follows the ODE by fine Runge-Kutta steps
+(`mixgrpo.evaluation.trajectories`). Where the window's steps are the ODE's too, only the solver's
+error remains; where they are the sampler's random ones, both trajectories take them with the same
+noise. Distances are relative: the root mean square of the difference over that of the ODE's state,
+for each image.
 """
 
 import logging
@@ -18,9 +19,8 @@ from torch import Tensor
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.evaluation.held_out import choose, evaluation_noise
-from mixgrpo.maths.dpm import DPMSolver
+from mixgrpo.evaluation.trajectories import States, fine_ode, plan_steps, relative_distance
 from mixgrpo.maths.randomness import normal
-from mixgrpo.maths.steps import ode_step, predict_x0, wide
 from mixgrpo.models.load import prepare
 from mixgrpo.models.policy import held_out_prompts
 from mixgrpo.models.protocol import Conditioning, Policy
@@ -28,7 +28,7 @@ from mixgrpo.models.velocity import Velocity
 from mixgrpo.runs.load import load_run
 from mixgrpo.sampling.inference import images_at_once
 from mixgrpo.sampling.plan import Plan, make_plan
-from mixgrpo.sampling.rollout import sde_transition, slices
+from mixgrpo.sampling.rollout import slices
 from mixgrpo.settings.config import RunConfig, SamplerConfig
 from mixgrpo.settings.probes import SolverErrorOptions
 
@@ -51,7 +51,7 @@ class Solver:
     """Whether it goes on from the window's predictions; after the window only."""
 
     def plan(self, sampler: SamplerConfig, start: int, size: int) -> Plan:
-        """The trajectory around a window, thinned out in this place alone."""
+        """The trajectory around a window, with fewer steps on this side alone."""
         order, _, variant = self.order.partition(" ")
         settings = {
             "order": int(order),
@@ -65,8 +65,8 @@ class Solver:
 
 
 def solvers(orders: Sequence[str], ratios: Sequence[float]) -> list[Solver]:
-    """Every order and ratio in both places, and what all steps come to: before the window by Euler,
-    as a plan has it, after it by every order."""
+    """Every order and ratio on both sides of the window, and all steps as a comparison: before the
+    window by Euler, as in a plan, after it by every order."""
     before = [Solver("before", order, ratio) for order in orders for ratio in ratios]
     after = [
         Solver("after", order, ratio, history)
@@ -78,93 +78,8 @@ def solvers(orders: Sequence[str], ratios: Sequence[float]) -> list[Solver]:
 
 
 @dataclass(frozen=True)
-class States:
-    """A piece of a trajectory."""
-
-    x: list[Tensor]
-    """[B, ...] before each of its steps, and after the last."""
-    x0: list[Tensor]
-    """What the model predicted at the beginning of each step; [B, ...], one fewer."""
-
-
-@torch.no_grad()
-def fine_ode(
-    velocity: Velocity, sigmas: Tensor, conditioning: Conditioning, x: Tensor, fine: int
-) -> States:
-    """The flow ODE dx/dsigma = v from x [B, ...] along `sigmas`, by the classical fourth-order
-    Runge-Kutta method with `fine` equal steps from each sigma to the next."""
-    states = [x]
-    predictions: list[Tensor] = []
-    for i in range(len(sigmas) - 1):
-        begin, end = float(sigmas[i]), float(sigmas[i + 1])
-        h = (end - begin) / fine
-        for k in range(fine):
-            sigma = begin + k * h
-            last = end if k == fine - 1 else sigma + h  # never below 0 by rounding
-            middle = (sigma + last) / 2
-            k1 = wide(velocity(x, sigma, conditioning))
-            if k == 0:
-                predictions.append(predict_x0(x, k1, sigma))
-            k2 = wide(velocity(_euler(x, k1, h / 2), middle, conditioning))
-            k3 = wide(velocity(_euler(x, k2, h / 2), middle, conditioning))
-            k4 = wide(velocity(_euler(x, k3, h), last, conditioning))
-            x = _euler(x, (k1 + 2 * k2 + 2 * k3 + k4) / 6, h)
-        states.append(x)
-    return States(states, predictions)
-
-
-def _euler(x: Tensor, v: Tensor, h: float) -> Tensor:
-    return (wide(x) + h * v).to(x.dtype)
-
-
-@torch.no_grad()
-def plan_steps(
-    velocity: Velocity,
-    plan: Plan,
-    steps: range,
-    conditioning: Conditioning,
-    x: Tensor,
-    noise: Tensor,
-    seen: Sequence[Tensor] = (),
-) -> States:
-    """Some consecutive steps of `plan` from x [B, ...], as a rollout takes them.
-
-    `steps` begin at 0, at the window or after it. noise: [B, W, ...] of the window's steps. `seen`:
-    x0 predictions of the steps before, oldest first.
-    """
-    solver = DPMSolver(plan.sampler.order, plan.sampler.variant)
-    states = [x]
-    predictions: list[Tensor] = []
-    for index in steps:
-        sigma, after = float(plan.sigmas[index]), plan.sigmas[index + 1]
-        v = velocity(x, sigma, conditioning)
-        x0 = predict_x0(x, v, sigma)
-        if plan.kinds[index] == "sde":
-            x = sde_transition(plan, index, x, v, noise[:, plan.window.index(index)]).sample
-        elif plan.kinds[index] == "ode":
-            x = ode_step(x, v, sigma, after)
-        else:
-            if index == plan.tail_begin:
-                solver.reset()
-                if plan.sampler.history == "keep" and plan.sampler.order > 1:
-                    for earlier in [*seen, *predictions][1 - plan.sampler.order :]:
-                        solver.observe(earlier)
-            x = solver.step(x, x0, plan.sigmas, index)
-        predictions.append(x0)
-        states.append(x)
-    return States(states, predictions)
-
-
-def relative_distance(x: Tensor, reference: Tensor) -> Tensor:
-    """Root mean square of x - reference over that of reference: [B, ...] -> [B] in float64."""
-    exact = reference.double()
-    squares = (x.double() - exact).square().flatten(1).sum(1)
-    return (squares / exact.square().flatten(1).sum(1)).sqrt()
-
-
-@dataclass(frozen=True)
 class Error:
-    """What one solver at one position of the window comes to."""
+    """The error of one solver at one position of the window."""
 
     solver: Solver
     start: int
@@ -191,8 +106,8 @@ def errors(
 ) -> Iterator[Error]:
     """The error of every solver for windows of `size` steps that begin at `starts`.
 
-    noise: [B, ...], window_noise: [B, size, ...]. A solver that has no step in its place, as before
-    a window at 0, has no error.
+    noise: [B, ...], window_noise: [B, size, ...]. A solver without a step on its side, as before a
+    window at 0, has no error.
     """
     grid = make_plan(sampler, ()).sigmas
     exact = fine_ode(velocity, grid, conditioning, noise, fine)
@@ -233,14 +148,14 @@ def _errors_before(
         plan = solver.plan(sampler, start, size)
         saved, head = sampler.steps - plan.steps, range(plan.head)
         x = plan_steps(velocity, plan, head, conditioning, noise, window_noise).x[-1]
-        # Ratios that leave the same steps, and orders where there is no history, come out alike.
-        found = next((known for state, known in reached if torch.equal(state, x)), None)
-        if found is None:
-            found = onward(x)
-            reached.append((x, found))
+        # Ratios that leave the same steps, and orders without a history, lead to equal states.
+        ends = next((known for state, known in reached if torch.equal(state, x)), None)
+        if ends is None:
+            ends = onward(x)
+            reached.append((x, ends))
         yield Error(solver, start, saved, "ode", "state", relative_distance(x, exact))
         for window, image in images.items():
-            distance = relative_distance(found[window], image)
+            distance = relative_distance(ends[window], image)
             yield Error(solver, start, saved, window, "image", distance)
 
 
@@ -281,7 +196,7 @@ def reference_error(
 ) -> Tensor:
     """[B]: the relative distance of the fine ODE's images from those of half as many steps.
 
-    By the method's order that is many times the fine ODE's own error.
+    By the method's order that is many times the error of the fine ODE.
     """
     grid = make_plan(sampler, ()).sigmas
     x, coarser = (
@@ -307,14 +222,14 @@ def window_starts(config: RunConfig, wanted: Sequence[int]) -> list[int]:
     window = config.make_window()
     visited = sorted(window.iterations_at(config.iterations))
     count = min(MOST_STARTS, len(visited))
-    # Spread over them, the first apart: before a window at 0 there is nothing to measure.
+    # Spread over them without the first: before a window at 0 there is nothing to measure.
     return sorted({visited[(k + 1) * len(visited) // count - 1] for k in range(count)})
 
 
 @torch.no_grad()
 def measure(folder: Path, iteration: int, options: SolverErrorOptions) -> list[dict[str, Any]]:
     """The solver's errors for the averaged weights of the run in `folder`, by its checkpoint
-    `iteration`, and for the base model; and the reference ODE's own error.
+    `iteration`, and for the base model; and the error of the reference ODE.
 
     One row for every model, solver, start and `at`, with the mean `error` over `images`.
     ConfigError for a run whose sampler is random on all steps.
@@ -353,11 +268,11 @@ base model in common, and for one seed its errors too."""
 def _same_base(
     config: RunConfig, starts: Sequence[int], prompts: Sequence[str], options: SolverErrorOptions
 ) -> str:
-    """What the base model's errors depend on: not on how the run thinned out its own steps."""
-    thinned = {"order", "variant", "head_ratio", "tail_ratio", "history"}
+    """What the base model's errors depend on: not on how many steps the run leaves out itself."""
+    left_out = {"order", "variant", "head_ratio", "tail_ratio", "history"}
     return repr(
         (
-            *(config.model, config.sampler.model_dump(exclude=thinned), config.window.size),
+            *(config.model, config.sampler.model_dump(exclude=left_out), config.window.size),
             *(config.seed, config.compute, list(starts), list(prompts), options),
         )
     )
@@ -384,19 +299,19 @@ def _rows(
     model: str, velocity: Velocity, images: _Images, batch: int, fine: int
 ) -> list[dict[str, Any]]:
     """See `measure`; `batch` images at a time."""
-    found: dict[tuple[Any, ...], list[Tensor]] = {}
+    distances: dict[tuple[Any, ...], list[Tensor]] = {}
     sampler = images.sampler
     for rows in slices(len(images.prompts), batch):
         text, x = images.policy.encode(images.prompts[rows]), images.noise[rows]
-        own = reference_error(velocity, sampler, text, x, fine)
-        found.setdefault(("reference", "", 1.0, "", -1, 0, "ode", "image"), []).append(own)
+        error = reference_error(velocity, sampler, text, x, fine)
+        distances.setdefault(("reference", "", 1.0, "", -1, 0, "ode", "image"), []).append(error)
         for e in errors(
             *(velocity, sampler, images.starts, images.size, images.measured),
             *(text, x, images.window_noise[rows], fine),
         ):
             s = e.solver
             key = (s.place, s.order, s.ratio, s.history, e.start, e.saved, e.window, e.at)
-            found.setdefault(key, []).append(e.distance)
+            distances.setdefault(key, []).append(e.distance)
     names = ("place", "order", "ratio", "history", "start", "saved", "window", "at")
     return [
         {
@@ -405,5 +320,5 @@ def _rows(
             "error": float(torch.cat(parts).mean()),
             "images": len(images.prompts),
         }
-        for key, parts in found.items()
+        for key, parts in distances.items()
     ]

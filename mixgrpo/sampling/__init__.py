@@ -1,4 +1,5 @@
 """From noise to images: which steps are SDE steps, and the trajectories of a group.
 
-The formula of a single step is in `mixgrpo.maths`. Read `plan` first, then `rollout`.
+The formula of a single step is in `mixgrpo.maths`. Read `plan` first, then `walk` (the loop over
+steps) and `rollout` (groups of images).
 """

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from mixgrpo.sampling.rollout import Rollout, plan_coefficients
+from mixgrpo.sampling.rollout import Rollout
+from mixgrpo.sampling.walk import plan_coefficients
 
 FEATURE_GRID = 4
 """Features of an image: its colours averaged over this many cells a side."""

@@ -14,10 +14,11 @@ from torch import Tensor
 from mixgrpo.errors import ConfigError
 from mixgrpo.maths.dpm import DPMSolver
 from mixgrpo.maths.schedule import sigma_schedule
-from mixgrpo.maths.steps import predict_x0
 from mixgrpo.models.protocol import Conditioning, Policy
 from mixgrpo.models.velocity import Velocity
-from mixgrpo.sampling.rollout import sample_ode, slices
+from mixgrpo.sampling.plan import StepKind
+from mixgrpo.sampling.rollout import slices
+from mixgrpo.sampling.walk import walk
 from mixgrpo.settings.config import ComputeConfig
 
 Order = Literal[1, 2, 3]
@@ -87,17 +88,15 @@ def sample(
     """
     sigmas = sigma_schedule(sampling.steps, sampling.shift, torch.float64)
     switch = sampling.trained_steps
-    if sampling.order == 1:
-        reached = sample_ode(velocity, sigmas[: switch + 1], conditioning, noise)
-        return sample_ode(reference, sigmas[switch:], conditioning, reached)
+
+    def at(x: Tensor, sigma: float, index: int) -> Tensor:
+        return (velocity if index < switch else reference)(x, sigma, conditioning)
+
+    kind: StepKind = "ode" if sampling.order == 1 else "dpm"
     solver = DPMSolver(sampling.order, sampling.variant)
-    x = noise
-    for i in range(sampling.steps):
-        if i == switch:
-            solver.reset()
-        sigma = float(sigmas[i])
-        v = (velocity if i < switch else reference)(x, sigma, conditioning)
-        x = solver.step(x, predict_x0(x, v, sigma), sigmas, i)
+    x, kinds = noise, (kind,) * sampling.steps
+    for step in walk(at, sigmas, kinds, x, solver=solver, restart=switch):
+        x = step.after
     return x
 
 
@@ -130,7 +129,7 @@ def decoded(policy: Policy, latents: Tensor) -> Tensor:
 
 
 def shift_of(setting: "float | Literal['dynamic']", policy: Policy) -> float:
-    """The time shift that a configuration asks for. `dynamic`: as the model's own inference has it.
+    """The time shift that a configuration asks for. `dynamic`: that of the model's pipeline.
 
     FLUX's depends on the number of image tokens (diffusers, `calculate_shift`), so that it is one
     number at one resolution.

@@ -27,7 +27,7 @@ class Plan:
     head: int
     """Steps before the window."""
     head_on_grid: int
-    """Steps of the sampler's own grid that the head stands for: more where it is accelerated."""
+    """Steps of the sampler's grid that the head replaces: more where it is accelerated."""
     tail_begin: int
     """First step after the window."""
 
@@ -158,8 +158,8 @@ def iteration_cost(config: RunConfig, iteration: int) -> Cost:
 
 def run_cost(config: RunConfig) -> Cost:
     """What all iterations cost together; see `Window.iterations_at`."""
-    found = config.make_window().iterations_at(config.iterations)
-    costs = [(_cost(config, start), count) for start, count in found.items()]
+    starts = config.make_window().iterations_at(config.iterations)
+    costs = [(_cost(config, start), count) for start, count in starts.items()]
     return Cost(
         sum(cost.forward * count for cost, count in costs),
         sum(cost.backward * count for cost, count in costs),

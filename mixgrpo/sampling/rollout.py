@@ -10,19 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mixgrpo.maths.dpm import DPMSolver
-from mixgrpo.maths.steps import (
-    Coefficients,
-    SDEStep,
-    log_prob,
-    ode_step,
-    predict_x0,
-    sde_step,
-    step_coefficients,
-)
+from mixgrpo.maths.steps import Density, log_prob
 from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.velocity import Velocity
-from mixgrpo.sampling.plan import Plan
+from mixgrpo.sampling.plan import Plan, StepKind
+from mixgrpo.sampling.walk import Step, walk, walk_plan
 
 
 @dataclass(frozen=True)
@@ -73,31 +65,6 @@ def slices(count: int, size: int | None) -> Iterator[slice]:
         yield slice(begin, min(begin + size, count))
 
 
-def plan_coefficients(plan: Plan, index: int) -> Coefficients:
-    """What random step `index` of `plan` does, by its sampler's kernel."""
-    return step_coefficients(
-        plan.sigmas[index],
-        plan.sigmas[index + 1],
-        eta=plan.sampler.eta,
-        kind=plan.sampler.kernel,
-        sigma_max=plan.sigmas[1],
-    )
-
-
-def sde_transition(plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor) -> SDEStep:
-    """Random step `index` of `plan` from x, by its sampler's kernel; x and noise broadcast."""
-    return sde_step(
-        x,
-        v,
-        plan.sigmas[index],
-        plan.sigmas[index + 1],
-        eta=plan.sampler.eta,
-        kind=plan.sampler.kernel,
-        sigma_max=plan.sigmas[1],
-        noise=noise,
-    )
-
-
 @torch.no_grad()
 def rollout(
     velocity: Velocity,
@@ -115,40 +82,23 @@ def rollout(
     [P, N, S, ...], the noise of each image at each of the S random steps. `chunk`: images per
     prompt and forward inside the window; with the number that an update takes, the update has the
     same batch geometry, so that the ratio before the first update is exactly 1. `limit`: the most
-    latents in one forward. `share=False` evaluates every image on its own from the first step on,
+    latents in one forward. `share=False` evaluates every image by itself from the first step on,
     to the same result (for tests and measurements).
     """
     group = step_noise.shape[1]
-    x = initial_noise if share else _expand(initial_noise, group)
-    final = x
-    solver = DPMSolver(plan.sampler.order, plan.sampler.variant)
-    seen: list[Tensor] = []  # x0 predictions, [P, 1 or N, ...]
+    trained = set(plan.window) & set(plan.sde)
+
+    def at(x: Tensor, sigma: float, index: int) -> Tensor:
+        together = chunk if index in trained else x.shape[1]
+        return _velocity(velocity, x, sigma, conditioning, together, limit)
+
+    noise = dict(zip(plan.sde, step_noise.unbind(2), strict=True))
+    final = initial_noise
     window: list[WindowStep] = []
-    trained = set(plan.window)
-    random_steps = 0
-    for index, kind in enumerate(plan.kinds):
-        sigma = float(plan.sigmas[index])
-        together = x.shape[1] if kind != "sde" or index not in trained else chunk
-        v = _velocity(velocity, x, sigma, conditioning, together, limit)
-        x0 = predict_x0(x, v, sigma)
-        if kind == "sde":
-            step = _random_step(plan, index, x, v, step_noise[:, :, random_steps], together)
-            random_steps += 1
-            if index in trained:
-                window.append(step)
-            x = step.sample
-        elif kind == "ode":
-            x = ode_step(x, v, sigma, plan.sigmas[index + 1])
-        else:
-            if index == plan.tail_begin:
-                solver.reset()
-                if plan.sampler.history == "keep" and plan.sampler.order > 1:
-                    for earlier in seen[1 - plan.sampler.order :]:
-                        solver.observe(_expand(earlier, x.shape[1]))
-            x = solver.step(x, x0, plan.sigmas, index)
-        seen.append(x0)
-        del seen[:-2]  # no solver looks further back
-        final = x0.to(x.dtype) if plan.sampler.decode == "x0" else x
+    for step in walk_plan(at, plan, initial_noise if share else _expand(final, group), noise):
+        if step.index in trained:
+            window.append(_window_step(step, group, chunk, plan.sampler.density))
+        final = step.x0.to(step.x.dtype) if plan.sampler.decode == "x0" else step.after
     return Rollout(plan, _expand(final, group), window)
 
 
@@ -165,8 +115,8 @@ def _velocity(
     for images in slices(x.shape[1], together):
         part = x[:, images]
         flat, text = part.flatten(0, 1), repeat(conditioning, part.shape[1])
-        found = [velocity(flat[rows], sigma, take(text, rows)) for rows in slices(len(flat), limit)]
-        parts.append(_whole(found, 0).unflatten(0, part.shape[:2]))
+        some = [velocity(flat[rows], sigma, take(text, rows)) for rows in slices(len(flat), limit)]
+        parts.append(_whole(some, 0).unflatten(0, part.shape[:2]))
     return _whole(parts, 1)
 
 
@@ -174,22 +124,18 @@ def _whole(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _random_step(
-    plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor, chunk: int
-) -> WindowStep:
-    """SDE step `index` from x [P, 1 or N, ...] with noise [P, N, ...]."""
-    sample, mean, std = sde_transition(plan, index, x, v, noise)
-    means = _expand(mean, noise.shape[1])
+def _window_step(step: Step, group: int, chunk: int, density: Density) -> WindowStep:
+    """A random step from x [P, 1 or N, ...] to N images, with the log-prob of each."""
+    assert step.random is not None
+    sample, mean, std = step.random
+    means = _expand(mean, group)
     densities = [
         log_prob(
-            sample[:, images].flatten(0, 1),
-            means[:, images].flatten(0, 1),
-            std,
-            plan.sampler.density,
-        ).unflatten(0, (len(x), -1))
-        for images in slices(noise.shape[1], chunk)
+            sample[:, images].flatten(0, 1), means[:, images].flatten(0, 1), std, density
+        ).unflatten(0, (len(sample), -1))
+        for images in slices(group, chunk)
     ]
-    return WindowStep(index, x, sample, mean, torch.cat(densities, 1))
+    return WindowStep(step.index, step.x, sample, mean, torch.cat(densities, 1))
 
 
 def join(rollouts: Sequence[Rollout]) -> Rollout:
@@ -214,10 +160,10 @@ def sample_ode(
     velocity: Velocity, sigmas: Tensor, conditioning: Conditioning, noise: Tensor
 ) -> Tensor:
     """Images by the ODE alone: noise [B, ...] at sigma = 1 -> latents [B, ...] at sigma = 0."""
+    kinds: list[StepKind] = ["ode"] * (len(sigmas) - 1)
     x = noise
-    for i in range(len(sigmas) - 1):
-        v = velocity(x, float(sigmas[i]), conditioning)
-        x = ode_step(x, v, sigmas[i], sigmas[i + 1])
+    for step in walk(lambda x, sigma, _: velocity(x, sigma, conditioning), sigmas, kinds, x):
+        x = step.after
     return x
 
 

@@ -21,10 +21,24 @@ from mixgrpo.settings.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Collected:
+class Share:
+    """An iteration's prompts, and which of them are this rank's."""
+
+    prompts: list[str]
+    indices: list[int]
+    counted: int
+    """So many of the indices count; the rest keeps the ranks in step."""
+    here: list[str]
+    """This rank's prompts, one for each index."""
+    conditioning: Conditioning
+    """One row for each of them."""
+
+
+@dataclass(frozen=True)
+class Groups:
     """P groups of N images and their rewards."""
 
-    sampled: Rollout
+    rollout: Rollout
     images: Tensor
     """[P, N, 3, H, W] in [0, 1]."""
     rewards: dict[str, Tensor]
@@ -61,60 +75,59 @@ def collect(
     device: str,
     iteration: int,
     plan: Plan,
-    prompts: list[str],
-    conditioning: Conditioning,
+    share: Share,
     clock: Clock,
-) -> Collected:
-    """Roll out one group for each of the prompts (at least one), decode and score it.
+) -> Groups | None:
+    """Roll out one group for each of this rank's prompts, decode and score it; None where it has no
+    prompt, because there are more ranks than prompts.
 
     In blocks of prompts, if so configured: one is decoded and scored while the next is sampled.
-    conditioning: P rows. Errors of a reward name it and the prompt; RepeatableError naming what is
-    not finite.
+    Errors of a reward name it and the prompt; RepeatableError naming what is not finite.
     """
-    shape = policy.latent_shape
+    prompts, shape = share.here, policy.latent_shape
+    if not prompts:
+        return None
 
     def sample(block: slice) -> Rollout:
         some = prompts[block]
         return rollout(
             velocity,
             plan,
-            take(conditioning, block),
+            take(share.conditioning, block),
             initial_noise(config, iteration, some, shape).to(device),
             step_noise(config, iteration, some, shape, len(plan.sde)).to(device),
             chunk=math.ceil(config.trained_images / config.objective.updates),
             limit=config.compute.micro_batch,
         )
 
-    def judge(
-        sampled: Rollout, some: list[str], before: "Future[_Judged] | None" = None
-    ) -> _Judged:
+    def judge(sampled: Rollout, block: slice, before: "Future[_Scored] | None" = None) -> _Scored:
         if before is not None:
             before.result()  # raises: a reward that hung is not waited for in every block
         # Before the rewards, which would be blamed for images that are not theirs.
-        _check(policy, iteration, sampled, some)
-        return _judge(config, policy, rewards, device, sampled, some)
+        _check(policy, iteration, sampled, prompts[block])
+        return _score(config, policy, rewards, device, sampled, prompts[block])
 
     blocks = list(slices(len(prompts), config.rollout.block))
+    rollouts: list[Rollout] = []
     if len(blocks) == 1:
-        rollouts = [sample(blocks[0])]
+        rollouts.append(sample(blocks[0]))
         clock.lap("rollout")
-        judged = [judge(rollouts[0], prompts)]
+        scored = [judge(rollouts[0], blocks[0])]
     else:
-        rollouts = []
-        futures: list[Future[_Judged]] = []
+        futures: list[Future[_Scored]] = []
         with ThreadPoolExecutor(max_workers=1) as worker:
             for block in blocks:
                 rollouts.append(sample(block))
                 before = futures[-1] if futures else None
-                futures.append(worker.submit(judge, rollouts[-1], prompts[block], before))
+                futures.append(worker.submit(judge, rollouts[-1], block, before))
             clock.lap("rollout")
-            judged = [future.result() for future in futures]
-    shares = (sum(j.decode_s for j in judged), sum(j.reward_s for j in judged))
+            scored = [future.result() for future in futures]
+    shares = (sum(s.decode_s for s in scored), sum(s.reward_s for s in scored))
     clock.lap("decode", "reward", shares=shares)
-    return Collected(
+    return Groups(
         join(rollouts),
-        torch.cat([j.images for j in judged]),
-        {name: torch.cat([j.rewards[name] for j in judged]) for name in rewards},
+        torch.cat([s.images for s in scored]),
+        {name: torch.cat([s.rewards[name] for s in scored]) for name in rewards},
     )
 
 
@@ -126,21 +139,21 @@ def decode(policy: Policy, latents: Tensor, limit: int | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Scored:
     images: Tensor
     rewards: dict[str, Tensor]
     decode_s: float
     reward_s: float
 
 
-def _judge(
+def _score(
     config: RunConfig,
     policy: Policy,
     rewards: dict[str, Reward],
     device: str,
     sampled: Rollout,
     prompts: list[str],
-) -> _Judged:
+) -> _Scored:
     group = config.rollout.group_size
     begin = now(device)
     images = decode(policy, sampled.latents.flatten(0, 1), config.compute.micro_batch)
@@ -151,7 +164,7 @@ def _judge(
         for name, reward in rewards.items()
     }
     end = now(device)
-    return _Judged(images.unflatten(0, (-1, group)), scores, decoded - begin, end - decoded)
+    return _Scored(images.unflatten(0, (-1, group)), scores, decoded - begin, end - decoded)
 
 
 def _check(policy: Policy, iteration: int, sampled: Rollout, prompts: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the numbers of a run mean, where they mean trouble: warnings in plain language.
+"""Warnings in plain language where the numbers of a run mean trouble.
 
 A function of the lines of metrics.jsonl and eval.jsonl alone. A run that is resumed reads its
 lines back in here and goes on as if it had never stopped.
@@ -11,13 +11,13 @@ from typing import Any
 from mixgrpo.settings.config import RunConfig
 
 QUIET = 50
-"""A warning is given again only after as many lines without its cause: repeated, it is noise."""
+"""A warning is repeated only after this many lines without its cause."""
 
 MOST_GROUPS = 0.5
-"""The fraction of groups without variance above which most of the sampling is for nothing."""
+"""The fraction of groups without variance above which most of the sampling is wasted."""
 
 GROUPS_OVER = 10
-"""Iterations over which that fraction is taken: in one alone, a hard draw of prompts reaches it."""
+"""Iterations over which that fraction is taken: hard prompts can reach it in a single one."""
 
 CONSTANT_FOR = 3
 """Iterations with one and the same reward for all images; one or two can be an easy batch."""
@@ -44,10 +44,10 @@ CONFLICT_OVER = 10
 """Values that the mean is taken over; one alone is an estimate from a few images."""
 
 DRIFT = 4.0
-"""The distance changes some with the window's position alone; by this factor it is the training."""
+"""Factor of growth that is due to training: the window's position alone changes it by less."""
 
 DRIFT_LEAST = 0.5
-"""Below it the ODE's image is within a standard deviation of the SDE's: nothing to speak of."""
+"""Below it the ODE's image is within a standard deviation of the SDE's, which is little."""
 
 _VARIANCE = (
     "raise sampler.eta or rollout.group_size, keep the window at earlier steps (window.stop), or "
@@ -58,8 +58,8 @@ _VARIANCE = (
 class Health:
     """Reads every line of a run in order, and says each kind of trouble once.
 
-    The warnings depend on the lines only: each method needs its own file's lines in order, the two
-    files in no order to each other.
+    The warnings depend on the lines only: each method needs the lines of its file in order; how the
+    two files interleave makes no difference.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -200,7 +200,7 @@ class Health:
         )
 
     def _hacking(self, before: dict[str, Any], now: dict[str, Any]) -> str | None:
-        """Said once of a run, of all rewards that it is true of by then."""
+        """Said once of a run, naming all rewards that it concerns by then."""
         rewards = self.config.rewards
         limit = STANDARD_ERRORS
         risen = [r for r in rewards.train if _standard_errors(r, before, now) > limit]
@@ -227,11 +227,11 @@ class Health:
             "raise objective.kl_weight, lower optimizer.lr, or use an earlier checkpoint"
         )
 
-    def _new(self, kind: str, found: bool) -> bool:
-        """Whether a warning is to be given: found now, and not in the last `QUIET` lines."""
+    def _new(self, kind: str, present: bool) -> bool:
+        """Whether to warn: the trouble is present now, and was not in the last `QUIET` lines."""
         quiet = self._quiet.get(kind, QUIET)
-        self._quiet[kind] = 0 if found else quiet + 1
-        return found and quiet >= QUIET
+        self._quiet[kind] = 0 if present else quiet + 1
+        return present and quiet >= QUIET
 
 
 def _number(line: dict[str, Any], key: str) -> float | None:

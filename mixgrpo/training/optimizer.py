@@ -92,7 +92,7 @@ def state_tensors(
     number as a tensor []. `/<key>` is what moved in the settings of the optimizer's group, apart
     from the learning rate. ConfigError for an optimizer that remembers anything else.
     """
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for name, parameter in names.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             held = _as_tensor(f"{name}/{key}", value)
@@ -102,7 +102,7 @@ def state_tensors(
                     f"{type(value).__name__}, which a checkpoint cannot hold; name another "
                     "optimizer"
                 )
-            found.update(held if keep else {})
+            state.update(held if keep else {})
     if set(optimizer.state) - set(names.values()):
         raise ConfigError(
             f"optimizer.name: {type(optimizer).__name__} keeps state that belongs to no weight, "
@@ -117,8 +117,8 @@ def state_tensors(
                         f"optimizer.name: {type(optimizer).__name__} changes its {key}, which a "
                         "checkpoint cannot hold; name another optimizer"
                     )
-                found.update(moved)
-    return found
+                state.update(moved)
+    return state
 
 
 def load_state(
@@ -183,7 +183,7 @@ def _import(path: str) -> type[torch.optim.Optimizer]:
     """The class `package.module.Class` or `package.module:Class`. ConfigError without one."""
     module, _, name = path.rpartition(":" if ":" in path else ".")
     try:
-        # Nothing of Python's own, which may do things when it is imported, is one.
+        # No module of the standard library is one, and importing it may do things.
         with imports_noted(path):
             kind = None if is_standard(module) else getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:

@@ -1,8 +1,8 @@
-"""What would end a run before its first iteration, found before anything is written.
+"""Checks for what would end a run before its first iteration, made before anything is written.
 
 Imports the code that a configuration names (rewards, optimizer, model), reads the configuration
-files of its weights and its prompts, and loads no weights. What is said to be on the hub is not
-looked for. As a program it is the harness's, which itself imports no torch:
+files of its weights and its prompts, and loads no weights. Whether a repository is on the hub is
+not checked. As a program it is the harness's, which itself imports no torch:
 
     python -m mixgrpo.training.preflight     # configurations on standard input, one of JSON a line
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 Check = tuple[str, Callable[[], None]]
-"""What is looked at, in words that begin with its setting, and the check, which raises."""
+"""What is checked, in words that begin with its setting, and the check, which raises."""
 
 
 def is_plain(config: RunConfig) -> bool:
@@ -108,7 +108,7 @@ def check(config: RunConfig, layers: Layers) -> None:
 
 
 def _code(config: RunConfig) -> dict[str, Modules] | None:
-    """A run's own code; None where some of it is not there, which `check_code` says."""
+    """The user's code that a run names; None where some is missing, which `check_code` reports."""
     try:
         return own_code(config)
     except UnidentifiedError:
@@ -160,8 +160,8 @@ def _network(config: RunConfig) -> "Module | None":
     from mixgrpo.forecast.architecture import architecture
     from mixgrpo.forecast.estimate import policy_of
 
-    found = architecture(config)
-    return None if isinstance(found, str) else policy_of(config, found).network
+    known = architecture(config)
+    return None if isinstance(known, str) else policy_of(config, known).network
 
 
 def _check_model(config: RunConfig) -> None:
@@ -243,11 +243,11 @@ def _work(lines: Iterator[str], say: Callable[[dict[str, object]], None]) -> Non
                     say({"at": at, "error": str(each)})
             except (Exception, SystemExit) as error:
                 say({"at": at, "error": f"{what}: its check failed: {in_words(error)}"})
-        with suppress(ConfigError):  # said where the run's hash is computed
+        with suppress(ConfigError):  # reported where the run's hash is computed
             for text in unseen(config):
                 say({"at": at, "warning": text})
         if asked["here"] and config.model.name in DIFFUSION:
-            with suppress(ConfigError):  # said above
+            with suppress(ConfigError):  # reported above
                 for key, value in _needs(config).items():
                     say({"at": at, key: value})
 
@@ -258,10 +258,10 @@ def _needs(config: RunConfig) -> dict[str, object]:
 
     from mixgrpo.forecast.estimate import least_memory
 
-    found = least_memory(config)
-    if found is None:
+    needs_least = least_memory(config)
+    if needs_least is None:
         return {}
-    device, checkpoint = found
+    device, checkpoint = needs_least
     output = config.output
     kept = output.checkpoints_kept + len(output.keep) + 1  # the next one while it is written
     needs: dict[str, object] = {"disk": kept * checkpoint}

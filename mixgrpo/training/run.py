@@ -16,9 +16,7 @@ from mixgrpo.compute.foreign import exits_are_errors
 from mixgrpo.compute.phase import PhaseFile
 from mixgrpo.errors import RunError, UnidentifiedError
 from mixgrpo.files import jsonlines
-from mixgrpo.files.atomic import flush, write_bytes, write_json
 from mixgrpo.files.manifest import checkpoints
-from mixgrpo.files.records import loads
 from mixgrpo.runs.folder import Measured, check_unchanged, claim, is_finished, write_result
 from mixgrpo.settings import owncode
 from mixgrpo.settings.config import RunConfig
@@ -27,8 +25,6 @@ from mixgrpo.settings.places import anchored
 from mixgrpo.text.words import duration
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mixgrpo.compute.ranks import Ranks
     from mixgrpo.training.trackers import Trackers
 
@@ -38,9 +34,9 @@ log = logging.getLogger(__name__)
 Outcome = Literal["finished", "stopped"]
 
 _LOG_EVERY_S = 5.0
-"""A run says how far it is at most so often."""
+"""Seconds between two lines of the log about progress, at least."""
 _PACE_OVER = 10
-"""Iterations over which the time that is left is reckoned."""
+"""Iterations whose mean time gives the time that is left."""
 
 _DISK_ERRORS = {
     errno.ENOSPC,
@@ -70,7 +66,7 @@ def run(
 
     `should_stop` is asked after every iteration; a stopped run has a checkpoint of that iteration.
     What it raises ends the run before it writes anything more.
-    `code` is what `own_code` said before the user's own code was imported, where that is already.
+    `code` is what `own_code` returned before the user's code was imported, where it already is.
     A finished run returns at once. All `ranks` of a run must call it; the first of them writes.
     ConfigError for what the configuration asks in vain, RunError for what failed; a folder that
     holds another configuration's run is refused.
@@ -102,16 +98,16 @@ def run(
             raise
         raise RunError(
             f"{error.filename or folder}: {error.strerror}; the run is whole up to its newest "
-            "checkpoint: mend this and run the same command again to continue"
+            "checkpoint: fix this and run the same command again to continue"
         ) from error
     except RuntimeError as error:
         if ranks is None or ranks.size == 1 or "Connection closed by peer" not in str(error):
             raise
-        raise RunError("another process of this run has failed; see what it said") from error
+        raise RunError("another process of this run has failed; see its message") from error
 
 
 class _Run:
-    """The folder's side of a run: files, checkpoints, the order of things."""
+    """The files of a run, and what happens in which order."""
 
     def __init__(
         self,
@@ -168,7 +164,7 @@ class _Run:
         judged = self.ranks.any(self.ranks.first and done in self.measured.judged())
         while True:
             stop = self.ranks.any(should_stop())
-            # A grace period may be shorter than an evaluation; the next attempt makes it good.
+            # A grace period may be shorter than an evaluation; the next attempt makes it.
             if self.measured.due(done) and not judged and not stop:
                 self._evaluate(done)
                 judged = True
@@ -201,16 +197,16 @@ class _Run:
 
         # All ranks go by what the first one reads.
         whole = self.ranks.gather_objects(self._whole() if self.ranks.first else 0)[0]
-        found = checkpoint.load_newest(self.checkpoints, whole)
+        newest = checkpoint.load_newest(self.checkpoints, whole)
         done = 0
-        if found is not None:
-            done = found.iteration
-            self.trainer.load_tensors(found.tensors)
+        if newest is not None:
+            done = newest.iteration
+            self.trainer.state.load_tensors(newest.tensors)
             if self.ranks.first:
                 log.info("%s: goes on after %d iterations", self.folder, done)
-            if found.made_on != self.made_on and self.ranks.first:
+            if newest.made_on != self.made_on and self.ranks.first:
                 warnings.warn(
-                    f"{self.folder}: began with {_in_words(found.made_on)}, goes on with "
+                    f"{self.folder}: began with {_in_words(newest.made_on)}, goes on with "
                     f"{_in_words(self.made_on)}: prompts, noise, windows and state are exactly "
                     "those it would have had; sums are rounded otherwise, so it ends equal but "
                     "not to the byte",
@@ -235,7 +231,7 @@ class _Run:
         return whole
 
     def _remember(self, lines: list[dict[str, Any]], evals: list[dict[str, Any]]) -> None:
-        """Show `health` what was measured, in its order."""
+        """Show `health` the lines of both files in the order in which they were written."""
         waiting = list(evals)
         for line in lines:
             while waiting and waiting[0]["iteration"] <= line["iteration"]:
@@ -245,7 +241,7 @@ class _Run:
             self.health.evaluation(last)
 
     def _say(self, line: dict[str, Any]) -> None:
-        """A line for the log, of an iteration every few seconds."""
+        """Log how far the run is, every few seconds."""
         self.paces.append(line["seconds_total"])
         if time.monotonic() - self.spoke < _LOG_EVERY_S:
             return
@@ -282,7 +278,7 @@ class _Run:
         from mixgrpo.files import checkpoint
 
         self.phase.enter("saving")
-        tensors = self.trainer.tensors()
+        tensors = self.trainer.state.tensors()
         if self.ranks.first:
             # What a checkpoint vouches for must be on disk before the checkpoint is.
             for file in (self.measured.metrics, self.measured.evals):
@@ -296,8 +292,13 @@ class _Run:
             checkpoint.prune(self.checkpoints, output.checkpoints_kept, done, output.keep, besides)
 
     def _evaluate(self, done: int) -> None:
+        from mixgrpo.training.metrics import evaluation_metrics
+        from mixgrpo.training.samples import keep_samples, shown_prompts
+
         begin = time.perf_counter()
-        shown = self._shown() if self.ranks.first else []
+        shown: list[str] = []
+        if self.ranks.first:
+            shown = shown_prompts(self.folder, self.trainer.held_out, self.config.output.samples)
         with imports_noted(self.own_code):
             judged = self.trainer.evaluate(
                 self.ranks.gather_objects(shown)[0],
@@ -307,18 +308,9 @@ class _Run:
             return
         with contextlib.suppress(UnidentifiedError):  # what was there in the beginning counts
             self._warn_of_unseen()
-        line: dict[str, Any] = {"iteration": done}
-        for name, scores in judged.scores.items():
-            line[f"reward_{name}_mean"] = float(scores.mean())
-            # One image alone has no spread; NaN would not be JSON.
-            line[f"reward_{name}_std"] = float(scores.std()) if scores.numel() > 1 else 0.0
-        if judged.diversity is not None:
-            line["diversity"] = float(judged.diversity.mean())
-        line["prompts"] = len(judged.prompts)
-        line["images"] = len(judged.prompts) * self.config.evaluation.images_per_prompt
-        line["seconds_total"] = time.perf_counter() - begin
+        line = evaluation_metrics(done, judged, time.perf_counter() - begin)
         pictures = [judged.images[prompt][0] for prompt in shown]
-        self._keep_samples(done, pictures)
+        keep_samples(self.folder, done, pictures)
         jsonlines.append(self.measured.evals, line)
         means = "  ".join(f"{k} {float(v.mean()):.3f}" for k, v in judged.scores.items())
         log.info("%s: %d of %d iterations  %s", self.folder, done, self.config.iterations, means)
@@ -327,37 +319,8 @@ class _Run:
             self.trackers.samples(done, shown, pictures)
             self.trackers.evaluation(line)
 
-    def _shown(self) -> list[str]:
-        """The prompts whose first image is kept: a picture's number means the same prompt in every
-        evaluation."""
-        listing = self.folder / "samples" / "prompts.json"
-        prompts = self.trainer.held_out
-        try:
-            listed: list[str] = loads(listing.read_bytes())
-            if isinstance(listed, list) and set(listed) <= set(prompts):
-                return listed
-        except (FileNotFoundError, ValueError, TypeError):
-            pass
-        # Spread over the prompts, whose neighbours are alike.
-        count = min(self.config.output.samples, len(prompts))
-        chosen = [prompts[i * len(prompts) // count] for i in range(count)]
-        listing.parent.mkdir(exist_ok=True)
-        write_json(listing, chosen)
-        return chosen
-
-    def _keep_samples(self, done: int, images: "list[Tensor]") -> None:
-        """Leave images [3, H, W] as pictures, each whole or not at all."""
-        from mixgrpo.evaluation.contact_sheet import png
-
-        place = self.folder / "samples" / f"{done:06d}"
-        place.parent.mkdir(exist_ok=True)
-        place.mkdir(exist_ok=True)
-        for k, image in enumerate(images):
-            write_bytes(place / f"{k}.png", png(image))
-        flush(place)
-
     def _finish(self) -> None:
-        average = self.trainer.averages() if self.config.output.export else None
+        average = self.trainer.state.averages() if self.config.output.export else None
         if not self.ranks.first:
             return
         if average is not None:

@@ -3,6 +3,10 @@
 metrics.jsonl and eval.jsonl are the truth; a tracker shows them elsewhere. One that fails warns
 once and is off from then on: it never stops a run. Beside the metrics and the configuration they
 get nothing: no command, environment, code or user.
+
+The classes of `accelerate.tracking` are not used: in a run of one process they raise, because
+accelerate's logger asks for a PartialState, and that raises in turn where a site sets LOCAL_RANK in
+every job. They know no captions and no second writer, and what `init` is given would stay here.
 """
 
 import hashlib
@@ -11,7 +15,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +38,7 @@ _LONGEST_TAG, _LONGEST_GROUP = 64, 128
 """Characters, as Weights & Biases has it."""
 
 PATIENCE = 30.0
-"""Seconds that Weights & Biases may hold up a run, at its begin and at its end."""
+"""Seconds that Weights & Biases may delay a run, at its beginning and at its end."""
 
 _NOTHING_PRIVATE: dict[str, Any] = {
     "console": "off",
@@ -81,15 +85,11 @@ class Trackers:
     def samples(self, iteration: int, prompts: Sequence[str], images: "Sequence[Tensor]") -> None:
         """Show the pictures [3, H, W] in [0, 1] of an evaluation with their prompts. Before its
         line."""
-        for name, tracker in list(self._opened.items()):
-            with _harmless(name, self._folder, self._opened):
-                tracker.show(iteration, prompts, images)
+        self._each(lambda tracker: tracker.show(iteration, prompts, images))
 
     def close(self) -> None:
         """Write out what is pending; the trackers are gone after that."""
-        for name, tracker in list(self._opened.items()):
-            with _harmless(name, self._folder, self._opened):
-                tracker.close()
+        self._each(lambda tracker: tracker.close())
         self._opened.clear()
 
     def _log(self, part: Part, line: dict[str, Any]) -> None:
@@ -98,9 +98,12 @@ class Trackers:
             for key, value in line.items()
             if key != "iteration" and isinstance(value, int | float)
         }
+        self._each(lambda tracker: tracker.log(part, line["iteration"], values))
+
+    def _each(self, act: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._opened.items()):
             with _harmless(name, self._folder, self._opened):
-                tracker.log(part, line["iteration"], values)
+                act(tracker)
 
 
 def open_trackers(config: RunConfig, folder: Path, run_name: str) -> Trackers:
@@ -123,18 +126,18 @@ def open_trackers(config: RunConfig, folder: Path, run_name: str) -> Trackers:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run of a sweep stands in it."""
+class SweepRun:
+    """Which run of a sweep it is."""
 
     sweep: str
     arm: str
     seed: int
 
 
-def place_of(folder: Path) -> Place | None:
-    """By the names of the run's folder and of the one that it lies in; None outside a sweep."""
-    found = re.fullmatch(r"(.+)-seed(\d+)-[0-9a-f]{8}", folder.name)
-    return Place(folder.absolute().parent.name, found[1], int(found[2])) if found else None
+def sweep_run(folder: Path) -> SweepRun | None:
+    """By the names of the run's folder and of the folder around it; None outside a sweep."""
+    match = re.fullmatch(r"(.+)-seed(\d+)-[0-9a-f]{8}", folder.name)
+    return SweepRun(folder.absolute().parent.name, match[1], int(match[2])) if match else None
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -161,7 +164,7 @@ def run_id(config: RunConfig, run_name: str) -> str:
 
 @contextmanager
 def _harmless(name: str, folder: Path, opened: dict[str, Tracker]) -> Iterator[None]:
-    """Make a warning of what a tracker raises inside, and take it out of `opened`."""
+    """Warn of what a tracker raises inside, and remove it from `opened`."""
     try:
         yield
     except (ConfigError, Interrupted):
@@ -177,10 +180,10 @@ def _harmless(name: str, folder: Path, opened: dict[str, Tracker]) -> Iterator[N
 
 
 class _WeightsAndBiases:
-    """One run at Weights & Biases, under an id that the same run finds again."""
+    """One run at Weights & Biases, under an id by which a resumed run continues it."""
 
     def __init__(self, config: RunConfig, folder: Path, run_name: str) -> None:
-        place = place_of(folder)
+        run = sweep_run(folder)
         # By name: a mere folder called wandb in the working directory can be imported, too.
         from wandb import Settings, init, setup
         from wandb.sdk.lib import wbauth
@@ -196,15 +199,13 @@ class _WeightsAndBiases:
         self._run = init(
             project=config.output.project,
             name=run_name,
-            group=shortened(place.sweep, _LONGEST_GROUP) if place else None,
-            tags=[shortened(f"arm {place.arm}", _LONGEST_TAG), f"seed {place.seed}"]
-            if place
-            else None,
+            group=shortened(run.sweep, _LONGEST_GROUP) if run else None,
+            tags=[shortened(f"arm {run.arm}", _LONGEST_TAG), f"seed {run.seed}"] if run else None,
             id=run_id(config, run_name),
             resume="allow",
             dir=folder,
             config=config.model_dump(mode="json")
-            | ({"sweep": place.sweep, "arm": place.arm} if place else {}),
+            | ({"sweep": run.sweep, "arm": run.arm} if run else {}),
             mode="offline" if keyless else None,
             settings=Settings(
                 # A process may hold several runs, each with its own object.
@@ -214,7 +215,7 @@ class _WeightsAndBiases:
                 silent=True,
                 init_timeout=PATIENCE,
                 finish_timeout=PATIENCE,
-                # Its own process dies with a killed run, and what it holds in memory with it.
+                # The library's process dies with a killed run, and what it holds in memory is lost.
                 x_transaction_log_flush_interval=1.0,
                 **_NOTHING_PRIVATE,
             ),
@@ -229,7 +230,7 @@ class _WeightsAndBiases:
 
     def log(self, part: Part, iteration: int, values: dict[str, float]) -> None:
         named = {f"{part}/{key}": value for key, value in values.items()}
-        # A step that a resumed run comes to again is ignored there: it has the same numbers. The
+        # A step that a resumed run repeats is ignored there: it has the same numbers. The
         # evaluation before an iteration is of the same step, which the iteration completes.
         self._run.log({**named, "iteration": iteration}, step=iteration, commit=part == "train")
 

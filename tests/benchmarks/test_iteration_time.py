@@ -92,12 +92,13 @@ def test_one_at_a_time_ends_with_the_weights_of_the_trainer(preset: str) -> None
     # Late in the run, where a moving window has left the first step.
     for iteration in (200, 201):
         ours.iterate(iteration)
-        one_at_a_time.iterate(naive, iteration, naive._prompts_at(iteration), Clock("cpu"))
+        one_at_a_time.iterate(naive, iteration, naive.prompts_at(iteration), Clock("cpu"))
     for name, weights in ours.parameters.items():
         moved = float((weights - start[name]).detach().abs().max())
         assert moved > 1e-3
         torch.testing.assert_close(naive.parameters[name], weights, rtol=0, atol=1e-4 * moved)
-        torch.testing.assert_close(naive.average[name], ours.average[name], rtol=0, atol=1e-5)
+        averages = (naive.state.average[name], ours.state.average[name])
+        torch.testing.assert_close(*averages, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["flow-grpo", "dance-grpo", "mixgrpo-flash"])

@@ -182,7 +182,7 @@ def test_a_process_without_a_gpu_does_not_wait(
         join()
 
 
-def test_version_1_of_fsdp_is_refused_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_1_of_fsdp_is_refused_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ConfigError, match="--fsdp_version 2"):

@@ -11,16 +11,8 @@ from torch import Tensor
 from mixgrpo import train
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.evaluation import solver_error
-from mixgrpo.evaluation.solver_error import (
-    Solver,
-    errors,
-    fine_ode,
-    measure,
-    plan_steps,
-    relative_distance,
-    solvers,
-    window_starts,
-)
+from mixgrpo.evaluation.solver_error import Solver, errors, measure, solvers, window_starts
+from mixgrpo.evaluation.trajectories import fine_ode, plan_steps, relative_distance
 from mixgrpo.maths.schedule import sigma_schedule
 from mixgrpo.sampling.plan import make_plan
 from mixgrpo.sampling.rollout import rollout
@@ -126,7 +118,8 @@ def test_errors_are_distances_from_the_known_solution() -> None:
         for s in plan.sigmas[:-1]
     ]
     x = solution(float(plan.sigmas[plan.tail_begin]))
-    x = plan_steps(gaussian, plan, tail, {}, x, NOISE, seen[: plan.tail_begin]).x[-1]
+    unused = torch.zeros(3, 4, 4, dtype=torch.float64)
+    x = plan_steps(gaussian, plan, tail, {}, x, unused, seen[: plan.tail_begin]).x[-1]
     assert by["after", "ode", "image"].saved == 4
     torch.testing.assert_close(
         by["after", "ode", "image"].distance,

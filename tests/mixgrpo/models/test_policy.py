@@ -127,7 +127,7 @@ def test_bf16_computes_in_bf16_and_keeps_everything_else_in_fp32(
     trainer = Trainer(tiny(compute={"precision": "bf16"}, objective={"kl_weight": 0.1}), Ranks())
     line = trainer.iterate(0)
     assert line["noise_floor"] == 0
-    state = trainer.tensors()
+    state = trainer.state.tensors()
     assert {v.dtype for group in state.values() for v in group.values()} == {torch.float32}
 
 

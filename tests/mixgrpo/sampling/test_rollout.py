@@ -18,7 +18,8 @@ from mixgrpo.models.velocity import CountedVelocity
 from mixgrpo.sampling.plan import Plan, make_plan
 from mixgrpo.sampling.rollout import Rollout, join, repeat, rollout, sample_ode, take
 from mixgrpo.settings.config import SamplerConfig
-from mixgrpo.training.update import judge, make_batch, make_rows
+from mixgrpo.training.batch import forwards, make_batch
+from mixgrpo.training.losses.policy import policy_loss
 from tests.mixgrpo import oracle, toy
 from tests.mixgrpo.toy import PROMPTS, ToyPolicy
 
@@ -66,20 +67,24 @@ class Case:
             objective={"clip_range": clip},
             compute={"micro_batch": limit},
         )
-        batch = make_batch(config, done, self.conditioning, self.advantages, None)
-        chosen = torch.arange(GROUP).expand(PROMPT_COUNT, GROUP)[:, images]
-        groups = list(range(PROMPT_COUNT))
-        rows = make_rows(batch, chosen, groups, [True] * PROMPT_COUNT)
+        chosen = torch.arange(GROUP).expand(PROMPT_COUNT, GROUP)
+        counts = [True] * PROMPT_COUNT
+        batch = make_batch(
+            config, done, self.conditioning, self.advantages, chosen, counts, drawn=None
+        )
+        count = PROMPT_COUNT * len(range(GROUP)[images]) * len(done.window)
         parameters = self.policy.trainable_parameters()
         for parameter in parameters.values():
             parameter.grad = None
         loss, stats = 0.0, []
         for slot in range(len(done.window)):
-            for part in judge(config, batch, rows, [slot], self.policy.velocity, None):
-                whole = part.loss / (len(rows) * len(done.window))
+            for steps in forwards(batch, images, [slot], limit, None):
+                v = steps.predict(self.policy.velocity)
+                judged = policy_loss(config.objective, config.sampler.density, steps, v, None)
+                whole = judged.total / count
                 whole.backward()
                 loss += float(whole.detach())
-                stats.append(part.stats)
+                stats.append(judged.statistics)
         gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
         return loss, gradients, torch.stack(stats).max(0).values[[0, 2]]
 
@@ -333,7 +338,7 @@ def test_images_of_a_group_differ_by_their_own_noise_only() -> None:
 
 def test_a_plan_without_a_window_gives_the_group_one_image() -> None:
     c = case(1)
-    c.plan = make_plan(c.plan.sampler, [])
+    c.plan, c.noise = make_plan(c.plan.sampler, []), c.noise[:, :, :0]
     done, evaluations = c.run()
     assert done.latents.shape == (PROMPT_COUNT, GROUP, *c.policy.latent_shape)
     assert evaluations == PROMPT_COUNT * STEPS

@@ -323,7 +323,7 @@ def fill(place: Path) -> None:
 
 @pytest.mark.parametrize(
     ("writing", "every", "evaluates"),
-    [("checkpoint.py", 1, 40), ("_keep_samples", 100, 2), ("jsonlines.py", 100, 40)],
+    [("checkpoint.py", 1, 40), ("samples.py", 100, 2), ("jsonlines.py", 100, 40)],
 )
 def test_a_full_disk_stops_and_room_lets_it_finish(
     tmp_path: Path, writing: str, every: int, evaluates: int

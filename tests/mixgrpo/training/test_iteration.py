@@ -26,8 +26,8 @@ from mixgrpo.sampling.plan import iteration_cost
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import NOWHERE, load_layers
 from mixgrpo.training import collect
+from mixgrpo.training.batch import drawn_steps, update_parts
 from mixgrpo.training.trainer import Trainer
-from mixgrpo.training.update import drawn_steps, update_parts
 from tests.mixgrpo import oracle, toy
 
 pytestmark = pytest.mark.usefixtures("toy_site")
@@ -233,7 +233,7 @@ def compare(
         assert line["advantage_mean"] == pytest.approx(raw.mean(), abs=1e-10)
         assert line["advantage_std"] == pytest.approx(raw.std(ddof=1), rel=1e-8)
         chosen = images_of_updates(config, raw)
-        prompts = trainer._prompts_at(iteration)
+        prompts = trainer.prompts_at(iteration)
         drawn = drawn_steps(config, iteration, prompts)
         trained = None if drawn is None else drawn.flatten(0, 1).tolist()
         losses, kls, norms, distances = [], [], [], []
@@ -294,7 +294,7 @@ def compare(
         for name, parameter in trainer.parameters.items():
             close = {"atol": 1e-9, "rtol": 1e-7}
             torch.testing.assert_close(parameter.detach(), mine[name].detach(), **close)
-            torch.testing.assert_close(trainer.average[name], average[name], **close)
+            torch.testing.assert_close(trainer.state.average[name], average[name], **close)
             assert float((parameter.detach() - start[name]).abs().max()) > 1e-3
     return acted, clipped
 
@@ -468,8 +468,8 @@ def test_groups_without_variance_are_skipped_only_by_option(
     gradients = {k: p.grad.clone() for k, p in trainer.parameters.items() if p.grad is not None}
     monkeypatch.setattr(collect, "score", lambda r, images, prompts: r.score(images, prompts))
     others = wide(toy.config(rollout={"prompts": 2}, objective={"updates": 1}, **plain))
-    kept = [p for i, p in enumerate(trainer._prompts_at(0)) if i != constant]
-    monkeypatch.setattr(others, "_prompts_at", lambda _: kept)
+    kept = [p for i, p in enumerate(trainer.prompts_at(0)) if i != constant]
+    monkeypatch.setattr(others, "prompts_at", lambda _: kept)
     alone = others.iterate(0)
     for name, parameter in others.parameters.items():
         assert parameter.grad is not None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.training.trackers import Place, Trackers, open_trackers, place_of, run_id
+from mixgrpo.training.trackers import SweepRun, Trackers, open_trackers, run_id, sweep_run
 from tests.mixgrpo.toy import ROOT
 
 SECRET = "sekret0123456789abcdef0123456789abcdef00"
@@ -279,9 +279,9 @@ def test_a_sweeps_run_has_its_group_tags_and_pictures(tmp_path: Path) -> None:
     assert texts[0].tensor_proto.string_val[0].decode() == r"a \<b>cross\</b>"
 
 
-def test_outside_a_sweep_a_run_has_no_place(tmp_path: Path) -> None:
-    assert place_of(tmp_path / "runs" / "mine") is None
-    assert place_of(tmp_path / "tau" / "w=4-seed12-0a1b2c3d") == Place("tau", "w=4", 12)
+def test_a_runs_sweep_is_in_the_names_of_its_folders(tmp_path: Path) -> None:
+    assert sweep_run(tmp_path / "runs" / "mine") is None
+    assert sweep_run(tmp_path / "tau" / "w=4-seed12-0a1b2c3d") == SweepRun("tau", "w=4", 12)
 
 
 def points(run: Path, part: str) -> list[tuple[int, float]]:
@@ -420,7 +420,7 @@ def test_without_trackers_nothing_is_imported() -> None:
         ("tensorboard", "torch.utils.tensorboard", None),
     ],
 )
-def test_a_missing_package_is_the_users_to_mend(
+def test_a_missing_package_is_named_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, module: str, found: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, module, found)

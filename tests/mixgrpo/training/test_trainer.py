@@ -19,7 +19,8 @@ from mixgrpo.models.velocity import CountedVelocity
 from mixgrpo.rewards.calls import score
 from mixgrpo.sampling.plan import make_plan
 from mixgrpo.sampling.rollout import repeat, sample_ode
-from mixgrpo.training import collect, update
+from mixgrpo.training import collect
+from mixgrpo.training.losses import policy as policy_losses
 from mixgrpo.training.trainer import Trainer
 from tests.mixgrpo import oracle, toy
 
@@ -120,7 +121,7 @@ def test_the_first_updates_batches_are_the_rollouts(
     trainer = make(**sections)
     sampled: set[tuple[tuple[int, ...], bytes]] = set()
     updated: list[tuple[tuple[int, ...], bytes]] = []
-    plain, step = trainer.velocity._velocity, trainer._step
+    plain, step = trainer.velocity._velocity, trainer.state.step
     updates = 0
 
     def velocity(x: Tensor, sigma: Any, conditioning: Any) -> Tensor:
@@ -132,13 +133,13 @@ def test_the_first_updates_batches_are_the_rollouts(
             sampled.add(batch)
         return plain(x, sigma, conditioning)
 
-    def stepped() -> None:
+    def stepped(ema_decay: float) -> None:
         nonlocal updates
         updates += 1
-        step()
+        step(ema_decay)
 
     monkeypatch.setattr(trainer.velocity, "_velocity", velocity)
-    monkeypatch.setattr(trainer, "_step", stepped)
+    monkeypatch.setattr(trainer.state, "step", stepped)
     line = trainer.iterate(0)
     assert updates == trainer.config.objective.updates
     assert set(updated) <= sampled
@@ -182,7 +183,7 @@ def test_an_infinite_ratio_of_a_group_without_advantages_spoils_nothing(
         values[:group] = 0.5
         return values
 
-    original = update.log_prob
+    original = policy_losses.log_prob
 
     def huge(sample: Tensor, *rest: Any) -> Tensor:
         more = torch.zeros(len(sample), dtype=sample.dtype)
@@ -190,7 +191,7 @@ def test_an_infinite_ratio_of_a_group_without_advantages_spoils_nothing(
         return original(sample, *rest) + more
 
     monkeypatch.setattr(collect, "score", one_score)
-    monkeypatch.setattr(update, "log_prob", huge)
+    monkeypatch.setattr(policy_losses, "log_prob", huge)
     before = weights(trainer)
     line = trainer.iterate(0)
     assert line["groups_without_variance"] == 1
@@ -416,7 +417,7 @@ def test_evaluation_uses_the_average_and_gives_the_weights_back() -> None:
     judged = trainer.evaluate(toy.PROMPTS)
     assert all(torch.equal(before[k], v) for k, v in weights(trainer).items())
     policy = toy.ToyPolicy()
-    policy.load_state_dict(trainer.average)
+    policy.load_state_dict(trainer.state.average)
     prompts = policy.held_out_prompts()
     shape = policy.latent_shape
     noise = evaluation_noise(trainer.config.seed, prompts, 2, shape)
@@ -538,20 +539,21 @@ def test_state_that_is_saved_and_loaded_goes_on_with_the_same_bits(tmp_path: Pat
     for iteration in range(2):
         straight.iterate(iteration)
     state = {
-        g: {k: v.detach().clone() for k, v in t.items()} for g, t in straight.tensors().items()
+        g: {k: v.detach().clone() for k, v in t.items()}
+        for g, t in straight.state.tensors().items()
     }
     resumed = make()
-    resumed.load_tensors(state)
+    resumed.state.load_tensors(state)
     for iteration in range(2, 4):
         a, b = straight.iterate(iteration), resumed.iterate(iteration)
         timed = ("seconds", "memory")
         assert {k: v for k, v in a.items() if not k.startswith(timed)} == {
             k: v for k, v in b.items() if not k.startswith(timed)
         }
-    for group, members in straight.tensors().items():
+    for group, members in straight.state.tensors().items():
         for name, value in members.items():
-            assert torch.equal(value, resumed.tensors()[group][name]), (group, name)
-    assert {k.split("/")[1] for k in straight.tensors()["optimizer"]} == {
+            assert torch.equal(value, resumed.state.tensors()[group][name]), (group, name)
+    assert {k.split("/")[1] for k in straight.state.tensors()["optimizer"]} == {
         "exp_avg",
         "exp_avg_sq",
         "step",
@@ -560,11 +562,13 @@ def test_state_that_is_saved_and_loaded_goes_on_with_the_same_bits(tmp_path: Pat
 
 def test_a_checkpoint_of_another_model_is_refused() -> None:
     trainer = make()
-    state = trainer.tensors()
+    state = trainer.state.tensors()
     with pytest.raises(RunError, match="of another model: inner"):
-        trainer.load_tensors({**state, "weights": {"outer": state["weights"]["outer"]}})
+        trainer.state.load_tensors({**state, "weights": {"outer": state["weights"]["outer"]}})
     with pytest.raises(RunError, match="of another model: outer"):
-        trainer.load_tensors({**state, "weights": {**state["weights"], "outer": torch.zeros(1)}})
+        trainer.state.load_tensors(
+            {**state, "weights": {**state["weights"], "outer": torch.zeros(1)}}
+        )
 
 
 def test_learning_raises_the_reward() -> None:
