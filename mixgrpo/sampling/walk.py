@@ -7,6 +7,7 @@ takes both from a plan.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -113,24 +114,15 @@ def walk_plan(
 
 def sde_transition(plan: Plan, index: int, x: Tensor, v: Tensor, noise: Tensor) -> SDEStep:
     """Random step `index` of `plan` from x, by its sampler's kernel; x and noise broadcast."""
-    return sde_step(
-        x,
-        v,
-        plan.sigmas[index],
-        plan.sigmas[index + 1],
-        eta=plan.sampler.eta,
-        kind=plan.sampler.kernel,
-        sigma_max=plan.sigmas[1],
-        noise=noise,
-    )
+    sigmas = plan.sigmas[index], plan.sigmas[index + 1]
+    return sde_step(x, v, *sigmas, **_kernel(plan), noise=noise)
 
 
 def plan_coefficients(plan: Plan, index: int) -> Coefficients:
     """What random step `index` of `plan` does to x, v and noise, by its sampler's kernel."""
-    return step_coefficients(
-        plan.sigmas[index],
-        plan.sigmas[index + 1],
-        eta=plan.sampler.eta,
-        kind=plan.sampler.kernel,
-        sigma_max=plan.sigmas[1],
-    )
+    return step_coefficients(plan.sigmas[index], plan.sigmas[index + 1], **_kernel(plan))
+
+
+def _kernel(plan: Plan) -> dict[str, Any]:
+    sampler = plan.sampler
+    return {"eta": sampler.eta, "kind": sampler.kernel, "sigma_max": plan.sigmas[1]}
