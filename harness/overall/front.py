@@ -71,9 +71,9 @@ def points(studies: "Sequence[Study]") -> list[Point]:
             if twin is not None:
                 found[twin] = _joined(found[twin], result)
                 continue
-            kinds = {"evaluations": result.evaluations_per_run}
+            kinds = {"evaluations": result.cost.evaluations_per_run}
             if study.analysis.core_time == chosen[0].analysis.core_time:
-                kinds["seconds"] = result.seconds_per_run
+                kinds["seconds"] = result.cost.seconds_per_run
             reward = result.rewards[study.analysis.measure].after
             found[own] = Point(study.sweep.name, result, reward, kinds, ())
     return list(found.values())

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.analysis.lines import FOLDER, stamp
 from harness.overall.studies import has_measurements, is_study, read_study
 from harness.reporting import page, unchanged
+from harness.reporting.unchanged import FOLDER, stamp
 from harness.study.spec import Sweep
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.atomic import write_bytes

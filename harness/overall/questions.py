@@ -126,13 +126,13 @@ def _needed(effect: Comparison) -> int | None:
 
 def _printed(study: Study, effect: Comparison | None) -> tuple[Printed, ...]:
     table = study.sweep.paper
-    rows = {r.published_row for r in study.analysis.arms if r.published_row is not None}
+    rows = {r.published.row for r in study.analysis.arms if r.published.row is not None}
     if table is None or not rows:
         return ()
-    own = None if effect is None else study.analysis.by_name(effect.arm).published_row
-    reference = study.analysis.reference.published_row
+    own = None if effect is None else study.analysis.by_name(effect.arm).published.row
+    reference = study.analysis.reference.published.row
     if effect is not None:
-        reference = study.analysis.by_name(effect.reference).published_row
+        reference = study.analysis.by_name(effect.reference).published.row
     if reference is None:  # the paper does not print it: its rows are compared with its first
         reference, own = next(row for row in paper.find(table).rows if row in rows), None
     found = []

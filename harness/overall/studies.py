@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.analysis.analyse import Analysis, analyse
-from harness.analysis.measurements import FRAMES, read_kept
+from harness.analysis.columns import is_reward
+from harness.analysis.kept import has_frames, read_kept
 from harness.analysis.results import Results
 from harness.analysis.seconds import core_time
 from harness.reporting.findings import others_compared
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 KEYS = ("arm", "seed", "iteration")
 WANTED = {
     "metrics": lambda c: c in (*KEYS, "evaluations_computed") or c.startswith("seconds_"),
-    "evals": lambda c: (
-        c in (*KEYS, "seconds_total") or (c.startswith("reward_") and c.endswith("_mean"))
-    ),
+    "evaluations": lambda c: c in (*KEYS, "seconds_total") or is_reward(c),
 }
 """Columns of the large tables that questions, cost and times need; further views need all."""
 
@@ -73,7 +72,7 @@ def is_study(sweep: Sweep) -> bool:
 
 def has_measurements(sweep: Sweep, reports: Path) -> bool:
     folder = reports / sweep.report_name
-    return all((folder / name).exists() for name in (*(f"{f}.parquet" for f in FRAMES), MADE))
+    return has_frames(folder) and (folder / MADE).exists()
 
 
 def read_study(sweep: Sweep, reports: Path) -> Study:
@@ -103,7 +102,7 @@ def _cost_of_runs(results: Results) -> "pd.DataFrame":
     import pandas as pd
 
     keys = ["arm", "seed"]
-    finished = results.runs[results.runs["state"] == "finished"]
+    finished = results.finished
     own = finished[[*keys, "hash", "iterations"]].assign(
         seconds=finished["seconds_total"],
         evaluations=finished["evaluations_computed"],
@@ -132,7 +131,9 @@ def _cost_of_runs(results: Results) -> "pd.DataFrame":
     if own["shared"].any():
         copies = sums(results.metrics, "evaluations_computed", copied=True, judged=False)
         own["evaluations"] -= of_runs(copies).fillna(0)
-    own["seconds_evaluation"] = of_runs(sums(results.evals, "seconds_total", False, judged=True))
+    own["seconds_evaluation"] = of_runs(
+        sums(results.evaluations, "seconds_total", False, judged=True)
+    )
     own["seconds_core"] = (
         of_runs(sums(results.metrics, "seconds_cpu", copied=False, judged=False))
         if core_time(results)

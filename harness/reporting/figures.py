@@ -25,8 +25,8 @@ from mixgrpo.errors import RunError
 from mixgrpo.text.escape import one_line, shortened, visible
 
 if TYPE_CHECKING:
-    from harness.analysis.measurements import Samples
     from harness.analysis.results import Results
+    from harness.analysis.samples import Samples
 
 DPI = 200
 LONGEST_LINE = 110
@@ -163,7 +163,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
             " Seconds are those of one core's time. A phase has the part of them that it had of "
             "the iteration by the clock."
         )
-    if any(result.phases[HEALTH] > 0 for result in analysis.arms):
+    if any(result.cost.phases[HEALTH] > 0 for result in analysis.arms):
         caption += (
             " Health, what is measured beside the training, is in the bar but not in the number: "
             "no comparison of seconds counts it."

@@ -184,7 +184,7 @@ def gain(analysis: Analysis) -> str:
 def cost(analysis: Analysis) -> str:
     """Which arms take another time per iteration than the reference, and of which that is not
     known; empty where there are neither."""
-    ratios = [(r.arm.label, r.time_ratio_simultaneous) for r in analysis.arms]
+    ratios = [(r.arm.label, r.cost.time_ratio_simultaneous) for r in analysis.arms]
     found = [
         f"{interval(ratio)} for {label}"
         for label, ratio in ratios

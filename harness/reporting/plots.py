@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.analysis.analyse import Analysis, by_arm
+from harness.analysis.analyse import Analysis
+from harness.analysis.results import by_arm
 from harness.analysis.seconds import HEALTH, PHASES, at_evaluations
 from harness.reporting.drawing import (
     GREY,
@@ -33,8 +34,8 @@ from harness.reporting.drawing import (
 from harness.text import seconds
 
 if TYPE_CHECKING:
-    from harness.analysis.measurements import Samples
     from harness.analysis.results import Results
+    from harness.analysis.samples import Samples
 
 PHASE_COLOURS = ("#3B4B6B", "#8F9BB3", "#C9B458", "#A2543A", "#C8C8C8")
 
@@ -158,7 +159,7 @@ def heldout(analysis: Analysis, results: "Results") -> Figure:
     rows = math.ceil(len(rewards) / columns)
     figure = Figure(figsize=(WIDTH, 0.7 + 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-    evals = by_arm(analysis.sweep, results.evals)
+    evals = by_arm(analysis.sweep, results.evaluations)
     for axes, reward in zip(panels, rewards, strict=False):
         for result in shown:
             curve = seed_curve(evals[result.arm.name], "iteration", f"reward_{reward}_mean")
@@ -218,10 +219,10 @@ def time(analysis: Analysis) -> Figure:
     axes = figure.subplots()
     left = np.zeros(len(shown))
     for phase, colour in zip(PHASES, PHASE_COLOURS, strict=True):
-        values = np.array([result.phases[phase] for result in shown])
+        values = np.array([result.cost.phases[phase] for result in shown])
         axes.barh(range(len(shown)), values, left=left, color=colour, height=0.62, label=phase)
         left += values
-    health = np.array([result.phases[HEALTH] for result in shown])
+    health = np.array([result.cost.phases[HEALTH] for result in shown])
     if (health > 0).any():
         axes.barh(
             range(len(shown)),
@@ -237,7 +238,7 @@ def time(analysis: Analysis) -> Figure:
         left += health
     for y, (result, end) in enumerate(zip(shown, left, strict=True)):
         axes.annotate(
-            f"{seconds(result.seconds.median)} s",
+            f"{seconds(result.cost.seconds.median)} s",
             (end, y),
             xytext=(5, 0),
             textcoords="offset points",

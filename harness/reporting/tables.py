@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis.analyse import Analysis, ArmResult, Quartiles
+from harness.analysis.analyse import Analysis, ArmResult
+from harness.analysis.cost import Quartiles
 from harness.analysis.seconds import ONE_CORE
 from harness.reporting import findings
 from harness.stats import Interval
@@ -77,7 +78,7 @@ def tables(analysis: Analysis) -> list[Table]:
     if analysis.others and analysis.compared:
         found.append(_other_comparisons(analysis))
     found.append(_cost(analysis))
-    if any(result.published for result in analysis.arms):
+    if any(result.published.values for result in analysis.arms):
         found.append(_published(analysis))
     return found
 
@@ -190,12 +191,12 @@ def _cost(analysis: Analysis) -> Table:
     rows = [
         (
             _name(analysis, result),
-            _range(result.nfe_rollout),
-            _range(result.nfe_train),
-            _count(result.evaluations),
-            _count(result.backward),
-            _quartiles(result.seconds),
-            NOTHING if result.time_ratio is None else interval(result.time_ratio),
+            _range(result.cost.nfe_rollout),
+            _range(result.cost.nfe_train),
+            _count(result.cost.evaluations),
+            _count(result.cost.backward),
+            _quartiles(result.cost.seconds),
+            NOTHING if result.cost.time_ratio is None else interval(result.cost.time_ratio),
         )
         for result in analysis.arms
     ]
@@ -226,9 +227,9 @@ def _published(analysis: Analysis) -> Table:
     rows = []
     for result in analysis.arms:
         change = result.rewards[analysis.measure]
-        row = [_name(analysis, result), interval(change.after), result.published_row or NOTHING]
+        row = [_name(analysis, result), interval(change.after), result.published.row or NOTHING]
         for column in columns:
-            value = result.published.get(column)
+            value = result.published.values.get(column)
             costs = column.startswith(("nfe", "seconds"))
             row.append(NOTHING if value is None else f"{value:g}" if costs else f"{value:.3f}")
         rows.append(tuple(row))
@@ -273,21 +274,21 @@ def frame(analysis: Analysis) -> "pd.DataFrame":
                 "verdict": comparison.verdict,
             }
         row |= {
-            "nfe_old_min": result.nfe_rollout[0],
-            "nfe_old_max": result.nfe_rollout[1],
-            "nfe_theta_min": result.nfe_train[0],
-            "nfe_theta_max": result.nfe_train[1],
-            "evaluations_per_iteration": result.evaluations,
-            "backward_per_iteration": result.backward,
-            "seconds_per_iteration_median": result.seconds.median,
-            "seconds_per_iteration_q25": result.seconds.low,
-            "seconds_per_iteration_q75": result.seconds.high,
+            "nfe_old_min": result.cost.nfe_rollout[0],
+            "nfe_old_max": result.cost.nfe_rollout[1],
+            "nfe_theta_min": result.cost.nfe_train[0],
+            "nfe_theta_max": result.cost.nfe_train[1],
+            "evaluations_per_iteration": result.cost.evaluations,
+            "backward_per_iteration": result.cost.backward,
+            "seconds_per_iteration_median": result.cost.seconds.median,
+            "seconds_per_iteration_q25": result.cost.seconds.low,
+            "seconds_per_iteration_q75": result.cost.seconds.high,
         }
-        row |= {f"seconds_{phase}_median": value for phase, value in result.phases.items()}
-        if result.time_ratio is not None:
-            row |= _columns("time_ratio", result.time_ratio)
-        row["published_row"] = result.published_row
-        row |= {f"published_{column}": value for column, value in result.published.items()}
+        row |= {f"seconds_{phase}_median": value for phase, value in result.cost.phases.items()}
+        if result.cost.time_ratio is not None:
+            row |= _columns("time_ratio", result.cost.time_ratio)
+        row["published_row"] = result.published.row
+        row |= {f"published_{column}": value for column, value in result.published.values.items()}
         rows.append(row)
     return pd.DataFrame(rows)
 

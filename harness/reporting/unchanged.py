@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.lines import FOLDER, stamp
-from harness.analysis.measurements import read_samples
+from harness.analysis.samples import read_samples
 from harness.runs.store import look, sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.files.atomic import write_json
 
+FOLDER = ".cache"
 LIBRARIES = ("matplotlib", "numpy", "pandas", "pyarrow", "scipy", "jinja2", "pillow")
 MEASURED = ("result.json", "metrics.jsonl", "eval.jsonl", "env.json")
 
@@ -90,6 +90,16 @@ def keep(record: Path, folder: Path, made_of: str, files: Iterable[str]) -> None
         record.parent.mkdir(exist_ok=True)
         stamps = {name: stamp(folder / name) for name in files}
         write_json(record, {"made_of": made_of, "files": stamps})
+
+
+def stamp(file: Path) -> list[int] | None:
+    """Size and time of change (ns), one of which changes when a file does; None where no file
+    can be read."""
+    try:
+        stat = file.stat()
+    except OSError:  # a loop of links, too
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _record(sweep: Sweep, runs_dir: Path, folder: Path) -> Path:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis.measurements import Measurements, gather, kept_finished, to_files
+from harness.analysis.kept import Measurements, kept_finished, to_files
+from harness.analysis.measurements import gather
 from harness.reporting import page, unchanged
 from harness.runs import source
 from harness.runs.source import relative
@@ -115,7 +116,7 @@ def _files(
 
 def _check_replaces_less(sweep: Sweep, measurements: Measurements, folder: Path) -> None:
     """FullerReport where a part of the sweep would replace the report of a larger part."""
-    finished = int((measurements.results.runs["state"] == "finished").sum())
+    finished = len(measurements.results.finished)
     # A damaged run is no smaller part of the sweep: the report says that it is missing.
     kept = kept_finished(folder) - len(measurements.results.left_out)
     if finished < min(kept, len(sweep.runs)):

@@ -79,11 +79,12 @@ def more(told: Told) -> list[str]:
 
 
 def _cost_ratios(analysis: "Analysis") -> str:
-    base = analysis.reference.evaluations
+    base = analysis.reference.cost.evaluations
     parts = [
-        f"{result.evaluations / base:.2f} for {result.arm.label}"
+        f"{ratio:.2f} for {result.arm.label}"
         for result in analysis.arms
-        if result.arm.name != analysis.sweep.reference and math.isfinite(result.evaluations / base)
+        if result.arm.name != analysis.sweep.reference
+        and math.isfinite(ratio := result.cost.evaluations / base)
     ]
     if not parts:
         return ""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.analysis.analyse import Analysis, by_arm
+from harness.analysis.analyse import Analysis
+from harness.analysis.results import by_arm
 from harness.reporting.drawing import (
     WIDTH,
     arm_label,

@@ -172,7 +172,8 @@ def _brief(analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]
             f"{number(min(shown))} to {number(max(shown))} could have been"
         )
     saved = [
-        1 - analysis.by_name(c.arm).evaluations / analysis.by_name(c.reference).evaluations
+        1
+        - analysis.by_name(c.arm).cost.evaluations / analysis.by_name(c.reference).cost.evaluations
         for c in losses
     ]
     if saved:
@@ -330,7 +331,7 @@ def _loss_table(analysis: Analysis, losses: list[Comparison]) -> Table:
                 interval(c.simultaneous, signed=True),
                 number(c.detectable),
                 VERDICTS[c.verdict],
-                number(sum(right.nfe_rollout) / 2 - sum(left.nfe_rollout) / 2, 1),
+                number(sum(right.cost.nfe_rollout) / 2 - sum(left.cost.nfe_rollout) / 2, 1),
             )
         )
     return Table(

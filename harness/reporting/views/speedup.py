@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.analysis.analyse import Analysis, by_arm
-from harness.analysis.seconds import method_seconds, on_the_clock, steady
+from harness.analysis.analyse import Analysis
+from harness.analysis.results import by_arm
+from harness.analysis.seconds import on_the_clock, steady
 from harness.reporting.drawing import (
     GREY,
     arm_label,
@@ -111,7 +112,7 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
             continue
         config, base, own = configs[name], configs[reference], runs[name]
         nfe = mean_interval([float(v) for v in own["nfe_rollout"]])
-        published = result.published.get("nfe_old")
+        published = result.published.values.get("nfe_old")
         computed = _rollout_evaluations(config, own)
         found.append(
             SpeedUp(
@@ -147,7 +148,7 @@ def _seconds(analysis: Analysis, results: "Results") -> dict[str, dict[int, floa
     A sum, as evaluations are: a median would leave out what the few iterations cost whose window
     stands far from the others'.
     """
-    times = steady(on_the_clock(results.metrics, method_seconds(results)))
+    times = steady(on_the_clock(results))
     means = times.groupby(["arm", "seed"], observed=True)["seconds_rollout"].mean().reset_index()
     found: dict[str, dict[int, float]] = {arm.name: {} for arm in analysis.sweep.arms}
     for arm, seed, value in zip(means["arm"], means["seed"], means["seconds_rollout"], strict=True):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.analysis.analyse import Analysis, by_arm
+from harness.analysis.analyse import Analysis
+from harness.analysis.results import by_arm
 from harness.reporting.drawing import (
     WIDTH,
     arm_label,
@@ -98,8 +99,8 @@ def stability(analysis: Analysis, results: "Results", probes: "pd.DataFrame | No
 def judged(analysis: Analysis, results: "Results") -> list[Stability]:
     """Every arm with a finished or a failed run, in the sweep's order."""
     norms = by_arm(analysis.sweep, _ends(results.metrics))
-    falls = by_arm(analysis.sweep, _falls(results.evals, f"reward_{analysis.measure}_mean"))
-    evals = by_arm(analysis.sweep, results.evals)
+    falls = by_arm(analysis.sweep, _falls(results.evaluations, f"reward_{analysis.measure}_mean"))
+    evals = by_arm(analysis.sweep, results.evaluations)
     lost = {
         result.arm.name: _since_best(seed_curves(evals[result.arm.name], analysis.measure))
         for result in analysis.arms

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.analysis.analyse import Analysis, by_arm
+from harness.analysis.analyse import Analysis
+from harness.analysis.results import by_arm
 from harness.reporting.drawing import (
     COLOURS,
     GREY,
@@ -98,7 +99,7 @@ def turn(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") 
 def turns(analysis: Analysis, results: "Results") -> list[Turn]:
     """Every held-out reward of every arm with at least MIN_SEEDS seeds."""
     configs = {run.arm: run.config for run in analysis.sweep.runs}
-    evals = by_arm(analysis.sweep, results.evals)
+    evals = by_arm(analysis.sweep, results.evaluations)
     given = []
     for arm in analysis.sweep.arms:
         trained = list(configs[arm.name].rewards.train)
@@ -270,7 +271,7 @@ def _figure(analysis: Analysis, results: "Results", found: list[Turn]) -> "Figur
     figure = Figure(figsize=(WIDTH, 0.9 + 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     rewards = (analysis.measure, *analysis.others)
-    evals = by_arm(analysis.sweep, results.evals)
+    evals = by_arm(analysis.sweep, results.evaluations)
     configs = {run.arm: run.config for run in analysis.sweep.runs}
     for axes, result in zip(panels, shown, strict=False):
         own = evals[result.arm.name]

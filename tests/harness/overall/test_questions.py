@@ -19,7 +19,8 @@ import pytest
 from scipy import stats
 
 from harness import report
-from harness.analysis.measurements import gather, to_files
+from harness.analysis.kept import to_files
+from harness.analysis.measurements import gather
 from harness.overall import page as overall_page
 from harness.overall import tables as overall_tables
 from harness.overall import words as overall_words
