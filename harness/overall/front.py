@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.analysis.analyse import ArmResult
-from harness.stats import LEVEL, Interval, mean_interval, paired_differences
+from harness.stats import Interval, mean_interval, paired_differences, simultaneous_level
 
 if TYPE_CHECKING:
     from harness.overall.studies import Study
@@ -138,7 +138,7 @@ def steps(of: Sequence[Point], cost: str) -> list[Step]:
         (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
     )
     pairs_of_arms = len(of) * (len(of) - 1) // 2
-    level = 1 - (1 - LEVEL) / max(1, pairs_of_arms)
+    level = simultaneous_level(pairs_of_arms)
     found = []
     for index, point in enumerate(priced[1:], start=1):
         against = max(priced[:index], key=lambda p: p.reward.mean)

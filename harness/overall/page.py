@@ -244,7 +244,8 @@ def to_latex(overall: "Overall") -> str:
     """A whole document: the tables over all studies, then every study's own."""
     from harness.overall import tables as overall_tables
     from harness.overall import words
-    from harness.reporting.tables import latex_table, tables
+    from harness.reporting.latex import latex_table
+    from harness.reporting.tables import tables
 
     questions = overall_tables.questions_table(overall)
     parts = [

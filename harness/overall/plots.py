@@ -142,7 +142,7 @@ def sensitivity(studies: Sequence[Study]) -> Figure:
         names.append(f"{study.sweep.name}: against {study.sweep.reference_label}")
         for offset, effect in enumerate(arms, start=1):
             _effect(axes, y + offset, effect, colour, size=6)
-            names.append(study.analysis.by_name(effect.arm).arm.label)
+            names.append(study.analysis.label(effect.arm))
         y += len(arms) + 1
     axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
     name_rows(axes, [textwrap.shorten(name, 56) for name in names])

@@ -85,7 +85,7 @@ class Question:
     def effect_label(self) -> str:
         if self.effect is None:
             return ""
-        return self.study.analysis.by_name(self.effect.arm).arm.label
+        return self.study.analysis.label(self.effect.arm)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def incomplete(overall: Overall) -> list[str]:
 def same_schedules(overall: Overall) -> list[str]:
     """Arms that are configured differently and compute the same."""
     return [
-        f"{question.study.sweep.name}: {listed([_label(question.study, arm) for arm in group])} "
+        f"{question.study.sweep.name}: {listed(list(map(question.study.analysis.label, group)))} "
         "are the same schedule over the whole run. Their scores are one measurement, not two."
         for question in overall.questions
         for group in question.study.analysis.same_schedule
@@ -173,7 +173,7 @@ def same_pairs(overall: Overall) -> list[str]:
                 for study, c in judged
             ]
             study, c = judged[0]
-            names = f"{_label(study, c.arm)} and {_label(study, c.reference)}"
+            names = f"{study.analysis.label(c.arm)} and {study.analysis.label(c.reference)}"
             said.append(f"{names}: {', '.join(parts)}.")
     return said
 
@@ -241,7 +241,3 @@ def notes(overall: Overall) -> list[str]:
 
 def _model(name: str) -> str:
     return "the embedded task" if name == "scenes" else name
-
-
-def _label(study: Study, arm: str) -> str:
-    return study.analysis.by_name(arm).arm.label

@@ -132,7 +132,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         title = "Trained and held-out rewards"
         drawn.append(("heldout", title, caption, lambda: plots.heldout(analysis, results)))
     if samples is not None:
-        shown, label = samples, analysis.by_name(samples.arm).arm.label
+        shown, label = samples, analysis.label(samples.arm)
         caption = (
             "The same noise and the same held-out prompts before training and after "
             f"{samples.iterations} iterations ({label}, seed {samples.seed})."
@@ -150,7 +150,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         config = configs[name]
         if config.trained_per_image < config.window.size:
             caption += (
-                f" {analysis.by_name(name).arm.label} trains {config.trained_per_image} of the "
+                f" {analysis.label(name)} trains {config.trained_per_image} of the "
                 f"{config.window.size} steps of its window, drawn for every image anew."
             )
     drawn.append(("window", "The window's path", caption, lambda: plots.window(analysis, results)))

@@ -1,4 +1,4 @@
-"""The report's tables: Markdown to read, CSV to compute with, LaTeX (booktabs) to print.
+"""The report's tables: Markdown to read, CSV to compute with (LaTeX: `latex`).
 
 One numeric frame (`frame`) with every number, and a few narrow text tables (`tables`) that fit a
 page. The same measurements give the same bytes.
@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis.analyse import Analysis, ArmResult
+from harness.analysis.analyse import Analysis
 from harness.analysis.cost import Quartiles
 from harness.analysis.seconds import ONE_CORE
-from harness.reporting import findings
-from harness.stats import Interval
+from harness.reporting import findings, notes
+from harness.stats import Comparison, Interval
 from harness.study import paper
 from harness.text import NOTHING, interval, number, p_value, seconds
-from mixgrpo.text.escape import csv_cell, latex, latex_row, markdown, markdown_block
+from mixgrpo.text.escape import csv_cell, markdown, markdown_block
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +68,12 @@ def _quartiles(found: Quartiles) -> str:
     return f"{seconds(found.median)} ({seconds(found.low)} to {seconds(found.high)})"
 
 
+def difference_cell(comparison: Comparison) -> str:
+    """The difference, and whether it is better or worse where that is so."""
+    verdict = comparison.verdict if comparison.verdict in ("better", "worse") else ""
+    return f"{interval(comparison.simultaneous, signed=True)} {verdict}".strip()
+
+
 def tables(analysis: Analysis) -> list[Table]:
     """The tables of the report, in the order a reader wants them."""
     found = [_quality(analysis)]
@@ -83,18 +89,13 @@ def tables(analysis: Analysis) -> list[Table]:
     return found
 
 
-def _name(analysis: Analysis, result: ArmResult) -> str:
-    reference = analysis.is_reference(result.arm.name)
-    return f"{result.arm.label} (reference)" if reference else result.arm.label
-
-
 def _quality(analysis: Analysis) -> Table:
     rows = []
     for result in analysis.arms:
         change = result.rewards[analysis.measure]
         rows.append(
             (
-                _name(analysis, result),
+                analysis.name_in_table(result.arm.name),
                 str(len(result.seeds)),
                 interval(change.before),
                 interval(change.after),
@@ -120,7 +121,7 @@ def _comparison(analysis: Analysis) -> Table:
         ),
         tuple(
             (
-                analysis.by_name(comparison.arm).arm.label,
+                analysis.label(comparison.arm),
                 str(len(comparison.seeds)),
                 interval(comparison.simultaneous, signed=True),
                 p_value(comparison.p_holm),
@@ -143,7 +144,7 @@ def _other_rewards(analysis: Analysis) -> Table:
         columns += [f"{reward} before", "after", "change"]
     rows = []
     for result in analysis.arms:
-        row = [_name(analysis, result)]
+        row = [analysis.name_in_table(result.arm.name)]
         for reward in analysis.others:
             found = result.rewards[reward]
             row += [number(found.before.mean), number(found.after.mean)]
@@ -162,12 +163,11 @@ def _other_rewards(analysis: Analysis) -> Table:
 def _other_comparisons(analysis: Analysis) -> Table:
     rows = []
     for comparison in analysis.compared:
-        cells = []
-        for reward in analysis.others:
-            found = analysis.other_comparisons[reward][comparison.arm]
-            verdict = found.verdict if found.verdict in ("better", "worse") else ""
-            cells.append(f"{interval(found.simultaneous, signed=True)} {verdict}".strip())
-        rows.append((_name(analysis, analysis.by_name(comparison.arm)), *cells))
+        cells = [
+            difference_cell(analysis.other_comparisons[reward][comparison.arm])
+            for reward in analysis.others
+        ]
+        rows.append((analysis.label(comparison.arm), *cells))
     return Table(
         f"Compared with {analysis.sweep.reference_label}: the other rewards on held-out prompts",
         ("arm", *analysis.others),
@@ -190,7 +190,7 @@ def _roles(analysis: Analysis) -> str:
 def _cost(analysis: Analysis) -> Table:
     rows = [
         (
-            _name(analysis, result),
+            analysis.name_in_table(result.arm.name),
             _range(result.cost.nfe_rollout),
             _range(result.cost.nfe_train),
             _count(result.cost.evaluations),
@@ -227,7 +227,11 @@ def _published(analysis: Analysis) -> Table:
     rows = []
     for result in analysis.arms:
         change = result.rewards[analysis.measure]
-        row = [_name(analysis, result), interval(change.after), result.published.row or NOTHING]
+        row = [
+            analysis.name_in_table(result.arm.name),
+            interval(change.after),
+            result.published.row or NOTHING,
+        ]
         for column in columns:
             value = result.published.values.get(column)
             costs = column.startswith(("nfe", "seconds"))
@@ -314,15 +318,14 @@ def to_markdown(analysis: Analysis, told: str = "") -> str:
     question."""
     sweep = analysis.sweep
     said = [
-        *(*findings.in_short(analysis, told), *findings.missing(analysis)),
+        *(*findings.in_short(analysis, told), *notes.missing(analysis)),
         # The file's remark is about the file's settings.
         "" if sweep.overrides else sweep.notes,
     ]
     parts = [f"# {markdown_block(sweep.question)}", *map(markdown_block, said)]
     for table in tables(analysis):
         parts += markdown_section(table)
-    notes = findings.statistics_notes(analysis)
-    parts += ["## How to read the numbers", *markdown_list(notes)]
+    parts += ["## How to read the numbers", *markdown_list(notes.statistics_notes(analysis))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -349,76 +352,3 @@ def markdown_table(table: Table, links: Sequence[str] = ()) -> str:
 
 def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-NEEDED = "% needs \\usepackage{booktabs} and \\usepackage{graphicx}"
-
-
-def to_latex(analysis: Analysis) -> str:
-    """Floats with booktabs rules, for \\input; needs \\usepackage{booktabs, graphicx}."""
-    return "\n\n".join([NEEDED, *map(latex_table, tables(analysis))]) + "\n"
-
-
-MOST_CHARACTERS = 130
-"""A wider table would be shrunk until nobody can read it: its cells are broken into lines."""
-
-
-def latex_table(table: Table) -> str:
-    """One float as wide as the line."""
-    wide = sum(2 + max(map(len, column)) for column in _columns_of(table)) > MOST_CHARACTERS
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex(f'{table.title}. {table.note}'.strip())}}}",
-            r"\medskip",
-            *(_broken(table) if wide else _shrunk(table)),
-            r"\end{table}",
-        ]
-    )
-
-
-def _columns_of(table: Table) -> list[tuple[str, ...]]:
-    return list(zip(table.columns, *table.rows, strict=True))
-
-
-def _shrunk(table: Table) -> list[str]:
-    head, *body = (f"{latex_row(cells)} \\\\" for cells in (table.columns, *table.rows))
-    return [
-        r"\resizebox{\linewidth}{!}{%",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-        *_ruled(head, body),
-        r"\end{tabular}}",
-    ]
-
-
-def _broken(table: Table) -> list[str]:
-    """Small letters, and as much of the line for a column as its longest word and texts ask for."""
-    wanted = [
-        # At most so much that a text without spaces leaves room for the other columns.
-        min(
-            120,
-            max(
-                2 + max(len(word) for cell in column for word in cell.split() or [""]),
-                min(max(map(len, column)), 12 + sum(map(len, column)) // len(column) // 2),
-            ),
-        )
-        for column in _columns_of(table)
-    ]
-    widths = "".join(
-        rf"p{{\dimexpr{width / sum(wanted):.4f}\linewidth-6pt\relax}}" for width in wanted
-    )
-    head, *body = (
-        " & ".join(rf"\raggedright {latex(cell)}" for cell in cells) + r" \tabularnewline"
-        for cells in (table.columns, *table.rows)
-    )
-    return [
-        r"\scriptsize\setlength{\tabcolsep}{3pt}",
-        rf"\begin{{tabular}}{{{widths}}}",
-        *_ruled(head, body),
-        r"\end{tabular}",
-    ]
-
-
-def _ruled(head: str, body: list[str]) -> list[str]:
-    return [r"\toprule", head, r"\midrule", *body, r"\bottomrule"]

@@ -86,7 +86,7 @@ def _files(
     """Everything that is written, by path inside the report's folder, and its pictures: first
     measurements and tables, then the figures, the page last."""
     from harness.analysis.analyse import analyse
-    from harness.reporting import tables
+    from harness.reporting import latex, tables
     from harness.reporting import write as view_files
     from harness.reporting.figures import draw
     from harness.reporting.views.view import answer, make_views
@@ -103,7 +103,7 @@ def _files(
     files |= {
         "table.md": (tables.to_markdown(analysis, told) + view_files.markdown(views)).encode(),
         "table.csv": tables.to_csv(analysis).encode(),
-        "table.tex": (tables.to_latex(analysis) + view_files.latex(views)).encode(),
+        "table.tex": (latex.to_latex(analysis) + view_files.latex_of(views)).encode(),
     }
     yield files, []
     pictures = draw(analysis, measurements.results, measurements.samples)
@@ -154,7 +154,7 @@ def _page(
 ) -> str:
     """The page: one file, pictures inside, autoescaped. `drawn`: the views' pictures by view;
     `told`: the answer, where a view gives it."""
-    from harness.reporting import findings
+    from harness.reporting import findings, notes
     from harness.reporting.tables import tables
 
     sweep = analysis.sweep
@@ -168,12 +168,12 @@ def _page(
         notes="" if sweep.overrides else sweep.notes,
         in_short=findings.in_short(analysis, told),
         others=[finding.text for finding in findings.other_rewards(analysis)],
-        missing=findings.missing(analysis),
+        missing=notes.missing(analysis),
         pictures=pictures,
         views=views,
         drawn=drawn,
         tables=tables(analysis),
-        statistics=findings.statistics_notes(analysis),
+        statistics=notes.statistics_notes(analysis),
         made=_made(analysis, measurements),
         command_sweep=f"python -m harness.sweep {arguments}",
         command_report=f"python -m harness.report {arguments}",
@@ -238,8 +238,8 @@ def markdown(views: "Sequence[View]") -> str:
     return "".join(f"\n{part}\n" for part in parts if part)
 
 
-def latex(views: "Sequence[View]") -> str:
+def latex_of(views: "Sequence[View]") -> str:
     """What follows the report's own tables in table.tex: a float for every table."""
-    from harness.reporting.tables import latex_table
+    from harness.reporting.latex import latex_table
 
     return "".join(f"\n{latex_table(table)}\n" for view in views for table in view.tables)

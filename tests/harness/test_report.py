@@ -16,6 +16,7 @@ from harness.analysis.analyse import _shared_until, analyse
 from harness.analysis.results import collect
 from harness.analysis.seconds import at_evaluations
 from harness.reporting import findings, write
+from harness.reporting.notes import statistics_notes
 from harness.reporting.views import view as views
 from harness.reporting.write import FullerReport, write_report
 from harness.study.load import load_sweep
@@ -427,7 +428,7 @@ def test_random_windows_part_earliest_over_seeds():
 
 def test_arms_that_part_and_arms_that_do_not(tmp_path):
     analysis = found(tmp_path, seeds=3, sweep={"intervals": (9, 15, 100, 200), "iterations": 60})
-    notes = " ".join(findings.statistics_notes(analysis))
+    notes = " ".join(statistics_notes(analysis))
     assert "τ = 9 from iteration 9, τ = 100 from iteration 15" in notes
     assert "τ = 100 and τ = 200 are the same schedule over the whole run" in notes
 

@@ -1,8 +1,8 @@
 """How far SDE and ODE lie apart through training, and at the window's moves.
 
 The two KL divergences (`mixgrpo.sampling.distributions`) are measured where the window has just
-moved, or every `window.interval` iterations where it does not. What the position does to them and
-what training does is told apart by `harness.reporting.views.position`, on the logarithm of the KL.
+moved, or every `window.interval` iterations where it does not. `harness.reporting.views.position`
+separates what the position does to them from what training does, on the logarithm of the KL.
 """
 
 from dataclasses import dataclass
@@ -12,25 +12,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.analysis.analyse import Analysis
-from harness.analysis.results import by_arm
+from harness.analysis.columns import IMAGE_KL, ITERATION, RUN, SEED, STEP_KL, WINDOW_START
+from harness.analysis.results import by_arm, by_seed
 from harness.reporting.drawing import (
-    WIDTH,
-    arm_label,
-    arm_marks,
     legend_above,
     log_heights,
-    plot_curve,
-    seed_curve,
+    name_iterations_and_positions,
+    panels,
+    plot_curves,
     shown_arms,
     some_drawn,
-    whole_numbers,
 )
 from harness.reporting.figures import picture
-from harness.reporting.findings import label
 from harness.reporting.tables import Table
 from harness.reporting.views.position import training_parts
 from harness.reporting.views.view import View
-from harness.stats import LEVEL, Interval, exponential, geometric, mean_interval, side
+from harness.stats import (
+    LEVEL,
+    Interval,
+    exponential,
+    geometric,
+    mean_interval,
+    side,
+    simultaneous_level,
+)
 from harness.text import NOTHING, interval, listed, number
 
 if TYPE_CHECKING:
@@ -40,8 +45,8 @@ if TYPE_CHECKING:
     from harness.analysis.results import Results
 
 KINDS = {
-    "drift_image_kl": ("KL of the images", "nats per feature"),
-    "drift_step_kl": ("KL of a step", "nats per element"),
+    IMAGE_KL: ("KL of the images", "nats per feature"),
+    STEP_KL: ("KL of a step", "nats per element"),
 }
 DIGITS = 4
 FACTOR = 3
@@ -60,8 +65,7 @@ class _Found:
     change: Interval
     """Last over first, by seed; simultaneous where it is all that is known."""
     training: Interval | None
-    """The part of it at equal position, a factor, simultaneous; None where it cannot be told
-    apart."""
+    """The part of it at equal position, a factor, simultaneous; None where it cannot be known."""
     move: Interval | None
     """The rest, by move of the window; None where it does not slide, or where it is not known."""
 
@@ -85,7 +89,7 @@ def drift(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None")
     kinds = [kind for kind in KINDS if kind in lines and lines[kind].notna().any()]
     logs = {kind: _logs(analysis, lines[lines[kind] > 0], kind) for kind in kinds}
     family = sum(_stated(log) for of_arms in logs.values() for log in of_arms)
-    level = 1 - (1 - LEVEL) / max(1, family)
+    level = simultaneous_level(family)
     found = {
         kind: [_found(log, level) for log in of_arms] for kind, of_arms in logs.items() if of_arms
     }
@@ -110,7 +114,7 @@ def _lines(analysis: Analysis, results: "Results") -> "pd.DataFrame":
     """The iterations at which a KL was measured; `alike`: arms that sample in the same way."""
     metrics = results.metrics
     kinds = [kind for kind in KINDS if kind in metrics]
-    columns = ["arm", "seed", "iteration", "window_start", *kinds]
+    columns = [*RUN, ITERATION, WINDOW_START, *kinds]
     if not kinds:
         return metrics.iloc[:0]
     lines = metrics.loc[metrics[kinds].notna().any(axis=1), columns]
@@ -137,12 +141,11 @@ class _Logs:
 def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
     """Every arm with measurements; `lines`: those of this kind, above zero."""
     parts = training_parts(lines.assign(log=np.log(lines[kind])), "log")
-    run = ["arm", "seed"]
-    runs = lines.groupby(run, observed=True)
+    runs = lines.groupby(RUN, observed=True)
     # The first line of a run moves by NaN: by nothing.
-    steps = lines.assign(moves=runs["window_start"].diff().fillna(0) != 0)
+    steps = lines.assign(moves=runs[WINDOW_START].diff().fillna(0) != 0)
     ends = runs[kind].agg(["first", "last"])
-    ends = ends.assign(moves=steps.groupby(run, observed=True)["moves"].sum()).reset_index()
+    ends = ends.assign(moves=steps.groupby(RUN, observed=True)["moves"].sum()).reset_index()
     ends_of = by_arm(analysis.sweep, ends)
     lines_of = by_arm(analysis.sweep, lines)
     found = []
@@ -151,10 +154,8 @@ def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
         if not len(own):
             continue
         one = lines_of[arm.name]
-        places = one.loc[one["seed"] == one["seed"].iloc[0], "window_start"]
-        positions = tuple(int(place) for place in places)
-        logs = np.log(own["last"]) - np.log(own["first"])
-        change = dict(zip(map(int, own["seed"]), map(float, logs), strict=True))
+        positions = tuple(map(int, one.loc[one[SEED] == one[SEED].iloc[0], WINDOW_START]))
+        change = by_seed(own.assign(log=np.log(own["last"]) - np.log(own["first"])), "log")
         training, moves = parts.get(arm.name), float(own["moves"].mean())
         rest = None
         if training is not None and _slides(positions):
@@ -175,7 +176,7 @@ def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
 
 def _stated(log: _Logs) -> int:
     """How many intervals are given of it: what training did and what a move does, or, where these
-    cannot be told apart, the change."""
+    are not known, the change."""
     return 1 if log.training is None else 1 + (log.move is not None)
 
 
@@ -205,7 +206,7 @@ def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
     known = [(f, f.training) for f in found if f.training is not None]
     name = KINDS[kind][0]
     if not known:
-        changes = listed([f"{_times(f.change)} in {label(analysis, f.arm)}" for f in found])
+        changes = listed([f"{_times(f.change)} in {analysis.label(f.arm)}" for f in found])
         return (
             f"{name} between SDE and ODE, from the first measurement to the last, became "
             f"{changes}: what training did to it and what the window's position did cannot be told "
@@ -213,7 +214,7 @@ def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
         )
     parts = []
     for sign, word in ((1, "grew"), (-1, "shrank"), (0, "is not shown to have changed")):
-        arms = [f"{label(analysis, f.arm)} ({_times(t)})" for f, t in known if side(t) == sign]
+        arms = [f"{analysis.label(f.arm)} ({_times(t)})" for f, t in known if side(t) == sign]
         if arms:
             parts.append(f"{word} in {listed(arms)}")
     said = (
@@ -221,8 +222,8 @@ def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
         f"training does the same at every position, {'; '.join(parts)}"
     )
     moves = [(f, f.move) for f in found if f.move is not None]
-    shown = [f"{_times(move)} in {label(analysis, f.arm)}" for f, move in moves if side(move)]
-    rest = [f"{_times(move)} in {label(analysis, f.arm)}" for f, move in moves if not side(move)]
+    shown = [f"{_times(move)} in {analysis.label(f.arm)}" for f, move in moves if side(move)]
+    rest = [f"{_times(move)} in {analysis.label(f.arm)}" for f, move in moves if not side(move)]
     if shown:
         said += f"; a move of the window by itself takes it {listed(shown)}"
     if rest:
@@ -231,7 +232,7 @@ def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
 
 
 def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
-    """Empty where nowhere training and the window's position are told apart."""
+    """Empty where what training did is nowhere known."""
     parts = []
     for kind, of_arms in found.items():
         known = [(f, f.training) for f in of_arms if f.training is not None]
@@ -241,7 +242,7 @@ def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
         changes = [
             f"{word} in {listed(arms)}"
             for sign, word in ((1, "grew"), (-1, "shrank"))
-            if (arms := [label(analysis, f.arm) for f, t in known if side(t) == sign])
+            if (arms := [analysis.label(f.arm) for f, t in known if side(t) == sign])
         ]
         low, high = (pick(t.mean for _, t in known) for pick in (min, max))
         least, most = min(t.low for _, t in known), max(t.high for _, t in known)
@@ -251,7 +252,7 @@ def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
             f"{number(most, 2)})"
         )
         moves = [
-            f"{interval(f.move, 2)} in {label(analysis, f.arm)}"
+            f"{interval(f.move, 2)} in {analysis.label(f.arm)}"
             for f in of_arms
             if f.move is not None and side(f.move)
         ]
@@ -276,7 +277,7 @@ def _table(analysis: Analysis, kind: str, found: list[_Found]) -> Table:
     for f in found:
         rows.append(
             (
-                label(analysis, f.arm),
+                analysis.label(f.arm),
                 _places(f),
                 interval(f.first, DIGITS),
                 interval(f.last, DIGITS),
@@ -313,36 +314,27 @@ def _places(found: _Found) -> str:
 
 
 def _figure(analysis: Analysis, lines: "pd.DataFrame", kinds: list[str]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    marks, shown = arm_marks(analysis), shown_arms(analysis)
-    figure = Figure(figsize=(WIDTH, 6.0 + 0.12 * len(shown)), layout="constrained")
-    panels = figure.subplots(2, len(kinds), squeeze=False)
-    own = by_arm(analysis.sweep, lines)
-    for column, kind in enumerate(kinds):
+    height = 6.0 + 0.12 * len(shown_arms(analysis))
+    figure, panel = panels(2, len(kinds), height)
+    for (over_iterations, over_positions), kind in zip(panel.T, kinds, strict=True):
         name, unit = KINDS[kind]
-        over_iterations, over_places = panels[0, column], panels[1, column]
+        by_position = lines.groupby([*RUN, WINDOW_START], observed=True)[kind].mean().reset_index()
         lowest = 1.0
-        for result in shown:
-            mark, rows = marks[result.arm.name], own[result.arm.name]
-            curve = seed_curve(rows, "iteration", kind)
-            plot_curve(over_iterations, curve, mark, arm_label(analysis, result))
-            places = rows.groupby(["window_start", "seed"])[kind].mean().reset_index()
-            places = places.assign(iteration=places["window_start"])
-            by_place = seed_curve(places, "iteration", kind)
-            plot_curve(over_places, by_place, mark, arm_label(analysis, result))
-            lowest = min([lowest, *(found.mean for _, found in (*curve, *by_place))])
-        for axes, x in ((over_iterations, "iterations"), (over_places, "window's first step")):
-            if lowest > 0:
-                log_heights(axes)
-            axes.set_xlabel(x)
-            axes.margins(x=0.03)
-            whole_numbers(axes)
-        over_places.sharey(over_iterations)
+        for axes, rows, x in (
+            (over_iterations, lines, ITERATION),
+            (over_positions, by_position, WINDOW_START),
+        ):
+            of_arms = by_arm(analysis.sweep, rows)
+            lowest = min(lowest, plot_curves(axes, analysis, of_arms, x, kind, by=x))
+        name_iterations_and_positions(over_iterations, over_positions)
+        if lowest > 0:
+            log_heights(over_iterations)
+            log_heights(over_positions)
+        over_positions.sharey(over_iterations)
         if lowest > 0:  # a band that reaches zero has no lower end on this axis
             over_iterations.set_ylim(bottom=lowest / 1.6)
         over_iterations.set_title(name)
-        for axes in (over_iterations, over_places):
+        for axes in (over_iterations, over_positions):
             axes.set_ylabel(unit)
-    legend_above(figure, panels[0, 0])
+    legend_above(figure, panel[0, 0])
     return figure

@@ -8,7 +8,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.analyse import Analysis
-from harness.reporting.findings import label
 from harness.reporting.tables import VERDICTS, Table
 from harness.reporting.views.view import View
 from harness.stats import Comparison, compare, paired_differences
@@ -38,9 +37,7 @@ def interaction(
     told = [c for c in found.values() if c.verdict in ("better", "worse")]
     tested = [c for c in found.values() if c.verdict in VERDICTS and math.isfinite(c.p)]
     if told:
-        which = [
-            f"{label(analysis, c.arm)} ({interval(c.simultaneous, signed=True)})" for c in told
-        ]
+        which = [f"{analysis.label(c.arm)} ({interval(c.simultaneous, signed=True)})" for c in told]
         answer = f"The effect differs from the one in the group of {first} in {listed(which)}."
     elif tested:
         answer = (
@@ -52,8 +49,8 @@ def interaction(
         answer = "Whether effects differ cannot be concluded: too few seeds."
     rows = tuple(
         (
-            label(analysis, c.arm),
-            label(analysis, c.reference),
+            analysis.label(c.arm),
+            analysis.label(c.reference),
             str(len(c.seeds)),
             interval(c.simultaneous, signed=True),
             p_value(c.p_holm),

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.analysis import columns
 from harness.analysis.analyse import Analysis
+from harness.analysis.columns import ITERATION, SEED
 from harness.analysis.results import by_arm
 from harness.reporting.drawing import (
     COLOURS,
     GREY,
     MARKERS,
-    WIDTH,
     Mark,
+    hide_rest,
     legend_above,
+    panels,
     plot_curve,
     seed_curve,
     shown_arms,
@@ -30,11 +33,17 @@ from harness.reporting.drawing import (
     wrapped,
 )
 from harness.reporting.figures import picture
-from harness.reporting.findings import label
+from harness.reporting.phrases import span
 from harness.reporting.tables import Table
 from harness.reporting.views.view import View
-from harness.stats import LEVEL, MIN_SEEDS, Interval, detectable_difference, mean_interval
-from harness.text import interval, listed, number
+from harness.stats import (
+    MIN_SEEDS,
+    Interval,
+    detectable_difference,
+    mean_interval,
+    simultaneous_level,
+)
+from harness.text import interval, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,17 +115,17 @@ def turns(analysis: Analysis, results: "Results") -> list[Turn]:
         for reward in (r for r in configs[arm.name].rewards.held_out if r not in trained):
             curves = {r: seed_curves(evals[arm.name], r) for r in (reward, *trained)}
             if curves[reward].shape[0] >= MIN_SEEDS and curves[reward].shape[1] > 1:
-                iterations = np.unique(evals[arm.name]["iteration"].to_numpy(int))
+                iterations = np.unique(evals[arm.name][ITERATION].to_numpy(int))
                 given.append((arm.name, reward, iterations, curves))
     return [_turn(*one, family=len(given)) for one in given]
 
 
 def seed_curves(evals: "pd.DataFrame", reward: str) -> Array:
     """The reward of an arm, [seeds, evaluations]; seeds that lack an evaluation are left out."""
-    column = f"reward_{reward}_mean"
+    column = columns.reward(reward)
     if column not in evals:
         return np.zeros((0, 0))
-    wide = evals.pivot(index="seed", columns="iteration", values=column)
+    wide = evals.pivot(index=SEED, columns=ITERATION, values=column)
     return wide.dropna().to_numpy(float)
 
 
@@ -129,7 +138,7 @@ def _turn(
 ) -> Turn:
     own = curves[reward]
     at = best_of_others(own)
-    loss = mean_interval(list(since(own, at)), 1 - (1 - LEVEL) / family)
+    loss = mean_interval(list(since(own, at)), simultaneous_level(family))
     return Turn(
         arm=arm,
         reward=reward,
@@ -190,11 +199,9 @@ def _sentences(analysis: Analysis, found: list[Turn]) -> tuple[str, ...]:
         parts.append(f"no held-out reward is shown to have turned in {end} iterations, in any arm")
     seen = [t.detectable for t in found if not t.turned and math.isfinite(t.detectable)]
     if seen:
-        low, high = number(min(seen)), number(max(seen))
         where = "in the others " if any(t.turned for t in found) else ""
         parts.append(
-            f"{where}a true loss of {low if low == high else f'{low} to {high}, by the curve,'} "
-            "had an 80 % chance of being found"
+            f"{where}a true loss of {span(seen, by='curve')} had an 80 % chance of being found"
         )
     text = "; ".join(parts)
     return (f"{text[0].upper()}{text[1:]}.",)
@@ -213,14 +220,14 @@ def _brief(analysis: Analysis, found: list[Turn]) -> str:
 
 def _in_brief(analysis: Analysis, t: Turn) -> str:
     since = f" since iteration {np.median(t.turning):g}" if t.verdict == "turned" else ""
-    return f"{t.reward} with {label(analysis, t.arm)} ({interval(t.loss, signed=True)}{since})"
+    return f"{t.reward} with {analysis.label(t.arm)} ({interval(t.loss, signed=True)}{since})"
 
 
 def _fell(analysis: Analysis, t: Turn) -> str:
     since = f" since iteration {_span(t.turning)}" if t.verdict == "turned" else ""
     gains = "".join(f", {name} {interval(v, signed=True)}" for name, v in t.trained.items())
     return (
-        f"{t.reward} with {label(analysis, t.arm)} {interval(t.loss, signed=True)}{since}"
+        f"{t.reward} with {analysis.label(t.arm)} {interval(t.loss, signed=True)}{since}"
         f"{f' (meanwhile{gains[1:]})' if gains else ''}"
     )
 
@@ -228,7 +235,7 @@ def _fell(analysis: Analysis, t: Turn) -> str:
 def _table(analysis: Analysis, found: list[Turn]) -> Table:
     rows = [
         (
-            label(analysis, t.arm),
+            analysis.label(t.arm),
             t.reward,
             _span(t.best),
             _span(t.turning),
@@ -263,28 +270,24 @@ def _span(iterations: tuple[int, ...]) -> str:
 
 
 def _figure(analysis: Analysis, results: "Results", found: list[Turn]) -> "Figure":
-    from matplotlib.figure import Figure
-
     shown = shown_arms(analysis)
-    columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.7 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    across = 2 if len(shown) in (2, 4) else min(len(shown), 3)
+    rows = -(-len(shown) // across)
+    figure, panel = panels(rows, across, 0.9 + 2.7 * rows, sharex=True, sharey=True)
     rewards = (analysis.measure, *analysis.others)
-    evals = by_arm(analysis.sweep, results.evaluations)
-    configs = {run.arm: run.config for run in analysis.sweep.runs}
-    for axes, result in zip(panels, shown, strict=False):
-        own = evals[result.arm.name]
+    evaluations = by_arm(analysis.sweep, results.evaluations)
+    for axes, result in zip(panel.ravel(), shown, strict=False):
+        own = evaluations[result.arm.name]
         axes.axhline(0, color=GREY, linewidth=1.0)
         for k, reward in enumerate(rewards):
-            column = f"reward_{reward}_mean"
+            column = columns.reward(reward)
             if column not in own or own[column].isna().all():
                 continue
-            before = own.groupby("seed")[column].transform("first")
-            line = "-" if reward in configs[result.arm.name].rewards.train else "--"
+            before = own.groupby(SEED)[column].transform("first")
+            line = "-" if reward in result.trained else "--"
             mark = Mark(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], line)
-            curve = seed_curve(own.assign(**{column: own[column] - before}), "iteration", column)
-            plot_curve(axes, curve, mark, reward)
+            changes = own.assign(**{column: own[column] - before})
+            plot_curve(axes, seed_curve(changes, ITERATION, column), mark, reward)
         for t in found:
             if t.arm == result.arm.name and t.verdict == "turned":
                 colour = COLOURS[rewards.index(t.reward) % len(COLOURS)]
@@ -292,12 +295,10 @@ def _figure(analysis: Analysis, results: "Results", found: list[Turn]) -> "Figur
         axes.set_title(wrapped(result.arm.label, 60))
         axes.margins(x=0.03)
         whole_numbers(axes)
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
-    for axes in panels[: len(shown)]:
         axes.set_xlabel("iterations")
         axes.tick_params(labelbottom=True)
-    for axes in panels[::columns]:
+    hide_rest(panel, len(shown))
+    for axes in panel[:, 0]:
         axes.set_ylabel("change of the reward")
-    legend_above(figure, max(panels, key=lambda axes: len(axes.lines)))
+    legend_above(figure, max(panel.ravel(), key=lambda axes: len(axes.lines)))
     return figure

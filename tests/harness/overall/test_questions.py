@@ -493,7 +493,7 @@ def pdflatex(folder: Path, file: str) -> int:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (texlive-latex-base)")
 def test_the_tables_compile(reports: Path, studies: list[Study], tmp_path: Path) -> None:
-    from harness.reporting.tables import to_latex
+    from harness.reporting.latex import to_latex
 
     (tmp_path / "tables.tex").write_bytes((reports / "tables.tex").read_bytes())
     assert pdflatex(tmp_path, "tables.tex") >= 1 + len(studies)

@@ -10,7 +10,7 @@ import pytest
 
 from harness.analysis.analyse import Analysis, analyse
 from harness.analysis.results import Results, collect
-from harness.reporting import findings, tables
+from harness.reporting import findings, notes, tables
 from harness.stats import mean_interval
 from harness.study.spec import Sweep
 from harness.text import interval
@@ -245,13 +245,13 @@ def test_failed_runs_are_said_to_be_left_out_once(given: Given) -> None:
     sweep, results = given
     failed = without(results, lambda arm, seed: arm in ("interval=9", "interval=12") and seed == 0,
                      "failed")  # fmt: skip
-    said = [s for s in findings.missing(analyse(sweep, failed)) if "survived" in s]
+    said = [s for s in notes.missing(analyse(sweep, failed)) if "survived" in s]
     assert said == [
         "Of τ = 9 and τ = 12 some runs failed: every number here is of the seeds that survived, "
         "and says nothing about those that did not."
     ]
     waiting = without(results, lambda arm, seed: arm == "interval=9" and seed == 0, "waiting")
-    assert "survived" not in " ".join(findings.missing(analyse(sweep, waiting)))
+    assert "survived" not in " ".join(notes.missing(analyse(sweep, waiting)))
 
 
 def test_an_end_that_is_not_zero_is_not_written_as_zero() -> None:

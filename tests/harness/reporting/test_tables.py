@@ -10,7 +10,7 @@ import pytest
 from harness import text as numbers
 from harness.analysis.analyse import analyse
 from harness.analysis.results import collect
-from harness.reporting import findings, tables
+from harness.reporting import findings, latex, tables
 from harness.stats import mean_interval, paired_interval
 from tests.harness.synthetic import make_sweep, write_runs
 
@@ -75,20 +75,20 @@ def test_markdown_agrees_with_the_analysis(found):
 def test_the_same_measurements_give_the_same_bytes(found):
     sweep, results, analysis = found
     again = analyse(sweep, results)
-    for write in (tables.to_csv, tables.to_markdown, tables.to_latex):
+    for write in (tables.to_csv, tables.to_markdown, latex.to_latex):
         assert write(again) == write(analysis)
 
 
 def test_a_long_text_without_spaces_leaves_the_other_columns_a_width(found):
     table = tables.Table("T", ("what", "result", "seeds"), (("m" * 500, "0.5", "8"),))
-    parts = [float(part) for part in re.findall(r"dimexpr(0\.\d+)", "".join(tables._broken(table)))]
+    parts = [float(part) for part in re.findall(r"dimexpr(0\.\d+)", "".join(latex._broken(table)))]
     assert sum(parts) == pytest.approx(1, abs=1e-3)
     assert min(parts) * 345 > 6  # of a line of 345 pt, with 6 pt between columns
 
 
 def test_latex_is_escaped_and_balanced(found):
     _, _, analysis = found
-    text = tables.to_latex(analysis)
+    text = latex.to_latex(analysis)
     assert text.isascii()
     assert r"$\tau$ = 9 & 5 &" in text  # narrow: shrunk to the line
     assert r"\raggedright $\tau$ = 9 &" in text  # wide: broken into lines
@@ -163,4 +163,4 @@ def test_arms_without_runs_keep_their_row(tmp_path):
     compared = cells(tables.to_markdown(analysis), "Compared with τ = 15")[1:]
     assert compared[0][-1] == "cannot conclude: too few seeds"
     tables.to_csv(analysis)
-    tables.to_latex(analysis)
+    latex.to_latex(analysis)
