@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from harness.overall.studies import has_measurements, is_study, read_study
 from harness.reporting import page, unchanged
-from harness.reporting.unchanged import FOLDER, stamp
+from harness.reporting.unchanged import stamp
 from harness.study.spec import Sweep
-from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.files.atomic import write_bytes
+from mixgrpo.errors import ConfigError
 from mixgrpo.text.escape import latex, markdown, markdown_block
 
 if TYPE_CHECKING:
@@ -42,16 +41,9 @@ def write_overall(sweeps: Sequence[Sweep], runs_dir: Path, reports: Path) -> Pat
 
     studies = [sweep for sweep in sweeps if is_study(sweep)]
     made_of = _digest(studies, reports)
-    place = hashlib.sha256(str(reports.resolve()).encode()).hexdigest()[:8]
-    record = runs_dir / FOLDER / f"overall-{place}.json"
+    record = unchanged.record(runs_dir, "overall", reports)
     if not unchanged.holds(record, reports, made_of):
-        files: dict[str, bytes] = {}
-        pictures: list[Picture] = []
-        for part, drawn in _files(studies, reports):
-            for name, content in part.items():
-                _replace(reports / name, content)
-            files |= part
-            pictures += drawn
+        files, pictures = page.write_parts(reports, _files(studies, reports))
         check_drawn(reports / PAGE, pictures)
         if runs_dir.is_dir():
             unchanged.keep(record, reports, made_of, files)
@@ -94,14 +86,6 @@ def _files(
     yield {"README.md": to_markdown(overall, pictures).encode()}, []
     yield {name: content for one in pictures for name, content in one.files.items()}, pictures
     yield {PAGE: to_html(overall, pictures).encode()}, []
-
-
-def _replace(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def draw(overall: "Overall") -> "list[Picture]":

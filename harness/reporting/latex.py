@@ -1,15 +1,9 @@
 """Tables for print: LaTeX floats with booktabs rules."""
 
-from harness.analysis.analyse import Analysis
-from harness.reporting.tables import Table, tables
+from harness.reporting.tables import Table
 from mixgrpo.text.escape import latex, latex_row
 
 NEEDED = "% needs \\usepackage{booktabs} and \\usepackage{graphicx}"
-
-
-def to_latex(analysis: Analysis) -> str:
-    """Floats with booktabs rules, for \\input; needs \\usepackage{booktabs, graphicx}."""
-    return "\n\n".join([NEEDED, *map(latex_table, tables(analysis))]) + "\n"
 
 
 MOST_CHARACTERS = 130

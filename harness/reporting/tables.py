@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from harness.analysis.analyse import Analysis
 from harness.analysis.cost import Quartiles
 from harness.analysis.seconds import ONE_CORE
-from harness.reporting import findings, notes
 from harness.stats import Comparison, Interval
 from harness.study import paper
 from harness.text import NOTHING, interval, number, p_value, seconds
@@ -311,22 +310,6 @@ def to_csv(analysis: Analysis) -> str:
     numbers = frame(analysis).rename(columns=csv_cell)
     numbers = numbers.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
     return str(numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
-
-
-def to_markdown(analysis: Analysis, told: str = "") -> str:
-    """`told`: what is said before the comparison of the arms, where another measurement answers the
-    question."""
-    sweep = analysis.sweep
-    said = [
-        *(*findings.in_short(analysis, told), *notes.missing(analysis)),
-        # The file's remark is about the file's settings.
-        "" if sweep.overrides else sweep.notes,
-    ]
-    parts = [f"# {markdown_block(sweep.question)}", *map(markdown_block, said)]
-    for table in tables(analysis):
-        parts += markdown_section(table)
-    parts += ["## How to read the numbers", *markdown_list(notes.statistics_notes(analysis))]
-    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def markdown_list(sentences: Iterable[str]) -> list[str]:

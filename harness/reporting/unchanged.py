@@ -102,6 +102,11 @@ def stamp(file: Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _record(sweep: Sweep, runs_dir: Path, folder: Path) -> Path:
+def record(beside: Path, name: str, folder: Path) -> Path:
+    """The file that says what the report `name` in `folder` was made of."""
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return sweep_folder(sweep, runs_dir) / FOLDER / f"report-{sweep.report_name}-{place}.json"
+    return beside / FOLDER / f"{name}-{place}.json"
+
+
+def _record(sweep: Sweep, runs_dir: Path, folder: Path) -> Path:
+    return record(sweep_folder(sweep, runs_dir), f"report-{sweep.report_name}", folder)

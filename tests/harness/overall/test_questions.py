@@ -493,7 +493,7 @@ def pdflatex(folder: Path, file: str) -> int:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (texlive-latex-base)")
 def test_the_tables_compile(reports: Path, studies: list[Study], tmp_path: Path) -> None:
-    from harness.reporting.latex import to_latex
+    from harness.reporting.content import content, to_latex
 
     (tmp_path / "tables.tex").write_bytes((reports / "tables.tex").read_bytes())
     assert pdflatex(tmp_path, "tables.tex") >= 1 + len(studies)
@@ -501,7 +501,7 @@ def test_the_tables_compile(reports: Path, studies: list[Study], tmp_path: Path)
     odd = "τ ≥ 1 | 50 % of ŵ & “x” #1_a → β ⟂ 字"
     study = studies[2]
     arms = tuple(replace(r, arm=replace(r.arm, label=odd)) for r in study.analysis.arms)
-    (tmp_path / "table.tex").write_text(to_latex(replace(study.analysis, arms=arms)))
+    (tmp_path / "table.tex").write_text(to_latex(content(replace(study.analysis, arms=arms))))
     (tmp_path / "paper.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}"
         "\\begin{document}\\input{table.tex}\\end{document}"
