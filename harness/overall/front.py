@@ -1,4 +1,4 @@
-"""Reward against cost: which arms nothing cheaper beats, and which of them can be told apart.
+"""Reward against cost: which arms nothing cheaper beats, and which differ significantly.
 
 A front of means alone says more than the seeds do. So every arm is also compared, seed by seed,
 with the best one that costs no more.
@@ -122,11 +122,8 @@ def _joined(point: Point, twin: ArmResult) -> Point:
 
 def front(of: Sequence[Point], cost: str) -> list[Point]:
     """The points that no cheaper or equally cheap one reaches, cheapest first."""
-    priced = sorted(
-        (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
-    )
     best: list[Point] = []
-    for point in priced:
+    for point in _cheapest_first(of, cost):
         if not best or point.reward.mean > best[-1].reward.mean:
             best.append(point)
     return best
@@ -134,14 +131,16 @@ def front(of: Sequence[Point], cost: str) -> list[Point]:
 
 def steps(of: Sequence[Point], cost: str) -> list[Step]:
     """Every point but the cheapest against the best among those that cost no more."""
-    priced = sorted(
-        (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
-    )
-    pairs_of_arms = len(of) * (len(of) - 1) // 2
-    level = simultaneous_level(pairs_of_arms)
-    found = []
+    priced = _cheapest_first(of, cost)
+    level = simultaneous_level(len(of) * (len(of) - 1) // 2)
+    compared = []
     for index, point in enumerate(priced[1:], start=1):
         against = max(priced[:index], key=lambda p: p.reward.mean)
         pairs, _ = paired_differences(point.result.after, against.result.after)
-        found.append(Step(point, against, mean_interval(list(pairs.values()), level)))
-    return found
+        compared.append(Step(point, against, mean_interval(list(pairs.values()), level)))
+    return compared
+
+
+def _cheapest_first(of: Sequence[Point], cost: str) -> list[Point]:
+    priced = [p for p in of if cost in p.cost]
+    return sorted(priced, key=lambda p: (p.cost[cost].mean, -p.reward.mean))

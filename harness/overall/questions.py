@@ -2,8 +2,8 @@
 it, and the arms whose reward and cost are set side by side.
 
 Claims rest on each study's own intervals (`harness.stats`). What the paper printed was measured on
-another model and task: it is set beside, never against. Sentences are in `overall_words`, tables in
-`overall_tables`, figures in `overall_plots`; `overall_page` makes files of them.
+another model and task: it is set beside, never against. Sentences are in `words`, tables in
+`tables`, figures in `plots`; `page` makes files of them.
 """
 
 from collections.abc import Sequence

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.analysis import columns
 from harness.analysis.analyse import Analysis, analyse
-from harness.analysis.columns import is_reward
+from harness.analysis.columns import RUN
 from harness.analysis.kept import has_frames, read_kept
 from harness.analysis.results import Results
 from harness.analysis.seconds import core_time
@@ -23,10 +24,10 @@ from harness.study.spec import Sweep
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = ("arm", "seed", "iteration")
+KEYS = (*RUN, columns.ITERATION)
 WANTED = {
-    "metrics": lambda c: c in (*KEYS, "evaluations_computed") or c.startswith("seconds_"),
-    "evaluations": lambda c: c in (*KEYS, "seconds_total") or is_reward(c),
+    "metrics": lambda c: c in (*KEYS, columns.EVALUATIONS) or c.startswith(columns.seconds("")),
+    "evaluations": lambda c: c in (*KEYS, columns.SECONDS) or columns.is_reward(c),
 }
 """Columns of the large tables that questions, cost and times need; further views need all."""
 
@@ -99,44 +100,39 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
 
 def _cost_of_runs(results: Results) -> "pd.DataFrame":
     """See `Study.runs`."""
-    import pandas as pd
-
-    keys = ["arm", "seed"]
     finished = results.finished
-    own = finished[[*keys, "hash", "iterations"]].assign(
-        seconds=finished["seconds_total"],
-        evaluations=finished["evaluations_computed"],
+    runs = finished[[*RUN, columns.HASH, columns.ITERATIONS]].assign(
+        seconds=finished[columns.SECONDS],
+        evaluations=finished[columns.EVALUATIONS],
         shared=0,
-        arm=finished["arm"].astype(str),
+        arm=finished[columns.ARM].astype(str),
     )
-    if "shared" in finished:
-        own["shared"] = finished["shared"].fillna(0).astype(int)
-        own["seconds"] -= finished["shared_seconds"].fillna(0.0)
-    begins = own.set_index(keys)["shared"]
-
-    def sums(frame: "pd.DataFrame", column: str, copied: bool, judged: bool) -> "pd.DataFrame":
-        """What a column's copied lines sum up to by run, or those that it made itself."""
-        lines = frame[[*keys, "iteration", column]].assign(arm=frame["arm"].astype(str))
-        first = begins.reindex(pd.MultiIndex.from_frame(lines[keys])).fillna(0).to_numpy()
-        # The evaluation after the last copied iteration was copied too.
-        there = (lines["iteration"] < first) | (
-            judged & (lines["iteration"] == first) & (first > 0)
-        )
-        lines[column] = lines[column].where(there == copied, 0)
-        return lines.groupby(keys, sort=True)[column].sum().rename("sum").reset_index()
-
-    def of_runs(part: "pd.DataFrame") -> "pd.Series[float]":
-        return pd.merge(own[keys], part, on=keys, how="left")["sum"].set_axis(own.index)
-
-    if own["shared"].any():
-        copies = sums(results.metrics, "evaluations_computed", copied=True, judged=False)
-        own["evaluations"] -= of_runs(copies).fillna(0)
-    own["seconds_evaluation"] = of_runs(
-        sums(results.evaluations, "seconds_total", False, judged=True)
+    if columns.SHARED in finished:
+        runs["shared"] = finished[columns.SHARED].fillna(0).astype(int)
+        runs["seconds"] -= finished[columns.SHARED_SECONDS].fillna(0.0)
+    if runs["shared"].any():
+        runs["evaluations"] = _computed(results.metrics, columns.EVALUATIONS, runs)
+    runs["seconds_evaluation"] = _computed(
+        results.evaluations, columns.SECONDS, runs, evaluations=True
     )
-    own["seconds_core"] = (
-        of_runs(sums(results.metrics, "seconds_cpu", copied=False, judged=False))
+    runs["seconds_core"] = (
+        _computed(results.metrics, columns.SECONDS_CPU, runs)
         if core_time(results)
         else float("nan")
     )
-    return own.assign(copied=own["shared"] >= own.pop("iterations"))
+    return runs.assign(copied=runs["shared"] >= runs.pop(columns.ITERATIONS))
+
+
+def _computed(
+    frame: "pd.DataFrame", column: str, runs: "pd.DataFrame", evaluations: bool = False
+) -> "pd.Series[float]":
+    """The sum of a column over the lines of each run that are not copies of another run's."""
+    import pandas as pd
+
+    lines = frame[[*RUN, columns.ITERATION, column]].assign(arm=frame[columns.ARM].astype(str))
+    lines = lines.merge(runs[[*RUN, "shared"]], on=RUN)
+    # The evaluation after the last copied iteration was copied too.
+    first = lines["shared"] + (evaluations & (lines["shared"] > 0))
+    lines[column] = lines[column].where(lines[columns.ITERATION] >= first, 0)
+    sums = lines.groupby(RUN)[column].sum().rename("sum").reset_index()
+    return pd.merge(runs[RUN], sums, on=RUN, how="left")["sum"].set_axis(runs.index)
