@@ -183,8 +183,8 @@ def compare(
         "p_sign_flip": p_flip,
         "p_sign_flip_holm": holm(p_flip),
         "detectable": {
-            arm: detectable_difference(found.sd, found.n, family, level)
-            for arm, found in intervals.items()
+            arm: detectable_difference(estimate.sd, estimate.n, family, level)
+            for arm, estimate in intervals.items()
         },
     }
     return {

@@ -68,10 +68,10 @@ def costs(
     times = on_the_clock(results)
     totals_of, times_of = by_arm(sweep, totals(times)), by_arm(sweep, steady(times))
     ratios = _time_ratios(times_of, sweep.references, makers)
-    found = {}
+    of_arms = {}
     for arm, runs in runs_of.items():
-        own, simultaneous = ratios.get(arm, (None, None))
-        found[arm] = Cost(
+        alone, simultaneous = ratios.get(arm, (None, None))
+        of_arms[arm] = Cost(
             nfe_rollout=_range(runs, columns.NFE_ROLLOUT),
             nfe_train=_range(runs, columns.NFE_TRAIN),
             evaluations=_per_iteration(runs, columns.EVALUATIONS),
@@ -83,10 +83,10 @@ def costs(
             },
             seconds_per_run=mean_interval(list(totals_of[arm][METHOD_SECONDS])),
             evaluations_per_run=mean_interval(list(by_seed(runs, columns.EVALUATIONS).values())),
-            time_ratio=own,
+            time_ratio=alone,
             time_ratio_simultaneous=simultaneous,
         )
-    return found
+    return of_arms
 
 
 def makers_of(finished: "pd.DataFrame") -> Makers:
@@ -117,13 +117,13 @@ def _time_ratios(
         for arm, base in references.items()
         if arm != base
     }
-    family = sum(len(own.keys() & base.keys()) >= MIN_SEEDS for own, base in pairs.values())
+    family = sum(len(times.keys() & base.keys()) >= MIN_SEEDS for times, base in pairs.values())
     return {
         arm: (
-            ratio_interval(own, base),
-            ratio_interval(own, base, simultaneous_level(family)),
+            ratio_interval(times, base),
+            ratio_interval(times, base, simultaneous_level(family)),
         )
-        for arm, (own, base) in pairs.items()
+        for arm, (times, base) in pairs.items()
     }
 
 

@@ -58,7 +58,7 @@ class Step:
 def points(studies: "Sequence[Study]") -> list[Point]:
     """The arms that have an interval; those that two studies share once."""
     chosen = sorted((s for s in studies if s.sweep.name in STUDIES), key=_order)
-    found: dict[frozenset[str], Point] = {}
+    by_runs: dict[frozenset[str], Point] = {}
     for study in chosen:
         if _conditions(study) != _conditions(chosen[0]):
             continue
@@ -66,17 +66,17 @@ def points(studies: "Sequence[Study]") -> list[Point]:
         for result in study.analysis.arms:
             if not result.rewards[study.analysis.measure].after.known:
                 continue
-            own = hashes[result.arm.name]
-            twin = next((other for other in found if own <= other or other <= own), None)
+            runs = hashes[result.arm.name]
+            twin = next((other for other in by_runs if runs <= other or other <= runs), None)
             if twin is not None:
-                found[twin] = _joined(found[twin], result)
+                by_runs[twin] = _joined(by_runs[twin], result)
                 continue
             kinds = {"evaluations": result.cost.evaluations_per_run}
             if study.analysis.core_time == chosen[0].analysis.core_time:
                 kinds["seconds"] = result.cost.seconds_per_run
             reward = result.rewards[study.analysis.measure].after
-            found[own] = Point(study.sweep.name, result, reward, kinds, ())
-    return list(found.values())
+            by_runs[runs] = Point(study.sweep.name, result, reward, kinds, ())
+    return list(by_runs.values())
 
 
 def _order(study: "Study") -> int:
@@ -96,23 +96,23 @@ def distinct(studies: "Sequence[Study]") -> "list[Study]":
     for study in studies:
         hashes, references = hashes_by_arm(study), study.sweep.references
         pairs.append(
-            {(own, hashes[references[a]]) for a, own in hashes.items() if references[a] != a}
+            {(runs, hashes[references[a]]) for a, runs in hashes.items() if references[a] != a}
         )
     seen: set[tuple[frozenset[str], frozenset[str]]] = set()
-    found = set()
+    kept = set()
     for index in sorted(range(len(studies)), key=lambda i: -len(pairs[i])):
         if not pairs[index] <= seen:
-            found.add(index)
+            kept.add(index)
         seen |= pairs[index]
-    return [study for index, study in enumerate(studies) if index in found]
+    return [study for index, study in enumerate(studies) if index in kept]
 
 
 def hashes_by_arm(study: "Study") -> dict[str, frozenset[str]]:
     """Equal hashes are equal runs, whichever study they stand in."""
-    found: dict[str, set[str]] = {arm.name: set() for arm in study.sweep.arms}
+    of_arms: dict[str, set[str]] = {arm.name: set() for arm in study.sweep.arms}
     for run in study.sweep.runs:
-        found[run.arm].add(run.hash)
-    return {arm: frozenset(hashes) for arm, hashes in found.items()}
+        of_arms[run.arm].add(run.hash)
+    return {arm: frozenset(hashes) for arm, hashes in of_arms.items()}
 
 
 def _joined(point: Point, twin: ArmResult) -> Point:

@@ -52,16 +52,16 @@ def write_overall(sweeps: Sequence[Sweep], runs_dir: Path, reports: Path) -> Pat
 
 def _digest(sweeps: Sequence[Sweep], reports: Path) -> str:
     """Changes when anything does that the overall report is made of."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for part in unchanged.code():
-        found.update(repr(part).encode())
+        hashed.update(repr(part).encode())
     for sweep in sweeps:
         folder = reports / sweep.report_name
         # Arms once: a run's configuration is its arm's with a seed.
-        found.update(repr(replace(sweep, runs=sweep.runs[: len(sweep.arms)])).encode())
-        found.update(repr([run.hash for run in sweep.runs]).encode())
-        found.update(repr([stamp(folder / name) for name in KEPT]).encode())
-    return found.hexdigest()
+        hashed.update(repr(replace(sweep, runs=sweep.runs[: len(sweep.arms)])).encode())
+        hashed.update(repr([run.hash for run in sweep.runs]).encode())
+        hashed.update(repr([stamp(folder / name) for name in KEPT]).encode())
+    return hashed.hexdigest()
 
 
 def _files(
@@ -101,7 +101,7 @@ def draw(overall: "Overall") -> "list[Picture]":
             "The largest effect of every question: held-out reward after training, arm minus "
             "reference, paired by seed, with the interval that holds for all comparisons of the "
             "study. Full mark: significantly different from the reference. Open mark: not. The "
-            "grey bar is as wide as the difference that these seeds could have shown."
+            "grey bar reaches as far as the smallest detectable difference, to both sides."
         )
         title = "Every question's largest effect"
         drawn.append(picture("questions", title, caption, lambda: plots.questions(asked)))

@@ -35,7 +35,7 @@ LABELS = {"seconds": "seconds of training per run", "evaluations": "network eval
 
 
 def questions(asked: Sequence[Question]) -> Figure:
-    """The largest effect of every question with its interval, and what could have been seen."""
+    """The largest effect of every question with its interval, and what was detectable."""
     shown = [q for q in asked if q.effect is not None]
     figure, axes = rows_figure(len(shown), per_row=0.52)
     axes.axvline(0, color=GREY, linewidth=1.2)
@@ -167,14 +167,14 @@ def sensitive_arms(study: Study) -> list[Comparison]:
     arms = {arm.name: arm for arm in study.sweep.arms}
     if any(arm.base is not None for arm in arms.values()):
         return []
-    found = []
+    comparisons = []
     for comparison in study.analysis.compared:
         own, base = (arms[name].settings for name in (comparison.arm, comparison.reference))
         differing = {key for key in {*own, *base} if own.get(key) != base.get(key)}
         other = any(key.startswith(("rewards.", "model.")) for key in differing)
         if comparison.simultaneous.n and not other:
-            found.append(comparison)
-    return found[:MOST_ARMS]
+            comparisons.append(comparison)
+    return comparisons[:MOST_ARMS]
 
 
 def seed_noise(study: Study) -> float:

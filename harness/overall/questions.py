@@ -106,14 +106,16 @@ def ask(study: Study) -> Question:
         kind: Kind = "told" if study.is_answered else "open"
         return Question(study, kind, None, None, _printed(study, None))
     compared = study.analysis.compared
-    told = [c for c in compared if c.verdict in ("better", "worse")]
+    different = [c for c in compared if c.verdict in ("better", "worse")]
     alike = [c for c in compared if c.verdict in ("indistinguishable", "identical")]
-    kind = "differs" if told else "alike" if alike else "open"
+    kind = "differs" if different else "alike" if alike else "open"
     if not compared and study.said:
         kind = "told"
-    candidates = told or [c for c in compared if c.simultaneous.known and c.simultaneous.varies]
+    candidates = different or [
+        c for c in compared if c.simultaneous.known and c.simultaneous.varies
+    ]
     effect = max(candidates, key=lambda c: abs(c.simultaneous.mean), default=None)
-    needed = None if effect is None or told else _needed(effect)
+    needed = None if effect is None or different else _needed(effect)
     return Question(study, kind, effect, needed, _printed(study, effect))
 
 
@@ -129,13 +131,13 @@ def _printed(study: Study, effect: Comparison | None) -> tuple[Printed, ...]:
     rows = {r.published.row for r in study.analysis.arms if r.published.row is not None}
     if table is None or not rows:
         return ()
-    own = None if effect is None else study.analysis.by_name(effect.arm).published.row
+    row_of_arm = None if effect is None else study.analysis.by_name(effect.arm).published.row
     reference = study.analysis.reference.published.row
     if effect is not None:
         reference = study.analysis.by_name(effect.reference).published.row
     if reference is None:  # the paper does not print it: its rows are compared with its first
-        reference, own = next(row for row in paper.find(table).rows if row in rows), None
-    found = []
+        reference, row_of_arm = next(row for row in paper.find(table).rows if row in rows), None
+    printed = []
     for score in SCORES:
         differences = {
             row: value
@@ -143,6 +145,6 @@ def _printed(study: Study, effect: Comparison | None) -> tuple[Printed, ...]:
             if row in rows
         }
         if differences:
-            same = own if own in differences else None
-            found.append(Printed(score, same, reference, differences))
-    return tuple(found)
+            same = row_of_arm if row_of_arm in differences else None
+            printed.append(Printed(score, same, reference, differences))
+    return tuple(printed)

@@ -66,10 +66,10 @@ def shown_arms(analysis: Analysis) -> list[ArmResult]:
 def drawn_arms(analysis: Analysis) -> list[str]:
     """The arms in the figures, in the sweep's order: those with results, or, where they are more
     than MOST_ARMS, the reference and the first others."""
-    found = [result.arm.name for result in analysis.arms if result.seeds]
-    others = [name for name in found if name != analysis.sweep.reference]
-    left_out = set(others[MOST_ARMS - (len(found) > len(others)) :])
-    return [name for name in found if name not in left_out]
+    finished = [result.arm.name for result in analysis.arms if result.seeds]
+    others = [name for name in finished if name != analysis.sweep.reference]
+    left_out = set(others[MOST_ARMS - (len(finished) > len(others)) :])
+    return [name for name in finished if name not in left_out]
 
 
 def some_drawn(analysis: Analysis) -> str:

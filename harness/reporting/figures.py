@@ -78,8 +78,8 @@ class Picture:
         """By path inside a report's folder."""
         if self.error:
             return {}
-        place = f"figures/{self.name}"
-        return {f"{place}.png": self.png, f"{place}.pdf": self.pdf}
+        path = f"figures/{self.name}"
+        return {f"{path}.png": self.png, f"{path}.pdf": self.pdf}
 
 
 class FigureError(RunError):
@@ -223,4 +223,4 @@ def _drawable(text: str) -> str:
 
 
 def _drawable_ticks(label: Callable[..., str]) -> Callable[..., str]:
-    return lambda value, place=None: _drawable(label(value, place))
+    return lambda value, position=None: _drawable(label(value, position))

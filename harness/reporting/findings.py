@@ -17,6 +17,7 @@ from harness.reporting.phrases import (
     named_or_counted,
     of_arms,
     size,
+    span,
     with_sizes,
     with_verdict,
 )
@@ -125,25 +126,22 @@ def _pairs(analysis: Analysis) -> str:
 
 
 def resolution(analysis: Analysis) -> str:
-    """How large a difference this many seeds could have shown; empty where too few have run."""
+    """The smallest detectable difference; empty where too few have run."""
     tested = [c for c in analysis.compared if math.isfinite(c.detectable)]
     if not tested:
         if not any(c.verdict in ("identical", "no variance") for c in analysis.compared):
             return ""
         return (
-            "What difference could have been found is unknown: differences that are the same with "
+            "The smallest detectable difference is unknown: differences that are the same with "
             "every seed say nothing about chance."
         )
-    low, high = (f(c.detectable for c in tested) for f in (min, max))
     # In units of its own sd every arm's smallest difference is the same for the same seeds.
     hardest = max(tested, key=lambda c: c.detectable)
     half = seeds_needed(hardest.simultaneous.sd, hardest.detectable / 2, hardest.family)
-    span = number(low)
-    if number(low) != number(high):
-        span += f" to {number(high)} (depending on the arm)"
+    smallest = span((c.detectable for c in tested), by="arm")
     return (
-        f"With {_pairs(analysis)}, a true difference of {span} had an 80 % chance of being found. "
-        f"To find {number(hardest.detectable / 2)}, half of the largest, takes {half} seeds per "
+        f"With {_pairs(analysis)}, the smallest detectable difference (power 80 %) is {smallest}. "
+        f"To detect {number(hardest.detectable / 2)}, half of the largest, takes {half} seeds per "
         "arm. These figures rest on the spread seen here, which few seeds estimate roughly."
     )
 
@@ -165,10 +163,11 @@ def gain(analysis: Analysis) -> str:
         [r for r in known if r.rewards[measure].simultaneous.sign == sign] for sign in (1, -1)
     )
     first = next((r for r in known if r.arm.name == analysis.sweep.reference), known[0])
-    found = first.rewards[measure]
+    change = first.rewards[measure]
+    before, after = number(change.before.mean), number(change.after.mean)
     start = (
-        f"{first.arm.label}: {number(found.before.mean)} before, {number(found.after.mean)} after, "
-        f"gain {interval(found.simultaneous, signed=True)}"
+        f"{first.arm.label}: {before} before, {after} after, "
+        f"gain {interval(change.simultaneous, signed=True)}"
     )
     dropped = ""
     if fell:
@@ -191,16 +190,16 @@ def cost(analysis: Analysis) -> str:
     """Which arms take another time per iteration than the reference, and of which that is not
     known; empty where there are neither."""
     ratios = [(r.arm.label, r.cost.time_ratio_simultaneous) for r in analysis.arms]
-    found = [
+    different = [
         f"{interval(ratio)} for {label}"
         for label, ratio in ratios
         if ratio is not None and ratio.known and not ratio.low <= 1 <= ratio.high
     ]
     text = ""
-    if found:
+    if different:
         kind = "One core's time" if analysis.core_time else "Time"
         reference = analysis.sweep.reference_label
-        text = f"{kind} per iteration, as a multiple of {reference}'s: {listed(found)}."
+        text = f"{kind} per iteration, as a multiple of {reference}'s: {listed(different)}."
     return " ".join(filter(None, (text, not_timed_together(analysis))))
 
 
@@ -297,26 +296,26 @@ def _hacking(analysis: Analysis, reward: str) -> str:
     )
 
 
-def in_short(analysis: Analysis, told: str = "") -> list[str]:
+def in_short(analysis: Analysis, first: str = "") -> list[str]:
     """What a report begins with. `told`: what another measurement answers, before the arms."""
-    said = (
-        *(told, answer(analysis), resolution(analysis), gain(analysis), others_compared(analysis)),
+    sentences = (
+        *(first, answer(analysis), resolution(analysis), gain(analysis), others_compared(analysis)),
         *(finding.text for finding in other_rewards(analysis) if finding.kind == "hacking"),
         cost(analysis),
     )
-    return [sentence for sentence in said if sentence]
+    return [sentence for sentence in sentences if sentence]
 
 
-def _quoted(found: Sequence[ArmResult], reward: str) -> str:
+def _quoted(arms: Sequence[ArmResult], reward: str) -> str:
     """Arms with their own numbers of a reward."""
     parts = []
-    for result in found[:MOST_QUOTED]:
+    for result in arms[:MOST_QUOTED]:
         change = result.rewards[reward]
         parts.append(
             f"{result.arm.label} from {number(change.before.mean)} to {number(change.after.mean)}, "
             f"change {interval(change.simultaneous, signed=True)}"
         )
-    rest = [r.arm.label for r in found[MOST_QUOTED:]]
+    rest = [r.arm.label for r in arms[MOST_QUOTED:]]
     return "; ".join(parts) + (f"; and {listed(rest)}" if rest else "")
 
 

@@ -64,7 +64,7 @@ def statistics_notes(analysis: Analysis) -> list[str]:
     ]
     written = [c.difference for c in analysis.compared]
     written += [change.change for r in analysis.arms for change in r.rewards.values()]
-    if any(found.known and not found.varies for found in written):
+    if any(estimate.known and not estimate.varies for estimate in written):
         notes.insert(
             1,
             "Where a number is followed by (every seed), it is the same with every seed: nothing "
@@ -90,13 +90,13 @@ def statistics_notes(analysis: Analysis) -> list[str]:
             arms = listed([f"{analysis.label(c.arm)} (p = {p_value(c.p_holm)})" for c in only_holm])
             notes.insert(
                 3,
-                f"Close call: Holm's test by itself would tell {arms} from the reference. The "
-                "interval does not, and the interval decides here.",
+                f"Close call: by Holm's test alone, {arms} would be significantly different from "
+                "the reference; by the interval, which decides here, not.",
             )
     if any(c.verdict == "indistinguishable" for c in tested):
         notes.append(
-            "Indistinguishable is not the same as equal: a difference smaller than what this many "
-            "seeds can show may well exist."
+            "Indistinguishable is not the same as equal: a difference smaller than the smallest "
+            "detectable one may well exist."
         )
     parts = [
         f"{analysis.label(arm)} from iteration {m}"
@@ -106,7 +106,7 @@ def statistics_notes(analysis: Analysis) -> list[str]:
     if parts:
         notes.append(
             "Trained by the same code, arms with the same seed are bit-identical until their "
-            f"windows first differ. They part from {analysis.sweep.reference_label}: "
+            f"windows first differ. They begin to differ from {analysis.sweep.reference_label}: "
             f"{listed(parts)}."
         )
     for group in analysis.same_schedule:

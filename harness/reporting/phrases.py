@@ -38,7 +38,7 @@ def span(values: Iterable[float], by: str = "", signed: bool = False) -> str:
     low, high = number(min(given), signed=signed), number(max(given), signed=signed)
     if low == high:
         return low
-    return f"{low} to {high}" + (f", by the {by}," if by else "")
+    return f"{low} to {high}" + (f" (depending on the {by})" if by else "")
 
 
 def are(arms: Sequence[object]) -> str:

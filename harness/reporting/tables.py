@@ -61,10 +61,10 @@ def _range(bounds: tuple[float, float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _quartiles(found: Quartiles) -> str:
-    if not math.isfinite(found.median):
+def _quartiles(quartiles: Quartiles) -> str:
+    if not math.isfinite(quartiles.median):
         return NOTHING
-    return f"{seconds(found.median)} ({seconds(found.low)} to {seconds(found.high)})"
+    return f"{seconds(quartiles.median)} ({seconds(quartiles.low)} to {seconds(quartiles.high)})"
 
 
 def difference_cell(comparison: Comparison) -> str:
@@ -75,17 +75,17 @@ def difference_cell(comparison: Comparison) -> str:
 
 def tables(analysis: Analysis) -> list[Table]:
     """The tables of the report, in the order a reader wants them."""
-    found = [_quality(analysis)]
+    parts = [_quality(analysis)]
     if analysis.compared:
-        found.append(_comparison(analysis))
+        parts.append(_comparison(analysis))
     if analysis.others:
-        found.append(_other_rewards(analysis))
+        parts.append(_other_rewards(analysis))
     if analysis.others and analysis.compared:
-        found.append(_other_comparisons(analysis))
-    found.append(_cost(analysis))
+        parts.append(_other_comparisons(analysis))
+    parts.append(_cost(analysis))
     if any(result.published.values for result in analysis.arms):
-        found.append(_published(analysis))
-    return found
+        parts.append(_published(analysis))
+    return parts
 
 
 def _quality(analysis: Analysis) -> Table:
@@ -116,7 +116,7 @@ def _comparison(analysis: Analysis) -> Table:
         f"Compared with {analysis.sweep.reference_label}: {analysis.measure} on held-out prompts",
         (
             *("arm", "pairs", "difference", "p (t, Holm)", "p (sign-flip, Holm)"),
-            *("could have been shown", "verdict"),
+            *("smallest detectable difference", "verdict"),
         ),
         tuple(
             (
@@ -131,9 +131,9 @@ def _comparison(analysis: Analysis) -> Table:
             for comparison in analysis.compared
         ),
         "Arm minus reference after training, paired by seed. The intervals hold for all "
-        "comparisons together with 95 % and decide the verdict. Could have been shown: the "
-        "smallest true difference with an 80 % chance of a verdict; one that is smaller can be "
-        "shown too, with less chance. A dash: nothing could be tested.",
+        "comparisons together with 95 % and decide the verdict. Smallest detectable difference: "
+        "the true difference with an 80 % chance of a verdict; a smaller one may be detected "
+        "too, with less chance. A dash: nothing could be tested.",
     )
 
 
@@ -145,9 +145,9 @@ def _other_rewards(analysis: Analysis) -> Table:
     for result in analysis.arms:
         row = [analysis.name_in_table(result.arm.name)]
         for reward in analysis.others:
-            found = result.rewards[reward]
-            row += [number(found.before.mean), number(found.after.mean)]
-            row.append(interval(found.change, signed=True))
+            change = result.rewards[reward]
+            row += [number(change.before.mean), number(change.after.mean)]
+            row.append(interval(change.change, signed=True))
         rows.append(tuple(row))
     return Table(
         "The other rewards on held-out prompts",
@@ -182,8 +182,8 @@ def _roles(analysis: Analysis) -> str:
     by_role: dict[str, list[str]] = {}
     for reward in (*analysis.trained, *analysis.held_out):
         by_role.setdefault(analysis.role(reward), []).append(reward)
-    said = "; ".join(f"{', '.join(rewards)}: {role}" for role, rewards in by_role.items())
-    return f"{said}."
+    roles = "; ".join(f"{', '.join(rewards)}: {role}" for role, rewards in by_role.items())
+    return f"{roles}."
 
 
 def _cost(analysis: Analysis) -> Table:
@@ -211,8 +211,8 @@ def _cost(analysis: Analysis) -> Table:
         "two iterations, and without what is measured beside the training (health); their ratio is "
         "paired by seed, each with its own 95 % interval"
         + (
-            f". They are {ONE_CORE}, so that a small difference between runs that had other "
-            "company means little."
+            f". They are {ONE_CORE}, so that a small difference between runs that ran "
+            "beside other work means little."
             if analysis.core_time
             else ", and means little where runs shared a machine."
         ),
@@ -260,9 +260,9 @@ def frame(analysis: Analysis) -> "pd.DataFrame":
             "reference": analysis.is_reference(result.arm.name),
             "seeds": len(result.seeds),
         }
-        for reward, found in result.rewards.items():
+        for reward, change in result.rewards.items():
             for part in ("before", "after", "change"):
-                row |= _columns(f"{reward}_{part}", getattr(found, part))
+                row |= _columns(f"{reward}_{part}", getattr(change, part))
         comparison = result.comparison
         if comparison is not None:
             row |= _columns("difference", comparison.difference)
@@ -296,12 +296,12 @@ def frame(analysis: Analysis) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def _columns(name: str, found: Interval) -> dict[str, Any]:
+def _columns(name: str, estimate: Interval) -> dict[str, Any]:
     return {
-        f"{name}_mean": found.mean,
-        f"{name}_low": found.low,
-        f"{name}_high": found.high,
-        f"{name}_sd": found.sd,
+        f"{name}_mean": estimate.mean,
+        f"{name}_low": estimate.low,
+        f"{name}_high": estimate.high,
+        f"{name}_sd": estimate.sd,
     }
 
 

@@ -27,11 +27,11 @@ MEASURED = ("result.json", "metrics.jsonl", "eval.jsonl", "env.json")
 
 def digest(sweep: Sweep, runs_dir: Path, shown: str) -> str:
     """Changes when anything does that a report is made of. `shown`: the sweep file's name in it."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for part in _parts(sweep, runs_dir):
-        found.update(repr(part).encode())
-    found.update(shown.encode())
-    return found.hexdigest()
+        hashed.update(repr(part).encode())
+    hashed.update(shown.encode())
+    return hashed.hexdigest()
 
 
 def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
@@ -39,11 +39,11 @@ def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
     yield from code()
     # A run's hash leaves out what changes no result: the arms' configurations have it all.
     yield replace(sweep, runs=sweep.runs[: len(sweep.arms)])
-    place = sweep_folder(sweep, runs_dir)
+    folder = sweep_folder(sweep, runs_dir)
     probes = [f"probes/{name}.json" for name in sweep.probes]
     finished = set()
     for run in sweep.runs:
-        stamps = [stamp(place / run.folder_name / name) for name in (*MEASURED, *probes)]
+        stamps = [stamp(folder / run.folder_name / name) for name in (*MEASURED, *probes)]
         if stamps[0] is None:
             yield run.folder_name, look(sweep, run, runs_dir).state
         else:
@@ -104,8 +104,8 @@ def stamp(file: Path) -> list[int] | None:
 
 def record(beside: Path, name: str, folder: Path) -> Path:
     """The file that says what the report `name` in `folder` was made of."""
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return beside / FOLDER / f"{name}-{place}.json"
+    suffix = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return beside / FOLDER / f"{name}-{suffix}.json"
 
 
 def _record(sweep: Sweep, runs_dir: Path, folder: Path) -> Path:

@@ -115,7 +115,7 @@ def test_the_page_is_one_file_and_says_what_was_found(reports):
     said = " ".join(" ".join(page.words).split())
     for part in [
         "τ = 9, τ = 12 and τ = 18 are not significantly different from τ = 15 (5 seeds)",
-        "had an 80 % chance of being found",
+        "the smallest detectable difference (power 80 %) is",
         "Training gained in every arm",
         "That is what reward hacking looks like",
         "not comparable across window positions",
@@ -306,7 +306,7 @@ def test_nothing_learned(tmp_path, small_figures):
     page = words(write_report(still.sweep, tmp_path, tmp_path / "reports"))
     assert "differences that are the same with every seed say nothing about chance" in page
     assert "identical: no score differs" in page
-    for wrong in ("could have been shown 0.000", "1.000", "80 % chance of being found", "[0.000"):
+    for wrong in ("detectable difference 0.000", "1.000", "(power 80 %)", "[0.000"):
         assert wrong not in page.split("<h2>How to read")[0].replace("\u00a0", " "), wrong
     assert "p values" not in page
     assert "followed by (every seed)" in page

@@ -92,9 +92,9 @@ def at_equal_cost(analysis: Analysis, results: "Results") -> EqualCost:
     kinds: dict[str, list[str]] = {}
     budgets = [b for b in _budgets(analysis, results) if b.kind != "iteration"]
     for b in budgets:
-        said = compared(analysis, b.comparisons, sizes=False)
-        kinds.setdefault(said, []).append(b.kind)
-    text = "; ".join(f"at equal {' and '.join(kind)} {said}" for said, kind in kinds.items())
+        phrase = compared(analysis, b.comparisons, sizes=False)
+        kinds.setdefault(phrase, []).append(b.kind)
+    text = "; ".join(f"at equal {' and '.join(kind)} {phrase}" for phrase, kind in kinds.items())
     verdicts = [c.verdict for b in budgets for c in b.comparisons.values()]
     return EqualCost(
         f"{text[:1].upper()}{text[1:]}." if text else "",
@@ -107,8 +107,8 @@ def _budgets(analysis: Analysis, results: "Results") -> list[Budget]:
     if not analysis.compared or not len(spent):
         return []
     kinds = ["iteration", "seconds"] if _alike(spent) else ["iteration", "evaluations", "seconds"]
-    found = [_at_equal(analysis, spent, kind) for kind in kinds]
-    return [b for b in found if any(c.simultaneous.n for c in b.comparisons.values())]
+    budgets = [_at_equal(analysis, spent, kind) for kind in kinds]
+    return [b for b in budgets if any(c.simultaneous.n for c in b.comparisons.values())]
 
 
 def _alike(spent: "pd.DataFrame") -> bool:
@@ -161,8 +161,8 @@ def interpolated(
 
 
 def _sentences(analysis: Analysis, budgets: list[Budget]) -> tuple[str, ...]:
-    said = [f"at {b.words(analysis)} {compared(analysis, b.comparisons)}" for b in budgets]
-    first = f"Read at the largest budget that every run reached: {'; '.join(said)}."
+    phrases = [f"at {b.words(analysis)} {compared(analysis, b.comparisons)}" for b in budgets]
+    first = f"Read at the largest budget that every run reached: {'; '.join(phrases)}."
     if any(b.kind == "evaluations" for b in budgets):
         return (first,)
     return (

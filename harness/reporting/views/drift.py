@@ -54,7 +54,7 @@ FACTOR = 3
 
 
 @dataclass(frozen=True)
-class _Found:
+class Drift:
     """One arm's KL of one kind."""
 
     arm: str
@@ -90,10 +90,10 @@ def drift(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None")
     logs = {kind: _logs(analysis, lines[lines[kind] > 0], kind) for kind in kinds}
     family = sum(_stated(log) for of_arms in logs.values() for log in of_arms)
     level = simultaneous_level(family)
-    found = {
+    drifts = {
         kind: [_found(log, level) for log in of_arms] for kind, of_arms in logs.items() if of_arms
     }
-    if not found:
+    if not drifts:
         return None
     caption = (
         "KL between the SDE and the ODE from the same start: of a random step from the ODE's step, "
@@ -103,10 +103,14 @@ def drift(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None")
     title = "How far SDE and ODE lie apart"
     return View(
         title,
-        _sentences(analysis, found),
-        tuple(_table(analysis, kind, of_arms) for kind, of_arms in found.items()),
-        (partial(picture, "drift", title, caption, lambda: _figure(analysis, lines, list(found))),),
-        brief=_brief(analysis, found),
+        _sentences(analysis, drifts),
+        tuple(_table(analysis, kind, of_arms) for kind, of_arms in drifts.items()),
+        (
+            partial(
+                picture, "drift", title, caption, lambda: _figure(analysis, lines, list(drifts))
+            ),
+        ),
+        brief=_brief(analysis, drifts),
     )
 
 
@@ -148,30 +152,33 @@ def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
     ends = ends.assign(moves=steps.groupby(RUN, observed=True)["moves"].sum()).reset_index()
     ends_of = by_arm(analysis.sweep, ends)
     lines_of = by_arm(analysis.sweep, lines)
-    found = []
+    logs = []
     for arm in analysis.sweep.arms:
-        own = ends_of[arm.name]
-        if not len(own):
+        ends_of_arm = ends_of[arm.name]
+        if not len(ends_of_arm):
             continue
         one = lines_of[arm.name]
         positions = tuple(map(int, one.loc[one[SEED] == one[SEED].iloc[0], WINDOW_START]))
-        change = by_seed(own.assign(log=np.log(own["last"]) - np.log(own["first"])), "log")
-        training, moves = parts.get(arm.name), float(own["moves"].mean())
+        change = by_seed(
+            ends_of_arm.assign(log=np.log(ends_of_arm["last"]) - np.log(ends_of_arm["first"])),
+            "log",
+        )
+        training, moves = parts.get(arm.name), float(ends_of_arm["moves"].mean())
         rest = None
         if training is not None and _slides(positions):
             rest = [(change[s] - training[s]) / moves for s in change]
-        found.append(
+        logs.append(
             _Logs(
                 arm=arm.name,
                 positions=positions,
-                first=list(own["first"]),
-                last=list(own["last"]),
+                first=list(ends_of_arm["first"]),
+                last=list(ends_of_arm["last"]),
                 change=list(change.values()),
                 training=[training[s] for s in change] if training else None,
                 move=rest,
             )
         )
-    return found
+    return logs
 
 
 def _stated(log: _Logs) -> int:
@@ -180,11 +187,11 @@ def _stated(log: _Logs) -> int:
     return 1 if log.training is None else 1 + (log.move is not None)
 
 
-def _found(log: _Logs, level: float) -> _Found:
+def _found(log: _Logs, level: float) -> Drift:
     def factor(values: list[float] | None) -> Interval | None:
         return None if values is None else exponential(mean_interval(values, level))
 
-    return _Found(
+    return Drift(
         arm=log.arm,
         positions=log.positions,
         first=geometric(log.first),
@@ -198,43 +205,43 @@ def _found(log: _Logs, level: float) -> _Found:
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _sentences(analysis: Analysis, found: dict[str, list[_Found]]) -> tuple[str, ...]:
-    return tuple(_sentence(analysis, kind, of_arms) for kind, of_arms in found.items())
+def _sentences(analysis: Analysis, drifts: dict[str, list[Drift]]) -> tuple[str, ...]:
+    return tuple(_sentence(analysis, kind, of_arms) for kind, of_arms in drifts.items())
 
 
-def _sentence(analysis: Analysis, kind: str, found: list[_Found]) -> str:
-    known = [(f, f.training) for f in found if f.training is not None]
+def _sentence(analysis: Analysis, kind: str, drifts: list[Drift]) -> str:
+    known = [(f, f.training) for f in drifts if f.training is not None]
     name = KINDS[kind][0]
     if not known:
-        changes = listed([f"{_times(f.change)} in {analysis.label(f.arm)}" for f in found])
+        changes = listed([f"{_times(f.change)} in {analysis.label(f.arm)}" for f in drifts])
         return (
             f"{name} between SDE and ODE, from the first measurement to the last, became "
-            f"{changes}: what training did to it and what the window's position did cannot be told "
-            "apart, as no arm was at the same positions at another time with enough seeds."
+            f"{changes}: what training did to it and what the window's position did cannot be "
+            "separated, as no arm was at the same positions at another time with enough seeds."
         )
     parts = []
     for sign, word in ((1, "grew"), (-1, "shrank"), (0, "is not shown to have changed")):
         arms = [f"{analysis.label(f.arm)} ({_times(t)})" for f, t in known if side(t) == sign]
         if arms:
             parts.append(f"{word} in {listed(arms)}")
-    said = (
+    text = (
         f"Through training, {name} between SDE and ODE, at equal position of the window and if "
         f"training does the same at every position, {'; '.join(parts)}"
     )
-    moves = [(f, f.move) for f in found if f.move is not None]
+    moves = [(f, f.move) for f in drifts if f.move is not None]
     shown = [f"{_times(move)} in {analysis.label(f.arm)}" for f, move in moves if side(move)]
     rest = [f"{_times(move)} in {analysis.label(f.arm)}" for f, move in moves if not side(move)]
     if shown:
-        said += f"; a move of the window by itself takes it {listed(shown)}"
+        text += f"; a move of the window by itself takes it {listed(shown)}"
     if rest:
-        said += f"; a move of the window is not shown to change it ({listed(rest)})"
-    return f"{said}."
+        text += f"; a move of the window is not shown to change it ({listed(rest)})"
+    return f"{text}."
 
 
-def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
+def _brief(analysis: Analysis, drifts: dict[str, list[Drift]]) -> str:
     """Empty where what training did is nowhere known."""
     parts = []
-    for kind, of_arms in found.items():
+    for kind, of_arms in drifts.items():
         known = [(f, f.training) for f in of_arms if f.training is not None]
         if not known:
             parts.append(f"{KINDS[kind][0]}: not known")
@@ -259,7 +266,7 @@ def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
         if moves:
             text += f", and a move of the window by itself takes it times {listed(moves)}"
         parts.append(f"{KINDS[kind][0]} {text}")
-    if not any(f.training for of_arms in found.values() for f in of_arms):
+    if not any(f.training for of_arms in drifts.values() for f in of_arms):
         return ""
     return (
         "What training did to the distance between SDE and ODE, at equal position of the window: "
@@ -267,14 +274,14 @@ def _brief(analysis: Analysis, found: dict[str, list[_Found]]) -> str:
     )
 
 
-def _times(found: Interval) -> str:
-    return f"times {interval(found, FACTOR)}"
+def _times(factor: Interval) -> str:
+    return f"times {interval(factor, FACTOR)}"
 
 
-def _table(analysis: Analysis, kind: str, found: list[_Found]) -> Table:
+def _table(analysis: Analysis, kind: str, drifts: list[Drift]) -> Table:
     name, unit = KINDS[kind]
     rows = []
-    for f in found:
+    for f in drifts:
         rows.append(
             (
                 analysis.label(f.arm),
@@ -301,15 +308,15 @@ def _table(analysis: Analysis, kind: str, found: list[_Found]) -> Table:
         "proportion to the iterations, at every position alike (least squares, intervals by "
         "leaving out one seed at a time). By a move: what is left of last over first, for each "
         "move of the window. A dash: the arm's position follows from the iteration, and no other "
-        "arm tells the two apart; or the window does not slide.",
+        "arm separates the two; or the window does not slide.",
     )
 
 
-def _places(found: _Found) -> str:
-    if found.stays:
-        return str(found.positions[0])
-    if found.slides:
-        return f"{found.positions[0]} to {found.positions[-1]}"
+def _places(one: Drift) -> str:
+    if one.stays:
+        return str(one.positions[0])
+    if one.slides:
+        return f"{one.positions[0]} to {one.positions[-1]}"
     return "drawn"
 
 

@@ -83,13 +83,13 @@ def _mixed(analysis: Analysis, rows: "pd.DataFrame") -> list[Mixed]:
     names = [str(name) for name in rows["reward"].unique()]
     rewards = [n for n in (analysis.measure, *analysis.others) if n in names]
     rewards += [n for n in names if n not in rewards]
-    found = []
+    mixed = []
     for reward in rewards:
-        own = rows[rows["reward"] == reward]
+        of_reward = rows[rows["reward"] == reward]
         values: dict[str, Values] = {}
         roles: dict[str, str] = {}
         for arm, role, seed, p_mix, mean in zip(
-            *(own[c] for c in ("arm", "role", "seed", "p_mix", "mean")), strict=True
+            *(of_reward[c] for c in ("arm", "role", "seed", "p_mix", "mean")), strict=True
         ):
             values.setdefault(str(arm), {}).setdefault(float(p_mix), {})[int(seed)] = float(mean)
             roles[str(arm)] = str(role)
@@ -104,8 +104,8 @@ def _mixed(analysis: Analysis, rows: "pd.DataFrame") -> list[Mixed]:
                 for p, other in _described(of_arm)
             }
             best = max(means, key=lambda p: means[p].mean)
-            found.append(Mixed(arm, reward, roles[arm], means, choices.get(arm), differences, best))
-    return found
+            mixed.append(Mixed(arm, reward, roles[arm], means, choices.get(arm), differences, best))
+    return mixed
 
 
 def _choices(values: dict[str, Values]) -> dict[str, Comparison]:
@@ -129,13 +129,13 @@ def _described(values: Values) -> list[tuple[float, float]]:
 def _sentences(analysis: Analysis, mixed: list[Mixed]) -> tuple[str, ...]:
     of_measure = [m for m in mixed if m.reward == analysis.measure]
     held_out = [m for m in mixed if m.role == "held out" and m.reward != analysis.measure]
-    said = []
+    sentences = []
     if of_measure:
-        said = [_papers_choice(analysis, of_measure), _highest(analysis, of_measure)]
+        sentences = [_papers_choice(analysis, of_measure), _highest(analysis, of_measure)]
     if held_out:
         first = [m for m in held_out if m.reward == held_out[0].reward]
-        said.append(_papers_choice(analysis, first))
-    return tuple(said)
+        sentences.append(_papers_choice(analysis, first))
+    return tuple(sentences)
 
 
 def _brief(mixed: list[Mixed]) -> str:
@@ -147,15 +147,15 @@ def _brief(mixed: list[Mixed]) -> str:
             for m in mixed
             if m.reward == reward and m.choice and m.choice.simultaneous.known
         ]
-        told = []
+        verdicts = []
         for word in ("better", "worse"):
             means = [c.simultaneous.mean for c in known if c.verdict == word]
             if means:
                 size = span(means, signed=True)
-                told.append(f"{word} in {len(means)} of {len(known)} arms (means {size})")
+                verdicts.append(f"{word} in {len(means)} of {len(known)} arms (means {size})")
         if known:
             same = "not significantly different in any arm"
-            parts.append(f"{reward} {' and '.join(told) or same}")
+            parts.append(f"{reward} {' and '.join(verdicts) or same}")
     if not parts:
         return ""
     return (
@@ -195,7 +195,7 @@ def _papers_choice(analysis: Analysis, mixed: list[Mixed]) -> str:
     )
     shown = [c.detectable for c in known if math.isfinite(c.detectable)]
     if shown:
-        text += f"; a difference of {span(shown, by='arm')} could have been shown"
+        text += f"; the smallest detectable difference is {span(shown, by='arm')}"
     return f"{text}."
 
 
@@ -243,12 +243,12 @@ def _differences(analysis: Analysis, mixed: list[Mixed]) -> Table:
     by_key = {(m.arm, m.reward): m for m in mixed}
     rows = []
     for arm in dict.fromkeys(m.arm for m in mixed):
-        own = [by_key.get((arm, reward)) for reward in rewards]
-        chosen = [m.choice.simultaneous if m and m.choice else None for m in own]
+        of_arm = [by_key.get((arm, reward)) for reward in rewards]
+        chosen = [m.choice.simultaneous if m and m.choice else None for m in of_arm]
         lines = [(f"{_percent(PAPERS)} minus {_percent(PURE)}, tested", chosen)]
-        for p, other in dict.fromkeys(pair for m in own if m for pair in m.differences):
+        for p, other in dict.fromkeys(pair for m in of_arm if m for pair in m.differences):
             name = f"{_percent(p)} minus {_percent(other)}"
-            lines.append((name, [m.differences.get((p, other)) if m else None for m in own]))
+            lines.append((name, [m.differences.get((p, other)) if m else None for m in of_arm]))
         rows += [
             (
                 analysis.label(arm),

@@ -49,12 +49,12 @@ def training_parts(lines: "pd.DataFrame", column: str) -> dict[str, dict[int, fl
         for k in range(n)
     ]
     spans = lines.groupby(lines["arm"].astype(str))["iteration"].agg(lambda m: m.max() - m.min())
-    found = {}
+    changes = {}
     for a, arm in enumerate(arms):
         values = [n * every[a] - (n - 1) * rest[a] for rest in without]
         if np.isfinite(values).all():
-            found[arm] = {s: v * float(spans[arm]) for s, v in zip(seeds, values, strict=True)}
-    return found
+            changes[arm] = {s: v * float(spans[arm]) for s, v in zip(seeds, values, strict=True)}
+    return changes
 
 
 def _sums(
@@ -63,17 +63,17 @@ def _sums(
     """X'X and X'y of every seed: [seeds, k, k] and [seeds, k], the arms' slopes first."""
     arm = lines["arm"].astype(str).map({name: a for a, name in enumerate(arms)}).to_numpy(int)
     seed = lines["seed"].map({s: k for k, s in enumerate(seeds)}).to_numpy(int)
-    place = len(arms) + lines.groupby(["alike", "window_start"]).ngroup().to_numpy(int)
+    position = len(arms) + lines.groupby(["alike", "window_start"]).ngroup().to_numpy(int)
     iteration = lines["iteration"].to_numpy(float)
     x, y = iteration / max(1.0, float(iteration.max())), lines[column].to_numpy(float)
-    size = int(place.max()) + 1
+    size = int(position.max()) + 1
     squares, products = np.zeros((len(seeds), size, size)), np.zeros((len(seeds), size))
     np.add.at(squares, (seed, arm, arm), x * x)
-    np.add.at(squares, (seed, place, place), 1.0)
-    np.add.at(squares, (seed, arm, place), x)
-    np.add.at(squares, (seed, place, arm), x)
+    np.add.at(squares, (seed, position, position), 1.0)
+    np.add.at(squares, (seed, arm, position), x)
+    np.add.at(squares, (seed, position, arm), x)
     np.add.at(products, (seed, arm), x * y)
-    np.add.at(products, (seed, place), y)
+    np.add.at(products, (seed, position), y)
     return squares, products / max(1.0, float(iteration.max()))
 
 

@@ -58,7 +58,7 @@ def solver_error(
         "steps left, mean over the window's positions and seeds; bars: 95 % interval over seeds. "
         "Dashed: the solver begins anew after the window and does not go on from what it saw there."
     )
-    places = (
+    caption_of_positions = (
         "The same by the window's first step, with "
         f"{_percent(middle_share(by_seed))} of the steps left and random steps in the window."
     )
@@ -76,7 +76,7 @@ def solver_error(
                 picture,
                 "solver-error-position",
                 "The solver's error by the window's position",
-                places,
+                caption_of_positions,
                 lambda: by_position(by_seed),
             ),
         ),
@@ -100,18 +100,18 @@ def _answer(
     what the solver does wrong there, and what training lost by it."""
     share = middle_share(by_seed)
     errors = _errors_before(by_seed, share)
-    said = []
+    clauses = []
     if errors:
         simplest, level = min(errors), simultaneous_level(len(errors) - 1)
         parts = []
         for order, values in errors.items():
             text = f"{interval(geometric(list(values.values())), DIGITS)} by order {order}"
             if order != simplest:
-                found = ratio_interval(values, errors[simplest], level)
-                told = "" if side(found) else ", not significant"
-                text += f" (times {interval(found, 2)} of order {simplest}{told})"
+                ratio = ratio_interval(values, errors[simplest], level)
+                note = "" if side(ratio) else ", not significant"
+                text += f" (times {interval(ratio, 2)} of order {simplest}{note})"
             parts.append(text)
-        said.append(
+        clauses.append(
             f"with {_percent(share)} of the steps before the window left, the final latents lie "
             f"off those to which the ODE leads there by {listed(parts)}"
         )
@@ -119,16 +119,16 @@ def _answer(
     if known:
         parts = [
             f"{interval(c.simultaneous, signed=True)} in {analysis.label(c.arm)} "
-            f"({VERDICTS[c.verdict]}{_could_have(c)})"
+            f"({VERDICTS[c.verdict]}{_detectable(c)})"
             for c in known
         ]
-        said.append(
+        clauses.append(
             f"trained so, {analysis.measure} differs from that of {analysis.sweep.reference_label} "
             f"by {listed(parts)}"
         )
     elif losses:
-        said.append("what training loses by it cannot be concluded from so few seeds")
-    text = "; ".join(said)
+        clauses.append("what training loses by it cannot be concluded from so few seeds")
+    text = "; ".join(clauses)
     return (f"{text[0].upper()}{text[1:]}.",) if text else ()
 
 
@@ -147,15 +147,15 @@ def _brief(analysis: Analysis, by_seed: "pd.DataFrame", losses: list[Comparison]
         f"With {_percent(share)} of the steps before the window left, the final latents' error is "
         f"that of all steps by Euler times {listed(parts)}"
     )
-    told = [c for c in losses if c.verdict in ("better", "worse")]
+    different = [c for c in losses if c.verdict in ("better", "worse")]
     shown = [c.detectable for c in losses if math.isfinite(c.detectable)]
-    if told:
-        words = [f"{c.verdict} in {analysis.label(c.arm)}" for c in told]
+    if different:
+        words = [f"{c.verdict} in {analysis.label(c.arm)}" for c in different]
         text += f"; trained so, {analysis.measure} is {listed(words)}"
     elif shown:
         text += (
-            f"; trained so, no loss of {analysis.measure} is shown, where one of "
-            f"{number(min(shown))} to {number(max(shown))} could have been"
+            f"; trained so, no loss of {analysis.measure} is shown (smallest detectable loss "
+            f"{number(min(shown))} to {number(max(shown))})"
         )
     saved = [
         1
@@ -174,64 +174,68 @@ def _errors_before(by_seed: "pd.DataFrame", share: float) -> dict[str, dict[int,
     """By order and seed: the error of the trained model's images, with a random window, where
     `share` of the steps before it are left."""
     rows = pick(by_seed, model="trained", at="image", place="before", ratio=share, window="sde")
-    return {str(order): _means(own) for order, own in rows.groupby("order", observed=True)}
+    return {
+        str(order): _means(of_order) for order, of_order in rows.groupby("order", observed=True)
+    }
 
 
-def _could_have(comparison: Comparison) -> str:
+def _detectable(comparison: Comparison) -> str:
     shown = number(comparison.detectable)
-    return "" if shown == NOTHING else f"; {shown} could have been shown"
+    return "" if shown == NOTHING else f"; smallest detectable difference {shown}"
 
 
-def _means(own: "pd.DataFrame") -> dict[int, float]:
+def _means(rows: "pd.DataFrame") -> dict[int, float]:
     """The mean error by seed."""
-    return {int(str(s)): float(e) for s, e in own.groupby("seed")["error"].mean().items()}
+    return {int(str(s)): float(e) for s, e in rows.groupby("seed")["error"].mean().items()}
 
 
 def _sentences(by_seed: "pd.DataFrame") -> tuple[str, ...]:
     share = middle_share(by_seed)
     trained = pick(by_seed, model="trained", at="image")
-    said = []
+    sentences = []
     before = pick(trained, place="before", ratio=share)
     after = pick(trained, place="after", ratio=share, history="keep")
     for window in WINDOWS:
         parts = []
-        for place, own in (("before", before), ("after", after)):
-            chosen = own[own["window"] == window]
-            for order in dict.fromkeys(order for order, _ in solvers(by_seed, place)):
+        for position, at_position in (("before", before), ("after", after)):
+            chosen = at_position[at_position["window"] == window]
+            for order in dict.fromkeys(order for order, _ in solvers(by_seed, position)):
                 rows = chosen[chosen["order"] == order]
                 if len(rows):
-                    parts.append((place, order, *over_seeds(rows)))
+                    parts.append((position, order, *over_seeds(rows)))
         if not parts:
             continue
         texts = []
-        for place in ("before", "after"):
-            of_place = [p for p in parts if p[0] == place]
-            if of_place:
-                errors = listed([f"{interval(e, DIGITS)} by order {o}" for _, o, _, e in of_place])
-                saved = number(sum(s for _, _, s, _ in of_place) / len(of_place), 1)
-                texts.append(f"{place} it, {saved} evaluations saved: {errors}")
+        for position in ("before", "after"):
+            of_position = [p for p in parts if p[0] == position]
+            if of_position:
+                errors = listed(
+                    [f"{interval(e, DIGITS)} by order {o}" for _, o, _, e in of_position]
+                )
+                saved = number(sum(s for _, _, s, _ in of_position) / len(of_position), 1)
+                texts.append(f"{position} it, {saved} evaluations saved: {errors}")
         taken = "the ODE's" if window == "ode" else "random"
-        said.append(
+        sentences.append(
             f"With {_percent(share)} of the steps left and the window's steps {taken}, the final "
             f"latents lie off the ODE's by, {'; '.join(texts)}."
         )
-    said += _history_sentence(trained, share)
+    sentences += _history_sentence(trained, share)
     own_error = over_seeds(pick(by_seed, model="trained", place="reference"))[1]
-    said.append(
+    sentences.append(
         f"The reference differs from one of half its steps by {number(own_error.mean, 5)}, more "
         "than its own error."
     )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def _history_sentence(trained: "pd.DataFrame", share: float) -> list[str]:
     """Whether a solver that goes on from random steps does worse than one that begins anew."""
-    own = pick(trained, place="after", ratio=share, window="sde")
-    orders = sorted({order for order, history in solvers(own, "after") if history == "restart"})
+    rows = pick(trained, place="after", ratio=share, window="sde")
+    orders = sorted({order for order, history in solvers(rows, "after") if history == "restart"})
     parts = []
     for order in orders:
         kept, anew = (
-            _means(pick(own, order=order, history=history)) for history in ("keep", "restart")
+            _means(pick(rows, order=order, history=history)) for history in ("keep", "restart")
         )
         level = simultaneous_level(len(orders))
         parts.append(f"{interval(ratio_interval(kept, anew, level), 2)} by order {order}")
@@ -247,12 +251,12 @@ def _history_sentence(trained: "pd.DataFrame", share: float) -> list[str]:
 
 def _table(by_seed: "pd.DataFrame") -> Table:
     rows = []
-    for place in ("before", "after"):
-        kinds = [("1", "keep"), *(k for k in solvers(by_seed, place) if k != ("1", "keep"))]
+    for position in ("before", "after"):
+        kinds = [("1", "keep"), *(k for k in solvers(by_seed, position) if k != ("1", "keep"))]
         for order, history in kinds:
-            own = pick(by_seed, place=place, order=order, history=history)
-            for share in sorted(own["ratio"].unique(), reverse=True):
-                one = pick(own, ratio=share)
+            solver = pick(by_seed, place=position, order=order, history=history)
+            for share in sorted(solver["ratio"].unique(), reverse=True):
+                one = pick(solver, ratio=share)
                 trained = pick(one, model="trained")
                 cells = [
                     _cell(pick(trained, at="state")),
@@ -263,7 +267,7 @@ def _table(by_seed: "pd.DataFrame") -> Table:
                 ]
                 name = f"{order}, begun anew" if history == "restart" else order
                 saved = number(over_seeds(one)[0], 1)
-                rows.append((f"{place} the window", name, _percent(share), saved, *cells))
+                rows.append((f"{position} the window", name, _percent(share), saved, *cells))
     return Table(
         "Relative distance from the ODE",
         (
@@ -323,8 +327,8 @@ def _loss_table(analysis: Analysis, losses: list[Comparison]) -> Table:
     return Table(
         "What thinning out before the window did to training",
         (
-            *("arm", "against", f"difference in {analysis.measure}", "could have been shown"),
-            *("verdict", "NFE saved"),
+            *("arm", "against", f"difference in {analysis.measure}"),
+            *("smallest detectable difference", "verdict", "NFE saved"),
         ),
         tuple(rows),
         "After training, on held-out prompts; paired by seed [intervals that hold for all "

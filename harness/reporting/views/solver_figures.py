@@ -38,11 +38,11 @@ def pick(by_seed: "pd.DataFrame", **wanted: object) -> "pd.DataFrame":
     return by_seed
 
 
-def solvers(by_seed: "pd.DataFrame", place: str) -> list[tuple[str, str]]:
-    """(order, history) of the solvers in a place, as they were measured."""
-    own = by_seed[(by_seed["place"] == place) & (by_seed["ratio"] < 1)]
-    found = set(zip(map(str, own["order"]), map(str, own["history"]), strict=True))
-    return sorted(found)
+def solvers(by_seed: "pd.DataFrame", position: str) -> list[tuple[str, str]]:
+    """(order, history) of the solvers in a position, as they were measured."""
+    thinned = by_seed[(by_seed["place"] == position) & (by_seed["ratio"] < 1)]
+    kinds = set(zip(map(str, thinned["order"]), map(str, thinned["history"]), strict=True))
+    return sorted(kinds)
 
 
 def by_evaluations_saved(by_seed: "pd.DataFrame") -> "Figure":
@@ -64,14 +64,14 @@ def _draw_solvers(
 ) -> None:
     """The error of every solver at a position of the grid over the column `x`: `saved`, a point for
     each share of the steps left, or `start`, a point for each first step of the window."""
-    kinds = {place: solvers(by_seed, place) for place in ("before", "after")}
+    kinds = {at: solvers(by_seed, at) for at in ("before", "after")}
     orders = sorted({order for of_position in kinds.values() for order, _ in of_position})
     for order, history in kinds[position]:
         solver = pick(rows, place=position, order=order, history=history)
         points = [
-            (saved if x == "saved" else float(own[x].mean()), error)
-            for _, own in solver.groupby("ratio" if x == "saved" else x)
-            for saved, error in [over_seeds(own)]
+            (saved if x == "saved" else float(of_point[x].mean()), error)
+            for _, of_point in solver.groupby("ratio" if x == "saved" else x)
+            for saved, error in [over_seeds(of_point)]
         ]
         points.sort(key=lambda point: point[0])
         colour = COLOURS[orders.index(order) % len(COLOURS)]

@@ -80,8 +80,8 @@ def formula(config: "RunConfig") -> float:
 
 def speedup(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
     """None where nothing is accelerated or no reference has a finished run."""
-    found = speed_ups(analysis, results)
-    if not any(s.accelerated for s in found):
+    speedups = speed_ups(analysis, results)
+    if not any(s.accelerated for s in speedups):
         return None
     title = "How much faster the rollouts are"
     caption = (
@@ -91,10 +91,10 @@ def speedup(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None
     )
     return View(
         title,
-        _sentences(analysis, found),
-        (_table(analysis, found),),
-        (partial(picture, "speedup", title, caption, lambda: _figure(analysis, found)),),
-        brief=_brief(found),
+        _sentences(analysis, speedups),
+        (_table(analysis, speedups),),
+        (partial(picture, "speedup", title, caption, lambda: _figure(analysis, speedups)),),
+        brief=_brief(speedups),
     )
 
 
@@ -114,16 +114,16 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
         if arm != reference
     )
     level = simultaneous_level(family)
-    found = []
+    speedups = []
     for result in analysis.arms:
         name, reference = result.arm.name, references[result.arm.name]
         if not result.seeds or not analysis.by_name(reference).seeds:
             continue
-        config, base, own = configs[name], configs[reference], runs[name]
-        nfe = mean_interval([float(v) for v in own[columns.NFE_ROLLOUT]])
+        config, base, of_arm = configs[name], configs[reference], runs[name]
+        nfe = mean_interval([float(v) for v in of_arm[columns.NFE_ROLLOUT]])
         published = result.published.values.get("nfe_old")
-        computed = _rollout_evaluations(config, own)
-        found.append(
+        computed = _rollout_evaluations(config, of_arm)
+        speedups.append(
             SpeedUp(
                 arm=name,
                 reference=reference,
@@ -140,7 +140,7 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
                 accelerated=config.sampler.tail_ratio < base.sampler.tail_ratio,
             )
         )
-    return found
+    return speedups
 
 
 def _rollout_evaluations(config: "RunConfig", runs: "pd.DataFrame") -> float:
@@ -166,9 +166,9 @@ def _seconds(analysis: Analysis, results: "Results") -> dict[str, dict[int, floa
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _brief(found: list[SpeedUp]) -> str:
+def _brief(speedups: list[SpeedUp]) -> str:
     """Empty where nothing is known."""
-    known = _known(found)
+    known = _known(speedups)
     if not known:
         return ""
     low, high = (pick(measured.mean for _, measured in known) for pick in (min, max))
@@ -182,16 +182,16 @@ def _brief(found: list[SpeedUp]) -> str:
     )
 
 
-def _known(found: list[SpeedUp]) -> list[tuple[SpeedUp, Interval]]:
+def _known(speedups: list[SpeedUp]) -> list[tuple[SpeedUp, Interval]]:
     return [
         (s, s.measured)
-        for s in found
+        for s in speedups
         if s.accelerated and s.measured is not None and s.measured.known
     ]
 
 
-def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
-    known = _known(found)
+def _sentences(analysis: Analysis, speedups: list[SpeedUp]) -> tuple[str, ...]:
+    known = _known(speedups)
     if not known:
         return ("How much faster the rollouts are cannot be concluded: too few seeds.",)
     parts = []
@@ -231,13 +231,13 @@ def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
     return tuple(filter(None, (first, second, third, not_timed_together(analysis))))
 
 
-def _times(found: Interval | None) -> str:
-    return NOTHING if found is None else interval(found, DIGITS)
+def _times(ratio: Interval | None) -> str:
+    return NOTHING if ratio is None else interval(ratio, DIGITS)
 
 
-def _table(analysis: Analysis, found: list[SpeedUp]) -> Table:
+def _table(analysis: Analysis, speedups: list[SpeedUp]) -> Table:
     rows = []
-    for s in found:
+    for s in speedups:
         rows.append(
             (
                 analysis.name_in_table(s.arm),
@@ -268,9 +268,9 @@ def _table(analysis: Analysis, found: list[SpeedUp]) -> Table:
     )
 
 
-def _figure(analysis: Analysis, found: list[SpeedUp]) -> "Figure":
+def _figure(analysis: Analysis, speedups: list[SpeedUp]) -> "Figure":
     drawn = set(drawn_arms(analysis))
-    shown = [s for s in found if s.arm in drawn and s.measured is not None]
+    shown = [s for s in speedups if s.arm in drawn and s.measured is not None]
     figure, axes = rows_figure(len(shown), per_row=0.4, rest=1.5)
     axes.axvline(1, color=GREY, linewidth=1.2)
     measured = [s.measured for s in shown if s.measured is not None]

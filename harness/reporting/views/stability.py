@@ -78,20 +78,20 @@ def stability(analysis: Analysis, results: "Results", probes: "pd.DataFrame | No
     """None where no run has finished."""
     if not any(result.seeds for result in analysis.arms):
         return None
-    found = judged(analysis, results)
+    stabilities = judged(analysis, results)
     title = "How stable training is"
     caption = (
         "The gradient's norm before it is clipped, over iterations and over the position of the "
         "window: median of a run's iterations there, mean over seeds, and its 95 % interval as a "
         "band." + some_drawn(analysis)
     )
-    said = _sentences(analysis, found)
+    sentences = _sentences(analysis, stabilities)
     return View(
         title,
-        said,
-        (_table(analysis, found),),
+        sentences,
+        (_table(analysis, stabilities),),
         (partial(picture, "stability", title, caption, lambda: _figure(analysis, results)),),
-        brief=" ".join(dict.fromkeys((said[0], said[-1]))),
+        brief=" ".join(dict.fromkeys((sentences[0], sentences[-1]))),
     )
 
 
@@ -105,36 +105,36 @@ def judged(analysis: Analysis, results: "Results") -> list[Stability]:
         for result in analysis.arms
     }
     family = max(1, sum(len(values) >= MIN_SEEDS for values in lost.values()))
-    found = []
+    stabilities = []
     for result in analysis.arms:
         name = result.arm.name
         failed = [s for arm, s, state in analysis.unfinished if (arm, state) == (name, "failed")]
         if not result.seeds and not failed:
             continue
         begin, end = (by_seed(norms[name], part) for part in ("begin", "end"))
-        own = falls[name]
+        of_arm = falls[name]
         # Not the other way round, so that NaN, a measure that is not finite, counts.
-        below = ~(own["last"] >= own["first"])
-        halved = ~(own["best"] - own["last"] <= (own["best"] - own["first"]) / 2)
+        below = ~(of_arm["last"] >= of_arm["first"])
+        halved = ~(of_arm["best"] - of_arm["last"] <= (of_arm["best"] - of_arm["first"]) / 2)
         loss = mean_interval(lost[name], simultaneous_level(family))
-        found.append(
+        stabilities.append(
             Stability(
                 arm=name,
                 seeds=len(result.seeds),
                 begin=mean_interval(list(begin.values())),
                 end=mean_interval(list(end.values())),
                 growth=ratio_interval(end, begin),
-                halved=tuple(int(seed) for seed in own.loc[halved, columns.SEED]),
-                below=tuple(int(seed) for seed in own.loc[below, columns.SEED]),
+                halved=tuple(int(seed) for seed in of_arm.loc[halved, columns.SEED]),
+                below=tuple(int(seed) for seed in of_arm.loc[below, columns.SEED]),
                 failed=tuple(failed),
                 since_best=loss,
                 detectable=detectable_difference(loss.sd, loss.n, family)
                 if loss.varies
                 else math.nan,
-                fall=mean_interval(list(own["fall"])),
+                fall=mean_interval(list(of_arm["fall"])),
             )
         )
-    return found
+    return stabilities
 
 
 def _since_best(curves: "NDArray[np.float64]") -> list[float]:
@@ -171,39 +171,38 @@ def _falls(evals: "pd.DataFrame", column: str) -> "pd.DataFrame":
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _sentences(analysis: Analysis, found: list[Stability]) -> tuple[str, ...]:
-    sentences = [_counts(analysis, found)]
-    told = [s for s in found if s.since_best.sign < 0 and s.since_best.varies]
-    rest = [s.detectable for s in found if s not in told and math.isfinite(s.detectable)]
+def _sentences(analysis: Analysis, stabilities: list[Stability]) -> tuple[str, ...]:
+    sentences = [_counts(analysis, stabilities)]
+    lost = [s for s in stabilities if s.since_best.sign < 0 and s.since_best.varies]
+    rest = [s.detectable for s in stabilities if s not in lost and math.isfinite(s.detectable)]
     parts = []
-    if told:
-        arms = [f"{analysis.label(s.arm)} ({interval(s.since_best, signed=True)})" for s in told]
+    if lost:
+        arms = [f"{analysis.label(s.arm)} ({interval(s.since_best, signed=True)})" for s in lost]
         parts.append(
             f"after the best evaluation of the other seeds it was lost again in {listed(arms)}"
         )
     if rest:
-        where = "in the others" if told else "after the best evaluation of the other seeds"
+        where = "in the others" if lost else "after the best evaluation of the other seeds"
         parts.append(
-            f"{where} no loss is shown, where a true one of {span(rest, by='arm')} had an 80 % "
-            "chance of being found"
+            f"{where} no loss is shown; the smallest detectable loss is {span(rest, by='arm')}"
         )
     if parts:
         sentences.append(f"Of {analysis.measure}, {'; '.join(parts)}.")
-    grown = sorted((s for s in found if s.growth.known), key=lambda s: s.growth.mean)
+    grown = sorted((s for s in stabilities if s.growth.known), key=lambda s: s.growth.mean)
     if grown:
         ends = [grown[0], *grown[1:][-1:]]
-        said = [f"{interval(s.growth, 2)} times in {analysis.label(s.arm)}" for s in ends]
+        growths = [f"{interval(s.growth, 2)} times in {analysis.label(s.arm)}" for s in ends]
         sentences.append(
             "From the first tenth of the iterations to the last, the gradient's norm became "
-            f"{' to '.join(said)}."
+            f"{' to '.join(growths)}."
         )
     return tuple(sentences)
 
 
-def _counts(analysis: Analysis, found: list[Stability]) -> str:
+def _counts(analysis: Analysis, stabilities: list[Stability]) -> str:
     """How many runs lost what they had gained or failed, in one sentence."""
-    runs = sum(s.seeds + len(s.failed) for s in found)
-    broken = [s for s in found if s.halved or s.failed]
+    runs = sum(s.seeds + len(s.failed) for s in stabilities)
+    broken = [s for s in stabilities if s.halved or s.failed]
     if not broken:
         return (
             f"None of {runs} runs failed, ended below where it began in {analysis.measure}, or "
@@ -211,7 +210,7 @@ def _counts(analysis: Analysis, found: list[Stability]) -> str:
         )
     halved, below, failed = (
         sum(len(part) for part in parts)
-        for parts in zip(*((s.halved, s.below, s.failed) for s in found), strict=True)
+        for parts in zip(*((s.halved, s.below, s.failed) for s in stabilities), strict=True)
     )
     text = (
         f"Of {runs} runs, {failed} failed and {halved} lost more than half of their best gain in "
@@ -234,7 +233,7 @@ def _broken(analysis: Analysis, s: Stability) -> str:
     return f"{analysis.label(s.arm)} (of {runs}: {'; '.join(parts)})"
 
 
-def _table(analysis: Analysis, found: list[Stability]) -> Table:
+def _table(analysis: Analysis, stabilities: list[Stability]) -> Table:
     rows = [
         (
             analysis.label(s.arm),
@@ -248,7 +247,7 @@ def _table(analysis: Analysis, found: list[Stability]) -> Table:
             interval(s.end, DIGITS),
             interval(s.growth, 2),
         )
-        for s in found
+        for s in stabilities
     ]
     return Table(
         f"What was lost of {analysis.measure}, and the gradient's norm",

@@ -86,8 +86,8 @@ class Turn:
 
 def turn(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
     """None where no arm has a held-out reward and enough seeds."""
-    found = turns(analysis, results)
-    if not found:
+    judged = turns(analysis, results)
+    if not judged:
         return None
     caption = (
         "Every reward on held-out prompts, as its change since before training: solid where the "
@@ -98,10 +98,10 @@ def turn(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") 
     title = "Where held-out rewards turn"
     return View(
         title,
-        _sentences(analysis, found),
-        (_table(analysis, found),),
-        (partial(picture, "turn", title, caption, lambda: _figure(analysis, results, found)),),
-        brief=_brief(analysis, found),
+        _sentences(analysis, judged),
+        (_table(analysis, judged),),
+        (partial(picture, "turn", title, caption, lambda: _figure(analysis, results, judged)),),
+        brief=_brief(analysis, judged),
     )
 
 
@@ -136,20 +136,20 @@ def _turn(
     curves: dict[str, Array],
     family: int,
 ) -> Turn:
-    own = curves[reward]
-    at = best_of_others(own)
-    loss = mean_interval(list(since(own, at)), simultaneous_level(family))
+    curve = curves[reward]
+    at = best_of_others(curve)
+    loss = mean_interval(list(since(curve, at)), simultaneous_level(family))
     return Turn(
         arm=arm,
         reward=reward,
-        best=tuple(int(m) for m in iterations[smoothed(own).argmax(1)]),
+        best=tuple(int(m) for m in iterations[smoothed(curve).argmax(1)]),
         turning=tuple(int(m) for m in iterations[at]),
         loss=loss,
         detectable=detectable_difference(loss.sd, loss.n, family) if loss.varies else math.nan,
         trained={
             name: mean_interval(list(since(values, at)))
             for name, values in curves.items()
-            if name != reward and values.shape == own.shape
+            if name != reward and values.shape == curve.shape
         },
         end=int(iterations[-1]),
     )
@@ -162,8 +162,8 @@ def best_of_others(curves: Array) -> NDArray[np.int64]:
     """
     smooth = smoothed(curves)
     others = (smooth.sum(0) - smooth) / (len(curves) - 1)
-    found: NDArray[np.int64] = others.argmax(1)
-    return found
+    best: NDArray[np.int64] = others.argmax(1)
+    return best
 
 
 def since(curves: Array, at: NDArray[np.int64]) -> Array:
@@ -187,34 +187,32 @@ def smoothed(curves: Array) -> Array:
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _sentences(analysis: Analysis, found: list[Turn]) -> tuple[str, ...]:
+def _sentences(analysis: Analysis, judged: list[Turn]) -> tuple[str, ...]:
     parts = []
     for verdict in ("turned", "fell from the start"):
-        these = [t for t in found if t.verdict == verdict]
+        these = [t for t in judged if t.verdict == verdict]
         if these:
-            said = listed([_fell(analysis, t) for t in these])
-            parts.append(f"{verdict}, of {len(found)} held-out curves: {said}")
+            named = listed([_fell(analysis, t) for t in these])
+            parts.append(f"{verdict}, of {len(judged)} held-out curves: {named}")
     if not parts:
-        end = max(t.end for t in found)
+        end = max(t.end for t in judged)
         parts.append(f"no held-out reward is shown to have turned in {end} iterations, in any arm")
-    seen = [t.detectable for t in found if not t.turned and math.isfinite(t.detectable)]
+    seen = [t.detectable for t in judged if not t.turned and math.isfinite(t.detectable)]
     if seen:
-        where = "in the others " if any(t.turned for t in found) else ""
-        parts.append(
-            f"{where}a true loss of {span(seen, by='curve')} had an 80 % chance of being found"
-        )
+        where = "in the others " if any(t.turned for t in judged) else ""
+        parts.append(f"{where}the smallest detectable loss is {span(seen, by='curve')}")
     text = "; ".join(parts)
     return (f"{text[0].upper()}{text[1:]}.",)
 
 
-def _brief(analysis: Analysis, found: list[Turn]) -> str:
+def _brief(analysis: Analysis, judged: list[Turn]) -> str:
     """Empty where nothing turned."""
     parts = []
     for verdict, words in (("turned", "turned"), ("fell from the start", "fell from the start on")):
-        these = [t for t in found if t.verdict == verdict]
+        these = [t for t in judged if t.verdict == verdict]
         if these:
-            said = listed([_in_brief(analysis, t) for t in these])
-            parts.append(f"{len(these)} of {len(found)} held-out curves {words}: {said}")
+            named = listed([_in_brief(analysis, t) for t in these])
+            parts.append(f"{len(these)} of {len(judged)} held-out curves {words}: {named}")
     return f"{'; '.join(parts)}." if parts else ""
 
 
@@ -232,7 +230,7 @@ def _fell(analysis: Analysis, t: Turn) -> str:
     )
 
 
-def _table(analysis: Analysis, found: list[Turn]) -> Table:
+def _table(analysis: Analysis, judged: list[Turn]) -> Table:
     rows = [
         (
             analysis.label(t.arm),
@@ -243,7 +241,7 @@ def _table(analysis: Analysis, found: list[Turn]) -> Table:
             t.verdict,
             "; ".join(f"{name} {interval(v, signed=True)}" for name, v in t.trained.items()),
         )
-        for t in found
+        for t in judged
     ]
     return Table(
         "Held-out rewards from their turning point to the end",
@@ -269,7 +267,7 @@ def _span(iterations: tuple[int, ...]) -> str:
     return f"{middle:g}" if low == high else f"{middle:g} ({low} to {high})"
 
 
-def _figure(analysis: Analysis, results: "Results", found: list[Turn]) -> "Figure":
+def _figure(analysis: Analysis, results: "Results", judged: list[Turn]) -> "Figure":
     shown = shown_arms(analysis)
     across = 2 if len(shown) in (2, 4) else min(len(shown), 3)
     rows = -(-len(shown) // across)
@@ -277,18 +275,18 @@ def _figure(analysis: Analysis, results: "Results", found: list[Turn]) -> "Figur
     rewards = (analysis.measure, *analysis.others)
     evaluations = by_arm(analysis.sweep, results.evaluations)
     for axes, result in zip(panel.ravel(), shown, strict=False):
-        own = evaluations[result.arm.name]
+        of_arm = evaluations[result.arm.name]
         axes.axhline(0, color=GREY, linewidth=1.0)
         for k, reward in enumerate(rewards):
             column = columns.reward(reward)
-            if column not in own or own[column].isna().all():
+            if column not in of_arm or of_arm[column].isna().all():
                 continue
-            before = own.groupby(SEED)[column].transform("first")
+            before = of_arm.groupby(SEED)[column].transform("first")
             line = "-" if reward in result.trained else "--"
             mark = Mark(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], line)
-            changes = own.assign(**{column: own[column] - before})
+            changes = of_arm.assign(**{column: of_arm[column] - before})
             plot_curve(axes, seed_curve(changes, ITERATION, column), mark, reward)
-        for t in found:
+        for t in judged:
             if t.arm == result.arm.name and t.verdict == "turned":
                 colour = COLOURS[rewards.index(t.reward) % len(COLOURS)]
                 axes.axvline(float(np.mean(t.turning)), color=colour, linewidth=1.0)

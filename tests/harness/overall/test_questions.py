@@ -320,7 +320,7 @@ def test_a_difference_that_no_seed_changes_is_not_told_apart(
     cell = row_of(table, b.label)["to the best that takes no more evaluations"]
     assert cell.endswith("significant") == (verdict != "unknown")
     said = overall_words.front_sentences(overall)[1]
-    assert ("the seeds tell apart" in said) == (verdict == "higher")
+    assert ("these are significantly different" in said) == (verdict == "higher")
     assert ("cannot be judged" in said) == (verdict == "unknown")
 
 
@@ -765,7 +765,7 @@ def test_a_study_that_a_view_answers_shows_the_view_and_no_arm(
     assert said == "The two drift apart. It turns at 60. More of that."
     row = row_of(overall_tables.questions_table(overall), "tau")
     assert row["answer"] == said
-    assert row["largest effect"] == row["could have been shown"] == "–"
+    assert row["largest effect"] == row["smallest detectable difference"] == "–"
     assert "1 answered by another measurement" in overall_words.headline(overall)
     # The same study without the key is answered by its arms.
     assert ask(studies[2]).kind == "differs"
