@@ -94,8 +94,8 @@ class Analysis:
         return name == self.sweep.within.get(name, self.sweep.reference)
 
     def timed_together(self, arm: str, seed: int) -> bool:
-        """Whether one study trained a run and that of its reference, so that their seconds compare:
-        at another time a machine had other company, and may take another time for the same."""
+        """Whether one study trained a run and that of its reference. Only then are their seconds
+        compared: at another time other work on the machine may have slowed one of them."""
         return trained_by_one_study(self.trained_by, arm, self.sweep.references[arm], seed)
 
     def by_name(self, name: str) -> ArmResult:

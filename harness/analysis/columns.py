@@ -1,11 +1,11 @@
-"""The columns of the frames. Each is named here once; what they mean stands in `results.Results`.
+"""The columns of the frames. Each is named here once; `results.Results` says what they mean.
 
 The names are those of the files that the trainer writes (result.json, metrics.jsonl, eval.jsonl).
 """
 
 ARM, SEED, ITERATION = "arm", "seed", "iteration"
 RUN = [ARM, SEED]
-"""What tells a run from every other one of a sweep."""
+"""These two name a run of a sweep."""
 
 STATE, HASH, ITERATIONS = "state", "hash", "iterations"
 ACCEPTED_CODE = "accepted_code"

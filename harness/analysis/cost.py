@@ -103,8 +103,8 @@ def trained_by_one_study(makers: Makers, arm: str, other: str, seed: int) -> boo
 def _time_ratios(
     times_of: "Mapping[str, pd.DataFrame]", references: Mapping[str, str], makers: Makers
 ) -> dict[str, tuple[Interval, Interval]]:
-    """By arm that is no reference: the ratio with its own interval and with that of all arms, over
-    the seeds of which one study has trained both runs."""
+    """By arm, references left out: the ratio with the interval of this arm alone and with the one
+    that holds for all arms. Only seeds of which one study trained both runs enter."""
     medians = {
         arm: by_seed(times.groupby(SEED)[METHOD_SECONDS].median().reset_index(), METHOD_SECONDS)
         for arm, times in times_of.items()

@@ -59,7 +59,7 @@ def read_runs(files: Mapping[str, Path], digests: Mapping[str, str]) -> Lines:
 
 
 def _read(file: Path, digest: str | None) -> bytes:
-    """The whole lines of a file. DamagedFileError where it is missing, or not as it was."""
+    """The whole lines of a file. DamagedFileError where it is missing or has changed."""
     text = read_bytes(file)
     if text is None:
         raise DamagedFileError(file, "is missing")
@@ -69,7 +69,7 @@ def _read(file: Path, digest: str | None) -> bytes:
 
 
 def _parse_together(texts: Mapping[str, bytes]) -> Lines | None:
-    """All of it by Arrow's parser, which is quick; None where it cannot read any of it."""
+    """Parsed by Arrow, which is quick; None where any line is not what Arrow or we expect."""
     counts = {folder: text.count(b"\n") for folder, text in texts.items()}
     joined = b"".join(texts.values())
     with contextlib.suppress(pa.ArrowInvalid):
@@ -80,7 +80,7 @@ def _parse_together(texts: Mapping[str, bytes]) -> Lines | None:
 
 
 def _parse_one_by_one(files: Mapping[str, Path]) -> Lines:
-    """By Python's parser, which reads more (NaN) and knows which line of which file is broken."""
+    """Parsed by Python, which also reads NaN and knows which line of which file is broken."""
     tables = [pa.table({})]
     counts: dict[str, int] = {}
     damaged: dict[str, str] = {}

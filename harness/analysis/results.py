@@ -74,7 +74,7 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
             continue
         if result is not None:
             results[run.folder_name] = result
-    while True:  # what is damaged in either file is in neither frame
+    while True:  # a run with one damaged file is left out of both frames
         metrics, evaluations = (_lines(folder, results, name) for name in (METRICS, EVALUATIONS))
         damaged_runs = evaluations.damaged | metrics.damaged
         if not damaged_runs:
@@ -93,7 +93,7 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
             row |= {STATE: "finished", **_flat_result(results[run.folder_name])}
             if accepted := read_accepted(folder / run.folder_name):
                 row[columns.ACCEPTED_CODE] = accepted.changed
-        else:  # only what is not finished needs the long look
+        else:  # `look` is slow: only for runs that are not finished
             state = "lost" if run.folder_name in lost else look(sweep, run, runs_dir).state
             row[STATE] = state
         if copied:
@@ -195,7 +195,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def by_arm(sweep: Sweep, frame: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
-    """The rows of every arm, none for some of them; one pass over the frame for all."""
+    """The rows of every arm (an arm may have none), in one pass over the frame."""
     rows = frame.groupby(ARM, observed=True).indices
     return {arm.name: frame.iloc[rows.get(arm.name, [])] for arm in sweep.arms}
 

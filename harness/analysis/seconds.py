@@ -53,7 +53,7 @@ def on_the_clock(results: "Results") -> "pd.DataFrame":
     """The time of each iteration and of its phases, such that the phases of the method add up.
 
     Phases are timed by the clock on the wall. Where the method's seconds are a core's, each phase
-    has the part of them that it had of the clock's.
+    gets the share of them that it had of the seconds by the clock.
     """
     metrics, seconds = results.metrics, method_seconds(results)
     wall = metrics[SECONDS] - phase_seconds(metrics, HEALTH)
@@ -74,7 +74,7 @@ def totals(times: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def steady(times: "pd.DataFrame") -> "pd.DataFrame":
-    """The iterations after warm-up, and never none of a run."""
+    """The iterations after warm-up; of a short run at least the last one."""
     last = times.groupby(RUN, observed=True)[ITERATION].transform("max")
     return times[times[ITERATION] >= last.clip(upper=WARM_UP)]
 
@@ -89,7 +89,7 @@ def at_evaluations(results: "Results") -> "pd.DataFrame":
     )
     kinds = ["evaluations", "seconds"]
     spent[kinds] = spent.groupby(RUN, observed=True)[kinds].cumsum()
-    spent[ITERATION] += 1  # what an evaluation counts is finished iterations
+    spent[ITERATION] += 1  # an evaluation's iteration is the number of finished ones
     evaluations = results.evaluations.drop(columns=SECONDS)  # of the evaluation itself
     spent = spent[spent[ITERATION].isin(evaluations[ITERATION].unique())]
     joined = pd.merge(evaluations, spent, on=[*RUN, ITERATION], how="left")

@@ -1,7 +1,6 @@
-"""What a report says, as data, and the same as Markdown, LaTeX and a page.
+"""What a report says, as data, and the same as Markdown, LaTeX and HTML.
 
-From the analysis come findings, notes, tables and views, each once; what is written in a file of
-any kind is made of these.
+`content` makes findings, notes and tables of the analysis once; every file is made of these.
 """
 
 from collections.abc import Sequence

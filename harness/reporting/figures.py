@@ -83,7 +83,7 @@ class Picture:
 
 
 class FigureError(RunError):
-    """A report is written, but for some of its figures."""
+    """A report was written without some of its figures."""
 
 
 def check_drawn(page: Path, pictures: Iterable[Picture]) -> None:
@@ -188,8 +188,8 @@ def picture(
     make: Callable[[], Figure],
     whole: tuple[str, ...] = (),
 ) -> Picture:
-    """What `make` draws, in the report's style, as the two files. What fails is said in it: no
-    figure keeps a report from being written."""
+    """What `make` draws, in the report's style, as the two files. A failure is stored in it:
+    no figure keeps a report from being written."""
     png, pdf = io.BytesIO(), io.BytesIO()
     try:
         with matplotlib.rc_context(STYLE), warnings.catch_warnings():
@@ -207,7 +207,7 @@ def picture(
 
 
 def _make_drawable(figure: Figure) -> None:
-    """Control characters made visible, and lines that no figure has room for cut short."""
+    """Make control characters visible, and cut lines short that are wider than the figure."""
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             # Labels of ticks are made whenever they are drawn.

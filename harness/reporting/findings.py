@@ -25,7 +25,7 @@ from harness.stats import MIN_SEEDS, seeds_needed
 from harness.text import interval, listed, number
 
 MOST_IN_A_LINE = 4
-"""As many names a line of a table has room for."""
+"""Names in one line of a table."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ def gain(analysis: Analysis) -> str:
 
 
 def cost(analysis: Analysis) -> str:
-    """Which arms take another time per iteration than the reference, and of which that is not
-    known; empty where there are neither."""
+    """Which arms take significantly more or less time per iteration than the reference, and for
+    which this is not known; empty where there are neither."""
     ratios = [(r.arm.label, r.cost.time_ratio_simultaneous) for r in analysis.arms]
     different = [
         f"{interval(ratio)} for {label}"
@@ -297,7 +297,7 @@ def _hacking(analysis: Analysis, reward: str) -> str:
 
 
 def in_short(analysis: Analysis, first: str = "") -> list[str]:
-    """What a report begins with. `told`: what another measurement answers, before the arms."""
+    """What a report begins with. `first`: the answer of a view, which then precedes the arms'."""
     sentences = (
         *(first, answer(analysis), resolution(analysis), gain(analysis), others_compared(analysis)),
         *(finding.text for finding in other_rewards(analysis) if finding.kind == "hacking"),

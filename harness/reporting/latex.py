@@ -40,9 +40,9 @@ def _shrunk(table: Table) -> list[str]:
 
 
 def _broken(table: Table) -> list[str]:
-    """Small letters, and as much of the line for a column as its longest word and texts ask for."""
+    """Small letters; each column as wide as its longest word and its texts need."""
     wanted = [
-        # At most so much that a text without spaces leaves room for the other columns.
+        # Bounded, so that a text without spaces leaves room for the other columns.
         min(
             120,
             max(

@@ -8,8 +8,7 @@ from harness.stats import Comparison
 from harness.text import interval, listed, number
 
 MOST_QUOTED = 6
-"""A sentence quotes the numbers of so many arms and names the others; where names say little, it
-counts them instead."""
+"""A sentence quotes the numbers of at most this many arms and names the others, or counts them."""
 
 
 def with_verdict(comparisons: Iterable[Comparison], *verdicts: str) -> list[Comparison]:
@@ -33,7 +32,7 @@ def with_sizes(analysis: Analysis, comparisons: Iterable[Comparison]) -> list[st
 
 
 def span(values: Iterable[float], by: str = "", signed: bool = False) -> str:
-    """The smallest and the largest of some numbers. `by`: what it depends on which it is."""
+    """The smallest and the largest of some numbers; `by` says what they depend on."""
     given = list(values)
     low, high = number(min(given), signed=signed), number(max(given), signed=signed)
     if low == high:

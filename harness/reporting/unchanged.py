@@ -1,4 +1,4 @@
-"""Whether a report would come out as it already lies there, so that nothing need be computed.
+"""Whether a report would be the same as the one that exists, so that nothing need be computed.
 
 Beside the run folders (`runs/<sweep>/.cache/`) stands what the last report was made of: a digest of
 the sweep, of every run's files (by size and time of change) or state, of the pictures, of the code
@@ -35,7 +35,7 @@ def digest(sweep: Sweep, runs_dir: Path, shown: str) -> str:
 
 
 def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
-    """What a report is made of, in pieces whose texts tell them apart."""
+    """What a report is made of, piece by piece."""
     yield from code()
     # A run's hash leaves out what changes no result: the arms' configurations have it all.
     yield replace(sweep, runs=sweep.runs[: len(sweep.arms)])
@@ -67,7 +67,7 @@ def is_unchanged(sweep: Sweep, runs_dir: Path, folder: Path, made_of: str) -> bo
 
 
 def holds(record: Path, folder: Path, made_of: str) -> bool:
-    """Whether `record` (of `keep`) says so of this, and the files lie there as they were."""
+    """Whether the files in `folder` were made of this according to `record`, and are unchanged."""
     try:
         kept = json.loads(record.read_text())
         return bool(kept["made_of"] == made_of and kept["files"]) and all(
@@ -80,7 +80,7 @@ def holds(record: Path, folder: Path, made_of: str) -> bool:
 def remember(
     sweep: Sweep, runs_dir: Path, folder: Path, made_of: str, files: Iterable[str]
 ) -> None:
-    """Keep what the report was made of; nothing where the disk does not let it."""
+    """Keep what the report was made of; nothing on a disk that is full or read-only."""
     keep(_record(sweep, runs_dir, folder), folder, made_of, files)
 
 

@@ -44,14 +44,14 @@ def write_report(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> Path:
     """Write reports/<sweep>/ and return the path of its page.
 
     Files are replaced one by one, each atomically, the page last. ConfigError where there is
-    nothing to report, RunError where a place cannot be read or written, FullerReport where a part
-    would replace more. What is damaged is left out (`write` says what).
+    nothing to report, RunError where a file cannot be read or written, FullerReport where a
+    part of the sweep would replace the report of a larger one. What is damaged is left out.
     """
     return write(sweep, runs_dir, reports_dir / sweep.report_name).page
 
 
 def write(sweep: Sweep, runs_dir: Path, folder: Path) -> Written:
-    """Write the report in `folder`; what is damaged is said on the standard error."""
+    """Write the report in `folder`; what is damaged is named on standard error."""
     from harness.reporting.figures import check_drawn
 
     source.check(sweep.name, sweep.file, sweep_folder(sweep, runs_dir), folder)
@@ -66,7 +66,7 @@ def write(sweep: Sweep, runs_dir: Path, folder: Path) -> Written:
     for text in left_out:
         warn(f"error: {text}")
     check_drawn(folder / PAGE, pictures)
-    if not measurements.committed and not left_out:  # it is said every time
+    if not measurements.committed and not left_out:  # damage is reported every time
         unchanged.remember(sweep, runs_dir, folder, made_of, files)
     return Written(folder / PAGE, measurements.committed, left_out)
 

@@ -47,7 +47,7 @@ SAME = 1e-9
 
 @dataclass(frozen=True)
 class Budget:
-    """One way to spend alike, and how the arms compare there."""
+    """An equal amount that every run has spent, and how the arms compare there."""
 
     kind: str
     """`iteration`, `evaluations` or `seconds`."""
@@ -140,7 +140,7 @@ def interpolated(
     """The columns `wanted` of every run where it has spent `amount`, linear between evaluations.
 
     `spent`: rows by run in the order of the iterations. A run that never spent so much is left out;
-    NaN where an evaluation beside the place is not finite.
+    NaN where an evaluation next to that point is not finite.
     """
     within = spent[kind] <= amount
     below = spent[within].groupby(RUN, observed=True).tail(1)

@@ -79,7 +79,7 @@ class Drift:
 
 
 def _slides(positions: tuple[int, ...]) -> bool:
-    """Whether a window moves on, one way; not so where its places are drawn."""
+    """Whether a window moves in one direction only; a random one does not."""
     return len(set(positions)) > 1 and list(positions) == sorted(positions)
 
 
@@ -146,7 +146,7 @@ def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
     """Every arm with measurements; `lines`: those of this kind, above zero."""
     parts = training_parts(lines.assign(log=np.log(lines[kind])), "log")
     runs = lines.groupby(RUN, observed=True)
-    # The first line of a run moves by NaN: by nothing.
+    # diff() is NaN in the first line of a run: no move.
     steps = lines.assign(moves=runs[WINDOW_START].diff().fillna(0) != 0)
     ends = runs[kind].agg(["first", "last"])
     ends = ends.assign(moves=steps.groupby(RUN, observed=True)["moves"].sum()).reset_index()

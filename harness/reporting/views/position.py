@@ -1,4 +1,4 @@
-"""Tells what the window's position does to a measurement from what training does.
+"""Separates what the window's position does to a measurement from what training does.
 
 The measurement y of arm a with the window at step l after m iterations (its logarithm, where it is
 above zero) is taken as

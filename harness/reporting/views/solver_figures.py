@@ -39,7 +39,7 @@ def pick(by_seed: "pd.DataFrame", **wanted: object) -> "pd.DataFrame":
 
 
 def solvers(by_seed: "pd.DataFrame", position: str) -> list[tuple[str, str]]:
-    """(order, history) of the solvers in a position, as they were measured."""
+    """(order, history) of the solvers that were measured before or after the window."""
     thinned = by_seed[(by_seed["place"] == position) & (by_seed["ratio"] < 1)]
     kinds = set(zip(map(str, thinned["order"]), map(str, thinned["history"]), strict=True))
     return sorted(kinds)

@@ -67,9 +67,9 @@ class Stability:
     """Seeds whose run failed; one whose numbers are not finite does."""
     since_best: Interval
     """End minus the best evaluation of the other seeds' mean, by seed; simultaneous over the arms.
-    Chance did not choose it, as it does choose a seed's own best."""
+    Unlike a seed's own best it was not chosen by that seed's chance."""
     detectable: float
-    """The true loss since then with an 80 % chance of being found; NaN where not known."""
+    """The smallest detectable loss since then (power 80 %); NaN where not known."""
     fall: Interval
     """Largest fall of the measure from the best value until then."""
 
@@ -113,7 +113,7 @@ def judged(analysis: Analysis, results: "Results") -> list[Stability]:
             continue
         begin, end = (by_seed(norms[name], part) for part in ("begin", "end"))
         of_arm = falls[name]
-        # Not the other way round, so that NaN, a measure that is not finite, counts.
+        # Negated, so that NaN (a measure that is not finite) counts as a loss.
         below = ~(of_arm["last"] >= of_arm["first"])
         halved = ~(of_arm["best"] - of_arm["last"] <= (of_arm["best"] - of_arm["first"]) / 2)
         loss = mean_interval(lost[name], simultaneous_level(family))

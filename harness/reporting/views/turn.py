@@ -68,7 +68,7 @@ class Turn:
     """End minus turning point, on the seed left out: negative where the reward fell. It holds
     together with those of all other curves of the page."""
     detectable: float
-    """The true loss with an 80 % chance of being found; NaN where the seeds do not vary."""
+    """The smallest detectable loss (power 80 %); NaN where the seeds do not vary."""
     trained: dict[str, Interval]
     """The same of the rewards that the arm trains on."""
     end: int
