@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.analysis import columns
 from harness.reporting import findings, notes, page
 from harness.reporting.latex import NEEDED, latex_table
 from harness.reporting.tables import Table, markdown_list, markdown_section, tables
@@ -103,9 +104,9 @@ def to_html(
 def made_of(analysis: "Analysis", results: "Results") -> list[tuple[str, str]]:
     """What a report was made of: terms and what they are."""
     sweep, finished = analysis.sweep, results.finished
-    seconds = float(finished["seconds_total"].sum())
-    if "shared_seconds" in finished:  # another run has taken them
-        seconds -= float(finished["shared_seconds"].sum())
+    seconds = float(finished[columns.SECONDS].sum())
+    if columns.SHARED_SECONDS in finished:  # another run has taken them
+        seconds -= float(finished[columns.SHARED_SECONDS].sum())
     time = f"{seconds / 3600:.2f} hours" if seconds >= 360 else duration(seconds)
     made: list[tuple[str, Any]] = [
         ("Sweep file", page.shown(sweep.file)),
