@@ -5,7 +5,7 @@ moved, or every `window.interval` iterations where it does not. `harness.reporti
 separates what the position does to them from what training does, on the logarithm of the KL.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -55,27 +55,45 @@ FACTOR = 3
 
 @dataclass(frozen=True)
 class Drift:
-    """One arm's KL of one kind."""
+    """One arm's KL of one kind, by seed."""
 
     arm: str
     positions: tuple[int, ...]
     """Where it was measured, in the order of the iterations (of the first seed)."""
-    first: Interval
-    last: Interval
-    change: Interval
-    """Last over first, by seed; simultaneous where it is all that is known."""
-    training: Interval | None
-    """The part of it at equal position, a factor, simultaneous; None where it cannot be known."""
-    move: Interval | None
+    firsts: list[float]
+    lasts: list[float]
+    changes: list[float]
+    """Last over first, as a logarithm; so are the two parts of it."""
+    by_training: list[float] | None
+    """The part at equal position; None where it cannot be known."""
+    by_move: list[float] | None
     """The rest, by move of the window; None where it does not slide, or where it is not known."""
+    level: float = LEVEL
+    """Of the intervals that hold for all arms and kinds together."""
 
     @property
-    def stays(self) -> bool:
-        return len(set(self.positions)) == 1
+    def stated(self) -> int:
+        """How many of these intervals are given: what training did and what a move does, or, where
+        these are not known, the change."""
+        return 1 + (self.by_training is not None and self.by_move is not None)
 
     @property
-    def slides(self) -> bool:
-        return _slides(self.positions)
+    def change(self) -> Interval:
+        """Simultaneous where it is all that is known."""
+        level = self.level if self.by_training is None else LEVEL
+        return exponential(mean_interval(self.changes, level))
+
+    @property
+    def training(self) -> Interval | None:
+        """A factor."""
+        return (
+            exponential(mean_interval(self.by_training, self.level)) if self.by_training else None
+        )
+
+    @property
+    def move(self) -> Interval | None:
+        """A factor."""
+        return exponential(mean_interval(self.by_move, self.level)) if self.by_move else None
 
 
 def _slides(positions: tuple[int, ...]) -> bool:
@@ -87,11 +105,12 @@ def drift(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None")
     """None where no run has measured it."""
     lines = _lines(analysis, results)
     kinds = [kind for kind in KINDS if kind in lines and lines[kind].notna().any()]
-    logs = {kind: _logs(analysis, lines[lines[kind] > 0], kind) for kind in kinds}
-    family = sum(_stated(log) for of_arms in logs.values() for log in of_arms)
-    level = simultaneous_level(family)
+    measured = {kind: _drifts(analysis, lines[lines[kind] > 0], kind) for kind in kinds}
+    level = simultaneous_level(sum(d.stated for of_arms in measured.values() for d in of_arms))
     drifts = {
-        kind: [_found(log, level) for log in of_arms] for kind, of_arms in logs.items() if of_arms
+        kind: [replace(d, level=level) for d in of_arms]
+        for kind, of_arms in measured.items()
+        if of_arms
     }
     if not drifts:
         return None
@@ -129,20 +148,7 @@ def _lines(analysis: Analysis, results: "Results") -> "pd.DataFrame":
     return lines.assign(alike=lines["arm"].astype(str).map(ways))
 
 
-@dataclass(frozen=True)
-class _Logs:
-    """One arm's KL of one kind by seed; change, training and move on the logarithm."""
-
-    arm: str
-    positions: tuple[int, ...]
-    first: list[float]
-    last: list[float]
-    change: list[float]
-    training: list[float] | None
-    move: list[float] | None
-
-
-def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
+def _drifts(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[Drift]:
     """Every arm with measurements; `lines`: those of this kind, above zero."""
     parts = training_parts(lines.assign(log=np.log(lines[kind])), "log")
     runs = lines.groupby(RUN, observed=True)
@@ -152,7 +158,7 @@ def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
     ends = ends.assign(moves=steps.groupby(RUN, observed=True)["moves"].sum()).reset_index()
     ends_of = by_arm(analysis.sweep, ends)
     lines_of = by_arm(analysis.sweep, lines)
-    logs = []
+    drifts = []
     for arm in analysis.sweep.arms:
         ends_of_arm = ends_of[arm.name]
         if not len(ends_of_arm):
@@ -167,39 +173,18 @@ def _logs(analysis: Analysis, lines: "pd.DataFrame", kind: str) -> list[_Logs]:
         rest = None
         if training is not None and _slides(positions):
             rest = [(change[s] - training[s]) / moves for s in change]
-        logs.append(
-            _Logs(
+        drifts.append(
+            Drift(
                 arm=arm.name,
                 positions=positions,
-                first=list(ends_of_arm["first"]),
-                last=list(ends_of_arm["last"]),
-                change=list(change.values()),
-                training=[training[s] for s in change] if training else None,
-                move=rest,
+                firsts=list(ends_of_arm["first"]),
+                lasts=list(ends_of_arm["last"]),
+                changes=list(change.values()),
+                by_training=[training[s] for s in change] if training else None,
+                by_move=rest,
             )
         )
-    return logs
-
-
-def _stated(log: _Logs) -> int:
-    """How many intervals are given of it: what training did and what a move does, or, where these
-    are not known, the change."""
-    return 1 if log.training is None else 1 + (log.move is not None)
-
-
-def _found(log: _Logs, level: float) -> Drift:
-    def factor(values: list[float] | None) -> Interval | None:
-        return None if values is None else exponential(mean_interval(values, level))
-
-    return Drift(
-        arm=log.arm,
-        positions=log.positions,
-        first=geometric(log.first),
-        last=geometric(log.last),
-        change=exponential(mean_interval(log.change, level if log.training is None else LEVEL)),
-        training=factor(log.training),
-        move=factor(log.move),
-    )
+    return drifts
 
 
 # ---- what is shown ---------------------------------------------------------------------------
@@ -285,9 +270,9 @@ def _table(analysis: Analysis, kind: str, drifts: list[Drift]) -> Table:
         rows.append(
             (
                 analysis.label(f.arm),
-                _places(f),
-                interval(f.first, DIGITS),
-                interval(f.last, DIGITS),
+                _positions(f.positions),
+                interval(geometric(f.firsts), DIGITS),
+                interval(geometric(f.lasts), DIGITS),
                 interval(f.change, FACTOR),
                 interval(f.training, FACTOR) if f.training else NOTHING,
                 interval(f.move, FACTOR) if f.move else NOTHING,
@@ -312,12 +297,10 @@ def _table(analysis: Analysis, kind: str, drifts: list[Drift]) -> Table:
     )
 
 
-def _places(one: Drift) -> str:
-    if one.stays:
-        return str(one.positions[0])
-    if one.slides:
-        return f"{one.positions[0]} to {one.positions[-1]}"
-    return "drawn"
+def _positions(positions: tuple[int, ...]) -> str:
+    if len(set(positions)) == 1:
+        return str(positions[0])
+    return f"{positions[0]} to {positions[-1]}" if _slides(positions) else "drawn"
 
 
 def _figure(analysis: Analysis, lines: "pd.DataFrame", kinds: list[str]) -> "Figure":
