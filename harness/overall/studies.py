@@ -61,10 +61,6 @@ class Study:
         """Of its report, beside the overall one."""
         return self.sweep.report_name
 
-    @property
-    def is_complete(self) -> bool:
-        return not self.analysis.unfinished
-
 
 def is_study(sweep: Sweep) -> bool:
     """Whether a sweep asks anything: one of fewer than three seeds is for trying things out."""
@@ -111,28 +107,30 @@ def _cost_of_runs(results: Results) -> "pd.DataFrame":
         runs["shared"] = finished[columns.SHARED].fillna(0).astype(int)
         runs["seconds"] -= finished[columns.SHARED_SECONDS].fillna(0.0)
     if runs["shared"].any():
-        runs["evaluations"] = _computed(results.metrics, columns.EVALUATIONS, runs)
-    runs["seconds_evaluation"] = _computed(
-        results.evaluations, columns.SECONDS, runs, evaluations=True
-    )
+        copied = _sums(results.metrics, columns.EVALUATIONS, runs, copied=True)
+        runs["evaluations"] -= copied.fillna(0)
+    runs["seconds_evaluation"] = _sums(results.evaluations, columns.SECONDS, runs, evaluations=True)
     runs["seconds_core"] = (
-        _computed(results.metrics, columns.SECONDS_CPU, runs)
-        if core_time(results)
-        else float("nan")
+        _sums(results.metrics, columns.SECONDS_CPU, runs) if core_time(results) else float("nan")
     )
     return runs.assign(copied=runs["shared"] >= runs.pop(columns.ITERATIONS))
 
 
-def _computed(
-    frame: "pd.DataFrame", column: str, runs: "pd.DataFrame", evaluations: bool = False
+def _sums(
+    frame: "pd.DataFrame",
+    column: str,
+    runs: "pd.DataFrame",
+    copied: bool = False,
+    evaluations: bool = False,
 ) -> "pd.Series[float]":
-    """The sum of a column over the lines of each run that are not copies of another run's."""
+    """The sum of a column over each run's lines that are copies of another run's, or that are
+    not."""
     import pandas as pd
 
     lines = frame[[*RUN, columns.ITERATION, column]].assign(arm=frame[columns.ARM].astype(str))
     lines = lines.merge(runs[[*RUN, "shared"]], on=RUN)
     # The evaluation after the last copied iteration was copied too.
     first = lines["shared"] + (evaluations & (lines["shared"] > 0))
-    lines[column] = lines[column].where(lines[columns.ITERATION] >= first, 0)
+    lines[column] = lines[column].where((lines[columns.ITERATION] < first) == copied, 0)
     sums = lines.groupby(RUN)[column].sum().rename("sum").reset_index()
     return pd.merge(runs[RUN], sums, on=RUN, how="left")["sum"].set_axis(runs.index)

@@ -15,8 +15,9 @@ from harness import report
 from harness.analysis.analyse import _shared_until, analyse
 from harness.analysis.results import collect
 from harness.analysis.seconds import at_evaluations
-from harness.reporting import findings, write
+from harness.reporting import findings
 from harness.reporting.notes import statistics_notes
+from harness.reporting.page import write_parts
 from harness.reporting.views import view as views
 from harness.reporting.write import FullerReport, write_report
 from harness.study.load import load_sweep
@@ -214,14 +215,14 @@ def test_an_unwritable_place_keeps_the_old_report(runs, tmp_path, monkeypatch, n
         write_report(make_sweep(), runs, tmp_path / "file")
 
     target = tmp_path / "table.md"
-    write._replace(target, b"old")
+    write_parts(tmp_path, [({target.name: b"old"}, [])])
 
     def full(self, other):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(RunError, match="No space left on device"):
-        write._replace(target, b"new")
+        write_parts(tmp_path, [({target.name: b"new"}, [])])
     assert target.read_bytes() == b"old"
     assert {p.name for p in tmp_path.iterdir()} == {"file", "table.md"}
 
@@ -276,7 +277,7 @@ def test_runs_of_one_or_two_iterations_make_a_report(iterations, tmp_path, small
     write_runs(sweep, tmp_path / "runs")
     write_report(sweep, tmp_path / "runs", tmp_path / "reports")
     last = analyse(sweep, collect(sweep, tmp_path / "runs")).reference
-    assert last.seconds.median > 0
+    assert last.cost.seconds.median > 0
 
 
 def test_a_lone_arm_and_many_arms(tmp_path, small_figures):
@@ -354,17 +355,17 @@ def test_what_is_measured_beside_training_is_in_no_comparison(arms, tmp_path, sm
     sweep = make_sweep(intervals=(9, 15), seeds=3, iterations=24)
     write_runs(sweep, tmp_path / "runs")
     before = analyse(sweep, collect(sweep, tmp_path / "runs"))
-    assert {r.phases["health"] for r in before.arms} == {0.0}
+    assert {r.cost.phases["health"] for r in before.arms} == {0.0}
     for arm in arms:
         watch(sweep, tmp_path / "runs", arm, 7.0)
     results = collect(sweep, tmp_path / "runs")
     after = analyse(sweep, results)
     for now, was in zip(after.arms, before.arms, strict=True):
         watched = now.arm.name in arms
-        assert now.phases == was.phases | {"health": 7.0 if watched else 0.0}
-        assert now.seconds.median == pytest.approx(was.seconds.median)
-        if was.time_ratio is not None:
-            assert now.time_ratio.mean == pytest.approx(was.time_ratio.mean)
+        assert now.cost.phases == was.cost.phases | {"health": 7.0 if watched else 0.0}
+        assert now.cost.seconds.median == pytest.approx(was.cost.seconds.median)
+        if was.cost.time_ratio is not None:
+            assert now.cost.time_ratio.mean == pytest.approx(was.cost.time_ratio.mean)
     assert at_evaluations(results)["seconds"].max() < 30
     page = write_report(sweep, tmp_path / "runs", tmp_path / "reports")
     assert "is in the bar but not in the number" in words(page)

@@ -519,7 +519,7 @@ def test_seconds_are_those_of_a_core_where_every_run_measured_them(tmp_path: Pat
     own = metrics[metrics["arm"] == "interval=9"]
     result = study.analysis.by_name("interval=9")
     assert study.analysis.core_time
-    assert result.seconds.median == pytest.approx(
+    assert result.cost.seconds.median == pytest.approx(
         own[own["iteration"] >= 2]["seconds_cpu"].median()
     )
     total = own.groupby("seed")["seconds_cpu"].sum()
@@ -527,8 +527,10 @@ def test_seconds_are_those_of_a_core_where_every_run_measured_them(tmp_path: Pat
     # Each phase has its part of them, so that they add up.
     late = own[own["iteration"] >= 2]
     part = (late["seconds_update"] / late["seconds_total"] * late["seconds_cpu"]).median()
-    assert result.phases["update"] == pytest.approx(part)
-    assert np.sum(list(result.phases.values())) == pytest.approx(result.seconds.median, rel=0.02)
+    assert result.cost.phases["update"] == pytest.approx(part)
+    assert np.sum(list(result.cost.phases.values())) == pytest.approx(
+        result.cost.seconds.median, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("case", ["one run without it", "two threads", "a GPU", "no machine"])
@@ -554,7 +556,7 @@ def test_seconds_are_by_the_clock_otherwise(case: str, tmp_path: Path) -> None:
     metrics = pd.read_parquet(tmp_path / "reports" / "tau" / "metrics.parquet")
     own = metrics[(metrics["arm"] == "interval=9") & (metrics["iteration"] >= 2)]
     assert not study.analysis.core_time
-    assert study.analysis.by_name("interval=9").seconds.median == pytest.approx(
+    assert study.analysis.by_name("interval=9").cost.seconds.median == pytest.approx(
         own["seconds_total"].median()
     )
     assert study.runs["seconds_core"].isna().all()

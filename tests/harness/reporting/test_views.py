@@ -684,7 +684,7 @@ def test_collapses_growth_and_failures_are_counted() -> None:
     results = results_of(sweep, {"composition": curve, "strict": flat}, grad_norm=norm)
     last = (results.runs["arm"] == "bad") & (results.runs["seed"] == 4)
     results.runs.loc[last, "state"] = "failed"
-    for name in ("metrics", "evals"):
+    for name in ("metrics", "evaluations"):
         lines = getattr(results, name)
         setattr(results, name, lines[(lines["arm"] != "bad") | (lines["seed"] != 4)])
     analysis = analyse(sweep, results)
@@ -710,7 +710,7 @@ def test_an_arm_whose_every_run_failed_is_shown_and_counted() -> None:
     results = results_of(sweep, {"composition": growing, "strict": flat})
     states = {"good": "finished", "dead": "failed", "waiting": "waiting"}
     results.runs["state"] = [states[arm] for arm in results.runs["arm"]]
-    for name in ("metrics", "evals"):
+    for name in ("metrics", "evaluations"):
         lines = getattr(results, name)
         setattr(results, name, lines[lines["arm"] == "good"])
     analysis = analyse(sweep, results)
