@@ -66,13 +66,15 @@ def sweeps(files: Sequence[Path], profile: str) -> str:
     by_run: dict[str, float] = {}
     for file in files:
         sweep = load_sweep(file, profile)
-        own = {
+        of_sweep = {
             run.hash: gpu_hours(nearest_method(run.config), run.config.iterations)
             for run in sweep.runs
         }
         cells = (len(sweep.arms), len(sweep.seeds), len(sweep.runs))
-        lines.append(f"| {sweep.name} | {' | '.join(map(str, cells))} | {sum(own.values()):,.0f} |")
-        by_run |= own
+        lines.append(
+            f"| {sweep.name} | {' | '.join(map(str, cells))} | {sum(of_sweep.values()):,.0f} |"
+        )
+        by_run |= of_sweep
     total = f"| together | | | {len(by_run)} | {sum(by_run.values()):,.0f} |"
     return "\n".join([*lines, total])
 

@@ -12,12 +12,12 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness import cli
-from harness.analysis.measurements import FRAMES
+from harness.analysis.kept import has_frames
 from harness.reporting.write import PAGE, FullerReport, Written, write
 from harness.runs import source
 from harness.study.load import load_sweep
@@ -28,10 +28,6 @@ from mixgrpo.cli import say, warn
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.settings.yamlfile import read_yaml
 
-if TYPE_CHECKING:
-    pass
-
-
 SWEEPS = Path("sweeps")
 SEARCHES = SWEEPS / "search"
 
@@ -40,7 +36,7 @@ def _has_results(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> bool:
     runs = runs_dir / sweep.name
     if any((runs / run.folder_name / "result.json").exists() for run in sweep.runs):
         return True
-    return all((reports_dir / sweep.report_name / f"{name}.parquet").exists() for name in FRAMES)
+    return has_frames(reports_dir / sweep.report_name)
 
 
 def _sweep_files() -> list[Path]:

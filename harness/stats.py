@@ -8,18 +8,18 @@ divided by the number of comparisons (Bonferroni). An arm is called better or wo
 interval excludes zero, so a figure and a verdict can never disagree, and the chance of any false
 verdict among the arms of one report is at most 5 %; gains, other rewards, times and other budgets
 have 5 % each of their own. Beside it stand the Holm-adjusted p of the same t test, which
-is never larger than what the interval implies, and the exact sign-flip test, which assumes nothing
-but symmetry. With n seeds the sign-flip p cannot be below 2 / 2^n (0.0625 for five), so for few
+is never larger than what the interval implies, and the sign-flip test, which assumes nothing but
+symmetry. With n seeds the sign-flip p cannot be below 2 / 2^n (0.0625 for five), so for few
 seeds it cannot decide anything by itself.
 
 Fewer than `MIN_SEEDS` seeds give no interval, no p and the verdict "too few seeds". The smallest
-difference that could have been shown refers to the very rule above. Nothing here knows of files,
-arms' settings or figures.
+detectable difference refers to the rule above. Nothing here knows of files, arms' settings or
+figures.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -30,9 +30,9 @@ MIN_SEEDS = 3
 """Below this no interval is given and nothing is concluded."""
 LEVEL = 0.95
 POWER = 0.8
-EXACT_FLIPS_UP_TO = 12
-"""Seeds up to which all 2^n sign flips are tried; beyond, `MONTE_CARLO_FLIPS` random ones."""
-MONTE_CARLO_FLIPS = 20_000
+MOST_FLIPS = 10_000
+"""All 2^n sign flips are tried where they are no more than these (13 seeds), else as many random
+ones."""
 
 Verdict = Literal["better", "worse", "indistinguishable", "identical", "no variance", "too few"]
 
@@ -99,6 +99,11 @@ class Comparison:
     verdict: Verdict
 
 
+def simultaneous_level(family: int, level: float = LEVEL) -> float:
+    """The level of each of `family` intervals that hold together with `level` (Bonferroni)."""
+    return 1 - (1 - level) / max(1, family)
+
+
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Mean and Student t interval of values that are independent (one per seed).
 
@@ -148,8 +153,7 @@ def paired_interval(
 ) -> Interval:
     """Interval of values - reference over the seeds that both have: a gain, after minus before."""
     pairs, left_out = paired_differences(values, reference)
-    found = mean_interval(list(pairs.values()), level)
-    return Interval(found.mean, found.low, found.high, found.sd, found.n, level, len(left_out))
+    return replace(mean_interval(list(pairs.values()), level), dropped=len(left_out))
 
 
 def compare(
@@ -166,33 +170,40 @@ def compare(
     arms = [arm for arm in values if arm != references[arm]]
     pairs = {arm: paired_differences(values[arm], values.get(references[arm], {})) for arm in arms}
     differences = {arm: list(pairs[arm][0].values()) for arm in arms}
-    family = max(1, sum(len(found) >= MIN_SEEDS for found in differences.values()))
-    error = (1 - level) / family
-    p = {arm: paired_t_p(found) for arm, found in differences.items()}
-    p_flip = {arm: sign_flip_p(found) for arm, found in differences.items()}
-    p_holm, p_flip_holm = holm(p), holm(p_flip)
-    comparisons = {}
-    for arm in arms:
-        simultaneous = mean_interval(differences[arm], 1 - error)
-        tested = simultaneous.n >= MIN_SEEDS and simultaneous.varies
-        comparisons[arm] = Comparison(
+    family = max(1, sum(len(of_arm) >= MIN_SEEDS for of_arm in differences.values()))
+    intervals = {
+        arm: mean_interval(of_arm, simultaneous_level(family, level))
+        for arm, of_arm in differences.items()
+    }
+    p = {arm: paired_t_p(of_arm) for arm, of_arm in differences.items()}
+    p_flip = {arm: sign_flip_p(of_arm) for arm, of_arm in differences.items()}
+    tests = {
+        "p": p,
+        "p_holm": holm(p),
+        "p_sign_flip": p_flip,
+        "p_sign_flip_holm": holm(p_flip),
+        "detectable": {
+            arm: detectable_difference(estimate.sd, estimate.n, family, level)
+            for arm, estimate in intervals.items()
+        },
+    }
+    return {
+        arm: Comparison(
             arm=arm,
             reference=references[arm],
             seeds=tuple(pairs[arm][0]),
             left_out=pairs[arm][1],
             family=family,
             difference=mean_interval(differences[arm], level),
-            simultaneous=simultaneous,
-            p=p[arm] if tested else math.nan,
-            p_holm=p_holm[arm] if tested else math.nan,
-            p_sign_flip=p_flip[arm] if tested else math.nan,
-            p_sign_flip_holm=p_flip_holm[arm] if tested else math.nan,
-            detectable=detectable_difference(simultaneous.sd, simultaneous.n, family, level)
-            if tested
-            else math.nan,
-            verdict=_verdict(simultaneous),
+            simultaneous=interval,
+            verdict=_verdict(interval),
+            **{
+                name: of_arms[arm] if interval.known and interval.varies else math.nan
+                for name, of_arms in tests.items()
+            },
         )
-    return comparisons
+        for arm, interval in intervals.items()
+    }
 
 
 def _verdict(interval: Interval) -> Verdict:
@@ -205,42 +216,30 @@ def _verdict(interval: Interval) -> Verdict:
 
 def paired_t_p(differences: Sequence[float]) -> float:
     """Two-sided p of a paired t test; NaN with too few pairs or where they do not vary."""
-    n = len(differences)
-    if n < MIN_SEEDS:
+    if len(differences) < MIN_SEEDS:
         return math.nan
     values = np.asarray(differences, dtype=float)
-    sd = _sd(values)
-    if sd == 0:
+    if _sd(values) == 0:
         return 1.0 if values[0] == 0 else math.nan
-    return float(2 * stats.t.sf(abs(float(values.mean())) / (sd / math.sqrt(n)), n - 1))
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of the sign-flip test on the mean of paired differences.
 
-    Exact over all 2^n flips up to `EXACT_FLIPS_UP_TO` pairs. Beyond, random flips from a fixed
-    seed with the +1 correction, so that p is never 0. NaN with too few pairs.
+    Exact where all flips are tried. Else random flips from a fixed seed, with the +1 correction, so
+    that p is never 0. NaN with too few pairs.
     """
-    n = len(differences)
-    if n < MIN_SEEDS:
+    if len(differences) < MIN_SEEDS:
         return math.nan
-    values = np.asarray(differences, dtype=float)
-    sums = np.abs(_signs(n) @ values)
-    # Sums that are equal on paper may differ in the last bit.
-    observed = abs(float(values.sum()))
-    count = int(np.count_nonzero(sums >= observed - 1e-12 * float(np.abs(values).sum())))
-    if n <= EXACT_FLIPS_UP_TO:
-        return count / len(sums)
-    return (count + 1) / (len(sums) + 1)
-
-
-@lru_cache(maxsize=8)
-def _signs(n: int) -> Any:
-    if n <= EXACT_FLIPS_UP_TO:
-        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    else:
-        bits = np.random.default_rng(0).integers(0, 2, size=(MONTE_CARLO_FLIPS, n))
-    return (1 - 2 * bits).astype(float)
+    tested = stats.permutation_test(
+        (np.asarray(differences, dtype=float),),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=MOST_FLIPS,
+        rng=np.random.default_rng(0),
+    )
+    return float(tested.pvalue)
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
@@ -324,14 +323,14 @@ def geometric(values: Sequence[float], level: float = LEVEL) -> Interval:
     return exponential(mean_interval([math.log(v) if v > 0 else math.nan for v in values], level))
 
 
-def exponential(found: Interval) -> Interval:
-    """Of an interval on the logarithm, that of the value itself."""
-    mean, low, high = (math.exp(x) for x in (found.mean, found.low, found.high))
-    return Interval(mean, low, high, found.sd, found.n, found.level, found.dropped)
+def exponential(logarithm: Interval) -> Interval:
+    """The interval of a value from that of its logarithm."""
+    mean, low, high = (math.exp(x) for x in (logarithm.mean, logarithm.low, logarithm.high))
+    return replace(logarithm, mean=mean, low=low, high=high)
 
 
-def side(found: Interval) -> int:
-    """+1 or -1 where a ratio's interval lies wholly above or below 1, else 0."""
-    if not (found.known and found.varies):
+def side(ratio: Interval) -> int:
+    """+1 or -1 where the interval of a ratio lies wholly above or below 1, else 0."""
+    if not (ratio.known and ratio.varies):
         return 0
-    return 1 if found.low > 1 else -1 if found.high < 1 else 0
+    return 1 if ratio.low > 1 else -1 if ratio.high < 1 else 0

@@ -1,137 +1,148 @@
-"""Everything that a sweep's runs have measured, in three tables."""
+"""The measurements of a sweep's runs as three data frames."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.analysis import columns
+from harness.analysis.columns import ARM, ITERATION, SEED, STATE
 from harness.runs import environment
 from harness.runs.codechange import read_accepted
 from harness.runs.folder import taken_over, trained_by
 from harness.runs.records import Environment
 from harness.runs.store import FIX, look, read_result, sweep_folder
-from harness.study.spec import Sweep
-from mixgrpo.files.records import DamagedFileError, Origin, Result, read
+from harness.study.spec import Run, Sweep
+from mixgrpo.files.records import (
+    EVALUATIONS,
+    METRICS,
+    DamagedFileError,
+    Origin,
+    Result,
+    read,
+)
+from mixgrpo.runs.location import locate
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
-    from harness.study.spec import Run
-
-_TOTALS = (
-    "seconds_total",
-    "evaluations_computed",
-    "backward_computed",
-    "nfe_rollout",
-    "nfe_train",
-)
+    from harness.analysis.lines import Lines
 
 
 @dataclass
 class Results:
-    """What a sweep measured. `metrics` and `evals` hold finished runs only."""
+    """What a sweep measured. `metrics` and `evaluations` hold finished runs only."""
 
     runs: "pd.DataFrame"
-    """One row per run: arm, seed, hash, state; of finished ones before_<reward>, after_<reward>,
-    seconds_total, evaluations_computed, backward_computed, nfe_rollout, nfe_train, iterations.
+    """One row per run, arm by arm, then by seed: arm, seed, hash, state; of finished ones
+    before_<reward>, after_<reward>, iterations and the run's totals (`columns.TOTALS`).
     Where any run was copied, in part or as a whole: `shared` iterations and their `shared_seconds`,
     which another run has taken, and `trained_by`, the study that trained the run or, of one that is
     a whole copy, that which trained the original. Where other code made any and the user accepted
     that: `accepted_code`, what changed."""
     metrics: "pd.DataFrame"
     """metrics.jsonl of all of them, with arm (a category) and seed; arm by arm, then by seed."""
-    evals: "pd.DataFrame"
+    evaluations: "pd.DataFrame"
     """eval.jsonl of all of them, likewise."""
     machines: list[environment.Machine] = field(default_factory=list)
     """Each once."""
     left_out: list[str] = field(default_factory=list)
     """What is damaged and therefore not in here: file, what is wrong, what to do."""
 
+    @property
+    def finished(self) -> "pd.DataFrame":
+        """The rows of `runs` that are finished."""
+        return self.runs[self.runs[STATE] == "finished"]
+
 
 def collect(sweep: Sweep, runs_dir: Path) -> Results:
     """Everything that a sweep's runs have measured. RunError for a folder of another version; a
-    run with a damaged file is lost, and named in `left_out`.
-
-    Lines that were read before come from the copy in the sweep's folder (`harness.analysis.lines`).
-    """
+    run with a damaged file is lost, and named in `left_out`."""
     import pandas as pd
 
-    from harness.analysis.lines import read_runs
-
-    place = sweep_folder(sweep, runs_dir)
-    rows: list[dict[str, Any]] = []
-    finished: dict[str, tuple[Run, Result]] = {}
+    folder = sweep_folder(sweep, runs_dir)
+    order = {arm.name: index for index, arm in enumerate(sweep.arms)}
+    runs = sorted(sweep.runs, key=lambda run: (order[run.arm], run.seed))
+    results: dict[str, Result] = {}
+    folders: dict[str, Path] = {}
     left_out: list[str] = []
-    for run in sweep.runs:
-        row: dict[str, Any] = {"arm": run.arm, "seed": run.seed, "hash": run.hash}
-        rows.append(row)
+    lost = set()
+    for run in runs:
         try:
-            # Only what is not finished needs the long look.
-            result = read_result(place / run.folder_name, run.config.evaluation.every)
+            of_run = folders[run.folder_name] = locate(folder / run.folder_name)
+            result = read_result(of_run, run.config.evaluation.every)
         except DamagedFileError as damaged:
             left_out.append(f"{run.name}: {damaged}")
-            result = None
-        if result is None:
-            row["state"] = look(sweep, run, runs_dir).state
-        else:
-            row |= {"state": "finished", **_flat_result(result)}
-            finished[run.folder_name] = run, result
-            if accepted := read_accepted(place / run.folder_name):
-                row["accepted_code"] = accepted.changed
-    arms = {arm.name: index for index, arm in enumerate(sweep.arms)}
-
-    def lines(name: str) -> "tuple[list[Run], pa.Table, list[int]]":
-        """Of the runs of which they are whole; the others are finished no more."""
-        runs = sorted((r for r, _ in finished.values()), key=lambda r: (arms[r.arm], r.seed))
-        digests = {
-            folder: said.sha256
-            for folder, (_, result) in finished.items()
-            if (said := result.digests.get(f"{name}.jsonl"))
-        }
-        table, counts, damaged = read_runs(place, [r.folder_name for r in runs], name, digests)
+            continue
+        if result is not None:
+            results[run.folder_name] = result
+    while True:  # a run with one damaged file is left out of both frames
+        metrics, evaluations = (_lines(folders, results, name) for name in (METRICS, EVALUATIONS))
+        damaged_runs = evaluations.damaged | metrics.damaged
+        if not damaged_runs:
+            break
         for run in runs:
-            if run.folder_name in damaged:
-                left_out.append(f"{run.name}: {damaged[run.folder_name]}; {FIX}")
-                del finished[run.folder_name]
-        return [r for r in runs if r.folder_name in finished], table, counts
-
-    metrics, evals = lines("metrics"), lines("eval")
-    if len(evals[0]) < len(metrics[0]):  # what is damaged in either is in neither
-        metrics = lines("metrics")
-    for row, run in zip(rows, sweep.runs, strict=True):
-        if row["state"] == "finished" and run.folder_name not in finished:
-            for key in set(row) - {"arm", "seed", "hash"}:
-                del row[key]
-            row["state"] = "lost"
-    machines, copied = _provenance(place, [run for run, _ in finished.values()], left_out)
-    if copied:
-        for row, run in zip(rows, sweep.runs, strict=True):
-            from_another = copied.get(run.folder_name)
-            row["shared"] = from_another.iterations if from_another else 0
-            row["shared_seconds"] = from_another.seconds if from_another else 0.0
-            row["trained_by"] = trained_by(place / run.folder_name, run.config.iterations)
+            if run.folder_name in damaged_runs:
+                left_out.append(f"{run.name}: {damaged_runs[run.folder_name]}; {FIX}")
+                lost.add(run.folder_name)
+                del results[run.folder_name]
+    finished = [run for run in runs if run.folder_name in results]
+    machines, copied = _provenance(sweep.name, finished, folders, left_out)
+    rows = []
+    for run in runs:
+        row: dict[str, Any] = {ARM: run.arm, SEED: run.seed, columns.HASH: run.hash}
+        if run.folder_name in results:
+            row |= {STATE: "finished", **_flat_result(results[run.folder_name])}
+            if accepted := read_accepted(folders[run.folder_name]):
+                row[columns.ACCEPTED_CODE] = accepted.changed
+        else:  # `look` is slow: only for runs that are not finished
+            state = "lost" if run.folder_name in lost else look(sweep, run, runs_dir).state
+            row[STATE] = state
+        if copied:
+            origin = copied.get(run.folder_name)
+            row[columns.SHARED] = origin.iterations if origin else 0
+            row[columns.SHARED_SECONDS] = origin.seconds if origin else 0.0
+            row[columns.TRAINED_BY] = trained_by(
+                folders.get(run.folder_name, folder), run.config.iterations
+            )
+        rows.append(row)
     return Results(
-        pd.DataFrame(rows), _frame(arms, *metrics), _frame(arms, *evals), machines, left_out
+        pd.DataFrame(rows),
+        _frame(order, finished, metrics),
+        _frame(order, finished, evaluations),
+        sorted(machines),
+        left_out,
     )
 
 
+def _lines(folders: Mapping[str, Path], results: Mapping[str, Result], name: str) -> "Lines":
+    from harness.analysis.lines import read_runs
+
+    digests = {
+        run: written.sha256
+        for run, result in results.items()
+        if (written := result.digests.get(name))
+    }
+    return read_runs({run: folders[run] / name for run in results}, digests)
+
+
 def _provenance(
-    place: Path, runs: "list[Run]", left_out: list[str]
+    sweep: str, runs: list[Run], folders: Mapping[str, Path], left_out: list[str]
 ) -> tuple[list[environment.Machine], dict[str, Origin]]:
     """On what machines these runs ran, each once, and what was copied, by folder. Damaged files
     are added to `left_out`."""
     machines: dict[environment.Machine, None] = {}
     copied: dict[str, Origin] = {}
     for run in runs:
-        folder = place / run.folder_name
+        of_run = folders[run.folder_name]
         try:
-            env = read(Environment, folder / "env.json")
+            env = read(Environment, of_run / "env.json")
             if env is not None:
                 machines[environment.Machine.of(env)] = None
         except DamagedFileError as damaged:
             left_out.append(f"{run.name}: {damaged}; remove it, the report then names no machine")
         try:
-            origin = taken_over(folder, place.name, run.config.iterations)
+            origin = taken_over(of_run, sweep, run.config.iterations)
             if origin is not None:
                 copied[run.folder_name] = origin
         except DamagedFileError as damaged:
@@ -140,29 +151,62 @@ def _provenance(
     return list(machines), copied
 
 
-def _frame(
-    arms: dict[str, int], runs: "list[Run]", lines: Any, counts: list[int]
-) -> "pd.DataFrame":
-    """The lines of all runs as a frame that begins with arm and seed.
-
-    `lines`: an Arrow table, `counts[k]` rows of the k-th run, one run after the other.
-    """
+def _frame(order: dict[str, int], runs: list[Run], lines: "Lines") -> "pd.DataFrame":
+    """The lines of all runs as a frame that begins with arm and seed."""
     import numpy as np
     import pandas as pd
 
     if not runs:
-        return pd.DataFrame(columns=["arm", "seed", "iteration"])
-    codes = np.repeat(np.array([arms[run.arm] for run in runs], np.int32), counts)
+        return pd.DataFrame(columns=[ARM, SEED, ITERATION])
+    counts = list(lines.counts.values())
+    codes = np.repeat(np.array([order[run.arm] for run in runs], np.int32), counts)
     # Column by column, each freed as it is copied: millions of lines are not held twice.
-    frame: pd.DataFrame = lines.to_pandas(split_blocks=True, self_destruct=True)
-    names = pd.Categorical.from_codes(codes, categories=pd.Index(list(arms)))
-    frame.insert(0, "arm", pd.Series(names))
-    frame.insert(1, "seed", np.repeat([run.seed for run in runs], counts))
+    frame: pd.DataFrame = lines.table.to_pandas(split_blocks=True, self_destruct=True)
+    names = pd.Categorical.from_codes(codes, categories=pd.Index(list(order)))
+    frame.insert(0, ARM, pd.Series(names))
+    frame.insert(1, SEED, np.repeat([run.seed for run in runs], counts))
     return frame
 
 
 def _flat_result(result: Result) -> dict[str, Any]:
-    row: dict[str, Any] = {"iterations": result.iterations}
-    row |= {f"before_{name}": number for name, number in result.before.items()}
-    row |= {f"after_{name}": number for name, number in result.after.items()}
-    return row | {key: getattr(result, key) for key in _TOTALS}
+    row: dict[str, Any] = {columns.ITERATIONS: result.iterations}
+    row |= {columns.before(name): number for name, number in result.before.items()}
+    row |= {columns.after(name): number for name, number in result.after.items()}
+    return row | {key: getattr(result, key) for key in columns.TOTALS}
+
+
+def with_settings(sweep: Sweep, runs: "pd.DataFrame") -> "pd.DataFrame":
+    """`Results.runs` with every setting that differs between arms, a column each under its dotted
+    key. Numbers are numbers; what an arm lacks is missing."""
+    import pandas as pd
+
+    of_arms = {run.arm: _flat(run.config.model_dump(exclude={"seed"})) for run in sweep.runs}
+    keys = dict.fromkeys(key for of_arm in of_arms.values() for key in of_arm)
+    varied = [k for k in keys if len({repr(of_arm.get(k)) for of_arm in of_arms.values()}) > 1]
+    rows = [{ARM: arm, **{k: of_arm.get(k) for k in varied}} for arm, of_arm in of_arms.items()]
+    return runs.merge(pd.DataFrame(rows), on=ARM, how="left")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def by_arm(sweep: Sweep, frame: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
+    """The rows of every arm (an arm may have none), in one pass over the frame."""
+    rows = frame.groupby(ARM, observed=True).indices
+    return {arm.name: frame.iloc[rows.get(arm.name, [])] for arm in sweep.arms}
+
+
+def by_seed(rows: "pd.DataFrame", column: str) -> dict[int, float]:
+    """A column of one arm's runs by seed, in the order of the seeds; empty where it is missing."""
+    if column not in rows:
+        return {}
+    pairs = sorted(zip(rows[SEED], rows[column], strict=True))
+    return {int(seed): float(value) for seed, value in pairs}

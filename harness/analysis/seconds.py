@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from harness.analysis import columns
+from harness.analysis.columns import ITERATION, METHOD_SECONDS, RUN, SECONDS, SECONDS_CPU
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -24,9 +27,6 @@ ONE_CORE = (
     "work shares still lengthen them"
 )
 
-METHOD = "seconds_method"
-"""Column of the seconds that count: those of `method_seconds`."""
-
 
 def core_time(results: "Results") -> bool:
     """Whether the report's seconds are a core's time and not the wall's.
@@ -35,7 +35,7 @@ def core_time(results: "Results") -> bool:
     waiting is not in it. Caches and the threads of a core that others share still lengthen it.
     Older runs did not measure it.
     """
-    column = results.metrics.get("seconds_cpu")
+    column = results.metrics.get(SECONDS_CPU)
     measured = column is not None and len(column) > 0 and bool(column.notna().all())
     return measured and bool(results.machines) and all(m.one_core for m in results.machines)
 
@@ -45,38 +45,38 @@ def method_seconds(results: "Results") -> "pd.Series[float]":
     of one core where `core_time`, else by the clock."""
     metrics = results.metrics
     if core_time(results):
-        return metrics["seconds_cpu"]  # health is not in it
-    return metrics["seconds_total"] - _seconds(metrics, HEALTH)
+        return metrics[SECONDS_CPU]  # health is not in it
+    return metrics[SECONDS] - phase_seconds(metrics, HEALTH)
 
 
-def on_the_clock(metrics: "pd.DataFrame", seconds: "pd.Series[float]") -> "pd.DataFrame":
+def on_the_clock(results: "Results") -> "pd.DataFrame":
     """The time of each iteration and of its phases, such that the phases of the method add up.
 
     Phases are timed by the clock on the wall. Where the method's seconds are a core's, each phase
-    has the part of them that it had of the clock's.
+    gets the share of them that it had of the seconds by the clock.
     """
-    wall = metrics["seconds_total"] - _seconds(metrics, HEALTH)
+    metrics, seconds = results.metrics, method_seconds(results)
+    wall = metrics[SECONDS] - phase_seconds(metrics, HEALTH)
     scale = (seconds / wall).where(wall > 0, 1.0)
-    phases = {f"seconds_{p}": _seconds(metrics, p) * scale for p in (*PHASES, HEALTH)}
-    return metrics[["arm", "seed", "iteration"]].assign(**phases, **{METHOD: seconds})
+    phases = {columns.seconds(p): phase_seconds(metrics, p) * scale for p in (*PHASES, HEALTH)}
+    return metrics[[*RUN, ITERATION]].assign(**phases, **{METHOD_SECONDS: seconds})
 
 
-def _totals(metrics: "pd.DataFrame", seconds: "pd.Series[float]") -> "pd.DataFrame":
-    """One line per run: its seconds from the first iteration to the last."""
-    own = metrics[["arm", "seed"]].assign(**{METHOD: seconds})
-    return own.groupby(["arm", "seed"], observed=True, sort=True)[METHOD].sum().reset_index()
-
-
-def _seconds(metrics: "pd.DataFrame", phase: str) -> "pd.Series[float]":
+def phase_seconds(metrics: "pd.DataFrame", phase: str) -> "pd.Series[float]":
     """Seconds of a phase in each iteration; none where the run did not have it."""
-    column = f"seconds_{phase}"
-    return metrics[column].fillna(0.0) if column in metrics else metrics["seconds_total"] * 0.0
+    column = columns.seconds(phase)
+    return metrics[column].fillna(0.0) if column in metrics else metrics[SECONDS] * 0.0
+
+
+def totals(times: "pd.DataFrame") -> "pd.DataFrame":
+    """One row per run: its seconds from the first iteration to the last."""
+    return times.groupby(RUN, observed=True, sort=True)[METHOD_SECONDS].sum().reset_index()
 
 
 def steady(times: "pd.DataFrame") -> "pd.DataFrame":
-    """The iterations after warm-up, and never none of a run."""
-    last = times.groupby(["arm", "seed"], observed=True)["iteration"].transform("max")
-    return times[times["iteration"] >= last.clip(upper=WARM_UP)]
+    """The iterations after warm-up; of a short run at least the last one."""
+    last = times.groupby(RUN, observed=True)[ITERATION].transform("max")
+    return times[times[ITERATION] >= last.clip(upper=WARM_UP)]
 
 
 def at_evaluations(results: "Results") -> "pd.DataFrame":
@@ -84,15 +84,14 @@ def at_evaluations(results: "Results") -> "pd.DataFrame":
     import pandas as pd
 
     # A run's lines stand in the order of its iterations.
-    spent = results.metrics[["arm", "seed", "iteration"]].assign(
-        evaluations=results.metrics["evaluations_computed"], seconds=method_seconds(results)
+    spent = results.metrics[[*RUN, ITERATION]].assign(
+        evaluations=results.metrics[columns.EVALUATIONS], seconds=method_seconds(results)
     )
-    columns = ["evaluations", "seconds"]
-    spent[columns] = spent.groupby(["arm", "seed"], observed=True)[columns].cumsum()
-    spent["iteration"] += 1  # what an evaluation counts is finished iterations
-    evals = results.evals.drop(columns="seconds_total")  # of the evaluation itself
-    spent = spent[spent["iteration"].isin(evals["iteration"].unique())]
-    joined = pd.merge(evals, spent, on=["arm", "seed", "iteration"], how="left")
-    before = joined["iteration"] == 0
-    joined.loc[before, ["evaluations", "seconds"]] = 0.0
+    kinds = ["evaluations", "seconds"]
+    spent[kinds] = spent.groupby(RUN, observed=True)[kinds].cumsum()
+    spent[ITERATION] += 1  # an evaluation's iteration is the number of finished ones
+    evaluations = results.evaluations.drop(columns=SECONDS)  # of the evaluation itself
+    spent = spent[spent[ITERATION].isin(evaluations[ITERATION].unique())]
+    joined = pd.merge(evaluations, spent, on=[*RUN, ITERATION], how="left")
+    joined.loc[joined[ITERATION] == 0, kinds] = 0.0
     return joined

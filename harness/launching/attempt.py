@@ -94,6 +94,11 @@ class Record:
         with contextlib.suppress(OSError):  # the trainer meets a full disk itself, and says so
             self._write(self.attempt)
 
+    def took_evaluation(self) -> None:
+        """The evaluation before training was not this attempt's work."""
+        self.attempt = self.attempt.model_copy(update={"evaluation_taken": True})
+        self._write(self.attempt)
+
     def began(self, iterations: int) -> None:
         """What came before was not this attempt's work."""
         self.attempt = self.attempt.model_copy(update={"began_at": iterations})

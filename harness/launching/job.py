@@ -275,6 +275,7 @@ class Job:
             elif self.store and first_evaluation.take(
                 Path(self.store), folder, config, record.made_on
             ):
+                record.took_evaluation()
                 log.info("the evaluation before training is that of another run")
         except (UnfitError, OSError) as why:
             if isinstance(why, OSError) and why.errno in NO_SPACE:

@@ -1,4 +1,4 @@
-"""Reward against cost: which arms nothing cheaper beats, and which of them can be told apart.
+"""Reward against cost: which arms nothing cheaper beats, and which differ significantly.
 
 A front of means alone says more than the seeds do. So every arm is also compared, seed by seed,
 with the best one that costs no more.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.analysis.analyse import ArmResult
-from harness.stats import LEVEL, Interval, mean_interval, paired_differences
+from harness.stats import Interval, mean_interval, paired_differences, simultaneous_level
 
 if TYPE_CHECKING:
     from harness.overall.studies import Study
@@ -58,7 +58,7 @@ class Step:
 def points(studies: "Sequence[Study]") -> list[Point]:
     """The arms that have an interval; those that two studies share once."""
     chosen = sorted((s for s in studies if s.sweep.name in STUDIES), key=_order)
-    found: dict[frozenset[str], Point] = {}
+    by_runs: dict[frozenset[str], Point] = {}
     for study in chosen:
         if _conditions(study) != _conditions(chosen[0]):
             continue
@@ -66,17 +66,17 @@ def points(studies: "Sequence[Study]") -> list[Point]:
         for result in study.analysis.arms:
             if not result.rewards[study.analysis.measure].after.known:
                 continue
-            own = hashes[result.arm.name]
-            twin = next((other for other in found if own <= other or other <= own), None)
+            runs = hashes[result.arm.name]
+            twin = next((other for other in by_runs if runs <= other or other <= runs), None)
             if twin is not None:
-                found[twin] = _joined(found[twin], result)
+                by_runs[twin] = _joined(by_runs[twin], result)
                 continue
-            kinds = {"evaluations": result.evaluations_per_run}
+            kinds = {"evaluations": result.cost.evaluations_per_run}
             if study.analysis.core_time == chosen[0].analysis.core_time:
-                kinds["seconds"] = result.seconds_per_run
+                kinds["seconds"] = result.cost.seconds_per_run
             reward = result.rewards[study.analysis.measure].after
-            found[own] = Point(study.sweep.name, result, reward, kinds, ())
-    return list(found.values())
+            by_runs[runs] = Point(study.sweep.name, result, reward, kinds, ())
+    return list(by_runs.values())
 
 
 def _order(study: "Study") -> int:
@@ -96,23 +96,23 @@ def distinct(studies: "Sequence[Study]") -> "list[Study]":
     for study in studies:
         hashes, references = hashes_by_arm(study), study.sweep.references
         pairs.append(
-            {(own, hashes[references[a]]) for a, own in hashes.items() if references[a] != a}
+            {(runs, hashes[references[a]]) for a, runs in hashes.items() if references[a] != a}
         )
     seen: set[tuple[frozenset[str], frozenset[str]]] = set()
-    found = set()
+    kept = set()
     for index in sorted(range(len(studies)), key=lambda i: -len(pairs[i])):
         if not pairs[index] <= seen:
-            found.add(index)
+            kept.add(index)
         seen |= pairs[index]
-    return [study for index, study in enumerate(studies) if index in found]
+    return [study for index, study in enumerate(studies) if index in kept]
 
 
 def hashes_by_arm(study: "Study") -> dict[str, frozenset[str]]:
     """Equal hashes are equal runs, whichever study they stand in."""
-    found: dict[str, set[str]] = {arm.name: set() for arm in study.sweep.arms}
+    of_arms: dict[str, set[str]] = {arm.name: set() for arm in study.sweep.arms}
     for run in study.sweep.runs:
-        found[run.arm].add(run.hash)
-    return {arm: frozenset(hashes) for arm, hashes in found.items()}
+        of_arms[run.arm].add(run.hash)
+    return {arm: frozenset(hashes) for arm, hashes in of_arms.items()}
 
 
 def _joined(point: Point, twin: ArmResult) -> Point:
@@ -122,11 +122,8 @@ def _joined(point: Point, twin: ArmResult) -> Point:
 
 def front(of: Sequence[Point], cost: str) -> list[Point]:
     """The points that no cheaper or equally cheap one reaches, cheapest first."""
-    priced = sorted(
-        (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
-    )
     best: list[Point] = []
-    for point in priced:
+    for point in _cheapest_first(of, cost):
         if not best or point.reward.mean > best[-1].reward.mean:
             best.append(point)
     return best
@@ -134,14 +131,16 @@ def front(of: Sequence[Point], cost: str) -> list[Point]:
 
 def steps(of: Sequence[Point], cost: str) -> list[Step]:
     """Every point but the cheapest against the best among those that cost no more."""
-    priced = sorted(
-        (p for p in of if cost in p.cost), key=lambda p: (p.cost[cost].mean, -p.reward.mean)
-    )
-    pairs_of_arms = len(of) * (len(of) - 1) // 2
-    level = 1 - (1 - LEVEL) / max(1, pairs_of_arms)
-    found = []
+    priced = _cheapest_first(of, cost)
+    level = simultaneous_level(len(of) * (len(of) - 1) // 2)
+    compared = []
     for index, point in enumerate(priced[1:], start=1):
         against = max(priced[:index], key=lambda p: p.reward.mean)
         pairs, _ = paired_differences(point.result.after, against.result.after)
-        found.append(Step(point, against, mean_interval(list(pairs.values()), level)))
-    return found
+        compared.append(Step(point, against, mean_interval(list(pairs.values()), level)))
+    return compared
+
+
+def _cheapest_first(of: Sequence[Point], cost: str) -> list[Point]:
+    priced = [p for p in of if cost in p.cost]
+    return sorted(priced, key=lambda p: (p.cost[cost].mean, -p.reward.mean))

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.analysis.lines import FOLDER, stamp
 from harness.overall.studies import has_measurements, is_study, read_study
 from harness.reporting import page, unchanged
+from harness.reporting.unchanged import stamp
 from harness.study.spec import Sweep
-from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.files.atomic import write_bytes
+from mixgrpo.errors import ConfigError
 from mixgrpo.text.escape import latex, markdown, markdown_block
 
 if TYPE_CHECKING:
@@ -42,16 +41,9 @@ def write_overall(sweeps: Sequence[Sweep], runs_dir: Path, reports: Path) -> Pat
 
     studies = [sweep for sweep in sweeps if is_study(sweep)]
     made_of = _digest(studies, reports)
-    place = hashlib.sha256(str(reports.resolve()).encode()).hexdigest()[:8]
-    record = runs_dir / FOLDER / f"overall-{place}.json"
+    record = unchanged.record(runs_dir, "overall", reports)
     if not unchanged.holds(record, reports, made_of):
-        files: dict[str, bytes] = {}
-        pictures: list[Picture] = []
-        for part, drawn in _files(studies, reports):
-            for name, content in part.items():
-                _replace(reports / name, content)
-            files |= part
-            pictures += drawn
+        files, pictures = page.write_parts(reports, _files(studies, reports))
         check_drawn(reports / PAGE, pictures)
         if runs_dir.is_dir():
             unchanged.keep(record, reports, made_of, files)
@@ -60,16 +52,16 @@ def write_overall(sweeps: Sequence[Sweep], runs_dir: Path, reports: Path) -> Pat
 
 def _digest(sweeps: Sequence[Sweep], reports: Path) -> str:
     """Changes when anything does that the overall report is made of."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for part in unchanged.code():
-        found.update(repr(part).encode())
+        hashed.update(repr(part).encode())
     for sweep in sweeps:
         folder = reports / sweep.report_name
         # Arms once: a run's configuration is its arm's with a seed.
-        found.update(repr(replace(sweep, runs=sweep.runs[: len(sweep.arms)])).encode())
-        found.update(repr([run.hash for run in sweep.runs]).encode())
-        found.update(repr([stamp(folder / name) for name in KEPT]).encode())
-    return found.hexdigest()
+        hashed.update(repr(replace(sweep, runs=sweep.runs[: len(sweep.arms)])).encode())
+        hashed.update(repr([run.hash for run in sweep.runs]).encode())
+        hashed.update(repr([stamp(folder / name) for name in KEPT]).encode())
+    return hashed.hexdigest()
 
 
 def _files(
@@ -96,14 +88,6 @@ def _files(
     yield {PAGE: to_html(overall, pictures).encode()}, []
 
 
-def _replace(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
 def draw(overall: "Overall") -> "list[Picture]":
     """The figures that have data."""
     from harness.overall import plots
@@ -117,7 +101,7 @@ def draw(overall: "Overall") -> "list[Picture]":
             "The largest effect of every question: held-out reward after training, arm minus "
             "reference, paired by seed, with the interval that holds for all comparisons of the "
             "study. Full mark: significantly different from the reference. Open mark: not. The "
-            "grey bar is as wide as the difference that these seeds could have shown."
+            "grey bar reaches as far as the smallest detectable difference, to both sides."
         )
         title = "Every question's largest effect"
         drawn.append(picture("questions", title, caption, lambda: plots.questions(asked)))
@@ -244,7 +228,8 @@ def to_latex(overall: "Overall") -> str:
     """A whole document: the tables over all studies, then every study's own."""
     from harness.overall import tables as overall_tables
     from harness.overall import words
-    from harness.reporting.tables import latex_table, tables
+    from harness.reporting.latex import latex_table
+    from harness.reporting.tables import tables
 
     questions = overall_tables.questions_table(overall)
     parts = [

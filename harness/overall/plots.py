@@ -12,7 +12,17 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from harness.overall.front import Point, front
 from harness.overall.questions import Question
 from harness.overall.studies import Study
-from harness.reporting.drawing import COLOURS, GREY, MOST_ARMS, WIDTH, name_rows, thousands, wrapped
+from harness.reporting.drawing import (
+    COLOURS,
+    GREY,
+    MOST_ARMS,
+    name_rows,
+    panels,
+    plot_interval,
+    rows_figure,
+    thousands,
+    wrapped,
+)
 from harness.stats import Comparison
 from mixgrpo.text.escape import shortened
 
@@ -25,10 +35,9 @@ LABELS = {"seconds": "seconds of training per run", "evaluations": "network eval
 
 
 def questions(asked: Sequence[Question]) -> Figure:
-    """The largest effect of every question with its interval, and what could have been seen."""
+    """The largest effect of every question with its interval, and what was detectable."""
     shown = [q for q in asked if q.effect is not None]
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.52 * max(len(shown), 2)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = rows_figure(len(shown), per_row=0.52)
     axes.axvline(0, color=GREY, linewidth=1.2)
     names = []
     for y, question in enumerate(shown):
@@ -48,27 +57,22 @@ def questions(asked: Sequence[Question]) -> Figure:
 
 def _effect(axes: "Axes", y: float, effect: Comparison, colour: str, size: float) -> None:
     """Mean and simultaneous interval: a full mark where it leaves zero out, an open one else."""
-    found = effect.simultaneous
-    if found.known:
-        axes.plot([found.low, found.high], [y, y], color=colour, linewidth=1.6)
-    told = effect.verdict in ("better", "worse")
+    plot_interval(axes, y, effect.simultaneous, color=colour, linewidth=1.6)
+    significant = effect.verdict in ("better", "worse")
     axes.plot(
-        found.mean,
-        y,
-        "o",
+        *(effect.simultaneous.mean, y, "o"),
         color=colour,
         markersize=size,
-        markerfacecolor=colour if told else "white",
+        markerfacecolor=colour if significant else "white",
         markeredgewidth=1.6,
     )
 
 
 def pareto(points: Sequence[Point]) -> Figure:
     """Reward against both costs, with the front of the means as a step line."""
-    figure = Figure(figsize=(WIDTH, 8.2 + 0.17 * len(points)), layout="constrained")
-    panels = figure.subplots(2, 1)
+    figure, panel = panels(2, 1, 8.2 + 0.17 * len(points))
     studies = list(dict.fromkeys(point.study for point in points))
-    for axes, cost in zip(panels, ("seconds", "evaluations"), strict=True):
+    for axes, cost in zip(panel[:, 0], ("seconds", "evaluations"), strict=True):
         best = front(points, cost)
         priced = [p for p in points if cost in p.cost]
         if best:
@@ -102,7 +106,7 @@ def pareto(points: Sequence[Point]) -> Figure:
             )
         axes.set_xlabel(LABELS[cost])
         axes.set_ylabel("held-out reward")
-    for axes, form in zip(panels, ("{x:g}", thousands), strict=True):
+    for axes, form in zip(panel[:, 0], ("{x:g}", thousands), strict=True):
         axes.set_xscale("log")  # the methods' costs are a factor apart, their variants' are not
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.xaxis.set_major_formatter(form)
@@ -127,8 +131,7 @@ def sensitivity(studies: Sequence[Study]) -> Figure:
     """Every arm's difference to its study's reference, study by study, on one axis."""
     groups = [(study, sensitive_arms(study)) for study in studies]
     rows = sum(len(arms) + 1 for _, arms in groups)
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.27 * max(rows, 6)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = rows_figure(max(rows, 6), per_row=0.27)
     names, y = [], 0
     heads = []
     for index, (study, arms) in enumerate(groups):
@@ -142,7 +145,7 @@ def sensitivity(studies: Sequence[Study]) -> Figure:
         names.append(f"{study.sweep.name}: against {study.sweep.reference_label}")
         for offset, effect in enumerate(arms, start=1):
             _effect(axes, y + offset, effect, colour, size=6)
-            names.append(study.analysis.by_name(effect.arm).arm.label)
+            names.append(study.analysis.label(effect.arm))
         y += len(arms) + 1
     axes.axvline(0, color=GREY, linewidth=1.2, zorder=1)
     name_rows(axes, [textwrap.shorten(name, 56) for name in names])
@@ -164,14 +167,14 @@ def sensitive_arms(study: Study) -> list[Comparison]:
     arms = {arm.name: arm for arm in study.sweep.arms}
     if any(arm.base is not None for arm in arms.values()):
         return []
-    found = []
+    comparisons = []
     for comparison in study.analysis.compared:
         own, base = (arms[name].settings for name in (comparison.arm, comparison.reference))
         differing = {key for key in {*own, *base} if own.get(key) != base.get(key)}
         other = any(key.startswith(("rewards.", "model.")) for key in differing)
         if comparison.simultaneous.n and not other:
-            found.append(comparison)
-    return found[:MOST_ARMS]
+            comparisons.append(comparison)
+    return comparisons[:MOST_ARMS]
 
 
 def seed_noise(study: Study) -> float:

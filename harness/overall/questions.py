@@ -2,8 +2,8 @@
 it, and the arms whose reward and cost are set side by side.
 
 Claims rest on each study's own intervals (`harness.stats`). What the paper printed was measured on
-another model and task: it is set beside, never against. Sentences are in `overall_words`, tables in
-`overall_tables`, figures in `overall_plots`; `overall_page` makes files of them.
+another model and task: it is set beside, never against. Sentences are in `words`, tables in
+`tables`, figures in `plots`; `page` makes files of them.
 """
 
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ class Question:
     def effect_label(self) -> str:
         if self.effect is None:
             return ""
-        return self.study.analysis.by_name(self.effect.arm).arm.label
+        return self.study.analysis.label(self.effect.arm)
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,16 @@ def ask(study: Study) -> Question:
         kind: Kind = "told" if study.is_answered else "open"
         return Question(study, kind, None, None, _printed(study, None))
     compared = study.analysis.compared
-    told = [c for c in compared if c.verdict in ("better", "worse")]
+    different = [c for c in compared if c.verdict in ("better", "worse")]
     alike = [c for c in compared if c.verdict in ("indistinguishable", "identical")]
-    kind = "differs" if told else "alike" if alike else "open"
+    kind = "differs" if different else "alike" if alike else "open"
     if not compared and study.said:
         kind = "told"
-    candidates = told or [c for c in compared if c.simultaneous.known and c.simultaneous.varies]
+    candidates = different or [
+        c for c in compared if c.simultaneous.known and c.simultaneous.varies
+    ]
     effect = max(candidates, key=lambda c: abs(c.simultaneous.mean), default=None)
-    needed = None if effect is None or told else _needed(effect)
+    needed = None if effect is None or different else _needed(effect)
     return Question(study, kind, effect, needed, _printed(study, effect))
 
 
@@ -126,16 +128,16 @@ def _needed(effect: Comparison) -> int | None:
 
 def _printed(study: Study, effect: Comparison | None) -> tuple[Printed, ...]:
     table = study.sweep.paper
-    rows = {r.published_row for r in study.analysis.arms if r.published_row is not None}
+    rows = {r.published.row for r in study.analysis.arms if r.published.row is not None}
     if table is None or not rows:
         return ()
-    own = None if effect is None else study.analysis.by_name(effect.arm).published_row
-    reference = study.analysis.reference.published_row
+    row_of_arm = None if effect is None else study.analysis.by_name(effect.arm).published.row
+    reference = study.analysis.reference.published.row
     if effect is not None:
-        reference = study.analysis.by_name(effect.reference).published_row
+        reference = study.analysis.by_name(effect.reference).published.row
     if reference is None:  # the paper does not print it: its rows are compared with its first
-        reference, own = next(row for row in paper.find(table).rows if row in rows), None
-    found = []
+        reference, row_of_arm = next(row for row in paper.find(table).rows if row in rows), None
+    printed = []
     for score in SCORES:
         differences = {
             row: value
@@ -143,6 +145,6 @@ def _printed(study: Study, effect: Comparison | None) -> tuple[Printed, ...]:
             if row in rows
         }
         if differences:
-            same = own if own in differences else None
-            found.append(Printed(score, same, reference, differences))
-    return tuple(found)
+            same = row_of_arm if row_of_arm in differences else None
+            printed.append(Printed(score, same, reference, differences))
+    return tuple(printed)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.analysis import columns
 from harness.analysis.analyse import Analysis, analyse
-from harness.analysis.measurements import FRAMES, read_kept
+from harness.analysis.columns import RUN
+from harness.analysis.kept import has_frames, read_kept
 from harness.analysis.results import Results
 from harness.analysis.seconds import core_time
 from harness.reporting.findings import others_compared
@@ -22,12 +24,10 @@ from harness.study.spec import Sweep
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = ("arm", "seed", "iteration")
+KEYS = (*RUN, columns.ITERATION)
 WANTED = {
-    "metrics": lambda c: c in (*KEYS, "evaluations_computed") or c.startswith("seconds_"),
-    "evals": lambda c: (
-        c in (*KEYS, "seconds_total") or (c.startswith("reward_") and c.endswith("_mean"))
-    ),
+    "metrics": lambda c: c in (*KEYS, columns.EVALUATIONS) or c.startswith(columns.seconds("")),
+    "evaluations": lambda c: c in (*KEYS, columns.SECONDS) or columns.is_reward(c),
 }
 """Columns of the large tables that questions, cost and times need; further views need all."""
 
@@ -61,10 +61,6 @@ class Study:
         """Of its report, beside the overall one."""
         return self.sweep.report_name
 
-    @property
-    def is_complete(self) -> bool:
-        return not self.analysis.unfinished
-
 
 def is_study(sweep: Sweep) -> bool:
     """Whether a sweep asks anything: one of fewer than three seeds is for trying things out."""
@@ -73,7 +69,7 @@ def is_study(sweep: Sweep) -> bool:
 
 def has_measurements(sweep: Sweep, reports: Path) -> bool:
     folder = reports / sweep.report_name
-    return all((folder / name).exists() for name in (*(f"{f}.parquet" for f in FRAMES), MADE))
+    return has_frames(folder) and (folder / MADE).exists()
 
 
 def read_study(sweep: Sweep, reports: Path) -> Study:
@@ -100,42 +96,41 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
 
 def _cost_of_runs(results: Results) -> "pd.DataFrame":
     """See `Study.runs`."""
+    finished = results.finished
+    runs = finished[[*RUN, columns.HASH, columns.ITERATIONS]].assign(
+        seconds=finished[columns.SECONDS],
+        evaluations=finished[columns.EVALUATIONS],
+        shared=0,
+        arm=finished[columns.ARM].astype(str),
+    )
+    if columns.SHARED in finished:
+        runs["shared"] = finished[columns.SHARED].fillna(0).astype(int)
+        runs["seconds"] -= finished[columns.SHARED_SECONDS].fillna(0.0)
+    if runs["shared"].any():
+        copied = _sums(results.metrics, columns.EVALUATIONS, runs, copied=True)
+        runs["evaluations"] -= copied.fillna(0)
+    runs["seconds_evaluation"] = _sums(results.evaluations, columns.SECONDS, runs, evaluations=True)
+    runs["seconds_core"] = (
+        _sums(results.metrics, columns.SECONDS_CPU, runs) if core_time(results) else float("nan")
+    )
+    return runs.assign(copied=runs["shared"] >= runs.pop(columns.ITERATIONS))
+
+
+def _sums(
+    frame: "pd.DataFrame",
+    column: str,
+    runs: "pd.DataFrame",
+    copied: bool = False,
+    evaluations: bool = False,
+) -> "pd.Series[float]":
+    """The sum of a column over each run's lines that are copies of another run's, or that are
+    not."""
     import pandas as pd
 
-    keys = ["arm", "seed"]
-    finished = results.runs[results.runs["state"] == "finished"]
-    own = finished[[*keys, "hash", "iterations"]].assign(
-        seconds=finished["seconds_total"],
-        evaluations=finished["evaluations_computed"],
-        shared=0,
-        arm=finished["arm"].astype(str),
-    )
-    if "shared" in finished:
-        own["shared"] = finished["shared"].fillna(0).astype(int)
-        own["seconds"] -= finished["shared_seconds"].fillna(0.0)
-    begins = own.set_index(keys)["shared"]
-
-    def sums(frame: "pd.DataFrame", column: str, copied: bool, judged: bool) -> "pd.DataFrame":
-        """What a column's copied lines sum up to by run, or those that it made itself."""
-        lines = frame[[*keys, "iteration", column]].assign(arm=frame["arm"].astype(str))
-        first = begins.reindex(pd.MultiIndex.from_frame(lines[keys])).fillna(0).to_numpy()
-        # The evaluation after the last copied iteration was copied too.
-        there = (lines["iteration"] < first) | (
-            judged & (lines["iteration"] == first) & (first > 0)
-        )
-        lines[column] = lines[column].where(there == copied, 0)
-        return lines.groupby(keys, sort=True)[column].sum().rename("sum").reset_index()
-
-    def of_runs(part: "pd.DataFrame") -> "pd.Series[float]":
-        return pd.merge(own[keys], part, on=keys, how="left")["sum"].set_axis(own.index)
-
-    if own["shared"].any():
-        copies = sums(results.metrics, "evaluations_computed", copied=True, judged=False)
-        own["evaluations"] -= of_runs(copies).fillna(0)
-    own["seconds_evaluation"] = of_runs(sums(results.evals, "seconds_total", False, judged=True))
-    own["seconds_core"] = (
-        of_runs(sums(results.metrics, "seconds_cpu", copied=False, judged=False))
-        if core_time(results)
-        else float("nan")
-    )
-    return own.assign(copied=own["shared"] >= own.pop("iterations"))
+    lines = frame[[*RUN, columns.ITERATION, column]].assign(arm=frame[columns.ARM].astype(str))
+    lines = lines.merge(runs[[*RUN, "shared"]], on=RUN)
+    # The evaluation after the last copied iteration was copied too.
+    first = lines["shared"] + (evaluations & (lines["shared"] > 0))
+    lines[column] = lines[column].where((lines[columns.ITERATION] < first) == copied, 0)
+    sums = lines.groupby(RUN)[column].sum().rename("sum").reset_index()
+    return pd.merge(runs[RUN], sums, on=RUN, how="left")["sum"].set_axis(runs.index)

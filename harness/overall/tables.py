@@ -27,7 +27,7 @@ def questions_table(overall: Overall) -> Table:
         "All questions",
         (
             *("study", "question", "answer", "largest effect", "at equal cost", "seeds"),
-            *("could have been shown", "seeds that would resolve it"),
+            *("smallest detectable difference", "seeds that would resolve it"),
             *("published differences", "published: against the paper's noise"),
         ),
         tuple(_question_row(question) for question in overall.questions),

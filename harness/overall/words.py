@@ -20,38 +20,38 @@ def summary(overall: Overall) -> list[tuple[Study | None, str]]:
     by_kind: dict[Kind, list[Question]] = {"differs": [], "alike": [], "told": [], "open": []}
     for question in overall.questions:
         by_kind[question.kind].append(question)
-    said: list[tuple[Study | None, str]] = []
+    sentences: list[tuple[Study | None, str]] = []
     for question in by_kind["differs"]:
         assert question.effect is not None
         size = interval(question.effect.simultaneous, signed=True)
         line = f"{question.answer} Largest effect: {size} ({question.effect_label})."
-        said.append((question.study, f"{line} {question.study.at_equal_cost.said}".strip()))
-    said += [(question.study, question.answer) for question in by_kind["told"]]
+        sentences.append((question.study, f"{line} {question.study.at_equal_cost.said}".strip()))
+    sentences += [(question.study, question.answer) for question in by_kind["told"]]
     if by_kind["alike"]:
         names = [q.study.sweep.name for q in by_kind["alike"]]
         text = (
             f"No difference is shown at equal iterations in {listed(names)}. That is not the same "
-            "as none: the table says which would have been seen, and how many seeds the one "
-            "observed would take."
+            "as none: the table has the smallest detectable difference, and how many seeds the "
+            "observed one would take."
         )
-        said.append((None, text))
-        said += [
+        sentences.append((None, text))
+        sentences += [
             (question.study, question.study.at_equal_cost.said)
             for question in by_kind["alike"]
             if question.study.at_equal_cost.differs
         ]
-        said += [
+        sentences += [
             (question.study, question.study.of_other_rewards)
             for question in by_kind["alike"]
             if question.study.of_other_rewards
         ]
     if by_kind["open"]:
         names = [q.study.sweep.name for q in by_kind["open"]]
-        said.append((None, f"Nothing can be concluded yet in {listed(names)}."))
+        sentences.append((None, f"Nothing can be concluded yet in {listed(names)}."))
     pairs = same_pairs(overall)
     if pairs:
-        said.append((None, f"Judged differently by several studies: {' '.join(pairs)}"))
-    return [*said, *((None, text) for text in _of_the_paper(overall))]
+        sentences.append((None, f"Judged differently by several studies: {' '.join(pairs)}"))
+    return [*sentences, *((None, text) for text in _of_the_paper(overall))]
 
 
 def _of_the_paper(overall: Overall) -> list[str]:
@@ -60,14 +60,14 @@ def _of_the_paper(overall: Overall) -> list[str]:
     if not printed:
         return []
     low, high = paper.noise("ir") or (math.nan, math.nan)
-    found = [p.against_noise for p in printed]
-    beyond, of_its_size = found.count("beyond"), found.count("of its size")
+    sizes = [p.against_noise for p in printed]
+    beyond, of_its_size = sizes.count("beyond"), sizes.count("of its size")
     return [
         "One and the same setting of the paper differs from itself between tables by "
         f"{low:.3f} to {high:.3f} in ImageReward, its visible noise. Of the {len(printed)} "
         f"comparisons of the paper beside these studies, {beyond or 'none'} "
         f"{'has' if beyond == 1 else 'have'} a difference beyond the largest of that, "
-        f"{of_its_size or 'none'} one of its size, and {found.count('within') or 'none'} only "
+        f"{of_its_size or 'none'} one of its size, and {sizes.count('within') or 'none'} only "
         "differences below the smallest."
     ]
 
@@ -93,8 +93,8 @@ def headline(overall: Overall) -> str:
 
 
 def front_sentences(overall: Overall) -> list[str]:
-    """Which arms are on the fronts, and which steps of them the seeds can tell apart."""
-    found = []
+    """Which arms are on the fronts, and which steps of them are significant."""
+    sentences = []
     for cost in COSTS:
         arms = front(overall.points, cost)
         if len(arms) < 2 and len(overall.points) < 2:
@@ -110,7 +110,7 @@ def front_sentences(overall: Overall) -> list[str]:
         unknown = [p.label for p in arms[1:] if of_steps[p.label].verdict == "unknown"]
         sentence = f"Reward against {cost} per run: by their means {names} form the front."
         if apart:
-            sentence += f" Along it the seeds tell apart {listed(apart)}."
+            sentence += f" Along it, these are significantly different: {listed(apart)}."
         if unclear:
             sentence += (
                 f" {listed(unclear)} {'is' if len(unclear) == 1 else 'are'} not significantly "
@@ -118,29 +118,29 @@ def front_sentences(overall: Overall) -> list[str]:
             )
         if unknown:
             sentence += f" {listed(unknown)} cannot be judged."
-        found.append(sentence)
-    return found
+        sentences.append(sentence)
+    return sentences
 
 
 def incomplete(overall: Overall) -> list[str]:
     """Studies with fewer runs than they ask for, and those without results."""
-    said = []
+    sentences = []
     for question in overall.questions:
         study = question.study
         missing = len(study.analysis.unfinished)
         if missing:
             fewest = min(len(result.seeds) for result in study.analysis.arms)
-            said.append(
+            sentences.append(
                 f"{study.sweep.name}: {missing} of {len(study.sweep.runs)} runs are not finished; "
                 f"its arms have at least {fewest} of {len(study.sweep.seeds)} seeds."
             )
-    return said + [f"{sweep.name}: {reason}." for sweep, reason in overall.absent]
+    return sentences + [f"{sweep.name}: {reason}." for sweep, reason in overall.absent]
 
 
 def same_schedules(overall: Overall) -> list[str]:
     """Arms that are configured differently and compute the same."""
     return [
-        f"{question.study.sweep.name}: {listed([_label(question.study, arm) for arm in group])} "
+        f"{question.study.sweep.name}: {listed(list(map(question.study.analysis.label, group)))} "
         "are the same schedule over the whole run. Their scores are one measurement, not two."
         for question in overall.questions
         for group in question.study.analysis.same_schedule
@@ -154,7 +154,7 @@ def same_schedules(overall: Overall) -> list[str]:
 def same_pairs(overall: Overall) -> list[str]:
     """Two settings that several studies compare and judge differently, by the runs' hashes: the
     study with most seeds first."""
-    found: dict[tuple[str, str], list[tuple[Study, Comparison]]] = {}
+    by_pair: dict[tuple[str, str], list[tuple[Study, Comparison]]] = {}
     for study in (question.study for question in overall.questions):
         runs = zip(*(study.runs[c] for c in ("arm", "seed", "hash")), strict=True)
         hashes = {(str(arm), int(seed)): str(own) for arm, seed, own in runs}
@@ -162,9 +162,9 @@ def same_pairs(overall: Overall) -> list[str]:
             if c.verdict in WORDS:
                 first = c.seeds[0]
                 pair = (hashes[c.arm, first], hashes[c.reference, first])
-                found.setdefault(pair, []).append((study, c))
-    said = []
-    for judged in found.values():
+                by_pair.setdefault(pair, []).append((study, c))
+    sentences = []
+    for judged in by_pair.values():
         if len({c.verdict for _, c in judged}) > 1:
             judged.sort(key=lambda one: -len(one[1].seeds))
             parts = [
@@ -173,9 +173,9 @@ def same_pairs(overall: Overall) -> list[str]:
                 for study, c in judged
             ]
             study, c = judged[0]
-            names = f"{_label(study, c.arm)} and {_label(study, c.reference)}"
-            said.append(f"{names}: {', '.join(parts)}.")
-    return said
+            names = f"{study.analysis.label(c.arm)} and {study.analysis.label(c.reference)}"
+            sentences.append(f"{names}: {', '.join(parts)}.")
+    return sentences
 
 
 def same_references(overall: Overall) -> list[str]:
@@ -187,14 +187,16 @@ def same_references(overall: Overall) -> list[str]:
             continue
         by_arm = hashes_by_arm(study)
         finished = set(study.runs["hash"])
-        own = {h for arm in study.sweep.references.values() for h in by_arm[arm]} & finished
+        hashes_of_study = {
+            h for arm in study.sweep.references.values() for h in by_arm[arm]
+        } & finished
         names = [study.sweep.name]
-        meeting = [group for group in groups if group[0] & own]
-        groups = [group for group in groups if not group[0] & own]
+        meeting = [group for group in groups if group[0] & hashes_of_study]
+        groups = [group for group in groups if not group[0] & hashes_of_study]
         for hashes, others in meeting:
-            own |= hashes
+            hashes_of_study |= hashes
             names = [*others, *names]
-        groups.append((own, names))
+        groups.append((hashes_of_study, names))
     return [
         f"{listed(names)} compare with the same runs of the reference, all or some of them. What "
         "chance did to these runs is in the differences of all these studies, which are not "
@@ -208,7 +210,7 @@ def notes(overall: Overall) -> list[str]:
     """How to read the page."""
     studies = [question.study for question in overall.questions]
     models = sorted({run.config.model.name for study in studies for run in study.sweep.runs})
-    said = [
+    sentences = [
         "An effect is the mean over seeds of arm minus reference after training, on held-out "
         "prompts, paired by seed. Its interval holds for all comparisons of the study together "
         "with 95 %. Only where it leaves zero out is an arm called better or worse.",
@@ -217,7 +219,7 @@ def notes(overall: Overall) -> list[str]:
         "chance of 5 % at most to show a difference where there is none, and the more there are, "
         "the likelier it is that one of them does.",
         *same_references(overall),
-        "Could have been shown: the true difference that had an 80 % chance of a verdict with "
+        "Smallest detectable difference: the true one that had an 80 % chance of a verdict with "
         "these seeds. Seeds that would resolve it: how many give the difference that was seen an "
         "80 % chance. The largest difference seen is larger than the true one more often than not, "
         "so that more may be needed.",
@@ -227,21 +229,17 @@ def notes(overall: Overall) -> list[str]:
     ]
     core = {study.analysis.core_time for study in studies}
     if core == {True}:
-        said.append(
+        sentences.append(
             "Seconds are without evaluation and without what is measured beside the training. They "
             f"are {ONE_CORE}."
         )
     elif core:
-        said.append(
+        sentences.append(
             "Seconds are by the clock where the time of a core was not measured, and then depend "
             "on what else the machine did."
         )
-    return said
+    return sentences
 
 
 def _model(name: str) -> str:
     return "the embedded task" if name == "scenes" else name
-
-
-def _label(study: Study, arm: str) -> str:
-    return study.analysis.by_name(arm).arm.label

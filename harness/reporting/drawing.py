@@ -1,10 +1,12 @@
 """What figures have in common: the arms' colours, which arms are drawn, rows, legends, bands.
 
-An arm has the same colour and marker everywhere (Okabe-Ito: told apart by colour-blind readers and,
-by the marker, in grey).
+An arm has the same colour and marker everywhere (Okabe-Ito: colour-blind readers can distinguish
+them, and the markers do so in grey).
 """
 
+import math
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from harness.analysis.analyse import Analysis, ArmResult
-from harness.stats import mean_interval
+from harness.analysis.columns import ITERATION
+from harness.stats import Interval, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 WIDTH = 8.0
 """Inches: with fonts of 10 points this is easily read at 800 pixels."""
@@ -62,10 +66,10 @@ def shown_arms(analysis: Analysis) -> list[ArmResult]:
 def drawn_arms(analysis: Analysis) -> list[str]:
     """The arms in the figures, in the sweep's order: those with results, or, where they are more
     than MOST_ARMS, the reference and the first others."""
-    found = [result.arm.name for result in analysis.arms if result.seeds]
-    others = [name for name in found if name != analysis.sweep.reference]
-    left_out = set(others[MOST_ARMS - (len(found) > len(others)) :])
-    return [name for name in found if name not in left_out]
+    finished = [result.arm.name for result in analysis.arms if result.seeds]
+    others = [name for name in finished if name != analysis.sweep.reference]
+    left_out = set(others[MOST_ARMS - (len(finished) > len(others)) :])
+    return [name for name in finished if name not in left_out]
 
 
 def some_drawn(analysis: Analysis) -> str:
@@ -90,9 +94,32 @@ def wrapped(text: str, width: int) -> str:
     return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
 
 
-def rows_figure(count: int, per_row: float = 0.5, rest: float = 1.0) -> Figure:
+def panels(
+    rows: int, columns: int, height: float, **shared: Any
+) -> "tuple[Figure, NDArray[np.object_]]":
+    """A figure as wide as the page, `height` inches high, and its axes, [rows, columns]."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def rows_figure(count: int, per_row: float = 0.5, rest: float = 1.0) -> "tuple[Figure, Axes]":
     """A figure with a row for each of `count` arms."""
-    return Figure(figsize=(WIDTH, rest + per_row * max(count, 2)), layout="constrained")
+    figure, axes = panels(1, 1, rest + per_row * max(count, 2))
+    return figure, axes[0, 0]
+
+
+def hide_rest(axes: "NDArray[np.object_]", used: int) -> None:
+    """Nothing is drawn in the panels after the first `used`."""
+    for unused in axes.ravel()[used:]:
+        unused.set_axis_off()
+
+
+def name_iterations_and_positions(iterations: "Axes", positions: "Axes") -> None:
+    """What a quantity is drawn over in two panels."""
+    for axes, name in ((iterations, "iterations"), (positions, "window's first step")):
+        axes.set_xlabel(name)
+        axes.margins(x=0.03)
+        whole_numbers(axes)
 
 
 def name_rows(axes: "Axes", names: list[str]) -> None:
@@ -103,28 +130,55 @@ def name_rows(axes: "Axes", names: list[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def seed_curve(own: "pd.DataFrame", x: str, y: str) -> list[tuple[float, Any]]:
-    """(mean of x, interval of y) per evaluation of an arm, over seeds."""
-    if y not in own:
+def seed_curve(
+    rows: "pd.DataFrame", x: str, y: str, by: str = ITERATION
+) -> list[tuple[float, Interval]]:
+    """(mean of x, interval of y) over the seeds of one arm, for each value of the column `by`."""
+    if y not in rows:
         return []
     curve = []
-    for _, group in own.groupby("iteration", sort=True):
-        found = mean_interval([float(v) for v in group[y]])
-        if found.n:
-            curve.append((float(group[x].mean()), found))
+    for _, group in rows.groupby(by, sort=True):
+        mean = mean_interval([float(v) for v in group[y]])
+        if mean.n:
+            curve.append((float(group[x].mean()), mean))
     return curve
 
 
-def plot_curve(axes: "Axes", curve: list[tuple[float, Any]], mark: Mark, label: str) -> None:
+def plot_curve(
+    axes: "Axes", curve: Sequence[tuple[float, Interval]], mark: Mark, label: str
+) -> None:
     """Means over seeds as a line, their intervals as a band."""
-    xs, ys = [x for x, _ in curve], [found.mean for _, found in curve]
     if label.startswith("_"):  # matplotlib would keep it out of the legend
         label = f" {label}"
+    xs, ys = [x for x, _ in curve], [mean.mean for _, mean in curve]
     axes.plot(xs, ys, mark.line, marker=mark.marker, color=mark.colour, label=label)
-    known = [(x, found.low, found.high) for x, found in curve if found.known]
+    known = [(x, mean.low, mean.high) for x, mean in curve if mean.known]
     if known:
         x, low, high = zip(*known, strict=True)
         axes.fill_between(x, low, high, color=mark.colour, alpha=0.13, linewidth=0)
+
+
+def plot_curves(
+    axes: "Axes",
+    analysis: Analysis,
+    rows: "Mapping[str, pd.DataFrame]",
+    x: str,
+    y: str,
+    by: str = ITERATION,
+) -> float:
+    """The `seed_curve` of every arm that is drawn; the lowest mean of any. `rows`: by arm."""
+    marks, lowest = arm_marks(analysis), math.inf
+    for result in shown_arms(analysis):
+        curve = seed_curve(rows[result.arm.name], x, y, by)
+        plot_curve(axes, curve, marks[result.arm.name], arm_label(analysis, result))
+        lowest = min([lowest, *(mean.mean for _, mean in curve)])
+    return lowest
+
+
+def plot_interval(axes: "Axes", y: float, interval: Interval, **style: Any) -> None:
+    """A horizontal line from the interval's low to its high end; nothing where it has none."""
+    if interval.known:
+        axes.plot([interval.low, interval.high], [y, y], **style)
 
 
 def legend_above(figure: Figure, axes: "Axes") -> None:

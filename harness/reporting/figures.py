@@ -25,8 +25,8 @@ from mixgrpo.errors import RunError
 from mixgrpo.text.escape import one_line, shortened, visible
 
 if TYPE_CHECKING:
-    from harness.analysis.measurements import Samples
     from harness.analysis.results import Results
+    from harness.analysis.samples import Samples
 
 DPI = 200
 LONGEST_LINE = 110
@@ -78,12 +78,12 @@ class Picture:
         """By path inside a report's folder."""
         if self.error:
             return {}
-        place = f"figures/{self.name}"
-        return {f"{place}.png": self.png, f"{place}.pdf": self.pdf}
+        path = f"figures/{self.name}"
+        return {f"{path}.png": self.png, f"{path}.pdf": self.pdf}
 
 
 class FigureError(RunError):
-    """A report is written, but for some of its figures."""
+    """A report was written without some of its figures."""
 
 
 def check_drawn(page: Path, pictures: Iterable[Picture]) -> None:
@@ -132,7 +132,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         title = "Trained and held-out rewards"
         drawn.append(("heldout", title, caption, lambda: plots.heldout(analysis, results)))
     if samples is not None:
-        shown, label = samples, analysis.by_name(samples.arm).arm.label
+        shown, label = samples, analysis.label(samples.arm)
         caption = (
             "The same noise and the same held-out prompts before training and after "
             f"{samples.iterations} iterations ({label}, seed {samples.seed})."
@@ -150,7 +150,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         config = configs[name]
         if config.trained_per_image < config.window.size:
             caption += (
-                f" {analysis.by_name(name).arm.label} trains {config.trained_per_image} of the "
+                f" {analysis.label(name)} trains {config.trained_per_image} of the "
                 f"{config.window.size} steps of its window, drawn for every image anew."
             )
     drawn.append(("window", "The window's path", caption, lambda: plots.window(analysis, results)))
@@ -163,7 +163,7 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
             " Seconds are those of one core's time. A phase has the part of them that it had of "
             "the iteration by the clock."
         )
-    if any(result.phases[HEALTH] > 0 for result in analysis.arms):
+    if any(result.cost.phases[HEALTH] > 0 for result in analysis.arms):
         caption += (
             " Health, what is measured beside the training, is in the bar but not in the number: "
             "no comparison of seconds counts it."
@@ -188,8 +188,8 @@ def picture(
     make: Callable[[], Figure],
     whole: tuple[str, ...] = (),
 ) -> Picture:
-    """What `make` draws, in the report's style, as the two files. What fails is said in it: no
-    figure keeps a report from being written."""
+    """What `make` draws, in the report's style, as the two files. A failure is stored in it:
+    no figure keeps a report from being written."""
     png, pdf = io.BytesIO(), io.BytesIO()
     try:
         with matplotlib.rc_context(STYLE), warnings.catch_warnings():
@@ -207,7 +207,7 @@ def picture(
 
 
 def _make_drawable(figure: Figure) -> None:
-    """Control characters made visible, and lines that no figure has room for cut short."""
+    """Make control characters visible, and cut lines short that are wider than the figure."""
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             # Labels of ticks are made whenever they are drawn.
@@ -223,4 +223,4 @@ def _drawable(text: str) -> str:
 
 
 def _drawable_ticks(label: Callable[..., str]) -> Callable[..., str]:
-    return lambda value, place=None: _drawable(label(value, place))
+    return lambda value, position=None: _drawable(label(value, position))

@@ -1,12 +1,13 @@
-"""How every page is made: one HTML file with its pictures inside, from the templates."""
+"""What every report has: a page with its pictures inside, from the templates, and its files."""
 
 import base64
 import contextlib
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixgrpo.errors import RunError
+from mixgrpo.files.atomic import write_bytes
 from mixgrpo.text.escape import visible
 
 if TYPE_CHECKING:
@@ -28,19 +29,34 @@ def render(template: str, **values: Any) -> str:
     return visible(environment.get_template(template).render(**values))
 
 
+def write_parts(
+    folder: Path, parts: "Iterable[tuple[dict[str, bytes], list[Picture]]]"
+) -> "tuple[dict[str, bytes], list[Picture]]":
+    """Write part after part (files by path inside `folder`, and pictures); return all of them.
+
+    Each file is replaced atomically. RunError where one cannot be written.
+    """
+    files: dict[str, bytes] = {}
+    pictures: list[Picture] = []
+    for part, drawn in parts:
+        for name, content in part.items():
+            path = folder / name
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(path, content)
+            except OSError as error:
+                reason = error.strerror or error
+                raise RunError(f"{path}: cannot be written: {reason}") from None
+        files |= part
+        pictures += drawn
+    return files, pictures
+
+
 def shown(file: Path) -> str:
     """A file as a reader can use it: relative to here, never a path of this machine."""
     with contextlib.suppress(ValueError):
         return file.resolve().relative_to(Path.cwd().resolve()).as_posix()
     return file.name
-
-
-def arguments(file: Path, profile: str | None, overrides: Sequence[str]) -> str:
-    """What a command is given to read this file so again."""
-    words = [shown(file), *(("--profile", profile) if profile else ())]
-    for text in overrides:
-        words += ["--set", text]
-    return shlex.join(words)
 
 
 def _tight(text: str) -> str:

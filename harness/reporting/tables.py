@@ -1,4 +1,4 @@
-"""The report's tables: Markdown to read, CSV to compute with, LaTeX (booktabs) to print.
+"""The report's tables: Markdown to read, CSV to compute with (LaTeX: `latex`).
 
 One numeric frame (`frame`) with every number, and a few narrow text tables (`tables`) that fit a
 page. The same measurements give the same bytes.
@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis.analyse import Analysis, ArmResult, Quartiles
+from harness.analysis.analyse import Analysis
+from harness.analysis.cost import Quartiles
 from harness.analysis.seconds import ONE_CORE
-from harness.reporting import findings
-from harness.stats import Interval
+from harness.stats import Comparison, Interval
 from harness.study import paper
 from harness.text import NOTHING, interval, number, p_value, seconds
-from mixgrpo.text.escape import csv_cell, latex, latex_row, markdown, markdown_block
+from mixgrpo.text.escape import csv_cell, markdown, markdown_block
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,30 +61,31 @@ def _range(bounds: tuple[float, float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _quartiles(found: Quartiles) -> str:
-    if not math.isfinite(found.median):
+def _quartiles(quartiles: Quartiles) -> str:
+    if not math.isfinite(quartiles.median):
         return NOTHING
-    return f"{seconds(found.median)} ({seconds(found.low)} to {seconds(found.high)})"
+    return f"{seconds(quartiles.median)} ({seconds(quartiles.low)} to {seconds(quartiles.high)})"
+
+
+def difference_cell(comparison: Comparison) -> str:
+    """The difference, and whether it is better or worse where that is so."""
+    verdict = comparison.verdict if comparison.verdict in ("better", "worse") else ""
+    return f"{interval(comparison.simultaneous, signed=True)} {verdict}".strip()
 
 
 def tables(analysis: Analysis) -> list[Table]:
     """The tables of the report, in the order a reader wants them."""
-    found = [_quality(analysis)]
+    parts = [_quality(analysis)]
     if analysis.compared:
-        found.append(_comparison(analysis))
+        parts.append(_comparison(analysis))
     if analysis.others:
-        found.append(_other_rewards(analysis))
+        parts.append(_other_rewards(analysis))
     if analysis.others and analysis.compared:
-        found.append(_other_comparisons(analysis))
-    found.append(_cost(analysis))
-    if any(result.published for result in analysis.arms):
-        found.append(_published(analysis))
-    return found
-
-
-def _name(analysis: Analysis, result: ArmResult) -> str:
-    reference = analysis.is_reference(result.arm.name)
-    return f"{result.arm.label} (reference)" if reference else result.arm.label
+        parts.append(_other_comparisons(analysis))
+    parts.append(_cost(analysis))
+    if any(result.published.values for result in analysis.arms):
+        parts.append(_published(analysis))
+    return parts
 
 
 def _quality(analysis: Analysis) -> Table:
@@ -93,7 +94,7 @@ def _quality(analysis: Analysis) -> Table:
         change = result.rewards[analysis.measure]
         rows.append(
             (
-                _name(analysis, result),
+                analysis.name_in_table(result.arm.name),
                 str(len(result.seeds)),
                 interval(change.before),
                 interval(change.after),
@@ -115,11 +116,11 @@ def _comparison(analysis: Analysis) -> Table:
         f"Compared with {analysis.sweep.reference_label}: {analysis.measure} on held-out prompts",
         (
             *("arm", "pairs", "difference", "p (t, Holm)", "p (sign-flip, Holm)"),
-            *("could have been shown", "verdict"),
+            *("smallest detectable difference", "verdict"),
         ),
         tuple(
             (
-                analysis.by_name(comparison.arm).arm.label,
+                analysis.label(comparison.arm),
                 str(len(comparison.seeds)),
                 interval(comparison.simultaneous, signed=True),
                 p_value(comparison.p_holm),
@@ -130,9 +131,9 @@ def _comparison(analysis: Analysis) -> Table:
             for comparison in analysis.compared
         ),
         "Arm minus reference after training, paired by seed. The intervals hold for all "
-        "comparisons together with 95 % and decide the verdict. Could have been shown: the "
-        "smallest true difference with an 80 % chance of a verdict; one that is smaller can be "
-        "shown too, with less chance. A dash: nothing could be tested.",
+        "comparisons together with 95 % and decide the verdict. Smallest detectable difference: "
+        "the true difference with an 80 % chance of a verdict; a smaller one may be detected "
+        "too, with less chance. A dash: nothing could be tested.",
     )
 
 
@@ -142,11 +143,11 @@ def _other_rewards(analysis: Analysis) -> Table:
         columns += [f"{reward} before", "after", "change"]
     rows = []
     for result in analysis.arms:
-        row = [_name(analysis, result)]
+        row = [analysis.name_in_table(result.arm.name)]
         for reward in analysis.others:
-            found = result.rewards[reward]
-            row += [number(found.before.mean), number(found.after.mean)]
-            row.append(interval(found.change, signed=True))
+            change = result.rewards[reward]
+            row += [number(change.before.mean), number(change.after.mean)]
+            row.append(interval(change.change, signed=True))
         rows.append(tuple(row))
     return Table(
         "The other rewards on held-out prompts",
@@ -161,12 +162,11 @@ def _other_rewards(analysis: Analysis) -> Table:
 def _other_comparisons(analysis: Analysis) -> Table:
     rows = []
     for comparison in analysis.compared:
-        cells = []
-        for reward in analysis.others:
-            found = analysis.other_comparisons[reward][comparison.arm]
-            verdict = found.verdict if found.verdict in ("better", "worse") else ""
-            cells.append(f"{interval(found.simultaneous, signed=True)} {verdict}".strip())
-        rows.append((_name(analysis, analysis.by_name(comparison.arm)), *cells))
+        cells = [
+            difference_cell(analysis.other_comparisons[reward][comparison.arm])
+            for reward in analysis.others
+        ]
+        rows.append((analysis.label(comparison.arm), *cells))
     return Table(
         f"Compared with {analysis.sweep.reference_label}: the other rewards on held-out prompts",
         ("arm", *analysis.others),
@@ -182,20 +182,20 @@ def _roles(analysis: Analysis) -> str:
     by_role: dict[str, list[str]] = {}
     for reward in (*analysis.trained, *analysis.held_out):
         by_role.setdefault(analysis.role(reward), []).append(reward)
-    said = "; ".join(f"{', '.join(rewards)}: {role}" for role, rewards in by_role.items())
-    return f"{said}."
+    roles = "; ".join(f"{', '.join(rewards)}: {role}" for role, rewards in by_role.items())
+    return f"{roles}."
 
 
 def _cost(analysis: Analysis) -> Table:
     rows = [
         (
-            _name(analysis, result),
-            _range(result.nfe_rollout),
-            _range(result.nfe_train),
-            _count(result.evaluations),
-            _count(result.backward),
-            _quartiles(result.seconds),
-            NOTHING if result.time_ratio is None else interval(result.time_ratio),
+            analysis.name_in_table(result.arm.name),
+            _range(result.cost.nfe_rollout),
+            _range(result.cost.nfe_train),
+            _count(result.cost.evaluations),
+            _count(result.cost.backward),
+            _quartiles(result.cost.seconds),
+            NOTHING if result.cost.time_ratio is None else interval(result.cost.time_ratio),
         )
         for result in analysis.arms
     ]
@@ -211,8 +211,8 @@ def _cost(analysis: Analysis) -> Table:
         "two iterations, and without what is measured beside the training (health); their ratio is "
         "paired by seed, each with its own 95 % interval"
         + (
-            f". They are {ONE_CORE}, so that a small difference between runs that had other "
-            "company means little."
+            f". They are {ONE_CORE}, so that a small difference between runs that ran "
+            "beside other work means little."
             if analysis.core_time
             else ", and means little where runs shared a machine."
         ),
@@ -226,9 +226,13 @@ def _published(analysis: Analysis) -> Table:
     rows = []
     for result in analysis.arms:
         change = result.rewards[analysis.measure]
-        row = [_name(analysis, result), interval(change.after), result.published_row or NOTHING]
+        row = [
+            analysis.name_in_table(result.arm.name),
+            interval(change.after),
+            result.published.row or NOTHING,
+        ]
         for column in columns:
-            value = result.published.get(column)
+            value = result.published.values.get(column)
             costs = column.startswith(("nfe", "seconds"))
             row.append(NOTHING if value is None else f"{value:g}" if costs else f"{value:.3f}")
         rows.append(tuple(row))
@@ -256,9 +260,9 @@ def frame(analysis: Analysis) -> "pd.DataFrame":
             "reference": analysis.is_reference(result.arm.name),
             "seeds": len(result.seeds),
         }
-        for reward, found in result.rewards.items():
+        for reward, change in result.rewards.items():
             for part in ("before", "after", "change"):
-                row |= _columns(f"{reward}_{part}", getattr(found, part))
+                row |= _columns(f"{reward}_{part}", getattr(change, part))
         comparison = result.comparison
         if comparison is not None:
             row |= _columns("difference", comparison.difference)
@@ -273,31 +277,31 @@ def frame(analysis: Analysis) -> "pd.DataFrame":
                 "verdict": comparison.verdict,
             }
         row |= {
-            "nfe_old_min": result.nfe_rollout[0],
-            "nfe_old_max": result.nfe_rollout[1],
-            "nfe_theta_min": result.nfe_train[0],
-            "nfe_theta_max": result.nfe_train[1],
-            "evaluations_per_iteration": result.evaluations,
-            "backward_per_iteration": result.backward,
-            "seconds_per_iteration_median": result.seconds.median,
-            "seconds_per_iteration_q25": result.seconds.low,
-            "seconds_per_iteration_q75": result.seconds.high,
+            "nfe_old_min": result.cost.nfe_rollout[0],
+            "nfe_old_max": result.cost.nfe_rollout[1],
+            "nfe_theta_min": result.cost.nfe_train[0],
+            "nfe_theta_max": result.cost.nfe_train[1],
+            "evaluations_per_iteration": result.cost.evaluations,
+            "backward_per_iteration": result.cost.backward,
+            "seconds_per_iteration_median": result.cost.seconds.median,
+            "seconds_per_iteration_q25": result.cost.seconds.low,
+            "seconds_per_iteration_q75": result.cost.seconds.high,
         }
-        row |= {f"seconds_{phase}_median": value for phase, value in result.phases.items()}
-        if result.time_ratio is not None:
-            row |= _columns("time_ratio", result.time_ratio)
-        row["published_row"] = result.published_row
-        row |= {f"published_{column}": value for column, value in result.published.items()}
+        row |= {f"seconds_{phase}_median": value for phase, value in result.cost.phases.items()}
+        if result.cost.time_ratio is not None:
+            row |= _columns("time_ratio", result.cost.time_ratio)
+        row["published_row"] = result.published.row
+        row |= {f"published_{column}": value for column, value in result.published.values.items()}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _columns(name: str, found: Interval) -> dict[str, Any]:
+def _columns(name: str, estimate: Interval) -> dict[str, Any]:
     return {
-        f"{name}_mean": found.mean,
-        f"{name}_low": found.low,
-        f"{name}_high": found.high,
-        f"{name}_sd": found.sd,
+        f"{name}_mean": estimate.mean,
+        f"{name}_low": estimate.low,
+        f"{name}_high": estimate.high,
+        f"{name}_sd": estimate.sd,
     }
 
 
@@ -306,23 +310,6 @@ def to_csv(analysis: Analysis) -> str:
     numbers = frame(analysis).rename(columns=csv_cell)
     numbers = numbers.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
     return str(numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
-
-
-def to_markdown(analysis: Analysis, told: str = "") -> str:
-    """`told`: what is said before the comparison of the arms, where another measurement answers the
-    question."""
-    sweep = analysis.sweep
-    said = [
-        *(*findings.in_short(analysis, told), *findings.missing(analysis)),
-        # The file's remark is about the file's settings.
-        "" if sweep.overrides else sweep.notes,
-    ]
-    parts = [f"# {markdown_block(sweep.question)}", *map(markdown_block, said)]
-    for table in tables(analysis):
-        parts += markdown_section(table)
-    notes = findings.statistics_notes(analysis)
-    parts += ["## How to read the numbers", *markdown_list(notes)]
-    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def markdown_list(sentences: Iterable[str]) -> list[str]:
@@ -348,76 +335,3 @@ def markdown_table(table: Table, links: Sequence[str] = ()) -> str:
 
 def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-NEEDED = "% needs \\usepackage{booktabs} and \\usepackage{graphicx}"
-
-
-def to_latex(analysis: Analysis) -> str:
-    """Floats with booktabs rules, for \\input; needs \\usepackage{booktabs, graphicx}."""
-    return "\n\n".join([NEEDED, *map(latex_table, tables(analysis))]) + "\n"
-
-
-MOST_CHARACTERS = 130
-"""A wider table would be shrunk until nobody can read it: its cells are broken into lines."""
-
-
-def latex_table(table: Table) -> str:
-    """One float as wide as the line."""
-    wide = sum(2 + max(map(len, column)) for column in _columns_of(table)) > MOST_CHARACTERS
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex(f'{table.title}. {table.note}'.strip())}}}",
-            r"\medskip",
-            *(_broken(table) if wide else _shrunk(table)),
-            r"\end{table}",
-        ]
-    )
-
-
-def _columns_of(table: Table) -> list[tuple[str, ...]]:
-    return list(zip(table.columns, *table.rows, strict=True))
-
-
-def _shrunk(table: Table) -> list[str]:
-    head, *body = (f"{latex_row(cells)} \\\\" for cells in (table.columns, *table.rows))
-    return [
-        r"\resizebox{\linewidth}{!}{%",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-        *_ruled(head, body),
-        r"\end{tabular}}",
-    ]
-
-
-def _broken(table: Table) -> list[str]:
-    """Small letters, and as much of the line for a column as its longest word and texts ask for."""
-    wanted = [
-        # At most so much that a text without spaces leaves room for the other columns.
-        min(
-            120,
-            max(
-                2 + max(len(word) for cell in column for word in cell.split() or [""]),
-                min(max(map(len, column)), 12 + sum(map(len, column)) // len(column) // 2),
-            ),
-        )
-        for column in _columns_of(table)
-    ]
-    widths = "".join(
-        rf"p{{\dimexpr{width / sum(wanted):.4f}\linewidth-6pt\relax}}" for width in wanted
-    )
-    head, *body = (
-        " & ".join(rf"\raggedright {latex(cell)}" for cell in cells) + r" \tabularnewline"
-        for cells in (table.columns, *table.rows)
-    )
-    return [
-        r"\scriptsize\setlength{\tabcolsep}{3pt}",
-        rf"\begin{{tabular}}{{{widths}}}",
-        *_ruled(head, body),
-        r"\end{tabular}",
-    ]
-
-
-def _ruled(head: str, body: list[str]) -> list[str]:
-    return [r"\toprule", head, r"\midrule", *body, r"\bottomrule"]

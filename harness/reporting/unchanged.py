@@ -1,4 +1,4 @@
-"""Whether a report would come out as it already lies there, so that nothing need be computed.
+"""Whether a report would be the same as the one that exists, so that nothing need be computed.
 
 Beside the run folders (`runs/<sweep>/.cache/`) stands what the last report was made of: a digest of
 the sweep, of every run's files (by size and time of change) or state, of the pictures, of the code
@@ -15,35 +15,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.lines import FOLDER, stamp
-from harness.analysis.measurements import read_samples
+from harness.analysis.samples import read_samples
 from harness.runs.store import look, sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.files.atomic import write_json
 
+FOLDER = ".cache"
 LIBRARIES = ("matplotlib", "numpy", "pandas", "pyarrow", "scipy", "jinja2", "pillow")
 MEASURED = ("result.json", "metrics.jsonl", "eval.jsonl", "env.json")
 
 
 def digest(sweep: Sweep, runs_dir: Path, shown: str) -> str:
     """Changes when anything does that a report is made of. `shown`: the sweep file's name in it."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for part in _parts(sweep, runs_dir):
-        found.update(repr(part).encode())
-    found.update(shown.encode())
-    return found.hexdigest()
+        hashed.update(repr(part).encode())
+    hashed.update(shown.encode())
+    return hashed.hexdigest()
 
 
 def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
-    """What a report is made of, in pieces whose texts tell them apart."""
+    """What a report is made of, piece by piece."""
     yield from code()
     # A run's hash leaves out what changes no result: the arms' configurations have it all.
     yield replace(sweep, runs=sweep.runs[: len(sweep.arms)])
-    place = sweep_folder(sweep, runs_dir)
+    folder = sweep_folder(sweep, runs_dir)
     probes = [f"probes/{name}.json" for name in sweep.probes]
     finished = set()
     for run in sweep.runs:
-        stamps = [stamp(place / run.folder_name / name) for name in (*MEASURED, *probes)]
+        stamps = [stamp(folder / run.folder_name / name) for name in (*MEASURED, *probes)]
         if stamps[0] is None:
             yield run.folder_name, look(sweep, run, runs_dir).state
         else:
@@ -67,7 +67,7 @@ def is_unchanged(sweep: Sweep, runs_dir: Path, folder: Path, made_of: str) -> bo
 
 
 def holds(record: Path, folder: Path, made_of: str) -> bool:
-    """Whether `record` (of `keep`) says so of this, and the files lie there as they were."""
+    """Whether the files in `folder` were made of this according to `record`, and are unchanged."""
     try:
         kept = json.loads(record.read_text())
         return bool(kept["made_of"] == made_of and kept["files"]) and all(
@@ -80,7 +80,7 @@ def holds(record: Path, folder: Path, made_of: str) -> bool:
 def remember(
     sweep: Sweep, runs_dir: Path, folder: Path, made_of: str, files: Iterable[str]
 ) -> None:
-    """Keep what the report was made of; nothing where the disk does not let it."""
+    """Keep what the report was made of; nothing on a disk that is full or read-only."""
     keep(_record(sweep, runs_dir, folder), folder, made_of, files)
 
 
@@ -92,6 +92,21 @@ def keep(record: Path, folder: Path, made_of: str, files: Iterable[str]) -> None
         write_json(record, {"made_of": made_of, "files": stamps})
 
 
+def stamp(file: Path) -> list[int] | None:
+    """Size and time of change (ns), one of which changes when a file does; None where no file
+    can be read."""
+    try:
+        stat = file.stat()
+    except OSError:  # a loop of links, too
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def record(beside: Path, name: str, folder: Path) -> Path:
+    """The file that says what the report `name` in `folder` was made of."""
+    suffix = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return beside / FOLDER / f"{name}-{suffix}.json"
+
+
 def _record(sweep: Sweep, runs_dir: Path, folder: Path) -> Path:
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return sweep_folder(sweep, runs_dir) / FOLDER / f"report-{sweep.report_name}-{place}.json"
+    return record(sweep_folder(sweep, runs_dir), f"report-{sweep.report_name}", folder)

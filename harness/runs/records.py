@@ -31,6 +31,8 @@ class Attempt(Record):
     """How often Slurm had queued the job again before."""
     began_at: Count = 0
     """Iterations of the newest checkpoint at its start."""
+    evaluation_taken: bool = False
+    """Whether the evaluation before training was made by another run."""
     gpus: float = Field(0.0, ge=0, lt=1e6)
     """The GPUs it occupied; a part of one where runs share it."""
     commit: str | None = None

@@ -76,7 +76,7 @@ def more(outcome: Outcome) -> list[str]:
         text.append(f"Measured with the seeds {seeds}, which the search had not seen.")
         base = analysis.reference
         ratios = {
-            result.arm.label: result.evaluations / base.evaluations
+            result.arm.label: result.cost.evaluations / base.cost.evaluations
             for result in analysis.arms
             if result.arm.name != analysis.sweep.reference
         }

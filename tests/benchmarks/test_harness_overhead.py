@@ -36,7 +36,7 @@ def test_the_folders_hold_what_real_runs_leave(tmp_path: Path) -> None:
         assert states[::10] == ["failed", "lost", "stopped", "waiting", "running"]
     results = collect(sweep, tmp_path)
     assert len(results.metrics) == 50 * 300
-    assert len(results.evals) == 50 * 21
+    assert len(results.evaluations) == 50 * 21
     assert results.metrics["seconds_total"].nunique() > 0.9 * len(results.metrics)
     assert results.runs["after_composition"].nunique() == 50
 

@@ -15,7 +15,9 @@ from harness import report
 from harness.analysis.analyse import _shared_until, analyse
 from harness.analysis.results import collect
 from harness.analysis.seconds import at_evaluations
-from harness.reporting import findings, write
+from harness.reporting import findings
+from harness.reporting.notes import statistics_notes
+from harness.reporting.page import write_parts
 from harness.reporting.views import view as views
 from harness.reporting.write import FullerReport, write_report
 from harness.study.load import load_sweep
@@ -114,7 +116,7 @@ def test_the_page_is_one_file_and_says_what_was_found(reports):
     said = " ".join(" ".join(page.words).split())
     for part in [
         "τ = 9, τ = 12 and τ = 18 are not significantly different from τ = 15 (5 seeds)",
-        "had an 80 % chance of being found",
+        "the smallest detectable difference (power 80 %) is",
         "Training gained in every arm",
         "That is what reward hacking looks like",
         "not comparable across window positions",
@@ -213,14 +215,14 @@ def test_an_unwritable_place_keeps_the_old_report(runs, tmp_path, monkeypatch, n
         write_report(make_sweep(), runs, tmp_path / "file")
 
     target = tmp_path / "table.md"
-    write._replace(target, b"old")
+    write_parts(tmp_path, [({target.name: b"old"}, [])])
 
     def full(self, other):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(RunError, match="No space left on device"):
-        write._replace(target, b"new")
+        write_parts(tmp_path, [({target.name: b"new"}, [])])
     assert target.read_bytes() == b"old"
     assert {p.name for p in tmp_path.iterdir()} == {"file", "table.md"}
 
@@ -275,7 +277,7 @@ def test_runs_of_one_or_two_iterations_make_a_report(iterations, tmp_path, small
     write_runs(sweep, tmp_path / "runs")
     write_report(sweep, tmp_path / "runs", tmp_path / "reports")
     last = analyse(sweep, collect(sweep, tmp_path / "runs")).reference
-    assert last.seconds.median > 0
+    assert last.cost.seconds.median > 0
 
 
 def test_a_lone_arm_and_many_arms(tmp_path, small_figures):
@@ -305,7 +307,7 @@ def test_nothing_learned(tmp_path, small_figures):
     page = words(write_report(still.sweep, tmp_path, tmp_path / "reports"))
     assert "differences that are the same with every seed say nothing about chance" in page
     assert "identical: no score differs" in page
-    for wrong in ("could have been shown 0.000", "1.000", "80 % chance of being found", "[0.000"):
+    for wrong in ("detectable difference 0.000", "1.000", "(power 80 %)", "[0.000"):
         assert wrong not in page.split("<h2>How to read")[0].replace("\u00a0", " "), wrong
     assert "p values" not in page
     assert "followed by (every seed)" in page
@@ -353,17 +355,17 @@ def test_what_is_measured_beside_training_is_in_no_comparison(arms, tmp_path, sm
     sweep = make_sweep(intervals=(9, 15), seeds=3, iterations=24)
     write_runs(sweep, tmp_path / "runs")
     before = analyse(sweep, collect(sweep, tmp_path / "runs"))
-    assert {r.phases["health"] for r in before.arms} == {0.0}
+    assert {r.cost.phases["health"] for r in before.arms} == {0.0}
     for arm in arms:
         watch(sweep, tmp_path / "runs", arm, 7.0)
     results = collect(sweep, tmp_path / "runs")
     after = analyse(sweep, results)
     for now, was in zip(after.arms, before.arms, strict=True):
         watched = now.arm.name in arms
-        assert now.phases == was.phases | {"health": 7.0 if watched else 0.0}
-        assert now.seconds.median == pytest.approx(was.seconds.median)
-        if was.time_ratio is not None:
-            assert now.time_ratio.mean == pytest.approx(was.time_ratio.mean)
+        assert now.cost.phases == was.cost.phases | {"health": 7.0 if watched else 0.0}
+        assert now.cost.seconds.median == pytest.approx(was.cost.seconds.median)
+        if was.cost.time_ratio is not None:
+            assert now.cost.time_ratio.mean == pytest.approx(was.cost.time_ratio.mean)
     assert at_evaluations(results)["seconds"].max() < 30
     page = write_report(sweep, tmp_path / "runs", tmp_path / "reports")
     assert "is in the bar but not in the number" in words(page)
@@ -427,7 +429,7 @@ def test_random_windows_part_earliest_over_seeds():
 
 def test_arms_that_part_and_arms_that_do_not(tmp_path):
     analysis = found(tmp_path, seeds=3, sweep={"intervals": (9, 15, 100, 200), "iterations": 60})
-    notes = " ".join(findings.statistics_notes(analysis))
+    notes = " ".join(statistics_notes(analysis))
     assert "τ = 9 from iteration 9, τ = 100 from iteration 15" in notes
     assert "τ = 100 and τ = 200 are the same schedule over the whole run" in notes
 

@@ -12,24 +12,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.analysis import columns
 from harness.analysis.analyse import Analysis
+from harness.analysis.columns import ARM, ITERATION, RUN
 from harness.analysis.seconds import at_evaluations
 from harness.reporting.drawing import (
     GREY,
-    WIDTH,
     arm_label,
     arm_marks,
     drawn_arms,
     name_rows,
+    panels,
+    plot_interval,
     some_drawn,
     thousands,
 )
 from harness.reporting.figures import Picture, picture
-from harness.reporting.findings import compared, not_timed_together
-from harness.reporting.tables import Table
+from harness.reporting.findings import not_timed_together
+from harness.reporting.phrases import compared
+from harness.reporting.tables import Table, difference_cell
 from harness.reporting.views.view import View
 from harness.stats import Comparison, compare
-from harness.text import NOTHING, interval, seconds
+from harness.text import NOTHING, seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +47,7 @@ SAME = 1e-9
 
 @dataclass(frozen=True)
 class Budget:
-    """One way to spend alike, and how the arms compare there."""
+    """An equal amount that every run has spent, and how the arms compare there."""
 
     kind: str
     """`iteration`, `evaluations` or `seconds`."""
@@ -88,9 +92,9 @@ def at_equal_cost(analysis: Analysis, results: "Results") -> EqualCost:
     kinds: dict[str, list[str]] = {}
     budgets = [b for b in _budgets(analysis, results) if b.kind != "iteration"]
     for b in budgets:
-        said = compared(analysis, b.comparisons, with_sizes=False)
-        kinds.setdefault(said, []).append(b.kind)
-    text = "; ".join(f"at equal {' and '.join(kind)} {said}" for said, kind in kinds.items())
+        phrase = compared(analysis, b.comparisons, sizes=False)
+        kinds.setdefault(phrase, []).append(b.kind)
+    text = "; ".join(f"at equal {' and '.join(kind)} {phrase}" for phrase, kind in kinds.items())
     verdicts = [c.verdict for b in budgets for c in b.comparisons.values()]
     return EqualCost(
         f"{text[:1].upper()}{text[1:]}." if text else "",
@@ -103,25 +107,25 @@ def _budgets(analysis: Analysis, results: "Results") -> list[Budget]:
     if not analysis.compared or not len(spent):
         return []
     kinds = ["iteration", "seconds"] if _alike(spent) else ["iteration", "evaluations", "seconds"]
-    found = [_at_equal(analysis, spent, kind) for kind in kinds]
-    return [b for b in found if any(c.simultaneous.n for c in b.comparisons.values())]
+    budgets = [_at_equal(analysis, spent, kind) for kind in kinds]
+    return [b for b in budgets if any(c.simultaneous.n for c in b.comparisons.values())]
 
 
 def _alike(spent: "pd.DataFrame") -> bool:
     """Whether all runs have made the same number of evaluations at each iteration."""
-    made = spent.groupby("iteration")["evaluations"].agg(["min", "max"])
+    made = spent.groupby(ITERATION)["evaluations"].agg(["min", "max"])
     return bool((made["max"] - made["min"] <= SAME * made["max"]).all())
 
 
 def _at_equal(analysis: Analysis, spent: "pd.DataFrame", kind: str) -> Budget:
-    measure = f"reward_{analysis.measure}_mean"
-    amount = float(spent.groupby(["arm", "seed"], observed=True)[kind].max().min())
-    read = interpolated(spent, kind, amount, [measure, "iteration"])
+    measure = columns.reward(analysis.measure)
+    amount = float(spent.groupby(RUN, observed=True)[kind].max().min())
+    read = interpolated(spent, kind, amount, [measure, ITERATION])
     values: dict[str, dict[int, float]] = {arm.name: {} for arm in analysis.sweep.arms}
-    for arm, seed, value in zip(read["arm"], read["seed"], read[measure], strict=True):
+    for arm, seed, value in zip(*(read[c] for c in (*RUN, measure)), strict=True):
         if kind != "seconds" or analysis.timed_together(str(arm), int(seed)):
             values[str(arm)][int(seed)] = float(value)
-    done = read.groupby("arm", observed=True)["iteration"].mean()
+    done = read.groupby(ARM, observed=True)[ITERATION].mean()
     return Budget(
         kind,
         amount,
@@ -131,25 +135,24 @@ def _at_equal(analysis: Analysis, spent: "pd.DataFrame", kind: str) -> Budget:
 
 
 def interpolated(
-    spent: "pd.DataFrame", kind: str, amount: float, columns: list[str]
+    spent: "pd.DataFrame", kind: str, amount: float, wanted: list[str]
 ) -> "pd.DataFrame":
-    """`columns` of every run where it has spent `amount`, linearly between its evaluations.
+    """The columns `wanted` of every run where it has spent `amount`, linear between evaluations.
 
     `spent`: rows by run in the order of the iterations. A run that never spent so much is left out;
-    NaN where an evaluation beside the place is not finite.
+    NaN where an evaluation next to that point is not finite.
     """
-    run = ["arm", "seed"]
     within = spent[kind] <= amount
-    below = spent[within].groupby(run, observed=True).tail(1)
-    above = spent[spent[kind] >= amount].groupby(run, observed=True).head(1)
-    pairs = below.merge(above, on=run, suffixes=("", "_above"))
-    names = {c: c if c in run else f"{c}_above" for c in (kind, *columns)}
+    below = spent[within].groupby(RUN, observed=True).tail(1)
+    above = spent[spent[kind] >= amount].groupby(RUN, observed=True).head(1)
+    pairs = below.merge(above, on=RUN, suffixes=("", "_above"))
+    names = {c: c if c in RUN else f"{c}_above" for c in (kind, *wanted)}
     gap = (pairs[names[kind]] - pairs[kind]).to_numpy(float)
     part = np.divide(amount - pairs[kind], gap, out=np.zeros(len(pairs)), where=gap > 0)
-    read = pairs[run].copy()
-    for column in columns:
+    read = pairs[RUN].copy()
+    for column in wanted:
         step = (pairs[names[column]] - pairs[column]) * part
-        # Exactly at an evaluation the next one has no say, whatever it is.
+        # Exactly at an evaluation, the next one counts for nothing, whatever it is.
         read[column] = pairs[column] + step.where(part > 0, 0.0)
     return read
 
@@ -158,8 +161,8 @@ def interpolated(
 
 
 def _sentences(analysis: Analysis, budgets: list[Budget]) -> tuple[str, ...]:
-    said = [f"at {b.words(analysis)} {compared(analysis, b.comparisons)}" for b in budgets]
-    first = f"Read at the largest budget that every run reached: {'; '.join(said)}."
+    phrases = [f"at {b.words(analysis)} {compared(analysis, b.comparisons)}" for b in budgets]
+    first = f"Read at the largest budget that every run reached: {'; '.join(phrases)}."
     if any(b.kind == "evaluations" for b in budgets):
         return (first,)
     return (
@@ -178,10 +181,9 @@ def _table(analysis: Analysis, budgets: list[Budget]) -> Table:
     rows = []
     for result in analysis.arms:
         name = result.arm.name
-        reference = analysis.is_reference(name)
-        row = [f"{result.arm.label} (reference)" if reference else result.arm.label]
+        row = [analysis.name_in_table(name)]
         for b in budgets:
-            row.append(NOTHING if reference else _cell(b.comparisons[name]))
+            row.append(difference_cell(b.comparisons[name]) if name in b.comparisons else NOTHING)
             if b.kind != "iteration":
                 row.append(f"{b.iterations[name]:.1f}" if name in b.iterations else NOTHING)
         rows.append(tuple(row))
@@ -199,11 +201,6 @@ def _table(analysis: Analysis, budgets: list[Budget]) -> Table:
     )
 
 
-def _cell(comparison: Comparison) -> str:
-    verdict = comparison.verdict if comparison.verdict in ("better", "worse") else ""
-    return f"{interval(comparison.simultaneous, signed=True)} {verdict}".strip()
-
-
 def _pictures(analysis: Analysis, budgets: list[Budget]) -> tuple[Callable[[], Picture], ...]:
     caption = (
         f"Difference in {analysis.measure} to {analysis.sweep.reference_label} at equal budgets, "
@@ -215,29 +212,25 @@ def _pictures(analysis: Analysis, budgets: list[Budget]) -> tuple[Callable[[], P
 
 
 def _figure(analysis: Analysis, budgets: list[Budget]) -> "Figure":
-    from matplotlib.figure import Figure
-
     marks = arm_marks(analysis)
     shown = [name for name in drawn_arms(analysis) if not analysis.is_reference(name)]
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.42 * max(len(shown), 2)), layout="constrained")
-    panels = figure.subplots(1, len(budgets), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, b in zip(panels, budgets, strict=True):
+    height = 1.2 + 0.42 * max(len(shown), 2)
+    figure, panel = panels(1, len(budgets), height, sharex=True, sharey=True)
+    for axes, b in zip(panel[0], budgets, strict=True):
         axes.axvline(0, color=GREY, linewidth=1.2)
         for y, name in enumerate(shown):
-            mark, found = marks[name], b.comparisons[name].simultaneous
-            if found.known:
-                axes.plot([found.low, found.high], [y, y], color=mark.colour, linewidth=2.2)
-            if found.n:
+            mark, difference = marks[name], b.comparisons[name].simultaneous
+            plot_interval(axes, y, difference, color=mark.colour, linewidth=2.2)
+            if difference.n:
                 axes.plot(
-                    *(found.mean, y, mark.marker),
+                    *(difference.mean, y, mark.marker),
                     color=mark.colour,
                     markersize=8,
                     markeredgecolor="white",
                 )
         axes.set_title(b.words(analysis))
-    name_rows(panels[0], [arm_label(analysis, analysis.by_name(name), 24) for name in shown])
-    for axes in panels[1:]:
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
+    name_rows(panel[0, 0], [arm_label(analysis, analysis.by_name(name), 24) for name in shown])
     figure.supxlabel(f"difference in {analysis.measure}", fontsize=10.5)
     return figure

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.analyse import Analysis
 from harness.reporting.drawing import (
-    WIDTH,
     arm_label,
     arm_marks,
+    hide_rest,
     legend_above,
+    panels,
     plot_curve,
     shown_arms,
     some_drawn,
 )
 from harness.reporting.figures import picture
-from harness.reporting.findings import label
+from harness.reporting.phrases import span
 from harness.reporting.tables import PUBLISHED_NAMES, Table
 from harness.reporting.views.view import View
 from harness.stats import Comparison, Interval, compare, mean_interval, paired_differences
@@ -82,13 +83,13 @@ def _mixed(analysis: Analysis, rows: "pd.DataFrame") -> list[Mixed]:
     names = [str(name) for name in rows["reward"].unique()]
     rewards = [n for n in (analysis.measure, *analysis.others) if n in names]
     rewards += [n for n in names if n not in rewards]
-    found = []
+    mixed = []
     for reward in rewards:
-        own = rows[rows["reward"] == reward]
+        of_reward = rows[rows["reward"] == reward]
         values: dict[str, Values] = {}
         roles: dict[str, str] = {}
         for arm, role, seed, p_mix, mean in zip(
-            *(own[c] for c in ("arm", "role", "seed", "p_mix", "mean")), strict=True
+            *(of_reward[c] for c in ("arm", "role", "seed", "p_mix", "mean")), strict=True
         ):
             values.setdefault(str(arm), {}).setdefault(float(p_mix), {})[int(seed)] = float(mean)
             roles[str(arm)] = str(role)
@@ -103,8 +104,8 @@ def _mixed(analysis: Analysis, rows: "pd.DataFrame") -> list[Mixed]:
                 for p, other in _described(of_arm)
             }
             best = max(means, key=lambda p: means[p].mean)
-            found.append(Mixed(arm, reward, roles[arm], means, choices.get(arm), differences, best))
-    return found
+            mixed.append(Mixed(arm, reward, roles[arm], means, choices.get(arm), differences, best))
+    return mixed
 
 
 def _choices(values: dict[str, Values]) -> dict[str, Comparison]:
@@ -128,13 +129,13 @@ def _described(values: Values) -> list[tuple[float, float]]:
 def _sentences(analysis: Analysis, mixed: list[Mixed]) -> tuple[str, ...]:
     of_measure = [m for m in mixed if m.reward == analysis.measure]
     held_out = [m for m in mixed if m.role == "held out" and m.reward != analysis.measure]
-    said = []
+    sentences = []
     if of_measure:
-        said = [_papers_choice(analysis, of_measure), _highest(analysis, of_measure)]
+        sentences = [_papers_choice(analysis, of_measure), _highest(analysis, of_measure)]
     if held_out:
         first = [m for m in held_out if m.reward == held_out[0].reward]
-        said.append(_papers_choice(analysis, first))
-    return tuple(said)
+        sentences.append(_papers_choice(analysis, first))
+    return tuple(sentences)
 
 
 def _brief(mixed: list[Mixed]) -> str:
@@ -146,16 +147,15 @@ def _brief(mixed: list[Mixed]) -> str:
             for m in mixed
             if m.reward == reward and m.choice and m.choice.simultaneous.known
         ]
-        told = []
+        verdicts = []
         for word in ("better", "worse"):
             means = [c.simultaneous.mean for c in known if c.verdict == word]
             if means:
-                low, high = (number(f(means), signed=True) for f in (min, max))
-                size = low if low == high else f"{low} to {high}"
-                told.append(f"{word} in {len(means)} of {len(known)} arms (means {size})")
+                size = span(means, signed=True)
+                verdicts.append(f"{word} in {len(means)} of {len(known)} arms (means {size})")
         if known:
             same = "not significantly different in any arm"
-            parts.append(f"{reward} {' and '.join(told) or same}")
+            parts.append(f"{reward} {' and '.join(verdicts) or same}")
     if not parts:
         return ""
     return (
@@ -183,7 +183,7 @@ def _papers_choice(analysis: Analysis, mixed: list[Mixed]) -> str:
         ),
     ):
         arms = [
-            f"{label(analysis, c.arm)} ({interval(c.simultaneous, signed=True)})"
+            f"{analysis.label(c.arm)} ({interval(c.simultaneous, signed=True)})"
             for c in known
             if c.verdict in verdicts
         ]
@@ -195,15 +195,13 @@ def _papers_choice(analysis: Analysis, mixed: list[Mixed]) -> str:
     )
     shown = [c.detectable for c in known if math.isfinite(c.detectable)]
     if shown:
-        low, high = number(min(shown)), number(max(shown))
-        size = low if low == high else f"{low} to {high}, by the arm,"
-        text += f"; a difference of {size} could have been shown"
+        text += f"; the smallest detectable difference is {span(shown, by='arm')}"
     return f"{text}."
 
 
 def _highest(analysis: Analysis, mixed: list[Mixed]) -> str:
     arms = [
-        f"{_percent(m.best)} in {label(analysis, m.arm)} ({number(m.means[m.best].mean)})"
+        f"{_percent(m.best)} in {analysis.label(m.arm)} ({number(m.means[m.best].mean)})"
         for m in mixed
     ]
     return (
@@ -223,7 +221,7 @@ def _means(analysis: Analysis, mixed: list[Mixed]) -> Table:
                 m = by_key.get((arm, reward))
                 mark = " (highest)" if m and m.best == p else ""
                 cells.append(interval(m.means[p]) + mark if m and p in m.means else NOTHING)
-            rows.append((label(analysis, arm), _percent(p), *cells))
+            rows.append((analysis.label(arm), _percent(p), *cells))
     return Table(
         "Rewards by p_mix",
         ("arm", "p_mix", *(_with_role(mixed, reward) for reward in rewards)),
@@ -245,15 +243,15 @@ def _differences(analysis: Analysis, mixed: list[Mixed]) -> Table:
     by_key = {(m.arm, m.reward): m for m in mixed}
     rows = []
     for arm in dict.fromkeys(m.arm for m in mixed):
-        own = [by_key.get((arm, reward)) for reward in rewards]
-        chosen = [m.choice.simultaneous if m and m.choice else None for m in own]
+        of_arm = [by_key.get((arm, reward)) for reward in rewards]
+        chosen = [m.choice.simultaneous if m and m.choice else None for m in of_arm]
         lines = [(f"{_percent(PAPERS)} minus {_percent(PURE)}, tested", chosen)]
-        for p, other in dict.fromkeys(pair for m in own if m for pair in m.differences):
+        for p, other in dict.fromkeys(pair for m in of_arm if m for pair in m.differences):
             name = f"{_percent(p)} minus {_percent(other)}"
-            lines.append((name, [m.differences.get((p, other)) if m else None for m in own]))
+            lines.append((name, [m.differences.get((p, other)) if m else None for m in of_arm]))
         rows += [
             (
-                label(analysis, arm),
+                analysis.label(arm),
                 name,
                 *(interval(c, signed=True) if c else NOTHING for c in cells),
             )
@@ -297,25 +295,20 @@ def _percent(p: float) -> str:
 
 
 def _figure(analysis: Analysis, mixed: list[Mixed]) -> "Figure":
-    from matplotlib.figure import Figure
-
     rewards = list(dict.fromkeys(m.reward for m in mixed))
-    marks, columns = arm_marks(analysis), min(2, len(rewards))
-    rows = -(-len(rewards) // columns)
-    figure = Figure(figsize=(WIDTH, 0.7 + 2.9 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, reward in zip(panels, rewards, strict=False):
+    marks, across = arm_marks(analysis), min(2, len(rewards))
+    rows = -(-len(rewards) // across)
+    figure, panel = panels(rows, across, 0.7 + 2.9 * rows)
+    for axes, reward in zip(panel.ravel(), rewards, strict=False):
         of_arm = {m.arm: m for m in mixed if m.reward == reward}
         for result in shown_arms(analysis):
-            found = of_arm.get(result.arm.name)
-            if found is not None:
-                curve = [(100 * p, mean) for p, mean in found.means.items()]
-                plot_curve(axes, curve, marks[found.arm], arm_label(analysis, result))
+            if result.arm.name in of_arm:
+                curve = [(100 * p, mean) for p, mean in of_arm[result.arm.name].means.items()]
+                plot_curve(axes, curve, marks[result.arm.name], arm_label(analysis, result))
         axes.set_title(_with_role(mixed, reward))
         axes.set_xlabel("p_mix, % of the steps")
         axes.axvline(100 * PAPERS, color="#999999", linewidth=1, linestyle=":")
         axes.set_xticks([0, 20, 40, 60, 80, 100])
-    for axes in panels[len(rewards) :]:
-        axes.set_axis_off()
-    legend_above(figure, panels[0])
+    hide_rest(panel, len(rewards))
+    legend_above(figure, panel[0, 0])
     return figure

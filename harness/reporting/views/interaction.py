@@ -8,7 +8,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.analyse import Analysis
-from harness.reporting.findings import label
 from harness.reporting.tables import VERDICTS, Table
 from harness.reporting.views.view import View
 from harness.stats import Comparison, compare, paired_differences
@@ -31,42 +30,42 @@ def interaction(
     analysis: Analysis, results: "Results", probes: "pd.DataFrame | None"
 ) -> View | None:
     """None where nothing is compared within groups, or only one."""
-    found = interactions(analysis)
-    if not found:
+    comparisons = interactions(analysis)
+    if not comparisons:
         return None
     first = analysis.reference.arm.label
-    told = [c for c in found.values() if c.verdict in ("better", "worse")]
-    tested = [c for c in found.values() if c.verdict in VERDICTS and math.isfinite(c.p)]
-    if told:
+    different = [c for c in comparisons.values() if c.verdict in ("better", "worse")]
+    tested = [c for c in comparisons.values() if c.verdict in VERDICTS and math.isfinite(c.p)]
+    if different:
         which = [
-            f"{label(analysis, c.arm)} ({interval(c.simultaneous, signed=True)})" for c in told
+            f"{analysis.label(c.arm)} ({interval(c.simultaneous, signed=True)})" for c in different
         ]
         answer = f"The effect differs from the one in the group of {first} in {listed(which)}."
     elif tested:
         answer = (
-            f"No effect is significantly different from the same one in the group of {first}; a "
-            f"difference between effects of {number(max(c.detectable for c in tested))} could have "
-            "been shown."
+            f"No effect is significantly different from the same one in the group of {first}; the "
+            "smallest detectable difference between effects is "
+            f"{number(max(c.detectable for c in tested))}."
         )
     else:
         answer = "Whether effects differ cannot be concluded: too few seeds."
     rows = tuple(
         (
-            label(analysis, c.arm),
-            label(analysis, c.reference),
+            analysis.label(c.arm),
+            analysis.label(c.reference),
             str(len(c.seeds)),
             interval(c.simultaneous, signed=True),
             p_value(c.p_holm),
             number(c.detectable),
             WORDS.get(c.verdict, VERDICTS[c.verdict]),
         )
-        for c in found.values()
+        for c in comparisons.values()
     )
     table = Table(
         f"Differences between effects on {analysis.measure}",
         (
             *("effect of", "against the effect of", "seeds", "difference", "p (t, Holm)"),
-            *("could have been shown", "verdict"),
+            *("smallest detectable difference", "verdict"),
         ),
         rows,
         "An effect is an arm minus the reference of its own group, paired by seed. The difference "

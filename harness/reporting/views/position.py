@@ -1,4 +1,4 @@
-"""Tells what the window's position does to a measurement from what training does.
+"""Separates what the window's position does to a measurement from what training does.
 
 The measurement y of arm a with the window at step l after m iterations (its logarithm, where it is
 above zero) is taken as
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.analysis.columns import ARM, ITERATION, SEED, WINDOW_START
 from harness.stats import MIN_SEEDS
 
 if TYPE_CHECKING:
@@ -37,52 +38,42 @@ def training_parts(lines: "pd.DataFrame", column: str) -> dict[str, dict[int, fl
     lines: columns arm, seed, iteration, window_start, `alike` (arms with the same one share F) and
     `column`, without missing values.
     """
-    seeds = sorted({int(seed) for seed in lines["seed"]})
-    arms = list(dict.fromkeys(lines["arm"].astype(str)))
+    seeds = sorted({int(seed) for seed in lines[SEED]})
+    arms = list(dict.fromkeys(lines[ARM].astype(str)))
     if len(seeds) < MIN_SEEDS:
         return {}
-    squares, products = _sums(lines, column, arms, seeds)
-    every = _slopes(squares.sum(0), products.sum(0), len(arms))
-    n = len(seeds)
-    without = [
-        _slopes(squares.sum(0) - squares[k], products.sum(0) - products[k], len(arms))
-        for k in range(n)
-    ]
-    spans = lines.groupby(lines["arm"].astype(str))["iteration"].agg(lambda m: m.max() - m.min())
-    found = {}
+    last = max(1.0, float(lines[ITERATION].max()))
+    x, y = _design(lines, arms, last), lines[column].to_numpy(float)
+    of_seeds = [lines[SEED].to_numpy() == seed for seed in seeds]
+    every, n = _slopes(x, y, len(arms)), len(seeds)
+    without = [_slopes(x[~rows], y[~rows], len(arms)) for rows in of_seeds]
+    spans = lines.groupby(lines[ARM].astype(str))[ITERATION].agg(lambda m: m.max() - m.min())
+    changes = {}
     for a, arm in enumerate(arms):
         values = [n * every[a] - (n - 1) * rest[a] for rest in without]
         if np.isfinite(values).all():
-            found[arm] = {s: v * float(spans[arm]) for s, v in zip(seeds, values, strict=True)}
-    return found
+            changes[arm] = {
+                s: v / last * float(spans[arm]) for s, v in zip(seeds, values, strict=True)
+            }
+    return changes
 
 
-def _sums(
-    lines: "pd.DataFrame", column: str, arms: list[str], seeds: list[int]
-) -> tuple[Array, Array]:
-    """X'X and X'y of every seed: [seeds, k, k] and [seeds, k], the arms' slopes first."""
-    arm = lines["arm"].astype(str).map({name: a for a, name in enumerate(arms)}).to_numpy(int)
-    seed = lines["seed"].map({s: k for k, s in enumerate(seeds)}).to_numpy(int)
-    place = len(arms) + lines.groupby(["alike", "window_start"]).ngroup().to_numpy(int)
-    iteration = lines["iteration"].to_numpy(float)
-    x, y = iteration / max(1.0, float(iteration.max())), lines[column].to_numpy(float)
-    size = int(place.max()) + 1
-    squares, products = np.zeros((len(seeds), size, size)), np.zeros((len(seeds), size))
-    np.add.at(squares, (seed, arm, arm), x * x)
-    np.add.at(squares, (seed, place, place), 1.0)
-    np.add.at(squares, (seed, arm, place), x)
-    np.add.at(squares, (seed, place, arm), x)
-    np.add.at(products, (seed, arm), x * y)
-    np.add.at(products, (seed, place), y)
-    return squares, products / max(1.0, float(iteration.max()))
+def _design(lines: "pd.DataFrame", arms: list[str], last: float) -> Array:
+    """[lines, arms + positions]: the iteration, as a part of the `last` one, in the column of the
+    line's arm, and 1 in that of its position."""
+    arm = lines[ARM].astype(str).map({name: a for a, name in enumerate(arms)}).to_numpy(int)
+    position = len(arms) + lines.groupby(["alike", WINDOW_START]).ngroup().to_numpy(int)
+    x, row = np.zeros((len(lines), int(position.max()) + 1)), np.arange(len(lines))
+    x[row, arm], x[row, position] = lines[ITERATION] / last, 1.0
+    return x
 
 
-def _slopes(squares: Array, products: Array, arms: int) -> Array:
-    """The slopes per iteration, NaN where they cannot be known."""
-    values, vectors = np.linalg.eigh(squares)
+def _slopes(x: Array, y: Array, arms: int) -> Array:
+    """The coefficients of the arms' columns, NaN where they cannot be known."""
+    values, vectors = np.linalg.eigh(x.T @ x)
     real = values > TOLERANCE * values[-1]
     kept = vectors[:, real]
-    solved = kept @ ((kept.T @ products) / values[real])
+    solved = kept @ ((kept.T @ (x.T @ y)) / values[real])
     unknown = np.linalg.norm(vectors[:arms, ~real], axis=1) > TOLERANCE**0.5
     slopes: Array = np.where(unknown, np.nan, solved[:arms])
     return slopes

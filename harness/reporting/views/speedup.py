@@ -5,23 +5,33 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.analysis.analyse import Analysis, by_arm
-from harness.analysis.seconds import method_seconds, on_the_clock, steady
+from harness.analysis import columns
+from harness.analysis.analyse import Analysis
+from harness.analysis.results import by_arm, by_seed
+from harness.analysis.seconds import on_the_clock, steady
 from harness.reporting.drawing import (
     GREY,
     arm_label,
     drawn_arms,
     legend_above,
     name_rows,
+    plot_interval,
     rows_figure,
     some_drawn,
     wrapped,
 )
 from harness.reporting.figures import picture
-from harness.reporting.findings import label, not_timed_together
+from harness.reporting.findings import not_timed_together
 from harness.reporting.tables import Table
 from harness.reporting.views.view import View
-from harness.stats import LEVEL, MIN_SEEDS, Interval, mean_interval, ratio_interval, side
+from harness.stats import (
+    MIN_SEEDS,
+    Interval,
+    mean_interval,
+    ratio_interval,
+    side,
+    simultaneous_level,
+)
 from harness.text import NOTHING, interval, listed, number, seconds
 
 if TYPE_CHECKING:
@@ -70,8 +80,8 @@ def formula(config: "RunConfig") -> float:
 
 def speedup(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
     """None where nothing is accelerated or no reference has a finished run."""
-    found = speed_ups(analysis, results)
-    if not any(s.accelerated for s in found):
+    speedups = speed_ups(analysis, results)
+    if not any(s.accelerated for s in speedups):
         return None
     title = "How much faster the rollouts are"
     caption = (
@@ -81,10 +91,10 @@ def speedup(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None
     )
     return View(
         title,
-        _sentences(analysis, found),
-        (_table(analysis, found),),
-        (partial(picture, "speedup", title, caption, lambda: _figure(analysis, found)),),
-        brief=_brief(found),
+        _sentences(analysis, speedups),
+        (_table(analysis, speedups),),
+        (partial(picture, "speedup", title, caption, lambda: _figure(analysis, speedups)),),
+        brief=_brief(speedups),
     )
 
 
@@ -97,23 +107,23 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
         arm: {seed: v for seed, v in of_arm.items() if analysis.timed_together(arm, seed)}
         for arm, of_arm in rollouts.items()
     }
-    runs = by_arm(analysis.sweep, results.runs[results.runs["state"] == "finished"])
+    runs = by_arm(analysis.sweep, results.finished)
     family = sum(
         len(together[arm].keys() & rollouts[reference].keys()) >= MIN_SEEDS
         for arm, reference in references.items()
         if arm != reference
     )
-    level = 1 - (1 - LEVEL) / max(1, family)
-    found = []
+    level = simultaneous_level(family)
+    speedups = []
     for result in analysis.arms:
         name, reference = result.arm.name, references[result.arm.name]
         if not result.seeds or not analysis.by_name(reference).seeds:
             continue
-        config, base, own = configs[name], configs[reference], runs[name]
-        nfe = mean_interval([float(v) for v in own["nfe_rollout"]])
-        published = result.published.get("nfe_old")
-        computed = _rollout_evaluations(config, own)
-        found.append(
+        config, base, of_arm = configs[name], configs[reference], runs[name]
+        nfe = mean_interval([float(v) for v in of_arm[columns.NFE_ROLLOUT]])
+        published = result.published.values.get("nfe_old")
+        computed = _rollout_evaluations(config, of_arm)
+        speedups.append(
             SpeedUp(
                 arm=name,
                 reference=reference,
@@ -121,7 +131,7 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
                 nfe=nfe,
                 published=float(published) if published is not None else None,
                 formula=formula(config) / formula(base),
-                counted=float(runs[reference]["nfe_rollout"].mean()) / nfe.mean,
+                counted=float(runs[reference][columns.NFE_ROLLOUT].mean()) / nfe.mean,
                 computed=_rollout_evaluations(base, runs[reference]) / computed,
                 seconds=mean_interval(list(rollouts[name].values())).mean,
                 measured=None
@@ -130,14 +140,14 @@ def speed_ups(analysis: Analysis, results: "Results") -> list[SpeedUp]:
                 accelerated=config.sampler.tail_ratio < base.sampler.tail_ratio,
             )
         )
-    return found
+    return speedups
 
 
 def _rollout_evaluations(config: "RunConfig", runs: "pd.DataFrame") -> float:
     """Per iteration, after sharing; NaN where the updates make forwards that have no backward."""
     if config.objective.kl_weight or not len(runs):
         return math.nan
-    made = (runs["evaluations_computed"] - runs["backward_computed"]) / runs["iterations"]
+    made = (runs[columns.EVALUATIONS] - runs[columns.BACKWARD]) / runs[columns.ITERATIONS]
     return float(made.mean())
 
 
@@ -147,20 +157,18 @@ def _seconds(analysis: Analysis, results: "Results") -> dict[str, dict[int, floa
     A sum, as evaluations are: a median would leave out what the few iterations cost whose window
     stands far from the others'.
     """
-    times = steady(on_the_clock(results.metrics, method_seconds(results)))
-    means = times.groupby(["arm", "seed"], observed=True)["seconds_rollout"].mean().reset_index()
-    found: dict[str, dict[int, float]] = {arm.name: {} for arm in analysis.sweep.arms}
-    for arm, seed, value in zip(means["arm"], means["seed"], means["seconds_rollout"], strict=True):
-        found[str(arm)][int(seed)] = float(value)
-    return found
+    column = columns.seconds("rollout")
+    times = steady(on_the_clock(results))
+    means = times.groupby(columns.RUN, observed=True)[column].mean().reset_index()
+    return {arm: by_seed(rows, column) for arm, rows in by_arm(analysis.sweep, means).items()}
 
 
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _brief(found: list[SpeedUp]) -> str:
+def _brief(speedups: list[SpeedUp]) -> str:
     """Empty where nothing is known."""
-    known = _known(found)
+    known = _known(speedups)
     if not known:
         return ""
     low, high = (pick(measured.mean for _, measured in known) for pick in (min, max))
@@ -174,22 +182,22 @@ def _brief(found: list[SpeedUp]) -> str:
     )
 
 
-def _known(found: list[SpeedUp]) -> list[tuple[SpeedUp, Interval]]:
+def _known(speedups: list[SpeedUp]) -> list[tuple[SpeedUp, Interval]]:
     return [
         (s, s.measured)
-        for s in found
+        for s in speedups
         if s.accelerated and s.measured is not None and s.measured.known
     ]
 
 
-def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
-    known = _known(found)
+def _sentences(analysis: Analysis, speedups: list[SpeedUp]) -> tuple[str, ...]:
+    known = _known(speedups)
     if not known:
         return ("How much faster the rollouts are cannot be concluded: too few seeds.",)
     parts = []
     for sign, word in ((1, "faster"), (-1, "slower"), (0, "not significant")):
         these = [
-            f"{label(analysis, s.arm)} (times {interval(measured, DIGITS)}, by the evaluations "
+            f"{analysis.label(s.arm)} (times {interval(measured, DIGITS)}, by the evaluations "
             f"made {number(s.computed, DIGITS)})"
             for s, measured in known
             if side(measured) == sign
@@ -210,7 +218,7 @@ def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
         "knows nothing of steps that a group's images share."
     )
     counted = [
-        f"{label(analysis, s.arm)} ({number(s.computed, DIGITS)})"
+        f"{analysis.label(s.arm)} ({number(s.computed, DIGITS)})"
         for s, measured in known
         if not measured.low <= s.computed <= measured.high
     ]
@@ -223,17 +231,16 @@ def _sentences(analysis: Analysis, found: list[SpeedUp]) -> tuple[str, ...]:
     return tuple(filter(None, (first, second, third, not_timed_together(analysis))))
 
 
-def _times(found: Interval | None) -> str:
-    return NOTHING if found is None else interval(found, DIGITS)
+def _times(ratio: Interval | None) -> str:
+    return NOTHING if ratio is None else interval(ratio, DIGITS)
 
 
-def _table(analysis: Analysis, found: list[SpeedUp]) -> Table:
+def _table(analysis: Analysis, speedups: list[SpeedUp]) -> Table:
     rows = []
-    for s in found:
-        reference = s.measured is None
+    for s in speedups:
         rows.append(
             (
-                f"{label(analysis, s.arm)} (reference)" if reference else label(analysis, s.arm),
+                analysis.name_in_table(s.arm),
                 f"{s.ratio:g}",
                 number(s.nfe.mean, 1) if s.nfe.sd == 0 else interval(s.nfe, 1),
                 NOTHING if s.published is None else f"{s.published:g}",
@@ -261,18 +268,17 @@ def _table(analysis: Analysis, found: list[SpeedUp]) -> Table:
     )
 
 
-def _figure(analysis: Analysis, found: list[SpeedUp]) -> "Figure":
+def _figure(analysis: Analysis, speedups: list[SpeedUp]) -> "Figure":
     drawn = set(drawn_arms(analysis))
-    shown = [s for s in found if s.arm in drawn and s.measured is not None]
-    figure = rows_figure(len(shown), per_row=0.4, rest=1.5)
-    axes = figure.subplots()
+    shown = [s for s in speedups if s.arm in drawn and s.measured is not None]
+    figure, axes = rows_figure(len(shown), per_row=0.4, rest=1.5)
     axes.axvline(1, color=GREY, linewidth=1.2)
-    for y, s in enumerate(shown):
-        if s.measured is not None and s.measured.known:
-            axes.plot([s.measured.low, s.measured.high], [y, y], color="#0072B2", linewidth=3.0)
+    measured = [s.measured for s in shown if s.measured is not None]
+    for y, ratio in enumerate(measured):
+        plot_interval(axes, y, ratio, color="#0072B2", linewidth=3.0)
     rows = range(len(shown))
-    measured = [s.measured.mean if s.measured else math.nan for s in shown]
-    axes.plot(measured, rows, "o", color="#0072B2", markersize=7, label="measured")
+    means = [ratio.mean for ratio in measured]
+    axes.plot(means, rows, "o", color="#0072B2", markersize=7, label="measured")
     for values, marker, colour, name in (
         ([s.computed for s in shown], "s", "#D55E00", "by evaluations made"),
         ([s.formula for s in shown], "D", "#000000", "by the formula"),

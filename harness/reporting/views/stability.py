@@ -7,33 +7,33 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.analysis.analyse import Analysis, by_arm
+from harness.analysis import columns
+from harness.analysis.analyse import Analysis
+from harness.analysis.columns import ARM, GRADIENT_NORM, ITERATION, RUN, WINDOW_START
+from harness.analysis.results import by_arm, by_seed
 from harness.reporting.drawing import (
-    WIDTH,
-    arm_label,
-    arm_marks,
     legend_above,
     log_heights,
-    plot_curve,
-    seed_curve,
+    name_iterations_and_positions,
+    panels,
+    plot_curves,
     shown_arms,
     some_drawn,
-    whole_numbers,
 )
 from harness.reporting.figures import picture
-from harness.reporting.findings import label
+from harness.reporting.phrases import span
 from harness.reporting.tables import Table
 from harness.reporting.views.turn import best_of_others, seed_curves, since
 from harness.reporting.views.view import View
 from harness.stats import (
-    LEVEL,
     MIN_SEEDS,
     Interval,
     detectable_difference,
     mean_interval,
     ratio_interval,
+    simultaneous_level,
 )
-from harness.text import NOTHING, interval, listed, number
+from harness.text import NOTHING, interval, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,9 +67,9 @@ class Stability:
     """Seeds whose run failed; one whose numbers are not finite does."""
     since_best: Interval
     """End minus the best evaluation of the other seeds' mean, by seed; simultaneous over the arms.
-    Chance did not choose it, as it does choose a seed's own best."""
+    Unlike a seed's own best it was not chosen by that seed's chance."""
     detectable: float
-    """The true loss since then with an 80 % chance of being found; NaN where not known."""
+    """The smallest detectable loss since then (power 80 %); NaN where not known."""
     fall: Interval
     """Largest fall of the measure from the best value until then."""
 
@@ -78,63 +78,63 @@ def stability(analysis: Analysis, results: "Results", probes: "pd.DataFrame | No
     """None where no run has finished."""
     if not any(result.seeds for result in analysis.arms):
         return None
-    found = judged(analysis, results)
+    stabilities = judged(analysis, results)
     title = "How stable training is"
     caption = (
         "The gradient's norm before it is clipped, over iterations and over the position of the "
         "window: median of a run's iterations there, mean over seeds, and its 95 % interval as a "
         "band." + some_drawn(analysis)
     )
-    said = _sentences(analysis, found)
+    sentences = _sentences(analysis, stabilities)
     return View(
         title,
-        said,
-        (_table(analysis, found),),
+        sentences,
+        (_table(analysis, stabilities),),
         (partial(picture, "stability", title, caption, lambda: _figure(analysis, results)),),
-        brief=" ".join(dict.fromkeys((said[0], said[-1]))),
+        brief=" ".join(dict.fromkeys((sentences[0], sentences[-1]))),
     )
 
 
 def judged(analysis: Analysis, results: "Results") -> list[Stability]:
     """Every arm with a finished or a failed run, in the sweep's order."""
     norms = by_arm(analysis.sweep, _ends(results.metrics))
-    falls = by_arm(analysis.sweep, _falls(results.evals, f"reward_{analysis.measure}_mean"))
-    evals = by_arm(analysis.sweep, results.evals)
+    falls = by_arm(analysis.sweep, _falls(results.evaluations, columns.reward(analysis.measure)))
+    evals = by_arm(analysis.sweep, results.evaluations)
     lost = {
         result.arm.name: _since_best(seed_curves(evals[result.arm.name], analysis.measure))
         for result in analysis.arms
     }
     family = max(1, sum(len(values) >= MIN_SEEDS for values in lost.values()))
-    found = []
+    stabilities = []
     for result in analysis.arms:
         name = result.arm.name
         failed = [s for arm, s, state in analysis.unfinished if (arm, state) == (name, "failed")]
         if not result.seeds and not failed:
             continue
-        begin, end = (_by_seed(norms[name], part) for part in ("begin", "end"))
-        own = falls[name]
-        # Not the other way round, so that NaN, a measure that is not finite, counts.
-        below = ~(own["last"] >= own["first"])
-        halved = ~(own["best"] - own["last"] <= (own["best"] - own["first"]) / 2)
-        loss = mean_interval(lost[name], 1 - (1 - LEVEL) / family)
-        found.append(
+        begin, end = (by_seed(norms[name], part) for part in ("begin", "end"))
+        of_arm = falls[name]
+        # Negated, so that NaN (a measure that is not finite) counts as a loss.
+        below = ~(of_arm["last"] >= of_arm["first"])
+        halved = ~(of_arm["best"] - of_arm["last"] <= (of_arm["best"] - of_arm["first"]) / 2)
+        loss = mean_interval(lost[name], simultaneous_level(family))
+        stabilities.append(
             Stability(
                 arm=name,
                 seeds=len(result.seeds),
                 begin=mean_interval(list(begin.values())),
                 end=mean_interval(list(end.values())),
                 growth=ratio_interval(end, begin),
-                halved=tuple(int(seed) for seed in own.loc[halved, "seed"]),
-                below=tuple(int(seed) for seed in own.loc[below, "seed"]),
+                halved=tuple(int(seed) for seed in of_arm.loc[halved, columns.SEED]),
+                below=tuple(int(seed) for seed in of_arm.loc[below, columns.SEED]),
                 failed=tuple(failed),
                 since_best=loss,
                 detectable=detectable_difference(loss.sd, loss.n, family)
                 if loss.varies
                 else math.nan,
-                fall=mean_interval(list(own["fall"])),
+                fall=mean_interval(list(of_arm["fall"])),
             )
         )
-    return found
+    return stabilities
 
 
 def _since_best(curves: "NDArray[np.float64]") -> list[float]:
@@ -145,74 +145,64 @@ def _since_best(curves: "NDArray[np.float64]") -> list[float]:
 
 def _ends(metrics: "pd.DataFrame") -> "pd.DataFrame":
     """The gradient's median norm in the first and last tenth of every run."""
-    if "grad_norm" not in metrics:
+    if GRADIENT_NORM not in metrics:
         return metrics.iloc[:0].assign(begin=0.0, end=0.0)
-    runs = metrics.groupby(["arm", "seed"], observed=True)
-    total = runs["iteration"].transform("max") + 1
+    total = metrics.groupby(RUN, observed=True)[ITERATION].transform("max") + 1
     tenth = np.maximum(1, total // TENTH)
-    run = ["arm", "seed"]
-    early, late = metrics["iteration"] < tenth, metrics["iteration"] >= total - tenth
+    early, late = metrics[ITERATION] < tenth, metrics[ITERATION] >= total - tenth
     begin, end = (
-        metrics[rows].groupby(run, observed=True)["grad_norm"].median() for rows in (early, late)
+        metrics[rows].groupby(RUN, observed=True)[GRADIENT_NORM].median() for rows in (early, late)
     )
     return begin.to_frame("begin").join(end.rename("end")).reset_index()
 
 
 def _falls(evals: "pd.DataFrame", column: str) -> "pd.DataFrame":
     """First, best and last value of every run, and its largest fall from the best until then."""
-    lines = evals[["arm", "seed", column]]
-    run = ["arm", "seed"]
-    best = lines.groupby(run, observed=True)[column].cummax()
+    lines = evals[[*RUN, column]]
+    best = lines.groupby(RUN, observed=True)[column].cummax()
     lines = lines.assign(fall=best - lines[column])
-    runs = lines.groupby(run, observed=True)
+    runs = lines.groupby(RUN, observed=True)
     # head and tail, as first and last would skip what is not finite.
-    first, last = (rows.set_index(run)[column] for rows in (runs.head(1), runs.tail(1)))
+    first, last = (rows.set_index(RUN)[column] for rows in (runs.head(1), runs.tail(1)))
     falls = runs["fall"].max().to_frame("fall")
     return falls.assign(first=first, last=last, best=runs[column].max()).reset_index()
-
-
-def _by_seed(own: "pd.DataFrame", column: str) -> dict[int, float]:
-    return {int(s): float(v) for s, v in zip(own["seed"], own[column], strict=True)}
 
 
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _sentences(analysis: Analysis, found: list[Stability]) -> tuple[str, ...]:
-    sentences = [_counts(analysis, found)]
-    told = [s for s in found if s.since_best.sign < 0 and s.since_best.varies]
-    rest = [s.detectable for s in found if s not in told and math.isfinite(s.detectable)]
+def _sentences(analysis: Analysis, stabilities: list[Stability]) -> tuple[str, ...]:
+    sentences = [_counts(analysis, stabilities)]
+    lost = [s for s in stabilities if s.since_best.sign < 0 and s.since_best.varies]
+    rest = [s.detectable for s in stabilities if s not in lost and math.isfinite(s.detectable)]
     parts = []
-    if told:
-        arms = [f"{label(analysis, s.arm)} ({interval(s.since_best, signed=True)})" for s in told]
+    if lost:
+        arms = [f"{analysis.label(s.arm)} ({interval(s.since_best, signed=True)})" for s in lost]
         parts.append(
             f"after the best evaluation of the other seeds it was lost again in {listed(arms)}"
         )
     if rest:
-        low, high = number(min(rest)), number(max(rest))
-        size = low if low == high else f"{low} to {high}, by the arm,"
-        where = "in the others" if told else "after the best evaluation of the other seeds"
+        where = "in the others" if lost else "after the best evaluation of the other seeds"
         parts.append(
-            f"{where} no loss is shown, where a true one of {size} had an 80 % chance of being "
-            "found"
+            f"{where} no loss is shown; the smallest detectable loss is {span(rest, by='arm')}"
         )
     if parts:
         sentences.append(f"Of {analysis.measure}, {'; '.join(parts)}.")
-    grown = sorted((s for s in found if s.growth.known), key=lambda s: s.growth.mean)
+    grown = sorted((s for s in stabilities if s.growth.known), key=lambda s: s.growth.mean)
     if grown:
         ends = [grown[0], *grown[1:][-1:]]
-        said = [f"{interval(s.growth, 2)} times in {label(analysis, s.arm)}" for s in ends]
+        growths = [f"{interval(s.growth, 2)} times in {analysis.label(s.arm)}" for s in ends]
         sentences.append(
             "From the first tenth of the iterations to the last, the gradient's norm became "
-            f"{' to '.join(said)}."
+            f"{' to '.join(growths)}."
         )
     return tuple(sentences)
 
 
-def _counts(analysis: Analysis, found: list[Stability]) -> str:
+def _counts(analysis: Analysis, stabilities: list[Stability]) -> str:
     """How many runs lost what they had gained or failed, in one sentence."""
-    runs = sum(s.seeds + len(s.failed) for s in found)
-    broken = [s for s in found if s.halved or s.failed]
+    runs = sum(s.seeds + len(s.failed) for s in stabilities)
+    broken = [s for s in stabilities if s.halved or s.failed]
     if not broken:
         return (
             f"None of {runs} runs failed, ended below where it began in {analysis.measure}, or "
@@ -220,14 +210,14 @@ def _counts(analysis: Analysis, found: list[Stability]) -> str:
         )
     halved, below, failed = (
         sum(len(part) for part in parts)
-        for parts in zip(*((s.halved, s.below, s.failed) for s in found), strict=True)
+        for parts in zip(*((s.halved, s.below, s.failed) for s in stabilities), strict=True)
     )
     text = (
         f"Of {runs} runs, {failed} failed and {halved} lost more than half of their best gain in "
         f"{analysis.measure}, of which {below} ended below where they began: "
         f"{listed([_broken(analysis, s) for s in broken])}"
     )
-    short = [label(analysis, s.arm) for s in broken if s.failed and s.seeds]
+    short = [analysis.label(s.arm) for s in broken if s.failed and s.seeds]
     if short:
         text += f"; of {listed(short)} the surviving seeds alone are compared"
     return f"{text}."
@@ -240,13 +230,13 @@ def _broken(analysis: Analysis, s: Stability) -> str:
     if s.halved:
         below = f", {len(s.below)} of them below its beginning" if s.below else ""
         parts.append(f"{len(s.halved)} lost it{below}")
-    return f"{label(analysis, s.arm)} (of {runs}: {'; '.join(parts)})"
+    return f"{analysis.label(s.arm)} (of {runs}: {'; '.join(parts)})"
 
 
-def _table(analysis: Analysis, found: list[Stability]) -> Table:
+def _table(analysis: Analysis, stabilities: list[Stability]) -> Table:
     rows = [
         (
-            label(analysis, s.arm),
+            analysis.label(s.arm),
             str(s.seeds + len(s.failed)),
             str(len(s.failed)) if s.failed else NOTHING,
             str(len(s.halved)) if s.halved else NOTHING,
@@ -257,7 +247,7 @@ def _table(analysis: Analysis, found: list[Stability]) -> Table:
             interval(s.end, DIGITS),
             interval(s.growth, 2),
         )
-        for s in found
+        for s in stabilities
     ]
     return Table(
         f"What was lost of {analysis.measure}, and the gradient's norm",
@@ -281,28 +271,18 @@ def _table(analysis: Analysis, found: list[Stability]) -> Table:
 
 
 def _figure(analysis: Analysis, results: "Results") -> "Figure":
-    from matplotlib.figure import Figure
-
-    marks, shown = arm_marks(analysis), shown_arms(analysis)
-    figure = Figure(figsize=(WIDTH, 3.6 + 0.12 * len(shown)), layout="constrained")
-    over_iterations, over_places = figure.subplots(1, 2, sharey=True)
-    columns = ["arm", "seed", "iteration", "window_start", "grad_norm"]
-    own = by_arm(analysis.sweep, results.metrics[columns])
-    for result in shown:
-        lines, mark = own[result.arm.name], marks[result.arm.name]
-        length = max(1, -(-(int(lines["iteration"].max()) + 1) // PARTS))
-        name = arm_label(analysis, result)
-        middle = (lines["iteration"] // length) * length + (length - 1) / 2
-        for axes, x in ((over_iterations, middle), (over_places, lines["window_start"])):
-            medians = lines.groupby([x.rename("x"), "seed"])["grad_norm"].median()
-            # The curve is taken by its column `iteration`.
-            curve = medians.reset_index().rename(columns={"x": "iteration"})
-            plot_curve(axes, seed_curve(curve, "iteration", "grad_norm"), mark, name)
-    for axes, name in ((over_iterations, "iterations"), (over_places, "window's first step")):
+    height = 3.6 + 0.12 * len(shown_arms(analysis))
+    figure, panel = panels(1, 2, height, sharey=True)
+    metrics = results.metrics[[*RUN, ITERATION, WINDOW_START, GRADIENT_NORM]]
+    last = metrics.groupby(ARM, observed=True)[ITERATION].transform("max").astype(int)
+    length = np.maximum(1, -(-(last + 1) // PARTS))
+    middle = (metrics[ITERATION] // length) * length + (length - 1) / 2
+    for axes, x in ((panel[0, 0], middle), (panel[0, 1], metrics[WINDOW_START])):
+        runs = metrics.assign(x=x).groupby([*RUN, "x"], observed=True)
+        medians = by_arm(analysis.sweep, runs[GRADIENT_NORM].median().reset_index())
+        plot_curves(axes, analysis, medians, "x", GRADIENT_NORM, by="x")
         log_heights(axes)
-        axes.set_xlabel(name)
-        axes.margins(x=0.03)
-        whole_numbers(axes)
-    over_iterations.set_ylabel("norm of the gradient")
-    legend_above(figure, over_iterations)
+    name_iterations_and_positions(*panel[0])
+    panel[0, 0].set_ylabel("norm of the gradient")
+    legend_above(figure, panel[0, 0])
     return figure

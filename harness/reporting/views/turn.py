@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.analysis.analyse import Analysis, by_arm
+from harness.analysis import columns
+from harness.analysis.analyse import Analysis
+from harness.analysis.columns import ITERATION, SEED
+from harness.analysis.results import by_arm
 from harness.reporting.drawing import (
     COLOURS,
     GREY,
     MARKERS,
-    WIDTH,
     Mark,
+    hide_rest,
     legend_above,
+    panels,
     plot_curve,
     seed_curve,
     shown_arms,
@@ -29,11 +33,17 @@ from harness.reporting.drawing import (
     wrapped,
 )
 from harness.reporting.figures import picture
-from harness.reporting.findings import label
+from harness.reporting.phrases import span
 from harness.reporting.tables import Table
 from harness.reporting.views.view import View
-from harness.stats import LEVEL, MIN_SEEDS, Interval, detectable_difference, mean_interval
-from harness.text import interval, listed, number
+from harness.stats import (
+    MIN_SEEDS,
+    Interval,
+    detectable_difference,
+    mean_interval,
+    simultaneous_level,
+)
+from harness.text import interval, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +68,7 @@ class Turn:
     """End minus turning point, on the seed left out: negative where the reward fell. It holds
     together with those of all other curves of the page."""
     detectable: float
-    """The true loss with an 80 % chance of being found; NaN where the seeds do not vary."""
+    """The smallest detectable loss (power 80 %); NaN where the seeds do not vary."""
     trained: dict[str, Interval]
     """The same of the rewards that the arm trains on."""
     end: int
@@ -76,8 +86,8 @@ class Turn:
 
 def turn(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") -> View | None:
     """None where no arm has a held-out reward and enough seeds."""
-    found = turns(analysis, results)
-    if not found:
+    judged = turns(analysis, results)
+    if not judged:
         return None
     caption = (
         "Every reward on held-out prompts, as its change since before training: solid where the "
@@ -88,34 +98,34 @@ def turn(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None") 
     title = "Where held-out rewards turn"
     return View(
         title,
-        _sentences(analysis, found),
-        (_table(analysis, found),),
-        (partial(picture, "turn", title, caption, lambda: _figure(analysis, results, found)),),
-        brief=_brief(analysis, found),
+        _sentences(analysis, judged),
+        (_table(analysis, judged),),
+        (partial(picture, "turn", title, caption, lambda: _figure(analysis, results, judged)),),
+        brief=_brief(analysis, judged),
     )
 
 
 def turns(analysis: Analysis, results: "Results") -> list[Turn]:
     """Every held-out reward of every arm with at least MIN_SEEDS seeds."""
     configs = {run.arm: run.config for run in analysis.sweep.runs}
-    evals = by_arm(analysis.sweep, results.evals)
+    evals = by_arm(analysis.sweep, results.evaluations)
     given = []
     for arm in analysis.sweep.arms:
         trained = list(configs[arm.name].rewards.train)
         for reward in (r for r in configs[arm.name].rewards.held_out if r not in trained):
             curves = {r: seed_curves(evals[arm.name], r) for r in (reward, *trained)}
             if curves[reward].shape[0] >= MIN_SEEDS and curves[reward].shape[1] > 1:
-                iterations = np.unique(evals[arm.name]["iteration"].to_numpy(int))
+                iterations = np.unique(evals[arm.name][ITERATION].to_numpy(int))
                 given.append((arm.name, reward, iterations, curves))
     return [_turn(*one, family=len(given)) for one in given]
 
 
 def seed_curves(evals: "pd.DataFrame", reward: str) -> Array:
     """The reward of an arm, [seeds, evaluations]; seeds that lack an evaluation are left out."""
-    column = f"reward_{reward}_mean"
+    column = columns.reward(reward)
     if column not in evals:
         return np.zeros((0, 0))
-    wide = evals.pivot(index="seed", columns="iteration", values=column)
+    wide = evals.pivot(index=SEED, columns=ITERATION, values=column)
     return wide.dropna().to_numpy(float)
 
 
@@ -126,20 +136,20 @@ def _turn(
     curves: dict[str, Array],
     family: int,
 ) -> Turn:
-    own = curves[reward]
-    at = best_of_others(own)
-    loss = mean_interval(list(since(own, at)), 1 - (1 - LEVEL) / family)
+    curve = curves[reward]
+    at = best_of_others(curve)
+    loss = mean_interval(list(since(curve, at)), simultaneous_level(family))
     return Turn(
         arm=arm,
         reward=reward,
-        best=tuple(int(m) for m in iterations[smoothed(own).argmax(1)]),
+        best=tuple(int(m) for m in iterations[smoothed(curve).argmax(1)]),
         turning=tuple(int(m) for m in iterations[at]),
         loss=loss,
         detectable=detectable_difference(loss.sd, loss.n, family) if loss.varies else math.nan,
         trained={
             name: mean_interval(list(since(values, at)))
             for name, values in curves.items()
-            if name != reward and values.shape == own.shape
+            if name != reward and values.shape == curve.shape
         },
         end=int(iterations[-1]),
     )
@@ -152,8 +162,8 @@ def best_of_others(curves: Array) -> NDArray[np.int64]:
     """
     smooth = smoothed(curves)
     others = (smooth.sum(0) - smooth) / (len(curves) - 1)
-    found: NDArray[np.int64] = others.argmax(1)
-    return found
+    best: NDArray[np.int64] = others.argmax(1)
+    return best
 
 
 def since(curves: Array, at: NDArray[np.int64]) -> Array:
@@ -177,57 +187,53 @@ def smoothed(curves: Array) -> Array:
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-def _sentences(analysis: Analysis, found: list[Turn]) -> tuple[str, ...]:
+def _sentences(analysis: Analysis, judged: list[Turn]) -> tuple[str, ...]:
     parts = []
     for verdict in ("turned", "fell from the start"):
-        these = [t for t in found if t.verdict == verdict]
+        these = [t for t in judged if t.verdict == verdict]
         if these:
-            said = listed([_fell(analysis, t) for t in these])
-            parts.append(f"{verdict}, of {len(found)} held-out curves: {said}")
+            named = listed([_fell(analysis, t) for t in these])
+            parts.append(f"{verdict}, of {len(judged)} held-out curves: {named}")
     if not parts:
-        end = max(t.end for t in found)
+        end = max(t.end for t in judged)
         parts.append(f"no held-out reward is shown to have turned in {end} iterations, in any arm")
-    seen = [t.detectable for t in found if not t.turned and math.isfinite(t.detectable)]
+    seen = [t.detectable for t in judged if not t.turned and math.isfinite(t.detectable)]
     if seen:
-        low, high = number(min(seen)), number(max(seen))
-        where = "in the others " if any(t.turned for t in found) else ""
-        parts.append(
-            f"{where}a true loss of {low if low == high else f'{low} to {high}, by the curve,'} "
-            "had an 80 % chance of being found"
-        )
+        where = "in the others " if any(t.turned for t in judged) else ""
+        parts.append(f"{where}the smallest detectable loss is {span(seen, by='curve')}")
     text = "; ".join(parts)
     return (f"{text[0].upper()}{text[1:]}.",)
 
 
-def _brief(analysis: Analysis, found: list[Turn]) -> str:
+def _brief(analysis: Analysis, judged: list[Turn]) -> str:
     """Empty where nothing turned."""
     parts = []
     for verdict, words in (("turned", "turned"), ("fell from the start", "fell from the start on")):
-        these = [t for t in found if t.verdict == verdict]
+        these = [t for t in judged if t.verdict == verdict]
         if these:
-            said = listed([_in_brief(analysis, t) for t in these])
-            parts.append(f"{len(these)} of {len(found)} held-out curves {words}: {said}")
+            named = listed([_in_brief(analysis, t) for t in these])
+            parts.append(f"{len(these)} of {len(judged)} held-out curves {words}: {named}")
     return f"{'; '.join(parts)}." if parts else ""
 
 
 def _in_brief(analysis: Analysis, t: Turn) -> str:
     since = f" since iteration {np.median(t.turning):g}" if t.verdict == "turned" else ""
-    return f"{t.reward} with {label(analysis, t.arm)} ({interval(t.loss, signed=True)}{since})"
+    return f"{t.reward} with {analysis.label(t.arm)} ({interval(t.loss, signed=True)}{since})"
 
 
 def _fell(analysis: Analysis, t: Turn) -> str:
     since = f" since iteration {_span(t.turning)}" if t.verdict == "turned" else ""
     gains = "".join(f", {name} {interval(v, signed=True)}" for name, v in t.trained.items())
     return (
-        f"{t.reward} with {label(analysis, t.arm)} {interval(t.loss, signed=True)}{since}"
+        f"{t.reward} with {analysis.label(t.arm)} {interval(t.loss, signed=True)}{since}"
         f"{f' (meanwhile{gains[1:]})' if gains else ''}"
     )
 
 
-def _table(analysis: Analysis, found: list[Turn]) -> Table:
+def _table(analysis: Analysis, judged: list[Turn]) -> Table:
     rows = [
         (
-            label(analysis, t.arm),
+            analysis.label(t.arm),
             t.reward,
             _span(t.best),
             _span(t.turning),
@@ -235,7 +241,7 @@ def _table(analysis: Analysis, found: list[Turn]) -> Table:
             t.verdict,
             "; ".join(f"{name} {interval(v, signed=True)}" for name, v in t.trained.items()),
         )
-        for t in found
+        for t in judged
     ]
     return Table(
         "Held-out rewards from their turning point to the end",
@@ -261,42 +267,36 @@ def _span(iterations: tuple[int, ...]) -> str:
     return f"{middle:g}" if low == high else f"{middle:g} ({low} to {high})"
 
 
-def _figure(analysis: Analysis, results: "Results", found: list[Turn]) -> "Figure":
-    from matplotlib.figure import Figure
-
+def _figure(analysis: Analysis, results: "Results", judged: list[Turn]) -> "Figure":
     shown = shown_arms(analysis)
-    columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.7 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    across = 2 if len(shown) in (2, 4) else min(len(shown), 3)
+    rows = -(-len(shown) // across)
+    figure, panel = panels(rows, across, 0.9 + 2.7 * rows, sharex=True, sharey=True)
     rewards = (analysis.measure, *analysis.others)
-    evals = by_arm(analysis.sweep, results.evals)
-    configs = {run.arm: run.config for run in analysis.sweep.runs}
-    for axes, result in zip(panels, shown, strict=False):
-        own = evals[result.arm.name]
+    evaluations = by_arm(analysis.sweep, results.evaluations)
+    for axes, result in zip(panel.ravel(), shown, strict=False):
+        of_arm = evaluations[result.arm.name]
         axes.axhline(0, color=GREY, linewidth=1.0)
         for k, reward in enumerate(rewards):
-            column = f"reward_{reward}_mean"
-            if column not in own or own[column].isna().all():
+            column = columns.reward(reward)
+            if column not in of_arm or of_arm[column].isna().all():
                 continue
-            before = own.groupby("seed")[column].transform("first")
-            line = "-" if reward in configs[result.arm.name].rewards.train else "--"
+            before = of_arm.groupby(SEED)[column].transform("first")
+            line = "-" if reward in result.trained else "--"
             mark = Mark(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], line)
-            curve = seed_curve(own.assign(**{column: own[column] - before}), "iteration", column)
-            plot_curve(axes, curve, mark, reward)
-        for t in found:
+            changes = of_arm.assign(**{column: of_arm[column] - before})
+            plot_curve(axes, seed_curve(changes, ITERATION, column), mark, reward)
+        for t in judged:
             if t.arm == result.arm.name and t.verdict == "turned":
                 colour = COLOURS[rewards.index(t.reward) % len(COLOURS)]
                 axes.axvline(float(np.mean(t.turning)), color=colour, linewidth=1.0)
         axes.set_title(wrapped(result.arm.label, 60))
         axes.margins(x=0.03)
         whole_numbers(axes)
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
-    for axes in panels[: len(shown)]:
         axes.set_xlabel("iterations")
         axes.tick_params(labelbottom=True)
-    for axes in panels[::columns]:
+    hide_rest(panel, len(shown))
+    for axes in panel[:, 0]:
         axes.set_ylabel("change of the reward")
-    legend_above(figure, max(panels, key=lambda axes: len(axes.lines)))
+    legend_above(figure, max(panel.ravel(), key=lambda axes: len(axes.lines)))
     return figure

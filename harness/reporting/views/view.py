@@ -45,15 +45,15 @@ def make_views(
     names: Iterable[str],
 ) -> list[View]:
     """The named views, each once; without those that have no data."""
-    found = []
+    views = []
     for name in dict.fromkeys(names):
         module, _, function = VIEWS[name].partition(":")
         view: View | None = getattr(importlib.import_module(module), function)(
             analysis, results, probes
         )
         if view is not None:
-            found.append(replace(view, name=name))
-    return found
+            views.append(replace(view, name=name))
+    return views
 
 
 def answer(views: Iterable[View], name: str) -> str:
@@ -61,6 +61,6 @@ def answer(views: Iterable[View], name: str) -> str:
     without a name."""
     if not name:
         return ""
-    said = [view.in_one_line for view in views if view.name == name]
+    answers = [view.in_one_line for view in views if view.name == name]
     nothing = f"Cannot conclude: the runs do not have yet what the view {name} is made from."
-    return said[0] if said else nothing
+    return answers[0] if answers else nothing

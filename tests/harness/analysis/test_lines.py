@@ -1,17 +1,14 @@
-"""The lines of many runs: the same as Python's own parser reads, and each file parsed once."""
+"""The lines of many runs: the same as Python's own parser reads."""
 
 import json
 import math
-import multiprocessing
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
 from harness.analysis import lines
-from harness.analysis.lines import FOLDER
-from harness.analysis.results import Results, collect
+from harness.analysis.results import Results, collect, with_settings
 from harness.study.spec import Sweep
 from tests.harness.synthetic import make_sweep, seal, write_runs
 
@@ -38,20 +35,6 @@ def runs(sweep: Sweep, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were parsed, as folder/name."""
-    found: list[str] = []
-    original = lines._parse
-
-    def parse(files: dict[str, Path], *rest: Any) -> Any:
-        found.extend(f"{file.parent.name}/{file.name}" for file in files.values())
-        return original(files, *rest)
-
-    monkeypatch.setattr(lines, "_parse", parse)
-    return found
-
-
 def file_of(sweep: Sweep, runs: Path, index: int, name: str = "metrics.jsonl") -> Path:
     return runs / sweep.name / sweep.runs[index].folder_name / name
 
@@ -68,7 +51,7 @@ def by_hand(sweep: Sweep, runs: Path, name: str) -> pd.DataFrame:
 
 
 def check(sweep: Sweep, runs: Path, results: Results) -> None:
-    for name, frame in (("metrics", results.metrics), ("eval", results.evals)):
+    for name, frame in (("metrics", results.metrics), ("eval", results.evaluations)):
         plain = frame.assign(arm=frame["arm"].astype("str"))
         pd.testing.assert_frame_equal(plain, by_hand(sweep, runs, name), check_exact=True)
 
@@ -77,7 +60,6 @@ def test_the_tables_are_what_json_and_pandas_make_of_the_files(sweep: Sweep, run
     with file_of(sweep, runs, 1).open("a") as stream:  # a key that others lack, an int among floats
         stream.write(json.dumps(NEEDED | {"loss": 1, "new": 0.1, "seconds_total": 1e-3}) + "\n")
     seal(file_of(sweep, runs, 1).parent)
-    check(sweep, runs, collect(sweep, runs))
     check(sweep, runs, collect(sweep, runs))
 
 
@@ -99,7 +81,7 @@ def test_a_run_with_a_broken_line_is_named_and_left_out(sweep: Sweep, runs: Path
         file.write_text(text)
         results = collect(sweep, runs)
         assert len(results.metrics) == 5 * 12
-        assert len(results.evals) == 5 * 2
+        assert len(results.evaluations) == 5 * 2
         (said,) = results.left_out
         assert said.startswith(f"{sweep.runs[2].name}: {file}: {why}")
         assert "run the sweep again" in said
@@ -116,102 +98,19 @@ def test_a_run_with_a_broken_line_is_named_and_left_out(sweep: Sweep, runs: Path
         assert str(file) in results.left_out[0]
 
 
-def test_a_file_is_parsed_again_only_when_it_has_changed(
-    sweep: Sweep, runs: Path, parsed: list[str]
-) -> None:
-    collect(sweep, runs)
-    assert len(parsed) == 2 * 6
-    parsed.clear()
-    check(sweep, runs, collect(sweep, runs))
-    assert parsed == []
-    file = file_of(sweep, runs, 3)
-    file.write_text(file.read_text().replace("seconds_rollout", "seconds_Rollout"))
-    seal(file.parent)
-    check(sweep, runs, collect(sweep, runs))
-    assert parsed == [f"{file.parent.name}/{file.name}"]
-
-
-def test_a_run_that_finishes_later_costs_its_own_reading(
-    sweep: Sweep, runs: Path, parsed: list[str]
-) -> None:
-    result = file_of(sweep, runs, 2, "result.json")
-    content = result.read_bytes()
-    result.unlink()
-    assert len(collect(sweep, runs).metrics) == 5 * 12
-    parsed.clear()
-    result.write_bytes(content)
-    check(sweep, runs, collect(sweep, runs))
-    folder = result.parent.name
-    assert sorted(parsed) == [f"{folder}/eval.jsonl", f"{folder}/metrics.jsonl"]
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "zeros"])
-def test_a_damaged_copy_is_ignored_and_made_anew(
-    sweep: Sweep, runs: Path, parsed: list[str], damage: str
-) -> None:
-    collect(sweep, runs)
-    copies = list((runs / sweep.name / FOLDER).glob("*.arrow"))
-    assert copies
-    for copy in copies:
-        content = copy.read_bytes()
-        copy.write_bytes(
-            {
-                "empty": b"",
-                "cut": content[: len(content) // 2],
-                "foreign": b"{}",
-                "zeros": bytes(len(content)),
-            }[damage]
-        )
-    parsed.clear()
-    check(sweep, runs, collect(sweep, runs))
-    assert len(parsed) == 2 * 6
-    parsed.clear()
-    check(sweep, runs, collect(sweep, runs))
-    assert parsed == []
-
-
-def test_without_a_place_for_copies_everything_is_read(
-    sweep: Sweep, runs: Path, parsed: list[str]
-) -> None:
-    (runs / sweep.name / FOLDER).write_text("in the way")
-    for _ in range(2):
-        check(sweep, runs, collect(sweep, runs))
-    assert len(parsed) == 2 * 2 * 6
-
-
-def test_copies_of_another_profile_stay(sweep: Sweep, runs: Path, parsed: list[str]) -> None:
-    other = make_sweep(intervals=(9, 15), seeds=3, iterations=13)
-    write_runs(other, runs)
-    collect(sweep, runs)
-    collect(other, runs)
-    parsed.clear()
-    check(sweep, runs, collect(sweep, runs))
-    check(other, runs, collect(other, runs))
-    assert parsed == []
-
-
-def test_many_small_copies_become_one(
+def test_the_order_of_runs_and_groups_of_files_do_not_matter(
     sweep: Sweep, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "SMALL_PIECES", 2)
-    results = [file_of(sweep, runs, index, "result.json") for index in range(6)]
-    contents = [result.read_bytes() for result in results]
-    for result in results:
-        result.unlink()
-    counts = []
-    for result, content in zip(results, contents, strict=True):
-        result.write_bytes(content)
-        assert collect(sweep, runs).metrics["seed"].count() % 12 == 0
-        counts.append(len(list((runs / sweep.name / FOLDER).glob("metrics-*.arrow"))))
-    assert counts == [1, 2, 3, 1, 2, 3]
+    monkeypatch.setattr(lines, "RUNS_AT_ONCE", 4)
     check(sweep, runs, collect(sweep, runs))
+    found = collect(sweep, runs).runs
+    assert list(zip(found["arm"], found["seed"], strict=True)) == [
+        (arm.name, seed) for arm in sweep.arms for seed in sweep.seeds
+    ]
 
 
-def _collect_and_check(sweep: Sweep, runs: Path) -> None:
-    check(sweep, runs, collect(sweep, runs))
-
-
-def test_two_processes_at_once_read_the_same(sweep: Sweep, runs: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        pool.starmap(_collect_and_check, [(sweep, runs)] * 6, chunksize=1)
-    assert not list((runs / sweep.name / FOLDER).glob(".*"))
+def test_every_setting_that_differs_is_a_typed_column(sweep: Sweep, runs: Path) -> None:
+    frame = with_settings(sweep, collect(sweep, runs).runs)
+    assert list(frame["window.interval"]) == [9] * 3 + [15] * 3
+    assert frame["window.interval"].dtype.kind == "i"
+    assert [c for c in frame.columns if "." in c] == ["window.interval"]

@@ -19,7 +19,8 @@ import pytest
 from scipy import stats
 
 from harness import report
-from harness.analysis.measurements import gather, to_files
+from harness.analysis.kept import to_files
+from harness.analysis.measurements import gather
 from harness.overall import page as overall_page
 from harness.overall import tables as overall_tables
 from harness.overall import words as overall_words
@@ -319,7 +320,7 @@ def test_a_difference_that_no_seed_changes_is_not_told_apart(
     cell = row_of(table, b.label)["to the best that takes no more evaluations"]
     assert cell.endswith("significant") == (verdict != "unknown")
     said = overall_words.front_sentences(overall)[1]
-    assert ("the seeds tell apart" in said) == (verdict == "higher")
+    assert ("these are significantly different" in said) == (verdict == "higher")
     assert ("cannot be judged" in said) == (verdict == "unknown")
 
 
@@ -492,7 +493,7 @@ def pdflatex(folder: Path, file: str) -> int:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (texlive-latex-base)")
 def test_the_tables_compile(reports: Path, studies: list[Study], tmp_path: Path) -> None:
-    from harness.reporting.tables import to_latex
+    from harness.reporting.content import content, to_latex
 
     (tmp_path / "tables.tex").write_bytes((reports / "tables.tex").read_bytes())
     assert pdflatex(tmp_path, "tables.tex") >= 1 + len(studies)
@@ -500,7 +501,7 @@ def test_the_tables_compile(reports: Path, studies: list[Study], tmp_path: Path)
     odd = "τ ≥ 1 | 50 % of ŵ & “x” #1_a → β ⟂ 字"
     study = studies[2]
     arms = tuple(replace(r, arm=replace(r.arm, label=odd)) for r in study.analysis.arms)
-    (tmp_path / "table.tex").write_text(to_latex(replace(study.analysis, arms=arms)))
+    (tmp_path / "table.tex").write_text(to_latex(content(replace(study.analysis, arms=arms))))
     (tmp_path / "paper.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}"
         "\\begin{document}\\input{table.tex}\\end{document}"
@@ -518,7 +519,7 @@ def test_seconds_are_those_of_a_core_where_every_run_measured_them(tmp_path: Pat
     own = metrics[metrics["arm"] == "interval=9"]
     result = study.analysis.by_name("interval=9")
     assert study.analysis.core_time
-    assert result.seconds.median == pytest.approx(
+    assert result.cost.seconds.median == pytest.approx(
         own[own["iteration"] >= 2]["seconds_cpu"].median()
     )
     total = own.groupby("seed")["seconds_cpu"].sum()
@@ -526,8 +527,10 @@ def test_seconds_are_those_of_a_core_where_every_run_measured_them(tmp_path: Pat
     # Each phase has its part of them, so that they add up.
     late = own[own["iteration"] >= 2]
     part = (late["seconds_update"] / late["seconds_total"] * late["seconds_cpu"]).median()
-    assert result.phases["update"] == pytest.approx(part)
-    assert np.sum(list(result.phases.values())) == pytest.approx(result.seconds.median, rel=0.02)
+    assert result.cost.phases["update"] == pytest.approx(part)
+    assert np.sum(list(result.cost.phases.values())) == pytest.approx(
+        result.cost.seconds.median, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("case", ["one run without it", "two threads", "a GPU", "no machine"])
@@ -553,7 +556,7 @@ def test_seconds_are_by_the_clock_otherwise(case: str, tmp_path: Path) -> None:
     metrics = pd.read_parquet(tmp_path / "reports" / "tau" / "metrics.parquet")
     own = metrics[(metrics["arm"] == "interval=9") & (metrics["iteration"] >= 2)]
     assert not study.analysis.core_time
-    assert study.analysis.by_name("interval=9").seconds.median == pytest.approx(
+    assert study.analysis.by_name("interval=9").cost.seconds.median == pytest.approx(
         own["seconds_total"].median()
     )
     assert study.runs["seconds_core"].isna().all()
@@ -764,7 +767,7 @@ def test_a_study_that_a_view_answers_shows_the_view_and_no_arm(
     assert said == "The two drift apart. It turns at 60. More of that."
     row = row_of(overall_tables.questions_table(overall), "tau")
     assert row["answer"] == said
-    assert row["largest effect"] == row["could have been shown"] == "–"
+    assert row["largest effect"] == row["smallest detectable difference"] == "–"
     assert "1 answered by another measurement" in overall_words.headline(overall)
     # The same study without the key is answered by its arms.
     assert ask(studies[2]).kind == "differs"

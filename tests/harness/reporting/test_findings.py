@@ -10,7 +10,7 @@ import pytest
 
 from harness.analysis.analyse import Analysis, analyse
 from harness.analysis.results import Results, collect
-from harness.reporting import findings, tables
+from harness.reporting import findings, notes, tables
 from harness.stats import mean_interval
 from harness.study.spec import Sweep
 from harness.text import interval
@@ -53,7 +53,7 @@ def change(results: Results, changes: Mapping[str, Change]) -> Results:
         for reward, (mean, width) in of_arm.items():
             after = runs.loc[own, f"before_{reward}"] + mean + width * spread
             runs.loc[own, f"after_{reward}"] = after
-    return Results(runs, results.metrics, results.evals, results.machines)
+    return Results(runs, results.metrics, results.evaluations, results.machines)
 
 
 UP, DOWN, FLAT = (0.1, 0.01), (-0.1, 0.01), (0.0, 0.05)
@@ -165,17 +165,18 @@ def test_times_that_are_stated_hold_for_all_arms_together(given: Given) -> None:
     sweep, results = given
     analysis = analyse(sweep, results)
     for result in analysis.arms:
-        if result.time_ratio is None or result.time_ratio_simultaneous is None:
+        if result.cost.time_ratio is None or result.cost.time_ratio_simultaneous is None:
             assert analysis.is_reference(result.arm.name)
             continue
-        logs = result.time_ratio_simultaneous.level
+        logs = result.cost.time_ratio_simultaneous.level
         assert logs == pytest.approx(1 - 0.05 / 3)
-        assert result.time_ratio_simultaneous.low < result.time_ratio.low
+        assert result.cost.time_ratio_simultaneous.low < result.cost.time_ratio.low
     wide = mean_interval([1.0, 1.1, 1.2])
     over_one = replace(wide, low=0.9, high=1.3)
     alone = replace(wide, low=1.05, high=1.15)
     arms = tuple(
-        replace(r, time_ratio=alone, time_ratio_simultaneous=over_one) for r in analysis.arms
+        replace(r, cost=replace(r.cost, time_ratio=alone, time_ratio_simultaneous=over_one))
+        for r in analysis.arms
     )
     assert findings.cost(replace(analysis, arms=arms)) == ""
 
@@ -190,24 +191,26 @@ def test_arms_that_another_study_timed_are_named_beside_the_times(given: Given) 
         runs = results.runs
         keys = zip(runs["arm"], runs["seed"], strict=True)
         runs = runs.assign(trained_by=["methods" if copied(a, s) else "tau" for a, s in keys])
-        return analyse(sweep, Results(runs, slower, results.evals, results.machines))
+        return analyse(sweep, Results(runs, slower, results.evaluations, results.machines))
 
     alone = trained(lambda arm, seed: False)
     assert " for τ = 12." in findings.cost(alone)
     assert "another study" not in findings.cost(alone)
     most = trained(lambda arm, seed: arm == "interval=12" and seed > 1)
-    ratio = most.by_name("interval=12").time_ratio
+    ratio = most.by_name("interval=12").cost.time_ratio
     assert ratio is not None
     assert (ratio.n, ratio.known) == (2, False)
     said = findings.cost(most)
     assert said.startswith("No seconds are compared with τ = 15 of τ = 12 (in 3 of 5 seeds): ")
     # One seed less is compared, and the level is that of all arms again.
     one = trained(lambda arm, seed: arm == "interval=12" and seed == 0)
-    assert one.by_name("interval=12").time_ratio_simultaneous.n == 4  # type: ignore[union-attr]
+    assert one.by_name("interval=12").cost.time_ratio_simultaneous.n == 4  # type: ignore[union-attr]
     assert " for τ = 12. No seconds are compared" in findings.cost(one)
     # Where the reference is a copy, no arm's seconds compare but those of the same study.
     base = trained(lambda arm, seed: arm in ("interval=15", "interval=12"))
-    assert base.by_name("interval=12").time_ratio == alone.by_name("interval=12").time_ratio
+    assert (
+        base.by_name("interval=12").cost.time_ratio == alone.by_name("interval=12").cost.time_ratio
+    )
     assert "of τ = 9 and τ = 18: another study" in findings.cost(base)
 
 
@@ -218,7 +221,7 @@ def without(results: Results, gone: Callable[[str, int], bool], state: str) -> R
     kept = {(a, s) for a, s in zip(runs["arm"][~lost], runs["seed"][~lost], strict=True)}
     metrics = results.metrics
     here = [(a, s) in kept for a, s in zip(metrics["arm"], metrics["seed"], strict=True)]
-    return Results(runs, metrics[here], results.evals, results.machines)
+    return Results(runs, metrics[here], results.evaluations, results.machines)
 
 
 def test_each_comparison_is_judged_by_its_own_reference(given: Given) -> None:
@@ -242,13 +245,13 @@ def test_failed_runs_are_said_to_be_left_out_once(given: Given) -> None:
     sweep, results = given
     failed = without(results, lambda arm, seed: arm in ("interval=9", "interval=12") and seed == 0,
                      "failed")  # fmt: skip
-    said = [s for s in findings.missing(analyse(sweep, failed)) if "survived" in s]
+    said = [s for s in notes.missing(analyse(sweep, failed)) if "survived" in s]
     assert said == [
         "Of τ = 9 and τ = 12 some runs failed: every number here is of the seeds that survived, "
         "and says nothing about those that did not."
     ]
     waiting = without(results, lambda arm, seed: arm == "interval=9" and seed == 0, "waiting")
-    assert "survived" not in " ".join(findings.missing(analyse(sweep, waiting)))
+    assert "survived" not in " ".join(notes.missing(analyse(sweep, waiting)))
 
 
 def test_an_end_that_is_not_zero_is_not_written_as_zero() -> None:

@@ -10,7 +10,8 @@ import pytest
 from harness import text as numbers
 from harness.analysis.analyse import analyse
 from harness.analysis.results import collect
-from harness.reporting import findings, tables
+from harness.reporting import findings, latex, tables
+from harness.reporting.content import content, to_latex, to_markdown
 from harness.stats import mean_interval, paired_interval
 from tests.harness.synthetic import make_sweep, write_runs
 
@@ -58,7 +59,7 @@ def test_csv_holds_every_number(found):
 
 def test_markdown_agrees_with_the_analysis(found):
     _, _, analysis = found
-    text = tables.to_markdown(analysis)
+    text = to_markdown(content(analysis))
     head, *rows = cells(text, "Compared with τ = 15: composition on held-out prompts")
     assert head[0] == "arm"
     assert [row[0] for row in rows] == ["τ = 9", "τ = 12", "τ = 18"]
@@ -75,20 +76,20 @@ def test_markdown_agrees_with_the_analysis(found):
 def test_the_same_measurements_give_the_same_bytes(found):
     sweep, results, analysis = found
     again = analyse(sweep, results)
-    for write in (tables.to_csv, tables.to_markdown, tables.to_latex):
-        assert write(again) == write(analysis)
+    assert tables.to_csv(again) == tables.to_csv(analysis)
+    assert content(again) == content(analysis)
 
 
 def test_a_long_text_without_spaces_leaves_the_other_columns_a_width(found):
     table = tables.Table("T", ("what", "result", "seeds"), (("m" * 500, "0.5", "8"),))
-    parts = [float(part) for part in re.findall(r"dimexpr(0\.\d+)", "".join(tables._broken(table)))]
+    parts = [float(part) for part in re.findall(r"dimexpr(0\.\d+)", "".join(latex._broken(table)))]
     assert sum(parts) == pytest.approx(1, abs=1e-3)
     assert min(parts) * 345 > 6  # of a line of 345 pt, with 6 pt between columns
 
 
 def test_latex_is_escaped_and_balanced(found):
     _, _, analysis = found
-    text = tables.to_latex(analysis)
+    text = to_latex(content(analysis))
     assert text.isascii()
     assert r"$\tau$ = 9 & 5 &" in text  # narrow: shrunk to the line
     assert r"\raggedright $\tau$ = 9 &" in text  # wide: broken into lines
@@ -123,7 +124,7 @@ def test_arms_with_the_same_scores_are_not_tested(gain, tmp_path):
     sweep = make_sweep(seeds=3)
     write_runs(sweep, tmp_path, effects={arm.name: gain - 0.11 for arm in sweep.arms}, sd=0.0)
     analysis = analyse(sweep, collect(sweep, tmp_path))
-    text = tables.to_markdown(analysis)
+    text = to_markdown(content(analysis))
     for row in cells(text, "Compared with τ = 15: composition on held-out prompts")[1:]:
         assert row[1:] == [
             *("3", "0.000 (every seed)", "–", "–", "–"),
@@ -155,12 +156,12 @@ def test_arms_without_runs_keep_their_row(tmp_path):
     write_runs(sweep, tmp_path, skip=skip)
     analysis = analyse(sweep, collect(sweep, tmp_path))
     rows = {
-        row[0]: row for row in cells(tables.to_markdown(analysis), "The reward composition")[1:]
+        row[0]: row for row in cells(to_markdown(content(analysis)), "The reward composition")[1:]
     }
     assert rows["τ = 9"][1:] == ["0", "–", "–", "–"]
     assert rows["τ = 12"][1] == "2"
     assert "(n = 2)" in rows["τ = 12"][3]
-    compared = cells(tables.to_markdown(analysis), "Compared with τ = 15")[1:]
+    compared = cells(to_markdown(content(analysis)), "Compared with τ = 15")[1:]
     assert compared[0][-1] == "cannot conclude: too few seeds"
     tables.to_csv(analysis)
-    tables.to_latex(analysis)
+    to_latex(content(analysis))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.lines import FOLDER
 from harness.reporting import figures, unchanged
+from harness.reporting.unchanged import FOLDER
 from harness.reporting.write import write_report
 from harness.study.spec import Sweep
 from tests.harness.synthetic import make_sweep, seal, write_runs

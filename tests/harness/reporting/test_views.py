@@ -391,7 +391,7 @@ def test_a_sliding_window_alone_does_not_say_what_training_did() -> None:
     view = drift(analyse(sweep, results), results, None)
     said, rows = shown(view)
     assert view is not None
-    assert "cannot be told apart" in said
+    assert "cannot be separated" in said
     assert view.in_one_line == said
     assert rows["slides"]["by training, at equal position, times"] == "–"
     # exp(0.003 * 35) / 8
@@ -487,10 +487,10 @@ def test_the_curves_of_a_page_share_the_error() -> None:
         expected = detectable_difference(one.loss.sd, SEEDS, family)
         assert one.detectable == pytest.approx(expected)
     said, _ = shown(turn(analyse(sweep, results), results, None))
-    # One sentence, with what could have been found: another page has room for no more.
+    # One sentence, with the smallest detectable loss: another page has room for no more.
     assert re.fullmatch(
-        r"No held-out reward is shown to have turned in 120 iterations, in any arm; a true loss of "
-        r"0\.\d+ to 0\.\d+, by the curve, had an 80 % chance of being found\.",
+        r"No held-out reward is shown to have turned in 120 iterations, in any arm; the "
+        r"smallest detectable loss is 0\.\d+ to 0\.\d+ \(depending on the curve\)\.",
         said,
     )
 
@@ -684,7 +684,7 @@ def test_collapses_growth_and_failures_are_counted() -> None:
     results = results_of(sweep, {"composition": curve, "strict": flat}, grad_norm=norm)
     last = (results.runs["arm"] == "bad") & (results.runs["seed"] == 4)
     results.runs.loc[last, "state"] = "failed"
-    for name in ("metrics", "evals"):
+    for name in ("metrics", "evaluations"):
         lines = getattr(results, name)
         setattr(results, name, lines[(lines["arm"] != "bad") | (lines["seed"] != 4)])
     analysis = analyse(sweep, results)
@@ -710,7 +710,7 @@ def test_an_arm_whose_every_run_failed_is_shown_and_counted() -> None:
     results = results_of(sweep, {"composition": growing, "strict": flat})
     states = {"good": "finished", "dead": "failed", "waiting": "waiting"}
     results.runs["state"] = [states[arm] for arm in results.runs["arm"]]
-    for name in ("metrics", "evals"):
+    for name in ("metrics", "evaluations"):
         lines = getattr(results, name)
         setattr(results, name, lines[lines["arm"] == "good"])
     analysis = analyse(sweep, results)

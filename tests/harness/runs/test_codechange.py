@@ -10,7 +10,7 @@ import pytest
 from harness.analysis.analyse import analyse
 from harness.analysis.results import collect
 from harness.launching.job import make_job
-from harness.reporting.findings import missing
+from harness.reporting.notes import missing
 from harness.runs.codechange import AcceptedCode, read_accepted
 from harness.runs.folder import read_attempts
 from harness.status import as_data, as_text

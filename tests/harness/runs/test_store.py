@@ -161,7 +161,7 @@ def test_collect_gives_frames_of_the_finished_runs(lab: Lab) -> None:
     assert first["evaluations_computed"] == 600
     assert len(results.metrics) == 18
     assert {"arm", "seed", "iteration", "loss"} <= set(results.metrics.columns)
-    assert len(results.evals) == 6
+    assert len(results.evaluations) == 6
 
 
 def test_collect_without_any_run_has_the_columns_that_others_group_by(lab: Lab) -> None:

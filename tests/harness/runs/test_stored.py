@@ -233,6 +233,15 @@ def test_the_evaluation_before_training_is_made_once(tmp_path: Path) -> None:
     assert first("a")["seconds_total"] != first("c")["seconds_total"]
     train.run(states["b"].run.config, tmp_path / "alone")
     assert same(states["b"].folder) == same(tmp_path / "alone")
+    assert [s.attempts[0].evaluation_taken for s in states.values()] == [False, True, False]
+    paid = ledger([states["b"]], runs / "toy").useful.seconds
+    lines = (states["b"].folder / "eval.jsonl").read_text().splitlines()
+    judged = [json.loads(line)["seconds_total"] for line in lines]
+    trained = sum(
+        json.loads(line)["seconds_total"]
+        for line in (states["b"].folder / "metrics.jsonl").read_text().splitlines()
+    )
+    assert paid == pytest.approx(trained + sum(judged[1:]), abs=1e-6)
     kept = sorted((runs / STORE / "evaluations").iterdir())
     assert len(kept) == 2
     # A damaged one is made again by the run itself.

@@ -1,0 +1,165 @@
+"""The measurements that a report keeps beside itself, so that a fresh clone can draw it again.
+
+Three Parquet files, a fourth where the sweep has probes, the pictures, and what they were made on
+(`made.json`).
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.analysis.columns import ARM, HASH, SEED, STATE
+from harness.analysis.results import Results
+from harness.analysis.samples import Samples
+from harness.runs.environment import Machine
+from harness.runs.source import MADE
+from harness.text import command_for
+from mixgrpo.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.study.spec import Sweep
+
+FRAMES = {"runs": "runs.parquet", "metrics": "metrics.parquet", "evaluations": "evals.parquet"}
+"""The file of each frame of `Results`."""
+PROBES = "probes.parquet"
+
+
+@dataclass(frozen=True)
+class Measurements:
+    results: Results
+    samples: Samples | None
+    committed: bool
+    """Whether they are the copies kept with the report, for want of run folders."""
+    probes: "pd.DataFrame | None" = None
+    """What was measured on the finished runs besides their training (`harness.probe`)."""
+
+
+def has_frames(report: Path) -> bool:
+    return all((report / file).exists() for file in FRAMES.values())
+
+
+def to_files(sweep: "Sweep", measurements: Measurements, file: str) -> dict[str, bytes]:
+    """The files, by path inside the report's folder, that are read back here. `file`: the sweep's,
+    as seen from there."""
+    results, samples, probes = measurements.results, measurements.samples, measurements.probes
+    made: dict[str, Any] = {
+        "file": file,
+        "profile": sweep.profile,
+        "machines": [asdict(machine) for machine in results.machines],
+        "samples": None,
+    }
+    frames = {of_frame: getattr(results, name) for name, of_frame in FRAMES.items()}
+    if probes is not None:
+        frames[PROBES] = probes
+        made["probes"] = sweep.probes
+    files = {}
+    for name, frame in frames.items():
+        stream = io.BytesIO()
+        frame.assign(arm=frame[ARM].astype("str")).to_parquet(stream, index=False)
+        files[name] = stream.getvalue()
+    if samples is not None:
+        made["samples"] = {key: getattr(samples, key) for key in ("arm", "seed", "iterations")}
+        prompts = json.dumps(samples.prompts, indent=1, ensure_ascii=False) + "\n"
+        files["samples/prompts.json"] = prompts.encode()
+        for name, pictures in (("before", samples.before), ("after", samples.after)):
+            for k, picture in enumerate(pictures):
+                files[f"samples/{name}/{k}.png"] = picture
+    files[MADE] = (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def read_kept(
+    sweep: "Sweep", report: Path, wanted: Mapping[str, Callable[[str], bool]] | None = None
+) -> "tuple[Results, pd.DataFrame | None]":
+    """The measurements kept with a report, and what its probes measured if the sweep has any.
+
+    `wanted`: by frame, which of its columns are read; all of one that is not named. Runs that the
+    file got since are waiting. RunError for damaged files, ConfigError where they are another
+    configuration's or were probed with other options.
+    """
+    import pandas as pd
+    import pyarrow.parquet as parquet
+
+    with _readable(sweep, report):
+        made = json.loads((report / MADE).read_text("utf-8"))
+        frames = {}
+        for name, of_frame in FRAMES.items():
+            wants = (wanted or {}).get(name)
+            columns = wants and [
+                c for c in parquet.read_schema(report / of_frame).names if wants(c)
+            ]
+            frames[name] = pd.read_parquet(report / of_frame, columns=columns)
+        runs = frames["runs"]
+        hashes = {(run.arm, run.seed): run.hash for run in sweep.runs}
+        fits = [
+            hashes.get((arm, seed)) == identity
+            for arm, seed, identity in zip(runs[ARM], runs[SEED], runs[HASH], strict=True)
+        ]
+        machines = [Machine.read(machine) for machine in made["machines"]]
+        profile = str(made["profile"])
+        options = made.get("probes")
+        probes = pd.read_parquet(report / PROBES) if options and sweep.probes else None
+    if not all(fits):
+        hint = f"; they were made with --profile {profile}" if profile != sweep.profile else ""
+        raise ConfigError(
+            f"{sweep.file}: no finished runs, and {report} keeps measurements of another "
+            f"configuration{hint}"
+        )
+    if probes is not None and options != sweep.probes:
+        raise ConfigError(
+            f"{sweep.file}: probes: no finished runs, and {report} keeps what was measured with "
+            f"other options ({json.dumps(options)}); give those, or run the sweep"
+        )
+    kept = set(zip(runs[ARM], runs[SEED], strict=True))
+    new = [
+        {ARM: run.arm, SEED: run.seed, HASH: run.hash, STATE: "waiting"}
+        for run in sweep.runs
+        if (run.arm, run.seed) not in kept
+    ]
+    if new:
+        runs = pd.concat([runs, pd.DataFrame(new)], ignore_index=True)
+    return Results(runs, frames["metrics"], frames["evaluations"], machines), probes
+
+
+def read_samples(sweep: "Sweep", report: Path) -> Samples | None:
+    with _readable(sweep, report):
+        made = json.loads((report / MADE).read_text("utf-8"))["samples"]
+        if made is None:
+            return None
+        folder = report / "samples"
+        prompts = tuple(map(str, json.loads((folder / "prompts.json").read_text("utf-8"))))
+        before, after = (
+            tuple((folder / name / f"{k}.png").read_bytes() for k in range(len(prompts)))
+            for name in ("before", "after")
+        )
+        iterations = int(made["iterations"])
+        return Samples(str(made["arm"]), int(made["seed"]), iterations, prompts, before, after)
+
+
+@contextlib.contextmanager
+def _readable(sweep: "Sweep", report: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a damaged file makes pyarrow, json or pandas raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunError(
+            f"{report}: the measurements kept there cannot be read ({reason}); restore them, or "
+            f"run `{command_for('harness.sweep', sweep, reports=report.parent)}`"
+        ) from None
+
+
+def kept_finished(report: Path) -> int:
+    """How many finished runs the measurements kept with a report hold; 0 where there are none."""
+    import pandas as pd
+
+    try:
+        kept = pd.read_parquet(report / FRAMES["runs"], columns=[STATE])
+    except (OSError, ValueError, KeyError):
+        return 0
+    return int((kept[STATE] == "finished").sum())

@@ -1,0 +1,99 @@
+"""What training did to the rewards on held-out prompts, and how the arms compare in them.
+
+Quality comes from the evaluations on held-out prompts, never from rollout rewards, which depend on
+where the window stands.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.analysis import columns
+from harness.analysis.results import by_seed
+from harness.stats import (
+    MIN_SEEDS,
+    Comparison,
+    Interval,
+    compare,
+    mean_interval,
+    paired_interval,
+    simultaneous_level,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.study.spec import Sweep
+
+
+@dataclass(frozen=True)
+class RewardChange:
+    """One reward of one arm on held-out prompts, before and after training."""
+
+    before: Interval
+    after: Interval
+    change: Interval
+    """After minus before, paired by seed, with its own 95 % interval."""
+    simultaneous: Interval
+    """The same change with the interval that holds for this reward of all arms together. It decides
+    what is said of the arms."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Everything by reward, then by arm."""
+
+    after: Mapping[str, Mapping[str, dict[int, float]]]
+    """After training, by seed."""
+    changes: Mapping[str, Mapping[str, RewardChange]]
+    comparisons: Mapping[str, Mapping[str, Comparison]]
+    """After training with the arm's reference, each reward a family of its own; no references."""
+
+
+def quality(sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]") -> Quality:
+    """`runs_of`: by arm, the finished rows of `Results.runs`."""
+    trained, held_out = reward_names(sweep)
+    before, after = (
+        {
+            reward: {arm: _finite(runs, name(reward)) for arm, runs in runs_of.items()}
+            for reward in (*trained, *held_out)
+        }
+        for name in (columns.before, columns.after)
+    )
+    return Quality(
+        after,
+        {reward: _changes(before[reward], after[reward]) for reward in after},
+        {reward: compare(values, sweep.references) for reward, values in after.items()},
+    )
+
+
+def reward_names(sweep: "Sweep") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Rewards that any arm trains on, and those that are only measured, in the file's order."""
+    trained = _unique(name for run in sweep.runs for name in run.config.rewards.train)
+    measured = _unique(name for run in sweep.runs for name in run.config.rewards.held_out)
+    return trained, tuple(name for name in measured if name not in trained)
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _finite(runs: "pd.DataFrame", column: str) -> dict[int, float]:
+    return {seed: v for seed, v in by_seed(runs, column).items() if math.isfinite(v)}
+
+
+def _changes(
+    before: Mapping[str, dict[int, float]], after: Mapping[str, dict[int, float]]
+) -> dict[str, RewardChange]:
+    """One reward's change in every arm."""
+    family = sum(len(before[arm].keys() & after[arm].keys()) >= MIN_SEEDS for arm in before)
+    return {
+        arm: RewardChange(
+            before=mean_interval(list(before[arm].values())),
+            after=mean_interval(list(after[arm].values())),
+            change=paired_interval(after[arm], before[arm]),
+            simultaneous=paired_interval(after[arm], before[arm], simultaneous_level(family)),
+        )
+        for arm in before
+    }
