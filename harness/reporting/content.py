@@ -13,6 +13,7 @@ from harness.reporting import findings, notes, page
 from harness.reporting.latex import NEEDED, latex_table
 from harness.reporting.tables import Table, markdown_list, markdown_section, tables
 from harness.reporting.views.view import View, answer
+from harness.text import command_for
 from mixgrpo.text.escape import markdown_block
 from mixgrpo.text.words import duration
 
