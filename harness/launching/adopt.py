@@ -26,10 +26,10 @@ from mixgrpo.files.records import (
     ORIGIN,
     RESULT,
     DamagedFileError,
-    Result,
     check_lines,
     loads,
-    parse,
+    parse_result,
+    sealed,
 )
 from mixgrpo.runs.folder import CHECKPOINTS, Measured, claim, claimed, set_aside
 from mixgrpo.settings.config import HealthConfig, RunConfig
@@ -114,7 +114,7 @@ def adopt_finished(
     try:
         _copy_lines(lines, source, folder, config.iterations, makers)
         every = config.evaluation.every
-        check_lines(folder, parse(Result, source / RESULT, result), every, thorough=True)
+        check_lines(folder, parse_result(source / RESULT, result), every, thorough=True)
         if config.output.export:
             shutil.rmtree(folder / _EXPORT, ignore_errors=True)
             _copy_tree(source / _EXPORT, folder / _EXPORT, _link)
@@ -132,7 +132,7 @@ def adopt_finished(
         write_bytes(folder / RESULT, result)
         return
     write_json(folder / ACCEPTED, accepted.model_dump())
-    write_json(folder / RESULT, {**loads(result), "hash": claimed(folder)})
+    write_json(folder / RESULT, sealed({**loads(result), "hash": claimed(folder)}))
 
 
 def fits_whole(source: Path, config: RunConfig, identity: str) -> bool:
