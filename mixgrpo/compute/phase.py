@@ -55,6 +55,8 @@ class PhaseFile:
 def read(folder: Path) -> Phase | None:
     """What the newest process said it is doing; None where it said nothing, or nothing sensible."""
     try:
+        if not (folder / FILE).is_file():  # nothing, or a pipe, which would wait for a writer
+            return None
         said = json.loads((folder / FILE).read_bytes())
         name, part, pid = said["phase"], said["part"], said["pid"]
         if part is not None:
