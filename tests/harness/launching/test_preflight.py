@@ -25,6 +25,12 @@ class Bare:
 class Other(Good):
     name = "other"
 def needs(argument): ...
+import torch
+class Keeps(torch.optim.SGD):
+    def step(self):
+        self.state[self.param_groups[0]["params"][0]]["memory"] = [1]
+class Leaves(torch.optim.SGD):
+    def step(self): sys.exit(0)
 """
 PROMPTS = "a red square\na blue square\n"
 
@@ -99,6 +105,14 @@ REFUSED = {
     "optimizer: {name: torch.optim.LBFGS}": "optimizer.name torch.optim.LBFGS: computes the loss",
     "optimizer.options: {foo: 1}": "toy.yaml:5: optimizer.options foo: adamw takes no such option",
     "optimizer.options: {eps: -1}": "toy.yaml:5: optimizer.name adamw: refuses its settings",
+    "optimizer: {name: torch.optim.SparseAdam}": "optimizer.name torch.optim.SparseAdam: fails at "
+    "its first step (RuntimeError: SparseAdam does not support dense gradients",
+    "optimizer: {name: 'mine.Keeps'}": "Keeps keeps memory as a list, which a checkpoint cannot",
+    "optimizer: {name: 'mine.Leaves'}": "fails at its first step (SystemExit: 0",
+    "rewards.train: {ocr: 1.0}": "rewards.train.ocr: cannot judge the prompts of model scenes "
+    "(reward ocr: the prompt ",
+    "rewards.held_out: [ocr]": "rewards.held_out.ocr: cannot judge the prompts of model scenes (",
+    "rollout.prompts: 100000": "rollout.prompts: scenes has ",
     "model.checkpoint: /nope": "toy.yaml:5: model.checkpoint /nope: there is no such file",
     "model.checkpoint: {own}/mine.py": "mine.py: not a safetensors file",
     "prompts.train: {own}/prompts.txt": "prompts.txt has 2 prompts, and an iteration trains on",
