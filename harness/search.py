@@ -277,7 +277,10 @@ def _say_end(study: "Study", retry: Retry) -> tuple[int, bool]:
     for trial in left:
         say(f"trial {trial.number}: not finished ({trial.arm or 'it never began'})")
     if bad and retry != "failed":
-        say("what failed runs again by the same command with --retry failed")
+        say(
+            "what failed runs again by the same command with --retry failed; a wrong setting is to "
+            "be corrected first"
+        )
     if trials and not any(trial.state == "complete" for trial in trials) and not left:
         say(f"no trial came to a result; trial 0: {trials[0].why or 'it never began'}")
         return 1, not study.wants_more()
