@@ -64,11 +64,12 @@ def is_plain(config: RunConfig) -> bool:
     )
 
 
-def check_code(config: RunConfig) -> Iterator[Check]:
-    """The checks that import code, or read what lies beside weights."""
+def check_code(config: RunConfig, here: bool = True) -> Iterator[Check]:
+    """The checks that import code, or read what lies beside weights. `here`: it would run on this
+    machine."""
     for name in (*config.rewards.train, *config.rewards.held_out):
         key = setting_of(name, config.rewards)
-        yield key, lambda n=name: check_reward(n, config.rewards)  # type: ignore[misc]
+        yield key, lambda n=name: check_reward(n, config.rewards, here)  # type: ignore[misc]
     yield f"optimizer.name {config.optimizer.name}", lambda: _check_optimizer(config)
     yield f"model.name {config.model.name}", lambda: _check_model(config)
     yield "prompts", lambda: _check_prompts(config)
@@ -76,14 +77,7 @@ def check_code(config: RunConfig) -> Iterator[Check]:
 
 
 def check_count(config: RunConfig) -> None:
-    """ConfigError where there are fewer prompts than an iteration trains on, or none at all."""
-    if config.model.name in DIFFUSION:
-        for key in ("train", "held_out"):
-            if not getattr(config.prompts, key):
-                raise ConfigError(
-                    f"model.name {config.model.name}: has no prompts of its own; set prompts.{key} "
-                    "to a file of prompts"
-                )
+    """ConfigError where there are fewer prompts than an iteration trains on."""
     prompts = _prompts(config, "train")
     if prompts is not None and len(prompts) < config.rollout.prompts:
         named = config.prompts.train
@@ -291,7 +285,7 @@ def _work(lines: Iterator[str], say: Callable[[dict[str, object]], None]) -> Non
     for at, line in enumerate(lines):
         asked = json.loads(line)
         config = RunConfig.model_validate_json(json.dumps(asked["config"]))
-        for what, one in check_code(config):
+        for what, one in check_code(config, asked["here"]):
             say({"at": at, "begins": what})
             try:
                 one()

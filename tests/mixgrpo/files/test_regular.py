@@ -67,6 +67,7 @@ def _config(**sections: dict[str, Any]) -> RunConfig:
             lambda p: config_hash(
                 _config(
                     model={"name": "flux", "checkpoint": str(p)},
+                    prompts={"train": __file__, "held_out": __file__},
                     rewards={"train": {"pickscore": 1.0}, "held_out": ("hps",)},
                 )
             ),
