@@ -305,7 +305,7 @@ def requeue(where: Here) -> None:
 
 def _tell(text: str, stream: TextIO | None = None) -> None:
     """Print, on the standard error if nowhere else. What a full disk keeps out of a log is lost."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeEncodeError):
         print(text, file=stream or sys.stderr, flush=True)
 
 
