@@ -51,7 +51,7 @@ class Commands(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(name)(importlib.import_module(COMMANDS[str(name)].module).main)
+        app.command(name)(cli.guarded(importlib.import_module(COMMANDS[str(name)].module).main))
         return name, typer.main.get_command(app), rest
 
 

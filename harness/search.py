@@ -239,7 +239,10 @@ def _say_end(study: "Study", retry: Retry) -> tuple[int, bool]:
     for trial in left:
         say(f"trial {trial.number}: not finished ({trial.arm or 'it never began'})")
     if bad and retry != "failed":
-        say("what failed runs again by the same command with --retry failed")
+        say(
+            "what failed runs again by the same command with --retry failed; a wrong setting is to "
+            "be corrected first"
+        )
     if trials and not left and all(trial.state != "complete" for trial in trials):
         say(f"no trial came to a result; trial 0: {trials[0].why or 'it never began'}")
         return 1, not more

@@ -259,7 +259,7 @@ def _without_a_word(state: RunState) -> str:
     if not state.attempts and state.reason in (None, "killed"):
         return "its job ended before the run began: harness.logs shows what it said"
     if state.reason in (None, "killed"):
-        return "its process was killed: no word was left"
+        return "its process ended without a word: it was killed, or code in C ended it"
     return f"its job ended: {state.reason}"
 
 

@@ -330,7 +330,15 @@ def _run(
         why = state.damage or why
         log = command("harness.logs", state.folder)
         say(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")
-    if any(state.state == "failed" for state in unfinished) and asked.retry != "failed":
+    reasons = [state.reason for state in unfinished if state.state == "failed"]
+    if "config" in reasons:
+        say(
+            "what failed by a wrong setting fails again as it is: correct the file, or what the "
+            "error names, and run the same command"
+            + " (with --retry failed where the file is the same)"
+            * (asked.retry != "failed")
+        )
+    if {*reasons} - {"config"} and asked.retry != "failed":
         say("what failed by an exception runs again by the same command with --retry failed")
     jobs = 1 if asked.executor == "inline" else asked.jobs
     lacking = after_training(part, runs, jobs, asked.executor == "slurm")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from mixgrpo.compute import signals
-from mixgrpo.compute.foreign import exits_are_errors, owes
+from mixgrpo.compute.foreign import exits_are_errors, owes, usable
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.text.escape import one_line, visible, without_passwords
 
@@ -34,20 +34,28 @@ def run(command: Callable[..., Any], ranks: bool = False) -> None:
     first of them says what is wrong with it.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(guarded(command))
+    run_app(app, ranks)
 
-    # Typer and click, which ends of the process pass through, would take them for their own.
+
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, in which ends of the process are errors: typer and click, which they would pass
+    through, would take them for their own."""
+
     @functools.wraps(command)
     def called(*arguments: Any, **options: Any) -> Any:
         with exits_are_errors():
             return command(*arguments, **options)
 
-    app.command()(called)
-    run_app(app, ranks)
+    return called
 
 
 def run_app(app: typer.Typer, ranks: bool = False) -> None:
     """`run`, of one or more commands of typer's."""
     owes(1)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a terminal cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         _run(app, ranks)
     except SystemExit as end:
@@ -136,6 +144,7 @@ def _fail_all(messages: list[str], code: int) -> None:
 def say(text: object, to: TextIO | None = None) -> None:
     """Print a text of which users or runs wrote a part: nothing in it reaches the terminal as a
     control sequence, and no URL's password."""
+    to = usable(sys.stdout, 1) if to is None else usable(to, 2)
     print(visible(without_passwords(str(text))), file=to, flush=True)
 
 

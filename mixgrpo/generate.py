@@ -27,6 +27,7 @@ from mixgrpo.evaluation.held_out import check_readable, choose, evaluation_noise
 from mixgrpo.files.atomic import is_stream, write_bytes, write_json
 from mixgrpo.files.checkpoint import check_at
 from mixgrpo.files.prompts import read_prompts
+from mixgrpo.files.regular import open_regular
 from mixgrpo.sampling.inference import Sampling, asked_shift, draw, images_at_once, shift_of
 from mixgrpo.settings.places import check_file, check_folder, check_outside
 
@@ -79,7 +80,8 @@ class _Listing:
         if not self.file.exists():
             return
         try:
-            earlier = json.loads(self.file.read_text())
+            with open_regular(self.file) as stream:
+                earlier = json.load(stream)
             self.images = {image["file"]: image for image in earlier["images"]}
             of = earlier["run"]
         except (OSError, ValueError, LookupError, TypeError):

@@ -25,10 +25,10 @@ from mixgrpo.files.records import (
     ORIGIN,
     RESULT,
     DamagedFileError,
-    Result,
     check_lines,
     loads,
-    parse,
+    parse_result,
+    sealed,
 )
 from mixgrpo.runs.folder import CHECKPOINTS, CONFIG, Measured, claim, claimed
 from mixgrpo.settings.config import RunConfig
@@ -92,7 +92,7 @@ def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: Acce
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
         text = (source / RESULT).read_bytes()
-        result = parse(Result, source / RESULT, text)
+        result = parse_result(source / RESULT, text)
         check_lines(source, result, config.evaluation.every, thorough=True)
         metrics, evaluations = _lines(source, config, config.iterations)
         kept = {*config.output.keep, *checkpoints_of(source)[-1:]}
@@ -110,7 +110,7 @@ def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: Acce
             _copy_checkpoint(checkpoint, partial, manifest.read(checkpoint))
         _write_origin(partial, source, metrics, makers_of(source))
         write_json(partial / ACCEPTED, accepted.model_dump())
-        write_json(partial / RESULT, {**loads(text), "hash": claimed(partial)})
+        write_json(partial / RESULT, sealed({**loads(text), "hash": claimed(partial)}))
         partial.rename(folder)
         flush(folder.parent)
     except (DamagedFileError, FileNotFoundError, ValueError, LookupError, TypeError) as error:

@@ -189,5 +189,5 @@ def trainer_heard(to_log: bool) -> Iterator[None]:
 
 def tell(text: str, stream: TextIO | None = None) -> None:
     """Print, on the standard error if nowhere else. What a full disk keeps out of a log is lost."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeEncodeError):
         print(text, file=stream or sys.stderr, flush=True)

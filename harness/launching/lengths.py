@@ -18,11 +18,13 @@ from harness.runs.store import read_result, sweep_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.records import DamagedFileError
+from mixgrpo.files.regular import read_regular
 from mixgrpo.runs.location import locate
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import dump_config, load_config
 from mixgrpo.settings.identity import config_hash, length_alone
 from mixgrpo.settings.shared_prefix import common_iterations, why_not_continued
+from mixgrpo.settings.yamlfile import MOST_BYTES
 
 _LENGTH = re.compile(r"^iterations: (\d+)$", re.MULTILINE)
 _UNHASHED = re.compile(r"^(?:health|output):\n(?: .*\n)*", re.MULTILINE)
@@ -132,7 +134,7 @@ def _config_of(folder: Path, wanted: RunConfig) -> RunConfig | None:
     those that change no result.
     """
     try:
-        text = (locate(folder) / "config.yaml").read_text("utf-8")
+        text = read_regular(locate(folder) / "config.yaml", MOST_BYTES).decode()
         iterations = int(_LENGTH.findall(text)[0])
         if iterations == wanted.iterations:
             return None

@@ -15,9 +15,10 @@ from harness.study.arms import Arm
 from harness.study.spec import Sweep
 from harness.study.sweepfile import Chosen
 from mixgrpo.errors import ConfigError, Place, all_errors, shown
+from mixgrpo.files.regular import read_regular
 from mixgrpo.settings.config import Conflict, Section, together
 from mixgrpo.settings.configfile import read_override
-from mixgrpo.settings.yamlfile import read_yaml
+from mixgrpo.settings.yamlfile import MOST_BYTES, read_yaml
 from mixgrpo.text.suggest import SLURM, did_you_mean
 
 SITE_VARIABLE = "MIXGRPO_SLURM"
@@ -221,7 +222,7 @@ def _site() -> dict[str, tuple[Any, Place]]:
 def _is_empty(file: Path) -> bool:
     """Whether a file has nothing but comments."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(file, MOST_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError):  # whoever reads it says what is wrong
         return False
     return all(line.lstrip()[:1] in ("", "#") for line in lines)

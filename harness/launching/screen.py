@@ -71,7 +71,7 @@ class Progress:
             if not state.attempts:
                 text += ": its job ended before the run began; harness.logs shows what it said"
             elif state.reason == "killed":
-                text += ": its process was killed"
+                text += ": its process was killed, or ended without a word"
             elif state.attempts and state.attempts[-1].last_line:
                 text += f": {state.attempts[-1].last_line}"
         elif state.state == "waiting":

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from harness.runs.store import read_result, sweep_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.files.atomic import write_json
-from mixgrpo.files.records import DamagedFileError, loads
+from mixgrpo.files.records import MOST_OF_A_RECORD, DamagedFileError, loads
+from mixgrpo.files.regular import open_regular, read_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,9 @@ class Task:
         manifest = self.folder / "checkpoints" / f"{self.run.config.iterations:06d}/manifest.json"
         weights = None
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            weights = str(loads(manifest.read_bytes())["files"]["average.safetensors"])
+            weights = str(
+                loads(read_regular(manifest, MOST_OF_A_RECORD))["files"]["average.safetensors"]
+            )
         identity = {
             "format": FORMAT,
             "probe": self.name,
@@ -57,7 +60,8 @@ class Task:
         Without the run's last checkpoint they are of the weights that it had.
         """
         try:
-            kept = loads(self.file.read_bytes())
+            with open_regular(self.file) as stream:
+                kept = loads(stream.read())
             wanted = self.identity()
             same = ("digest",) if wanted["weights"] else ("format", "probe", "run", "options")
             fits = all(kept[key] == wanted[key] for key in same)

@@ -12,6 +12,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.study.spec import Run
+from mixgrpo.files.records import MOST_OF_A_RECORD
+from mixgrpo.files.regular import read_regular
 from mixgrpo.runs.folder import claimed
 from mixgrpo.settings.identity import settings_hash
 from mixgrpo.settings.owncode import Modules, changes, own_code, read_record
@@ -38,7 +40,8 @@ class AcceptedCode(BaseModel):
 def read_accepted(folder: Path) -> AcceptedCode | None:
     """What was accepted for a run; None for one that its own code made."""
     try:
-        return AcceptedCode.model_validate_json((folder / FILE).read_bytes())
+        text = read_regular(folder / FILE, MOST_OF_A_RECORD)
+        return AcceptedCode.model_validate_json(text)
     except (OSError, ValidationError):
         return None
 

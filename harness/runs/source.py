@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.files.atomic import write_json
+from mixgrpo.files.records import MOST_OF_A_RECORD
+from mixgrpo.files.regular import read_regular
 from mixgrpo.settings.yamlfile import read_yaml
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def note(name: str, file: Path, runs_folder: Path, say: Callable[[str], None]) -
 def _recorded(record: Path) -> Path | None:
     """The file that a record names; None where it names none."""
     try:
-        path = json.loads(record.read_bytes())["file"]
+        path = json.loads(read_regular(record, MOST_OF_A_RECORD))["file"]
         return Path(os.path.normpath(record.parent.resolve() / path))
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -40,6 +40,7 @@ from mixgrpo.files.records import (
     Version,
     check_lines,
     parse,
+    parse_result,
     read_bytes,
 )
 from mixgrpo.runs.folder import OWNER
@@ -327,10 +328,13 @@ def read_result(folder: Path, every: int | None = None) -> Result | None:
                 f"{SCHEMA_VERSION}); move the folder away to run it anew, or use the version that "
                 "wrote it"
             )
-        result = parse(Result, file, text)
+        result = parse_result(file, text)
         check_lines(folder, result, every)
     except DamagedFileError as damaged:
         raise DamagedFileError(damaged.file, damaged.why, FIX) from None
+    seed = re.search(r"-seed(\d+)-[0-9a-f]{8}$", folder.name)
+    if seed is not None and int(seed[1]) != result.seed:
+        raise DamagedFileError(file, f"seed is {result.seed}, not {seed[1]}", FIX)
     named = folder.name.rpartition("-")[2]
     if re.fullmatch("[0-9a-f]{8}", named) and named != result.hash:
         raise DamagedFileError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mixgrpo.catalogue import registry
 from mixgrpo.catalogue.scenes import weights_file
+from mixgrpo.errors import ConfigError
 from mixgrpo.files.contents import contents, pipeline_contents
 
 if TYPE_CHECKING:
@@ -60,4 +61,7 @@ def model_weights(name: str, checkpoint: str | None) -> str:
     if name == "scenes":
         place = weights_file(checkpoint)
     identify = pipeline_contents if name in DIFFUSION else contents
-    return (identify(place) if place else "") or (hub_name(name, checkpoint) or "")
+    try:
+        return (identify(place) if place else "") or (hub_name(name, checkpoint) or "")
+    except ConfigError as error:
+        raise ConfigError(f"model.checkpoint: {error}") from None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixgrpo.catalogue import registry
 from mixgrpo.catalogue.scenes import CLARITY_WEIGHTS, REWARDS
+from mixgrpo.errors import ConfigError
 from mixgrpo.files.contents import contents
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def scoring_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     one's own say is not known: all count as they are, `checkpoint` apart, also where one is given
     its default.
     """
-    files = {key: _content(value) for key, value in files_named(name, options).items()}
+    files = {key: _content(name, key, value) for key, value in files_named(name, options).items()}
     if name not in _BUILT_IN:
         return {**options, **files}
     defaults = _DEFAULTS.get(name, {})
@@ -104,6 +105,9 @@ def files_named(name: str, options: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _content(value: str) -> str:
+def _content(reward: str, option: str, value: str) -> str:
     """What is in the file or folder of that name; the name where it is one on the hub."""
-    return (contents(Path(value)) or value) if value else value
+    try:
+        return (contents(Path(value)) or value) if value else value
+    except ConfigError as error:
+        raise ConfigError(f"rewards.options.{reward}: {option}: {error}") from None

@@ -4,14 +4,17 @@ It may raise anything, also what would end the process, and may change settings 
 process shares.
 """
 
+import atexit
+import ctypes
 import os
+import platform
 import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from mixgrpo.compute.signals import ENDING, Interrupted
@@ -35,10 +38,11 @@ def in_words(error: BaseException) -> str:
         return text
     # wandb replaces `sys.exit` by a function, which is not the caller.
     wrapper = getattr(sys.exit, "__code__", None)
+    passed_on = (__file__, os.execl.__code__.co_filename)
     places = [
         f" (raised in {frame.f_code.co_filename}, line {line})"
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_code is not wrapper and frame.f_code.co_filename != __file__
+        if frame.f_code is not wrapper and frame.f_code.co_filename not in passed_on
     ]
     return f"{text}{places[-1] if places else ''}; {ENDS_THE_PROCESS}"
 
@@ -46,10 +50,11 @@ def in_words(error: BaseException) -> str:
 @contextmanager
 def exits_are_errors() -> Iterator[None]:
     """RepeatableError where what runs inside raises what would end the process without a word, as
-    `sys.exit(0)` does: in a model, an optimizer, a thread that is waited for. `os._exit`, which no
-    handler hears, is made to raise it too."""
+    `sys.exit(0)` does: in a model, an optimizer, a thread that is waited for. `os._exit` and
+    `os.execv`, which no handler hears, are made to raise it too. `exit` of C ends the process with
+    1. The standard streams are others inside (`_stand_ins`)."""
     try:
-        with hard_exits_raise():
+        with hard_exits_raise(), _owing(), streams_stay():
             yield
     except (Exception, Interrupted):
         raise
@@ -66,6 +71,7 @@ _owed: dict[int, int] = {}
 
 
 def _exit(code: int) -> NoReturn:
+    """Stands for `os._exit`."""
     # A child that was forked ends as ever.
     if getattr(_guarded, "process", None) == os.getpid():
         raise SystemExit(code)
@@ -77,17 +83,91 @@ def _exit(code: int) -> NoReturn:
     _hard_exit(code)
 
 
+def _never_returns(name: str) -> Callable[..., NoReturn]:
+    """Stands for `os.execv` or `os.execve`, which put another program in this one's place."""
+    real = getattr(os, name)
+
+    def execute(path: Any, *rest: Any) -> NoReturn:
+        said = f"os.{name}({path!r})"
+        if getattr(_guarded, "process", None) == os.getpid():
+            raise SystemExit(said)
+        if owed := _owed.get(os.getpid(), 0):
+            os.write(2, f"error: {said} was called; {ENDS_THE_PROCESS}\n".encode(errors="replace"))
+            _hard_exit(owed)
+        real(path, *rest)
+        raise AssertionError  # it does not return
+
+    return execute
+
+
+_REPLACED = {"_exit": _exit, **{name: _never_returns(name) for name in ("execv", "execve")}}
+
+
+def _replace() -> None:
+    for name, function in _REPLACED.items():
+        setattr(os, name, function)
+
+
 def owes(code: int) -> None:
-    """From now on `os._exit(0)`, in whatever thread or handler, ends this process with `code`."""
-    os._exit = _exit  # type: ignore[assignment]
+    """From now on `os._exit(0)`, in whatever thread or handler, ends this process with `code`, and
+    so does `exit(0)` of C, where the C library tells of it."""
+    _replace()
     _owed[os.getpid()] = code
+    _hear_exit_of_c()
+
+
+@contextmanager
+def _owing() -> Iterator[None]:
+    """`owes(1)`, unless this process owes a code already."""
+    process = os.getpid()
+    before = _owed.get(process)
+    owes(before or 1)
+    try:
+        yield
+    finally:
+        if before is None:
+            _owed.pop(process, None)
+        else:
+            _owed[process] = before
+
+
+_heard_by: set[int] = set()
+"""Processes in which `exit` of C is heard."""
+
+
+def _hear_exit_of_c() -> None:
+    """Have `exit` of C call `_exit_of_c`. Only of glibc is known that this can be undone."""
+    if os.getpid() in _heard_by or platform.libc_ver()[0] != "glibc":
+        return
+    _heard_by.add(os.getpid())
+    library = ctypes.CDLL(None)
+    library.__cxa_atexit(_exit_of_c, None, ctypes.byref(_handle))
+    # What is left of Python when it has ended cannot be called.
+    atexit.register(_do_not_hear, library)
+
+
+def _do_not_hear(library: ctypes.CDLL) -> None:
+    _heard_by.clear()
+    # Calls it, and takes it off the list.
+    library.__cxa_finalize(ctypes.byref(_handle))
+
+
+_handle = ctypes.c_char()
+"""By its address the C library knows what to take off its list."""
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def _exit_of_c(_: Any) -> None:
+    if os.getpid() in _heard_by and (owed := _owed.get(os.getpid(), 0)):
+        os.write(2, f"error: exit was called by code in C; {ENDS_THE_PROCESS}\n".encode())
+        _hard_exit(owed)
 
 
 @contextmanager
 def hard_exits_raise() -> Iterator[None]:
-    """`os._exit` raises SystemExit in this thread of this process: it would end a run with the code
-    of success. Where it is called from C, nothing helps."""
-    os._exit = _exit  # type: ignore[assignment]
+    """`os._exit` and `os.execv` raise SystemExit in this thread of this process: they would end a
+    run with the code of success. Where `_exit` is called from C, nothing helps."""
+    _replace()
     before = getattr(_guarded, "process", None)
     _guarded.process = os.getpid()
     try:
@@ -134,13 +214,59 @@ def stays() -> Iterator[None]:
         os.close(before)
 
 
+def usable(stream: Any, number: int) -> Any:
+    """`stream`, or another one on the standard descriptor `number` where it was closed, or its
+    buffer detached."""
+    with suppress(ValueError):
+        if not getattr(stream, "closed", False):
+            return stream
+    return open(number, "w", errors="backslashreplace", closefd=False)
+
+
+def _stand_in(stream: Any) -> Any:
+    """A stream on the same descriptor, which is not closed with it; `stream` where it has none."""
+    try:
+        stream.flush()
+        return open(
+            stream.fileno(),
+            "w",
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            buffering=1,
+            closefd=False,
+        )
+    except (AttributeError, OSError, ValueError):
+        return stream
+
+
+_STREAMS = ("stdout", "stderr", "__stdout__", "__stderr__")
+
+
+@contextmanager
+def streams_stay() -> Iterator[None]:
+    """The standard streams are the same afterwards, and open, though what runs inside wraps,
+    replaces or closes those that it sees, which are others on the same descriptors."""
+    before = {name: getattr(sys, name) for name in _STREAMS}
+    given = {id(stream): _stand_in(stream) for stream in before.values()}
+    for name, stream in before.items():
+        setattr(sys, name, given[id(stream)])
+    try:
+        yield
+    finally:
+        for stream in given.values():
+            with suppress(AttributeError, OSError, ValueError):
+                stream.flush()
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+
+
 @contextmanager
 def settings_restored() -> Iterator[None]:
     """Whatever runs inside, the settings by which this process computes, warns and hears signals
     are the same afterwards. Other threads may see the changed ones until then.
 
-    Restored are what `_torch_settings` lists, the filters of warnings, the handlers of signals and
-    the working directory. Not: generators of random numbers, of which nothing here uses the global
+    Restored are what `_torch_settings` lists, the filters of warnings, the handlers of signals, the
+    standard streams and the working directory. Not: generators of random numbers, of which nothing here uses the global
     ones; the environment.
     """
     settings = [(get(), get, set_) for get, set_ in _torch_settings()]
@@ -149,7 +275,7 @@ def settings_restored() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in numbers if main}
     try:
-        with hard_exits_raise(), forks_end(), stays():
+        with hard_exits_raise(), forks_end(), stays(), streams_stay():
             yield
     finally:
         for before, get, set_ in settings:

@@ -55,6 +55,8 @@ class PhaseFile:
 def read(folder: Path) -> Phase | None:
     """What the newest process wrote that it is doing; None where the file is absent or damaged."""
     try:
+        if not (folder / FILE).is_file():  # nothing, or a pipe, which would wait for a writer
+            return None
         phase = json.loads((folder / FILE).read_bytes())
         name, part, pid = phase["phase"], phase["part"], phase["pid"]
         if part is not None:

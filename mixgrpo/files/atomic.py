@@ -108,7 +108,7 @@ def _write_through(descriptor: int, content: bytes) -> None:
     """Write to a descriptor and close it."""
     with os.fdopen(descriptor, "wb") as stream:
         for printed in (sys.stdout, sys.stderr):  # what was printed before comes before
-            if printed is not None:
+            if printed is not None and not getattr(printed, "closed", False):
                 printed.flush()
         stream.write(content)
 

@@ -6,14 +6,22 @@ was read is remembered while it stays the same.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+from mixgrpo.errors import ConfigError
+from mixgrpo.files.regular import NOT_REGULAR, open_regular, read_regular
+
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline of diffusers: the class of every part."""
+
+MOST_BYTES_OF_INDEX = 1_000_000
+
+MOST_FILES = 1000
+"""In a folder of weights: a pipeline of diffusers has some dozens."""
 
 PART_FILES = (
     *("*.json", "*.txt", "*.model"),
@@ -42,13 +50,17 @@ def contents(place: Path) -> str:
     files and a sample of each. Of .safetensors the sample is the header and a piece of every
     tensor, since training may change some layers alone; of other files above 1 MiB it is 16 pieces
     from beginning to end. Hidden files and folders (.cache) are no part of it; links are followed.
+
+    ConfigError for a pipe or a device, and for a folder of more than `MOST_FILES`: to read from all
+    files of a disk takes hours.
     """
     try:
         place = place.expanduser()
         if not place.is_dir():
+            if place.exists() and not place.is_file():
+                raise ConfigError(f"{place}: {NOT_REGULAR}; name a file or folder of weights")
             return _sha256(*_state(place))
-        # A link to a folder above would bring in everything beside this one.
-        return _together(place, _files(place, frozenset(place.resolve().parents)))
+        return _together(place, _files(place))
     except (OSError, RuntimeError, ValueError):  # no such home; no possible name of a file
         return ""
 
@@ -58,7 +70,7 @@ def pipeline_contents(place: Path) -> str:
     the same weights in other formats). Anything else as `contents` has it."""
     try:
         place = place.expanduser()
-        index = json.loads((place / INDEX).read_bytes())
+        index = json.loads(read_regular(place / INDEX, MOST_BYTES_OF_INDEX))
         parts = sorted(k for k, v in index.items() if isinstance(v, list) and None not in v)
         files = [place / INDEX]
         for part in parts:
@@ -85,18 +97,34 @@ def _part_files(folder: Path) -> list[Path]:
     )
 
 
-def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """All files in `folder`, in order. `above`: folders that a link may not lead back into."""
-    real = folder.resolve()
-    if real in above:
-        return
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _files(path, above | {real})
-        elif path.is_file():
-            yield path
+def _files(folder: Path) -> list[Path]:
+    """All files in `folder` and the folders below, in order. ConfigError for too many."""
+    found: list[Path] = []
+    entries = 0
+
+    def walk(inner: Path, above: frozenset[Path]) -> None:
+        """`above`: folders that a link may not lead back into."""
+        nonlocal entries
+        real = inner.resolve()
+        if real in above:
+            return
+        for path in sorted(inner.iterdir()):
+            entries += 1
+            if entries > MOST_FILES:
+                raise ConfigError(
+                    f"{folder}: has more than {MOST_FILES:,} files and folders; is this a folder "
+                    "of weights?"
+                )
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                walk(path, above | {real})
+            elif path.is_file():
+                found.append(path)
+
+    # A link to a folder above would bring in everything beside this one.
+    walk(folder, frozenset(folder.resolve().parents))
+    return found
 
 
 def _together(folder: Path, files: Iterable[Path]) -> str:
@@ -115,14 +143,14 @@ def _state(file: Path) -> tuple[Path, int, int]:
 
 @cache
 def _sha256(file: Path, _mtime_ns: int, _size: int) -> str:
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache
 def _sampled(file: Path, _mtime_ns: int, size: int) -> str:
     digest = hashlib.sha256(f"{size}\0".encode())
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         for begin, length in _tensors(stream, size) or _pieces(size):
             stream.seek(begin)
             digest.update(stream.read(length))

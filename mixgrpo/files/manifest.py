@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel
 
 from mixgrpo.errors import RunError
+from mixgrpo.files.records import MOST_OF_A_RECORD
+from mixgrpo.files.regular import open_regular, read_regular
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -63,7 +65,7 @@ def place_of(root: Path, iteration: int) -> Path:
 def read(place: Path) -> dict[str, Any]:
     """The manifest of the checkpoint in `place`. OSError or ValueError for a corrupt one, RunError
     for another version's."""
-    text = (place / NAME).read_bytes()
+    text = read_regular(place / NAME, MOST_OF_A_RECORD)
     found = _Format.model_validate_json(text).format
     if found != FORMAT:
         raise RunError(
@@ -90,5 +92,5 @@ def check_inside(file: Path, folder: Path) -> None:
 
 
 def digest_of(file: Path) -> str:
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

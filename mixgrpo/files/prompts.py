@@ -5,9 +5,11 @@ read as prompts is an error with file and line. Imports nothing heavy.
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
+import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -15,9 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixgrpo.errors import ConfigError
+from mixgrpo.files.regular import NOT_REGULAR, is_own_stream, read_regular
 
 FIELDS = ("prompt", "caption", "text")
 """Keys of an object and names of a column that hold a prompt, in any case; the first there is."""
+
+
+MOST_BYTES = 1 << 30
+"""Of a file that is read as a whole; of Parquet one column is read, part by part."""
 
 
 class _Entry(NamedTuple):
@@ -72,8 +79,14 @@ def read_prompts(file: Path) -> list[str]:
 def prompts_digest(file: Path) -> str:
     """sha256 of the prompts that `read_prompts` returns, whatever format they are in.
 
-    ConfigError as there. Remembered while the file stays the same.
+    ConfigError as there, and for a pipe: what identifies a run is read again by other processes.
+    Remembered while the file stays the same.
     """
+    if is_own_stream(file):
+        raise ConfigError(
+            f"{file}: is read by several processes, each time anew; write the prompts to a file "
+            "and name that"
+        )
     return _digest(_read(*_state(file)).prompts)
 
 
@@ -81,14 +94,18 @@ def _state(file: Path) -> tuple[Path, int, int]:
     """The file, and what tells that it was changed."""
     try:
         place = file.expanduser().absolute()
-        stat = place.stat()
+        status = place.stat()
+        if is_own_stream(place):
+            return place, 0, 0
     except (FileNotFoundError, RuntimeError):  # the latter: of somebody without a home folder
         raise ConfigError(f"{file}: no such file of prompts") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    if place.is_dir():
+    if stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{file}: is a folder; name a file of prompts")
-    return place, stat.st_mtime_ns, stat.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{file}: {NOT_REGULAR}; write the prompts to a file and name that")
+    return place, status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=16)
@@ -135,8 +152,12 @@ def _entries(file: Path) -> Iterable[_Entry]:
 
 def _text(file: Path) -> str:
     try:
-        raw = file.read_bytes()
+        raw = read_regular(file, MOST_BYTES)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise ConfigError(
+                f"{file}: {error.strerror}; is it a file of prompts? Larger ones as .parquet"
+            ) from None
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     try:
         text = raw.decode("utf-8-sig")

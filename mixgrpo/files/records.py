@@ -7,6 +7,7 @@ imports torch.
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -29,6 +30,10 @@ _MOST = 2**63
 
 MOST_OF_A_RECORD = 10_000_000
 """Bytes of a file that is one record; the program writes some thousands."""
+
+MEANS = ("nfe_rollout", "nfe_train")
+TOTALS = ("seconds_total", "evaluations_computed", "backward_computed", *MEANS)
+"""What a result says of all lines of metrics.jsonl: their sum, and of MEANS their mean."""
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -75,7 +80,7 @@ class Result(Record):
     nfe_rollout: Number
     nfe_train: Number
     digests: dict[str, Measured] = {}
-    """By name; earlier versions did not say."""
+    """By name, this file's among them (`sealed`); earlier versions did not say."""
 
 
 class Version(Record):
@@ -188,7 +193,9 @@ def in_words(error: ValidationError) -> str:
 
 def read_result(folder: Path | str) -> Result | None:
     """A run's result.json; None while it is not finished. DamagedFileError where it is damaged."""
-    return read(Result, f"{folder}/{RESULT}")
+    file = f"{folder}/{RESULT}"
+    text = read_bytes(file, MOST_OF_A_RECORD)
+    return None if text is None else parse_result(file, text)
 
 
 def read_origin(folder: Path | str) -> Origin | None:
@@ -200,6 +207,23 @@ def measured(content: bytes) -> Measured:
     return Measured(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
+def sealed(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json holds: `result` with the digest of all that it says itself."""
+    digests = {k: v for k, v in result.get("digests", {}).items() if k != RESULT}
+    rest = {**result, "digests": digests}
+    said = measured(json.dumps(rest, sort_keys=True).encode())
+    return {**rest, "digests": {**digests, RESULT: said.model_dump()}}
+
+
+def parse_result(file: Path | str, text: bytes) -> Result:
+    """The content of a result.json. DamagedFileError where it is none, or was changed."""
+    result = parse(Result, file, text)
+    said = result.digests.get(RESULT)
+    if said is not None and sealed(loads(text))["digests"][RESULT] != said.model_dump():
+        raise DamagedFileError(file, "was changed after the run finished")
+    return result
+
+
 def check_lines(
     folder: Path | str, result: Result, every: int | None, thorough: bool = False
 ) -> None:
@@ -208,12 +232,15 @@ def check_lines(
 
     Thousands of runs are checked at a time: metrics.jsonl, the large one, is read where it was
     changed after the result was written, or where the result does not say what it was, or when
-    `thorough`.
+    `thorough`. A result without a digest of its own is one of an earlier version, or was written by
+    hand: its totals are compared with the lines.
     """
+    is_sealed = RESULT in result.digests
     for name in (EVALUATIONS, METRICS):
         file, said = f"{folder}/{name}", result.digests.get(name)
-        if said is not None and name == METRICS and not thorough and _is_older(folder, said):
-            continue
+        if said is not None and is_sealed and name == METRICS:
+            if not thorough and _is_older(folder, said):
+                continue
         content = read_bytes(file)
         if content is None:
             raise DamagedFileError(file, "is missing")
@@ -226,6 +253,8 @@ def check_lines(
             raise DamagedFileError(file, _difference(content, said))
         if name == EVALUATIONS:
             _check_rewards(folder, result, content)
+        elif not is_sealed:
+            _check_totals(folder, result, content)
 
 
 def _is_older(folder: Path | str, said: Measured) -> bool:
@@ -278,6 +307,24 @@ def _check_rewards(folder: Path | str, result: Result, content: bytes) -> None:
                     f"{folder}/{RESULT}",
                     f"{key}.{name} is {value}, of which {EVALUATIONS} says otherwise",
                 )
+
+
+def _check_totals(folder: Path | str, result: Result, content: bytes) -> None:
+    """DamagedFileError where the result says other totals than the lines of metrics.jsonl."""
+    texts = _first_lines(content).values()
+    lines = [parse(MetricsLine, f"{folder}/{METRICS}", text) for text in texts]
+    if len(lines) != result.iterations:
+        raise DamagedFileError(
+            f"{folder}/{RESULT}", f"iterations is {result.iterations}, {METRICS} has {len(lines)}"
+        )
+    for key in TOTALS:
+        total = sum(getattr(line, key) for line in lines)
+        total = total / len(lines) if key in MEANS else total
+        if not math.isclose(getattr(result, key), total, rel_tol=1e-9):
+            said = getattr(result, key)
+            raise DamagedFileError(
+                f"{folder}/{RESULT}", f"{key} is {said:.12g}, {METRICS} gives {total:.12g}"
+            )
 
 
 def needed_numbers(name: str) -> list[str]:

@@ -39,8 +39,9 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
         _blame(about, error)
     bad = (~values.float().isfinite()).nonzero()  # the squares of larger ones are Inf
     if len(bad):
+        at = int(bad[0])
         raise RepeatableError(
-            f"reward {reward.name}: returned NaN or Inf for {prompts[int(bad[0])]!r}; {_MEND}"
+            f"reward {reward.name}: {_not_usable(values[at])} for {prompts[at]!r}; {_MEND}"
         )
     return values
 
@@ -59,9 +60,17 @@ def for_training(reward: Reward, scores: Tensor) -> Tensor:
         raise
     except BaseException as error:
         _blame(about, error)
-    if not bool(values.float().isfinite().all()):
-        raise RepeatableError(f"{about}: returned NaN or Inf; {_MEND}")
+    bad = values[~values.float().isfinite()]
+    if len(bad):
+        raise RepeatableError(f"{about}: {_not_usable(bad[0])}; {_MEND}")
     return values
+
+
+def _not_usable(value: Tensor) -> str:
+    """What is wrong with a score that float32 does not hold."""
+    if value.isfinite():
+        return f"returned {float(value):.3g}, a number beyond 3.4e38 (float32),"
+    return "returned NaN or Inf"
 
 
 def check_prompts(reward: Reward, prompts: list[str]) -> None:

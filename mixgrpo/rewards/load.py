@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from mixgrpo.catalogue import registry
 from mixgrpo.catalogue.rewards import _BUILT_IN, _GROUP, _IN_FILES, setting_of
 from mixgrpo.catalogue.scenes import REWARDS
 from mixgrpo.compute.foreign import settings_restored
-from mixgrpo.errors import ConfigError, ErrorList
+from mixgrpo.errors import ConfigError, ErrorList, shown
 from mixgrpo.files.hub import check_local
 from mixgrpo.rewards.protocol import FunctionReward, Reward
+from mixgrpo.rewards.unifiedreward import check_options as check_unifiedreward
 
 if TYPE_CHECKING:
     from mixgrpo.settings.config import RewardsConfig
@@ -41,9 +44,9 @@ def load_rewards(
     return found
 
 
-def check_reward(name: str, settings: "RewardsConfig") -> None:
+def check_reward(name: str, settings: "RewardsConfig", here: bool = True) -> None:
     """ConfigError for what `load_reward` would refuse, as far as it is known without making the
-    reward: its code is imported and not called."""
+    reward: its code is imported and not called. `here`: the run has this process's environment."""
     options = dict(settings.options.get(name, {}))
     if name in REWARDS:
         _check_function(name, options)
@@ -58,6 +61,8 @@ def check_reward(name: str, settings: "RewardsConfig") -> None:
         for option in _IN_FILES:
             if isinstance(options.get(option), str):
                 check_local(str(options[option]), f"rewards.options.{name}: {option}")
+        if name == "unifiedreward":
+            check_unifiedreward(options, here)
         return
     with _named_by(setting_of(name, settings), name):
         registry.check(_GROUP, _BUILT_IN, name, _WANTED, path=path, options=options)
@@ -147,3 +152,22 @@ def _check_options(name: str, maker: Any, options: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"rewards.options.{name}: unknown option {key}; {hint}(it takes: {known})"
             )
+        if name in _BUILT_IN:
+            _check_value(f"rewards.options.{name}: {key}", options[key], parameters[key].annotation)
+
+
+_COUNTS = ("batch", "threads")
+
+
+def _check_value(key: str, value: Any, annotation: Any) -> None:
+    """ConfigError where an option of a built-in reward has a value of another type."""
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        said = first["msg"].replace("Input should be", "expected")
+        # An address may hold a password.
+        given = "" if key.endswith("urls") else f", not {shown(value)}"
+        raise ConfigError(f"{key}: {said}{given}") from None
+    if key.rpartition(" ")[2] in _COUNTS and value is not None and value < 1:
+        raise ConfigError(f"{key}: expected 1 or more, not {value}")

@@ -16,11 +16,12 @@ import asyncio
 import base64
 import io
 import json
+import math
 import os
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mixgrpo.errors import ConfigError, RepeatableError
 from mixgrpo.text.escape import one_line, without_passwords
+from mixgrpo.text.secrets import why_no_addresses
 
 if TYPE_CHECKING:
     import httpx
@@ -104,6 +106,41 @@ _LONGEST_REPLY = 1 << 20
 _CONNECT_S = 10.0
 _FIRST_REST_S, _LONGEST_REST_S = 0.5, 30.0
 """Of a server after a failure: doubled each time, up to a limit."""
+_LONGEST_WANTED_S = 600.0
+"""Of a server that says itself how long (Retry-After)."""
+
+
+def check_options(options: Mapping[str, Any], here: bool = True) -> None:
+    """ConfigError for options of `UnifiedReward`, of the right types, that cannot be used.
+
+    `here`: the run has this process's environment; without, what variables hold is not looked at.
+    """
+    place = "rewards.options.unifiedreward"
+    score = options.get("score", "alignment")
+    if score not in get_args(Score):
+        raise ConfigError(f"{place}: score {score} is none of {', '.join(get_args(Score))}")
+    if "urls" in options and (wrong := why_no_addresses(options["urls"])):
+        raise ConfigError(f"{place}: urls: {wrong}")
+    given = [options.get(k, v) for k, v in (("at_once", 1), ("timeout", 1.0), ("retries", 0))]
+    at_once, timeout, retries = given
+    if at_once < 1 or not 0 < timeout < math.inf or retries < 0:
+        raise ConfigError(
+            f"{place}: at_once must be 1 or more, timeout above 0 and retries 0 or more, not "
+            f"{at_once}, {timeout} and {retries}"
+        )
+    names = {key: options.get(key) for key in ("api_key_env", "login_env")}
+    for option, name in names.items():
+        if name is not None and here and not os.environ.get(name):
+            raise ConfigError(
+                f"{place}: {option} names the environment variable {name}, which is not set; "
+                "export it"
+            )
+    login, key = names["login_env"], names["api_key_env"]
+    if login is not None and (key or (here and ":" not in os.environ[login])):
+        raise ConfigError(
+            f"{place}: login_env names the environment variable {login}, which must hold "
+            "user:password and cannot stand beside api_key_env"
+        )
 
 
 class UnifiedReward:
@@ -132,37 +169,9 @@ class UnifiedReward:
         retries: int = 6,
     ) -> None:
         """ConfigError for options that cannot be used. No server is asked yet."""
-        place = "rewards.options.unifiedreward"
-        if score not in get_args(Score):
-            raise ConfigError(f"{place}: score {score} is none of {', '.join(get_args(Score))}")
-        if isinstance(urls, str) or not urls:
-            raise ConfigError(f"{place}: urls must be a list of addresses, [http://host:8000/v1]")
-        for url in urls:
-            said = without_passwords(str(url))
-            if said != url:
-                raise ConfigError(
-                    f"{place}: {said} in urls has a user or a password in it, which messages and "
-                    "records would show; leave it out, and name in login_env the environment "
-                    "variable that holds user:password"
-                )
-            if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
-                raise ConfigError(f"{place}: {said} in urls is no address like http://host:8000/v1")
-        if at_once < 1 or timeout <= 0 or retries < 0:
-            raise ConfigError(
-                f"{place}: at_once must be 1 or more, timeout above 0 and retries 0 or more, not "
-                f"{at_once}, {timeout} and {retries}"
-            )
-        for option, name in (("api_key_env", api_key_env), ("login_env", login_env)):
-            if name is not None and not os.environ.get(name):
-                raise ConfigError(
-                    f"{place}: {option} names the environment variable {name}, which is not set; "
-                    "export it"
-                )
-        if login_env is not None and (api_key_env or ":" not in os.environ[login_env]):
-            raise ConfigError(
-                f"{place}: login_env names the environment variable {login_env}, which must hold "
-                "user:password and cannot stand beside api_key_env"
-            )
+        options = {"urls": urls, "score": score, "at_once": at_once, "timeout": timeout}
+        options |= {"retries": retries, "api_key_env": api_key_env, "login_env": login_env}
+        check_options(options)
         self._servers = [_Server(url.rstrip("/") + "/chat/completions") for url in urls]
         self._model, self._score = model, score
         self._key, self._login = api_key_env, login_env
@@ -268,8 +277,10 @@ class UnifiedReward:
                     if wrong == self._answers:
                         raise self._senseless(answer, prompt)
                     continue
-                failure = ConnectionError(f"{server.url}: {self._said(reply)}")
-                server.failed(began, _retry_after(reply))
+                wanted = _retry_after(reply)
+                asked = f" (it asks to wait {wanted:,.0f} s)" if wanted else ""
+                failure = ConnectionError(f"{server.url}: {self._said(reply)}{asked}")
+                server.failed(began, min(wanted, _LONGEST_WANTED_S))
             failed += 1
             if failed == self._tries:
                 raise type(failure)(
@@ -397,7 +408,7 @@ def _retry_after(reply: "_Reply") -> float:
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

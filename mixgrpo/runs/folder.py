@@ -15,14 +15,17 @@ from mixgrpo.files import jsonlines, manifest
 from mixgrpo.files.atomic import flush, write_json, write_text
 from mixgrpo.files.records import (
     EVALUATIONS,
+    MEANS,
     METRICS,
     ORIGIN,
     RESULT,
+    TOTALS,
     DamagedFileError,
     check_lines,
     is_line,
     read_origin,
     read_result,
+    sealed,
 )
 from mixgrpo.files.records import measured as measure
 from mixgrpo.settings import owncode
@@ -193,7 +196,7 @@ def is_finished(config: RunConfig, folder: Path) -> bool:
         result = read_result(folder)
         if result is None:
             return False
-        if result.hash != config_hash(config):
+        if (result.hash, result.seed) != (config_hash(config), config.seed):
             raise DamagedFileError(folder / RESULT, "is of another run")
         try:
             check_lines(folder, result, config.evaluation.every, thorough=True)
@@ -356,28 +359,22 @@ def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:
     # What the result vouches for must be on disk before the result is.
     for file in (measured.metrics, measured.evals):
         flush(file)
-    write_json(
-        folder / RESULT,
-        {
-            "schema": SCHEMA_VERSION,
-            # Not of the files as they are by now.
-            "hash": claimed(folder) or config_hash(config),
-            "seed": config.seed,
-            "iterations": len(lines),
-            "before": judged(evals[0]),
-            "after": judged(evals[-1]),
-            "seconds_total": total("seconds_total"),
-            "evaluations_computed": total("evaluations_computed"),
-            "backward_computed": total("backward_computed"),
-            "nfe_rollout": total("nfe_rollout") / len(lines),
-            "nfe_train": total("nfe_train") / len(lines),
-            "evaluations": len(evals),
-            "digests": {
-                file.name: measure(file.read_bytes()).model_dump()
-                for file in (measured.metrics, measured.evals)
-            },
+    result = {
+        "schema": SCHEMA_VERSION,
+        # Not of the files as they are by now.
+        "hash": claimed(folder) or config_hash(config),
+        "seed": config.seed,
+        "iterations": len(lines),
+        "before": judged(evals[0]),
+        "after": judged(evals[-1]),
+        **{key: total(key) / len(lines) if key in MEANS else total(key) for key in TOTALS},
+        "evaluations": len(evals),
+        "digests": {
+            file.name: measure(file.read_bytes()).model_dump()
+            for file in (measured.metrics, measured.evals)
         },
-    )
+    }
+    write_json(folder / RESULT, sealed(result))
 
 
 OWNER = "owner"

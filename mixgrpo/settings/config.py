@@ -23,6 +23,7 @@ from mixgrpo.catalogue.models import DIFFUSION
 from mixgrpo.errors import shown
 from mixgrpo.maths.window import AtEnd, Strategy, Window
 from mixgrpo.text.escape import shortened, without_passwords
+from mixgrpo.text.secrets import has_login, why_no_addresses
 
 SCHEMA_VERSION = 1
 """Raised when a default or a meaning changes so that old results are no longer comparable."""
@@ -502,13 +503,16 @@ def _holds_no_secret(key: str, value: object) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             _holds_no_secret(f"{key}.{name}" if key else str(name), inner)
+    elif key == "rewards.options.unifiedreward.urls" and why_no_addresses(value):
+        raise Conflict(f"{key}: {why_no_addresses(value)}", key)
     elif isinstance(value, list | tuple):
         for inner in value:
             _holds_no_secret(key, inner)
     elif isinstance(value, str) and value:
-        if without_passwords(value) != value:
+        of_a_reward = key.startswith("rewards.options.")
+        if without_passwords(value) != value or (of_a_reward and has_login(value)):
             raise Conflict(
-                f"{key}: a URL with a user or a password in it would be kept in config.yaml, in "
+                f"{key}: a URL with a user, a password or a key in it would be kept in config.yaml, in "
                 "messages and at trackers; write it without, and name the environment variable "
                 "that holds user:password, as login_env of rewards.options.unifiedreward does",
                 key,

@@ -410,8 +410,10 @@ def read_override(
     text: str, option: str = "--set", example: str = "window.interval=25"
 ) -> tuple[str, Any, Place]:
     """Key, value and place of a `KEY=VALUE` of the command line. ConfigError where it is none."""
-    place = Place(f"{option} {shortened(text)}")
     key, equals, value = text.partition("=")
+    # What may hold a password is not repeated: the rest of an address, whatever is wrong with it.
+    hidden = re.search("url|@|://", value, re.IGNORECASE)
+    place = Place(f"{option} {shortened(f'{key}=...' if hidden else text)}")
     if not equals or not key.strip():
         raise ConfigError(f"expected KEY=VALUE, such as {example}", place=place)
     return key.strip(), parse_yaml(value, place), place

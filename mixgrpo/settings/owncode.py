@@ -18,6 +18,8 @@ from mixgrpo.catalogue.modules import digests, imported, is_installed
 from mixgrpo.catalogue.rewards import own_reward
 from mixgrpo.errors import UnidentifiedError
 from mixgrpo.files.atomic import write_json
+from mixgrpo.files.records import MOST_OF_A_RECORD
+from mixgrpo.files.regular import read_regular
 from mixgrpo.settings.config import RunConfig
 
 FILE = "code.json"
@@ -123,7 +125,7 @@ def write_record(folder: Path, record: CodeRecord) -> None:
 def read_record(folder: Path) -> CodeRecord | None:
     """Which code a run is of; None where that is not noted, or cannot be read."""
     try:
-        return CodeRecord.model_validate_json((folder / FILE).read_bytes())
+        return CodeRecord.model_validate_json(read_regular(folder / FILE, MOST_OF_A_RECORD))
     except (OSError, ValidationError):
         return None
 

@@ -7,6 +7,7 @@ nesting and aliases have limits, so that no file takes all memory.
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from mixgrpo.errors import ConfigError, ErrorList, Place, shown
+from mixgrpo.files.regular import read_regular
 from mixgrpo.text.escape import shortened
 
 Key = tuple[str | int, ...]
@@ -174,15 +176,14 @@ def dump_yaml(data: Any, **options: Any) -> str:
 def _read_text(path: Path) -> str:
     place = Place(str(path))
     try:
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+        raw = read_regular(path, MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"no such file{nearest_file(path)}", place=place) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) == errno.EFBIG:
+            raise ConfigError(f"{reason}; is it YAML?", place=place) from None
         raise ConfigError(f"cannot be read: {reason}", place=place) from None
-    if len(raw) > MOST_BYTES:
-        raise ConfigError(f"has more than {MOST_BYTES:,} bytes; is it YAML?", place=place)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -31,7 +31,7 @@ from mixgrpo.files.hub import check_local, is_on_the_hub
 from mixgrpo.files.prompts import read_prompts
 from mixgrpo.models.load import check_model
 from mixgrpo.rewards.load import check_reward
-from mixgrpo.settings.config import ModelConfig, RunConfig
+from mixgrpo.settings.config import ModelConfig, OptimizerConfig, RunConfig
 from mixgrpo.settings.configfile import Layers, placed
 from mixgrpo.settings.owncode import Modules, changes, own_code, unseen
 
@@ -52,9 +52,9 @@ def is_plain(config: RunConfig) -> bool:
         plain_model = plain_model and not (config.prompts.train or config.prompts.held_out)
     else:
         plain_model = model.name in DIFFUSION and _is_on_the_hub(model)
-        plain_model = plain_model and "ocr" not in used
     return (
         plain_model
+        and "ocr" not in used  # it needs something of every prompt
         and not _names_layers(model)
         and all(is_built_in(name) and not rewards.options.get(name) for name in used)
         and config.optimizer.name == "adamw"
@@ -64,11 +64,12 @@ def is_plain(config: RunConfig) -> bool:
     )
 
 
-def check_code(config: RunConfig) -> Iterator[Check]:
-    """The checks that import code, or read what lies beside weights."""
+def check_code(config: RunConfig, here: bool = True) -> Iterator[Check]:
+    """The checks that import code, or read what lies beside weights. `here`: it would run on this
+    machine."""
     for name in (*config.rewards.train, *config.rewards.held_out):
         key = setting_of(name, config.rewards)
-        yield key, lambda n=name: check_reward(n, config.rewards)  # type: ignore[misc]
+        yield key, lambda n=name: check_reward(n, config.rewards, here)  # type: ignore[misc]
     yield f"optimizer.name {config.optimizer.name}", lambda: _check_optimizer(config)
     yield f"model.name {config.model.name}", lambda: _check_model(config)
     yield "prompts", lambda: _check_prompts(config)
@@ -77,13 +78,27 @@ def check_code(config: RunConfig) -> Iterator[Check]:
 
 def check_count(config: RunConfig) -> None:
     """ConfigError where there are fewer prompts than an iteration trains on."""
-    file = config.prompts.train
-    count = len(read_prompts(Path(file))) if file else None
-    if count is not None and count < config.rollout.prompts:
+    prompts = _prompts(config, "train")
+    if prompts is not None and len(prompts) < config.rollout.prompts:
+        named = config.prompts.train
         raise ConfigError(
-            f"prompts.train: {file} has {count} prompts, and an iteration trains on "
-            f"rollout.prompts: {config.rollout.prompts}; add prompts, or lower that"
+            f"{f'prompts.train: {named}' if named else f'rollout.prompts: {config.model.name}'} "
+            f"has {len(prompts)} prompts, and an iteration trains on rollout.prompts: "
+            f"{config.rollout.prompts}; {'add prompts, or ' * bool(named)}lower that"
         )
+
+
+def _prompts(config: RunConfig, key: str) -> list[str] | None:
+    """The prompts of a file, or the model's own; None where those of a package's model are known
+    to that alone."""
+    from mixgrpo.scenes import prompts
+
+    file = getattr(config.prompts, key)
+    if file:
+        return read_prompts(Path(file))
+    if config.model.name != "scenes":
+        return None
+    return prompts.train_prompts() if key == "train" else prompts.held_out_prompts()
 
 
 def check(config: RunConfig, layers: Layers) -> None:
@@ -137,22 +152,51 @@ def _check_optimizer(config: RunConfig) -> None:
         return
     from mixgrpo.training.optimizer import make_optimizer
 
+    dimensions: Iterable[int] = range(1, 5)
     try:
-        make_optimizer(optimizer, _weights(range(1, 5)))
+        make_optimizer(optimizer, _weights(dimensions))
     except ConfigError:
         # Some take only matrices: whether all weights are, the network says, which takes seconds.
         make_optimizer(optimizer, _weights([2]))
         network = _network(config)
-        if network is not None:
-            trained = {p.ndim for p in network.parameters() if p.requires_grad}
-            make_optimizer(optimizer, _weights(sorted(trained)))
+        trained = network.parameters() if network is not None else ()
+        dimensions = sorted({p.ndim for p in trained if p.requires_grad}) or [2]
+        make_optimizer(optimizer, _weights(dimensions))
+    _check_step(optimizer, dimensions)
 
 
-def _weights(dimensions: Iterable[int]) -> "list[Parameter]":
+def _check_step(optimizer: OptimizerConfig, dimensions: Iterable[int]) -> None:
+    """ConfigError where an optimizer takes no step, or then has what no checkpoint can hold."""
+    import torch
+
+    from mixgrpo.training.optimizer import make_optimizer, set_learning_rate, state_tensors
+
+    failure: BaseException | None = None
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        names = {str(p.ndim): p for p in _weights(dimensions, device)}
+        made = make_optimizer(optimizer, names.values())
+        for parameter in names.values():
+            parameter.grad = torch.full_like(parameter, 0.1)
+        try:
+            set_learning_rate(made, optimizer.lr)
+            made.step()
+        except (Exception, SystemExit) as error:  # some work on a GPU alone
+            failure = failure or error
+            continue
+        state_tensors(made, names)
+        return
+    assert failure is not None
+    raise ConfigError(
+        f"optimizer.name {optimizer.name}: fails at its first step ({in_words(failure)}); change "
+        "optimizer.options, or name another optimizer"
+    ) from failure
+
+
+def _weights(dimensions: Iterable[int], device: str = "cpu") -> "list[Parameter]":
     """A small weight of each number of dimensions."""
     import torch
 
-    return [torch.nn.Parameter(torch.zeros((2,) * n)) for n in dimensions]
+    return [torch.nn.Parameter(torch.zeros((2,) * n, device=device)) for n in dimensions]
 
 
 def _network(config: RunConfig) -> "Module | None":
@@ -203,10 +247,11 @@ def _check_prompts(config: RunConfig) -> None:
     rewards = {*config.rewards.train, *config.rewards.held_out}
     for key in ("train", "held_out"):
         file = getattr(config.prompts, key)
-        prompts = read_prompts(Path(file)) if file else []
-        for prompt in prompts:
+        for prompt in _prompts(config, key) or []:
             try:
-                if rewards & REWARDS.keys():
+                if not file:
+                    pass  # the model's own, which it and its rewards read
+                elif rewards & REWARDS.keys():
                     from mixgrpo.scenes.prompts import parse
 
                     parse(prompt)  # has no other words than the model knows
@@ -219,6 +264,12 @@ def _check_prompts(config: RunConfig) -> None:
 
                     quoted(prompt)
             except (ValueError, ConfigError) as error:
+                if not file:
+                    raise ConfigError(
+                        f"{setting_of('ocr', config.rewards)}: cannot judge the prompts of model "
+                        f"{config.model.name} ({error}); set prompts.{key} to a file of prompts "
+                        "that do"
+                    ) from None
                 raise ConfigError(
                     f"prompts.{key}: {file}: {error}; correct it, or name another file"
                 ) from None
@@ -234,7 +285,7 @@ def _work(lines: Iterator[str], say: Callable[[dict[str, object]], None]) -> Non
     for at, line in enumerate(lines):
         asked = json.loads(line)
         config = RunConfig.model_validate_json(json.dumps(asked["config"]))
-        for what, one in check_code(config):
+        for what, one in check_code(config, asked["here"]):
             say({"at": at, "begins": what})
             try:
                 one()

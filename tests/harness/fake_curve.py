@@ -51,8 +51,9 @@ def run(
         line = {"iteration": done, "pid": os.getpid(), "seconds_total": 0.5}
         line |= {"window_start": 0, "window_size": config.window.size, "backward_computed": 10}
         line |= {"nfe_rollout": 8, "nfe_train": 2}
+        line |= {"evaluations_computed": 100 * config.window.size}
         with (folder / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps(line | {"evaluations_computed": 100}) + "\n")
+            stream.write(json.dumps(line) + "\n")
         done += 1
         (folder / "checkpoints" / f"{done:06d}").mkdir(exist_ok=True)
     _evaluate(folder, done, end)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
 from mixgrpo.files import manifest
 from mixgrpo.files.atomic import write_json
-from mixgrpo.files.records import measured
+from mixgrpo.files.records import measured, sealed
 from mixgrpo.runs.folder import claim
 from mixgrpo.settings.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.settings.identity import config_hash
@@ -110,27 +110,25 @@ def run(
     # As the lines say, which may come from the run that this one began as.
     lines = [json.loads(text) for text in (folder / "eval.jsonl").read_text().splitlines()]
     before, after = ({"composition": lines[k]["reward_composition_mean"]} for k in (0, -1))
-    write_json(
-        folder / "result.json",
-        {
-            "schema": SCHEMA_VERSION,
-            "hash": config_hash(config),
-            "seed": config.seed,
-            "iterations": done,
-            "before": before,
-            "after": after,
-            "seconds_total": 0.01 * done,
-            "evaluations_computed": 100 * done,
-            "backward_computed": 10 * done,
-            "nfe_rollout": 8.0,
-            "nfe_train": 2.0,
-            # It evaluates before and after alone, whatever the configuration says.
-            "digests": {
-                name: measured((folder / name).read_bytes()).model_dump()
-                for name in ("eval.jsonl", "metrics.jsonl")
-            },
+    result = {
+        "schema": SCHEMA_VERSION,
+        "hash": config_hash(config),
+        "seed": config.seed,
+        "iterations": done,
+        "before": before,
+        "after": after,
+        "seconds_total": 0.01 * done,
+        "evaluations_computed": 100 * done,
+        "backward_computed": 10 * done,
+        "nfe_rollout": 8.0,
+        "nfe_train": 2.0,
+        # It evaluates before and after alone, whatever the configuration says.
+        "digests": {
+            name: measured((folder / name).read_bytes()).model_dump()
+            for name in ("eval.jsonl", "metrics.jsonl")
         },
-    )
+    }
+    write_json(folder / "result.json", sealed(result))
     return "finished"
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from harness.study.arms import Arm
 from harness.study.spec import Run, Sweep
-from mixgrpo.files.records import measured
+from mixgrpo.files.records import measured, sealed
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import dump_config
 from mixgrpo.settings.identity import config_hash
@@ -185,7 +185,7 @@ def seal(folder: Path) -> None:
     result = json.loads(file.read_text())
     names = ("metrics.jsonl", "eval.jsonl")
     digests = {name: measured((folder / name).read_bytes()).model_dump() for name in names}
-    _write_json(file, result | {"digests": digests})
+    _write_json(file, sealed(result | {"digests": digests}))
 
 
 ENVIRONMENT = {

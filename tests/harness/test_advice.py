@@ -92,6 +92,22 @@ def test_a_failed_run_is_looked_at_and_run_again_as_the_messages_say(lab: Lab) -
     assert code == 0, output
 
 
+@pytest.mark.parametrize("words", [[], ["--retry", "failed"]])
+def test_what_failed_by_a_wrong_setting_is_to_be_corrected_first(
+    lab: Lab, words: list[str]
+) -> None:
+    lab.write(SMALL)
+    wrong = {"interval=3-seed0": {"config_error": "the key api_key_env names is not set"}}
+    code, output = lab.finish("--jobs", "2", *words, fake=wrong)
+    assert code == 1
+    advice = "correct the file, or what the error names, and run the same command"
+    (line,) = (line for line in output.splitlines() if advice in line)
+    assert ("(with --retry failed where the file is the same)" in line) == (not words)
+    assert "what failed by an exception" not in output
+    # As both say: corrected, and the same command.
+    assert lab.finish("--jobs", "2", "--retry", "failed")[0] == 0
+
+
 def test_the_message_of_a_failed_reward_names_the_option_that_a_sweep_needs() -> None:
     from mixgrpo.rewards import calls
 

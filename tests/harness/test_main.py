@@ -22,8 +22,32 @@ def mixgrpo(*words: str, **environment: str) -> "subprocess.CompletedProcess[str
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=60,
     )
+
+
+ENCODINGS = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_terminal_that_lacks_a_sign_is_shown_its_code(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "signs.yaml"
+    file.write_text(
+        "name: signs\nquestion: Is τ = 25 “best” – or −1?\nseeds: 1\n"
+        "arms: {a: {label: 'τ ≤ 25', window.interval: 25}, b: {label: Grüße, window.interval: 9}}\n",
+        encoding="utf-8",
+    )
+    for words in (["sweep", str(file), "--plan"], ["sweep", str(tmp_path / "no–file.yaml")]):
+        done = mixgrpo(*words, **ENCODINGS[encoding])
+        assert "Traceback" not in done.stderr
+        assert "Error" not in done.stderr
+        assert done.returncode == (0 if "--plan" in words else 2), done.stderr
+    assert "file.yaml: no such file" in done.stderr
 
 
 def test_every_command_is_there_and_none_is_forgotten() -> None:

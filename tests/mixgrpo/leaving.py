@@ -26,6 +26,8 @@ def leave(where: str) -> None:
             sys.exit(0)
         case "hard":
             os._exit(0)
+        case "exec":
+            os.execl("/bin/true", "true")
         case "interrupt":
             raise KeyboardInterrupt
         case "cancelled":

@@ -25,6 +25,12 @@ class Bare:
 class Other(Good):
     name = "other"
 def needs(argument): ...
+import torch
+class Keeps(torch.optim.SGD):
+    def step(self):
+        self.state[self.param_groups[0]["params"][0]]["memory"] = [1]
+class Leaves(torch.optim.SGD):
+    def step(self): sys.exit(0)
 """
 PROMPTS = "a red square\na blue square\n"
 
@@ -94,11 +100,44 @@ REFUSED = {
     "rewards: {held_out: [hps], options: {hps: {checkpoint: /nope/hps.pt}}}": (
         "toy.yaml:5: rewards.options.hps: checkpoint: there is no file or folder /nope/hps.pt"
     ),
+    **{
+        f"rewards: {{held_out: [unifiedreward], options: {{unifiedreward: {options}}}}}": (
+            f"toy.yaml:5: rewards.options.unifiedreward: {said}"
+        )
+        for options, said in (
+            ("{score: nope}", "score: expected 'alignment', 'alignment-2.0' or 'pointwise', not"),
+            ("{at_once: 0}", "at_once must be 1 or more, timeout above 0 and retries 0 or more"),
+            ("{at_once: 1.5}", "at_once: expected a valid integer, not 1.5"),
+            ("{api_key_env: NOT_SET_ANYWHERE}", "api_key_env names the environment variable NOT"),
+            ("{login_env: NOT_SET_ANYWHERE}", "login_env names the environment variable NOT_SET"),
+            ("{timeout: soon}", "timeout: expected a valid number, not 'soon'"),
+        )
+    },
+    "rewards: {held_out: [unifiedreward], options: {unifiedreward: {urls: []}}}": (
+        "rewards.options.unifiedreward.urls: must be a list of addresses"
+    ),
+    "rewards: {held_out: [hps], options: {hps: {batch: 0}}}": (
+        "toy.yaml:5: rewards.options.hps: batch: expected 1 or more, not 0"
+    ),
+    "rewards: {held_out: [hps], options: {hps: {checkpoint: 5}}}": (
+        "toy.yaml:5: rewards.options.hps: checkpoint: expected a valid string, not 5"
+    ),
+    "rewards: {held_out: [aesthetic], options: {aesthetic: {clip: 7}}}": (
+        "rewards.options.aesthetic: clip: expected a valid string, not 7"
+    ),
     "optimizer: {name: torch.optim.Nope}": "toy.yaml:5: optimizer.name torch.optim.Nope: cannot be",
     "optimizer: {name: torch.nn.Linear}": "optimizer.name torch.nn.Linear: is no torch.optim.Opt",
     "optimizer: {name: torch.optim.LBFGS}": "optimizer.name torch.optim.LBFGS: computes the loss",
     "optimizer.options: {foo: 1}": "toy.yaml:5: optimizer.options foo: adamw takes no such option",
     "optimizer.options: {eps: -1}": "toy.yaml:5: optimizer.name adamw: refuses its settings",
+    "optimizer: {name: torch.optim.SparseAdam}": "optimizer.name torch.optim.SparseAdam: fails at "
+    "its first step (RuntimeError: SparseAdam does not support dense gradients",
+    "optimizer: {name: 'mine.Keeps'}": "Keeps keeps memory as a list, which a checkpoint cannot",
+    "optimizer: {name: 'mine.Leaves'}": "fails at its first step (SystemExit: 0",
+    "rewards.train: {ocr: 1.0}": "rewards.train.ocr: cannot judge the prompts of model scenes "
+    "(reward ocr: the prompt ",
+    "rewards.held_out: [ocr]": "rewards.held_out.ocr: cannot judge the prompts of model scenes (",
+    "rollout.prompts: 100000": "rollout.prompts: scenes has ",
     "model.checkpoint: /nope": "toy.yaml:5: model.checkpoint /nope: there is no such file",
     "model.checkpoint: {own}/mine.py": "mine.py: not a safetensors file",
     "prompts.train: {own}/prompts.txt": "prompts.txt has 2 prompts, and an iteration trains on",
@@ -140,6 +179,12 @@ def test_what_depends_on_the_networks_layers(setting: str, expected: str, desk: 
 def test_what_is_right_passes(setting: str, desk: Path) -> None:
     setting = setting.replace("{own}", str(desk.parent / "own"))
     assert refusal(desk, "iterations: 2", setting) == ("", [])
+
+
+def test_a_key_that_the_job_s_node_may_have_is_not_asked_for_here(desk: Path) -> None:
+    options = "{api_key_env: NOT_SET_ANYWHERE}"
+    setting = f"rewards: {{held_out: [unifiedreward], options: {{unifiedreward: {options}}}}}"
+    assert refusal(desk, "iterations: 2", setting, here=False) == ("", [])
 
 
 def test_a_module_that_leaves_the_working_directory_loses_no_file(desk: Path) -> None:

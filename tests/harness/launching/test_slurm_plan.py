@@ -41,7 +41,7 @@ class Desk:
         result = {
             "schema": 1,
             "hash": self.folder(name).name.rpartition("-")[2],
-            "seed": 0,
+            "seed": int(name.rpartition("-seed")[2]),
             "iterations": 1000,
             "before": {},
             "after": {},

@@ -244,10 +244,51 @@ def test_a_result_that_contradicts_the_evaluations_is_damaged(
     file = victim / "result.json"
     result = json.loads(file.read_text())
     result[key]["composition"] += 0.1
-    for digests in (result["digests"], {}):
+    digests = {name: said for name, said in result["digests"].items() if name != "result.json"}
+    for digests in (digests, {}):
         file.write_text(json.dumps(result | {"digests": digests}))
         results = collect(load_sweep(place / "tau.yaml"), place / "runs")
         assert f"{key}.composition is" in results.left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("iterations", 400),
+        ("seconds_total", 1e6),
+        ("evaluations_computed", 3),
+        ("backward_computed", 1),
+        ("nfe_rollout", 77.0),
+        ("nfe_train", 0.5),
+        ("seed", 7),
+    ],
+)
+def test_a_result_whose_totals_were_changed_is_named_by_every_command(
+    key: str,
+    value: float,
+    place: Path,
+    victim: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = victim / "result.json"
+    result = json.loads(file.read_text()) | {key: value}
+    # As this version writes them; as earlier ones did, with digests of the lines and without.
+    earlier = {name: said for name, said in result["digests"].items() if name != "result.json"}
+    whole = "was changed after the run finished"
+    for digests, why in ((result["digests"], whole), (earlier, key), ({}, "")):
+        file.write_text(json.dumps(result | {"digests": digests}))
+        for command, words, code in (
+            (status.main, [], 0),
+            (sweep.main, ["--plan"], 0),
+            (report.main, [], 1),
+        ):
+            given, output = said(command, words, place, monkeypatch, capsys)
+            assert given == code, output
+            (line,) = (text for text in output.splitlines() if f"{victim.name}/" in text)
+            assert why in line
+            assert "run the sweep again" in line or "makes again" in line
+        shutil.rmtree(place / "reports", ignore_errors=True)
 
 
 def test_results_of_earlier_versions_count_and_their_lines_are_counted(

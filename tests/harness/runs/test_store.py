@@ -1,6 +1,7 @@
 """The run folder: states, reading what a kill left behind, collecting, atomic writes."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def finish(folder: Path, iterations: int = 6, **more: Any) -> None:
     result = {
         "schema": 1,
         "hash": folder.name.rpartition("-")[2],
-        "seed": 0,
+        "seed": int((re.findall(r"-seed(\d+)-", folder.name) or [0])[-1]),
         "iterations": iterations,
         "before": {"composition": 0.5},
         "after": {"composition": 0.6},

@@ -33,6 +33,7 @@ from mixgrpo.rewards.calls import score as asked
 from mixgrpo.rewards.limit import limited
 from mixgrpo.rewards.unifiedreward import UnifiedReward
 from mixgrpo.settings.config import RunConfig
+from mixgrpo.settings.configfile import load_config
 from tests.mixgrpo.rewards.chat_server import Behaviour, Chat, Reply, Request, serving
 
 PROMPT = 'a {cat} with a "hat" 100%'
@@ -247,6 +248,18 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(wanted: str, least: float
         assert one(chat) == 5
     first, second = chat.requests
     assert second.at - first.at >= least
+
+
+def test_a_server_is_not_waited_for_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unifiedreward, "_LONGEST_WANTED_S", 0.1)
+    busy = Reply("slow down", 429, {"Retry-After": "99999999"}, raw=True)
+    began = time.monotonic()
+    with (
+        serving(lambda request: busy) as chat,
+        pytest.raises(ConnectionError, match=r"slow down \(it asks to wait 99,999,999 s\)"),
+    ):
+        one(chat, retries=1)
+    assert time.monotonic() - began < 30
 
 
 def test_a_server_may_ask_for_rest_until_a_date() -> None:
@@ -474,8 +487,8 @@ def test_a_refused_request_is_not_repeated_and_names_the_mend(
     [
         ({"score": "beauty"}, "score beauty is none of alignment, alignment-2.0, pointwise"),
         ({"urls": []}, "urls"),
-        ({"urls": "http://host/v1"}, "urls must be a list"),
-        ({"urls": ["host:8000/v1"]}, "host:8000/v1"),
+        ({"urls": "http://host/v1"}, "urls: must be a list"),
+        ({"urls": ["http://host/v1", "host:8000/v1"]}, "urls: entry 2 of 2 is no plain address"),
         ({"at_once": 0}, "at_once"),
         ({"timeout": 0}, "timeout"),
         ({"retries": -1}, "retries"),
@@ -550,15 +563,43 @@ def test_a_redirect_is_not_followed_and_says_where_it_leads() -> None:
         "http://s3cret@host/v1",
         "http://me:s3cret/x@host/v1",
         "https://me:@s3cret@host/v1?x=y",
+        "user:s3cret@host:8000/v1",
+        "http://user:s3cret x@host/v1",
+        "http://user:s3cret'E@host/v1",
+        "http://host/v1?api_key=s3cret",
+        "HTTP:\u0040//u:s3cret@host",
+        "http:/user:s3cret@host/v1",
+        "http://host/v1#s3cret",
+        "http://host s3cret",
     ],
 )
-def test_no_url_holds_a_password(url: str) -> None:
+def test_no_url_holds_a_password(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="login_env") as caught:
         UnifiedReward(urls=[url])
     assert "s3cret" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"rewards.options.unifiedreward.urls: a URL") as refused:
-        RunConfig.model_validate({"rewards": {"options": {"unifiedreward": {"urls": (url,)}}}})
-    assert "s3cret" not in refused.value.errors()[0]["msg"]
+    (tmp_path / "run.yaml").write_text(
+        f"rewards: {{train: {{unifiedreward: 1.0}}, options: {{unifiedreward: {{urls: "
+        f"[http://one:8000/v1, {json.dumps(url)}]}}}}}}\n"
+    )
+    with pytest.raises(ConfigError, match="entry 2 of 2 is no plain address") as refused:
+        load_config(tmp_path / "run.yaml")
+    assert "s3cret" not in str(refused.value)
+    assert str(refused.value).startswith(f"{tmp_path}/run.yaml:1: rewards.options.unifiedreward")
+    override = f"rewards.options={{unifiedreward: {{urls: [{json.dumps(url)}]}}}}"
+    with pytest.raises(ConfigError, match="is no plain address") as refused:
+        load_config(Path(__file__).parents[3] / "sweeps/presets/scenes.yaml", [override])
+    assert "s3cret" not in str(refused.value)
+    if "#" not in url and url != "http://host s3cret":  # those look like no login
+        own = {"classes": {"own": "a:B"}, "options": {"own": {"base_url": url}}}
+        with pytest.raises(ValueError, match="own.base_url: a URL with") as wrong:
+            RunConfig.model_validate({"rewards": own})
+        assert "s3cret" not in wrong.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize("value", ["a@b.c", "http://host:80/v1?n=3", "C:/weights", "12:30", "a:b"])
+def test_what_looks_like_no_login_may_be_an_option(value: str) -> None:
+    own = {"classes": {"own": "a:B"}, "options": {"own": {"value": value}}}
+    RunConfig.model_validate({"rewards": own})
 
 
 def test_user_and_password_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

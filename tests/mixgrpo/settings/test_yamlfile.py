@@ -178,9 +178,12 @@ def test_endless_files_are_not_read_to_their_end(tmp_path: Path) -> None:
     big = tmp_path / "big.yaml"
     with big.open("wb") as file:
         os.truncate(file.fileno(), 10**12)  # sparse
-    for path in (Path("/dev/zero"), big):
-        with pytest.raises(ConfigError, match=f"more than {MOST_BYTES:,} bytes"):
-            read_yaml(path)
+    with pytest.raises(ConfigError, match=f"more than {MOST_BYTES:,} bytes"):
+        read_yaml(big)
+    with pytest.raises(
+        ConfigError, match="/dev/zero: cannot be read: is a pipe, a socket or a dev"
+    ):
+        read_yaml(Path("/dev/zero"))
 
 
 _texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)

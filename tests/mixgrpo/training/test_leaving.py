@@ -34,6 +34,7 @@ OWN = toy.config(
 HOWS = {
     "exit": "SystemExit: 0",
     "hard": "SystemExit: 0",
+    "exec": "SystemExit: os.execv('/bin/true')",
     "interrupt": "KeyboardInterrupt",
     "cancelled": "CancelledError",
     "generator": "GeneratorExit",
@@ -223,6 +224,34 @@ ENDS = {
         ["ValueError", SAID.format("MainThread")],
     ),
     "after success": ("atexit.register(os._exit, 0)", 0, []),
+    "another thread executes": (
+        "t = threading.Thread(target=os.execve, args=('/bin/true', ['true'], {})); t.start(); "
+        "t.join()",
+        1,
+        ["error: os.execve('/bin/true') was called; code that a run calls must raise an exception"],
+    ),
+    "in C": (
+        "ctypes.CDLL(None).exit(0)",
+        1,
+        ["error: exit was called by code in C; code that a run calls must raise an exception"],
+    ),
+    "in C, later": (
+        "atexit.register(ctypes.CDLL(None).exit, 0); raise ConfigError('no')",
+        2,
+        ["error: no", "error: exit was called by code in C; code that a run calls must raise"],
+    ),
+    "in C, after success": ("atexit.register(ctypes.CDLL(None).exit, 0)", 0, []),
+    "in C, in a child": (
+        "child = os.fork() or ctypes.CDLL(None).exit(0); assert os.waitpid(child, 0)[1] == 0",
+        0,
+        [],
+    ),
+    "another program in a child": (
+        "child = os.fork() or os.execv('/bin/true', ['true']); "
+        "assert os.waitpid(child, 0)[1] == 0; subprocess.run(['true'], check=True)",
+        0,
+        [],
+    ),
     "with a code": ("atexit.register(os._exit, 5)", 5, []),
     "a child": ("child = os.fork() or os._exit(0); assert os.waitpid(child, 0)[1] == 0", 0, []),
 }
@@ -232,7 +261,7 @@ ENDS = {
 def test_no_process_ends_with_0_without_its_result(how: str) -> None:
     body, code, said = ENDS[how]
     source = (
-        "import atexit, os, threading\nfrom mixgrpo import cli\n"
+        "import atexit, ctypes, os, subprocess, threading\nfrom mixgrpo import cli\n"
         f"from mixgrpo.errors import ConfigError\ndef main() -> None:\n    {body}\ncli.run(main)"
     )
     ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
@@ -241,6 +270,46 @@ def test_no_process_ends_with_0_without_its_result(how: str) -> None:
     assert bool(lines) == bool(said)
     for line, text in zip(lines[-len(said) :], said, strict=False):
         assert line.startswith(text)
+
+
+SPOILS = {
+    "wraps, and lets go": "sys.stdout = io.TextIOWrapper(sys.stdout.buffer); sys.stdout = None",
+    "wraps, and puts back": "before = sys.stdout; sys.stdout = io.TextIOWrapper(before.buffer, "
+    "encoding='utf-8'); print('inside'); sys.stdout = before",
+    "detaches": "sys.stdout = io.TextIOWrapper(sys.stdout.detach())",
+    "closes": "sys.stdout.close(); sys.stderr.close()",
+    "closes the first ones": "sys.__stdout__.close(); sys.__stderr__.close()",
+    "replaces": "sys.stdout = sys.stderr = open(os.devnull, 'w')",
+    "removes": "sys.stdout = sys.stderr = None",
+    "prints what the terminal lacks": "print('\u2212')",
+}
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["in a reward", "elsewhere"])
+@pytest.mark.parametrize("how", SPOILS)
+def test_what_is_said_is_heard_whatever_became_of_the_streams(how: str, guarded: bool) -> None:
+    if not guarded and how in ("replaces", "removes", "wraps, and lets go"):
+        pytest.skip("of a model, which is called again and again: what it prints is its affair")
+    source = (
+        "import io, os, sys, warnings\nfrom mixgrpo import cli\n"
+        "from mixgrpo.compute.foreign import settings_restored\n"
+        f"def spoil() -> None:\n    {SPOILS[how]}\n"
+        "def main() -> None:\n    cli.say('before')\n    cli.say_warnings()\n"
+        + ("    with settings_restored(): spoil()\n" * 2 if guarded else "    spoil()\n")
+        + "    cli.say('after'); cli.warn('also'); warnings.warn('and'); sys.exit('x')\ncli.run(main)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", source],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    said = [line for line in ended.stdout.splitlines() if line not in ("inside", "\\u2212")]
+    assert said == ["before", "after"], ended.stderr
+    lines = ended.stderr.splitlines()
+    assert lines[:2] == ["also", "warning: and"], ended.stderr
+    assert lines[-1].startswith("error: SystemExit: x")
+    assert (ended.returncode, len(lines)) == (1, 3)
 
 
 @pytest.mark.parametrize("seconds", [None, 60.0])
