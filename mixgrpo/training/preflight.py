@@ -158,7 +158,7 @@ def _weights(dimensions: Iterable[int]) -> "list[Parameter]":
 def _network(config: RunConfig) -> "Module | None":
     """The network without its weights, where it is known without the hub."""
     from mixgrpo.forecast.architecture import architecture
-    from mixgrpo.forecast.estimate import policy_of
+    from mixgrpo.forecast.passes import policy_of
 
     found = architecture(config)
     return None if isinstance(found, str) else policy_of(config, found).network
