@@ -22,7 +22,8 @@ from mixgrpo.errors import ConfigError, Place, RunError
 from mixgrpo.files.prompts import read_prompts
 from mixgrpo.models.embeddings import EmbeddingStore, embeddings_folder
 from mixgrpo.models.load import load_text
-from mixgrpo.settings.configfile import Layers, add_overrides, load_config
+from mixgrpo.settings.configfile import add_overrides, load_config
+from mixgrpo.settings.layers import Layers
 from mixgrpo.text.escape import visible
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from harness.study.sweepfile import (
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
 from mixgrpo.settings.config import Name, Section
-from mixgrpo.settings.configfile import as_tuples, check_value, is_section
+from mixgrpo.settings.keys import is_section
+from mixgrpo.settings.layers import as_tuples, check_value
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
 from mixgrpo.text.suggest import RANGE, SEARCH, did_you_mean
 

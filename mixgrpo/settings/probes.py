@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from mixgrpo.settings.config import Name, Section
-from mixgrpo.settings.configfile import as_tuples
+from mixgrpo.settings.layers import as_tuples
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

@@ -32,7 +32,8 @@ from mixgrpo.files.prompts import read_prompts
 from mixgrpo.models.load import check_model
 from mixgrpo.rewards.load import check_reward
 from mixgrpo.settings.config import ModelConfig, RunConfig
-from mixgrpo.settings.configfile import Layers, placed
+from mixgrpo.settings.configfile import located_errors
+from mixgrpo.settings.layers import Layers
 from mixgrpo.settings.owncode import Modules, changes, own_code, unseen
 
 if TYPE_CHECKING:
@@ -89,14 +90,14 @@ def check_count(config: RunConfig) -> None:
 def check(config: RunConfig, layers: Layers) -> None:
     """All checks, in this process. ConfigError with all that is wrong and where it was written."""
     errors = ErrorList()
-    with errors.collected(), placed(layers):
+    with errors.collected(), located_errors(layers):
         check_count(config)
     if not is_plain(config):
         before = _code(config)
         # What is imported here may change what all of the process shares.
         with settings_restored():
             for _, one in check_code(config):
-                with errors.collected(), placed(layers):
+                with errors.collected(), located_errors(layers):
                     one()
         errors.raise_all()
         if before is not None and (now := own_code(config)) != before:  # imported is the old one
