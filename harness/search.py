@@ -33,7 +33,7 @@ from mixgrpo.cli import say, warn
 from mixgrpo.compute.signals import ended_by_signal
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.lease import Lease
-from mixgrpo.settings.places import nothing_left
+from mixgrpo.settings.paths import removed_if_refused
 
 if TYPE_CHECKING:
     from harness.searching.study import Study
@@ -109,7 +109,7 @@ def main(
         locate(runs / search.name)
     if storage is not None:
         open_storage(runs / search.name, storage, create=True)
-    with nothing_left(runs / search.name, ("*/attempts", "*/config.yaml", JOURNAL)):
+    with removed_if_refused(runs / search.name, ("*/attempts", "*/config.yaml", JOURNAL)):
         return _own_and_run(
             search,
             sweep,

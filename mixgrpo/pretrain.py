@@ -38,7 +38,7 @@ from mixgrpo.scenes.model import (
 )
 from mixgrpo.scenes.prompts import Scene, held_out_prompts, parse, train_prompts
 from mixgrpo.scenes.render import render
-from mixgrpo.settings.places import check_weights_file
+from mixgrpo.settings.paths import check_weights_file
 
 KIND_SHARES = {"single": 0.1, "count": 0.2, "relation": 0.7}
 """How often each kind of prompt is drawn; within a kind all are equally likely."""

@@ -20,7 +20,7 @@ from mixgrpo.errors import ConfigError
 from mixgrpo.files.atomic import flush
 from mixgrpo.files.contents import INDEX
 from mixgrpo.models.export import save_transformer
-from mixgrpo.settings.places import check_folder, check_outside
+from mixgrpo.settings.paths import check_folder, check_outside
 
 if TYPE_CHECKING:
     from mixgrpo.runs.load import Loaded

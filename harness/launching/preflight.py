@@ -30,7 +30,7 @@ from mixgrpo.errors import ConfigError, ErrorList
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import located_error, located_errors
 from mixgrpo.settings.layers import Layers
-from mixgrpo.settings.places import check_folder
+from mixgrpo.settings.paths import check_folder
 from mixgrpo.training.preflight import check_count, is_plain
 
 PATIENCE_S = 180.0

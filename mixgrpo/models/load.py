@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mixgrpo.catalogue import registry
-from mixgrpo.catalogue.models import _BUILT_IN, _GROUP, DIFFUSION, PIPELINES, hub_name
+from mixgrpo.catalogue.models import BUILT_IN, DIFFUSION, GROUP, PIPELINES, hub_name
 from mixgrpo.catalogue.scenes import weights_file
 from mixgrpo.errors import ConfigError
 from mixgrpo.models.protocol import Policy
@@ -29,7 +29,7 @@ def load_policy(config: RunConfig, device: str) -> Policy:
     if model.name not in DIFFUSION:
         return load_model(model.name, model.checkpoint, device)
     policy: Policy = registry.make(
-        _GROUP, _BUILT_IN, model.name, _WANTED, *_arguments(config, device)
+        GROUP, BUILT_IN, model.name, _WANTED, *_arguments(config, device)
     )
     return policy
 
@@ -45,7 +45,7 @@ def load_text(config: RunConfig, device: str) -> "PromptEncoder":
             f"model.name {name}: keeps no embeddings; those of {', '.join(DIFFUSION)} are encoded "
             "ahead"
         )
-    text: PromptEncoder = registry.make(_GROUP, _TEXT, name, _WANTED, *_arguments(config, device))
+    text: PromptEncoder = registry.make(GROUP, _TEXT, name, _WANTED, *_arguments(config, device))
     return text
 
 
@@ -69,12 +69,12 @@ def check_model(model: ModelConfig) -> None:
 
         read_sizes(place)
         return
-    registry.check(_GROUP, _BUILT_IN, model.name, _WANTED, model.checkpoint, "cpu")
+    registry.check(GROUP, BUILT_IN, model.name, _WANTED, model.checkpoint, "cpu")
 
 
 def load_model(name: str, checkpoint: str | None, device: str) -> Policy:
     """The policy `name`, the embedded one or another package's, as `load_policy` gives it."""
-    policy: Policy = registry.make(_GROUP, _BUILT_IN, name, _WANTED, checkpoint, device)
+    policy: Policy = registry.make(GROUP, BUILT_IN, name, _WANTED, checkpoint, device)
     missing = [member for member in _MEMBERS if not hasattr(policy, member)]
     if missing:
         raise ConfigError(

@@ -27,7 +27,7 @@ from mixgrpo.compute.machine import machine
 from mixgrpo.files.atomic import write_bytes, write_json
 from mixgrpo.scenes.prompts import all_prompts, parse
 from mixgrpo.scenes.render import PALETTE, SIZE, render
-from mixgrpo.settings.places import check_weights_file
+from mixgrpo.settings.paths import check_weights_file
 
 CORRUPTIONS = ("blur", "noise", "residue", "erasure", "dullness", "jitter")
 VISIBLE = 0.2

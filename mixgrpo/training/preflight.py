@@ -34,7 +34,7 @@ from mixgrpo.rewards.load import check_reward
 from mixgrpo.settings.config import ModelConfig, RunConfig
 from mixgrpo.settings.configfile import located_errors
 from mixgrpo.settings.layers import Layers
-from mixgrpo.settings.owncode import Modules, changes, own_code, unseen
+from mixgrpo.settings.usercode import Modules, changes, undetected_imports, user_code
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -100,7 +100,7 @@ def check(config: RunConfig, layers: Layers) -> None:
                 with errors.collected(), located_errors(layers):
                     one()
         errors.raise_all()
-        if before is not None and (now := own_code(config)) != before:  # imported is the old one
+        if before is not None and (now := user_code(config)) != before:  # imported is the old one
             raise ConfigError(
                 f"the code of {changes(before, now)} changed while the run was starting; run the "
                 "same command again"
@@ -111,7 +111,7 @@ def check(config: RunConfig, layers: Layers) -> None:
 def _code(config: RunConfig) -> dict[str, Modules] | None:
     """A run's own code; None where some of it is not there, which `check_code` says."""
     try:
-        return own_code(config)
+        return user_code(config)
     except UnidentifiedError:
         return None
 
@@ -189,7 +189,7 @@ def _check_pipeline(config: RunConfig) -> None:
     import importlib
 
     from mixgrpo.models.embeddings import embeddings_folder
-    from mixgrpo.settings.places import check_folder
+    from mixgrpo.settings.paths import check_folder
 
     check_local(_checkpoint(config.model), "model.checkpoint")
     module, _, name = PIPELINES[config.model.name].partition(":")
@@ -245,7 +245,7 @@ def _work(lines: Iterator[str], say: Callable[[dict[str, object]], None]) -> Non
             except (Exception, SystemExit) as error:
                 say({"at": at, "error": f"{what}: its check failed: {in_words(error)}"})
         with suppress(ConfigError):  # said where the run's hash is computed
-            for text in unseen(config):
+            for text in undetected_imports(config):
                 say({"at": at, "warning": text})
         if asked["here"] and config.model.name in DIFFUSION:
             with suppress(ConfigError):  # said above

@@ -20,10 +20,10 @@ from mixgrpo.files.atomic import flush, write_bytes, write_json
 from mixgrpo.files.manifest import checkpoints
 from mixgrpo.files.records import loads
 from mixgrpo.runs.folder import Measured, check_unchanged, claim, is_finished, write_result
-from mixgrpo.settings import owncode
+from mixgrpo.settings import usercode
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.owncode import Modules
-from mixgrpo.settings.places import anchored
+from mixgrpo.settings.paths import with_absolute_paths
+from mixgrpo.settings.usercode import Modules
 from mixgrpo.text.words import duration
 
 if TYPE_CHECKING:
@@ -70,13 +70,13 @@ def run(
 
     `should_stop` is asked after every iteration; a stopped run has a checkpoint of that iteration.
     What it raises ends the run before it writes anything more.
-    `code` is what `own_code` said before the user's own code was imported, where that is already.
+    `code` is what `user_code` said before the user's own code was imported, where that is already.
     A finished run returns at once. All `ranks` of a run must call it; the first of them writes.
     ConfigError for what the configuration asks in vain, RunError for what failed; a folder that
     holds another configuration's run is refused.
     """
     # Code that a run calls may change the working directory.
-    folder, home, given, config = folder.absolute(), Path.cwd(), config, anchored(config)
+    folder, home, given, config = folder.absolute(), Path.cwd(), config, with_absolute_paths(config)
     try:
         if ranks is None or ranks.first:
             # Before anything slow: what is removed from now on is not made again.
@@ -131,7 +131,7 @@ class _Run:
         self.config, self.folder, self.ranks = config, folder, ranks
         self.phase = phase
         self.given, self.home = given, home
-        self.own_code, self.unseen = owncode.all_of(config), set[str]()
+        self.own_code, self.unseen = usercode.all_values(config), set[str]()
         phase.enter("loading")
         self.trainer = Trainer(config, ranks)
         if ranks.first:
@@ -266,7 +266,7 @@ class _Run:
 
     def _warn_of_unseen(self) -> None:
         """Warn, once, of each import that the run's name does not know."""
-        texts = owncode.unseen(self.config)
+        texts = usercode.undetected_imports(self.config)
         self._tell([text for text in texts if text not in self.unseen])
         self.unseen |= set(texts)
 

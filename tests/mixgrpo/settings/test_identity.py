@@ -366,7 +366,7 @@ def test_naming_a_rewards_default_is_the_same_run(name: str) -> None:
     parameters = inspect.signature(maker).parameters
     for option, parameter in parameters.items():
         assert hashed(name, **{option: parameter.default}) == hashed(name), option
-        if option not in rewards.PLACES:
+        if option not in rewards.SERVICE_OPTIONS:
             assert hashed(name, **{option: "another"}) != hashed(name), option
 
 
