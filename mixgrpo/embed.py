@@ -169,7 +169,7 @@ def encode(text: "PromptEncoder", store: EmbeddingStore, prompts: list[str]) -> 
     RunError for a full disk and its like. What was kept before either stays.
     """
     started, watch = time.monotonic(), Watch(store, prompts)
-    missing = text.lacking(prompts)  # the negative prompt of guidance among them
+    missing = text.missing(prompts)  # the negative prompt of guidance among them
     cli.say(f"{watch.done} are in {store.folder}", sys.stderr)
     if not missing:
         return 0

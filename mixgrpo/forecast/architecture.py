@@ -218,7 +218,8 @@ def _transformers_model(config: Json) -> Callable[[], nn.Module]:
 
 
 def _diffusion(config: RunConfig, source: str, parts: dict[str, Json]) -> Architecture:
-    from mixgrpo.models.diffusion import DiffusersPolicy, image_size, latent_channels, vae_factor
+    from mixgrpo.models.diffusion import DiffusersPolicy
+    from mixgrpo.models.sizes import image_size, latent_channels, vae_factor
     from mixgrpo.models.text import NEGATIVE
 
     model, settings, vae = config.model, parts["transformer"], parts.get("vae", _VAE)

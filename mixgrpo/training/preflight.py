@@ -173,7 +173,7 @@ def _check_model(config: RunConfig) -> None:
     elif not _is_on_the_hub(model):
         _check_pipeline(config)
     if config.compute.attention is not None:
-        from mixgrpo.models.diffusion import check_attention
+        from mixgrpo.models.attention import check_attention
 
         check_attention(config.compute.attention)
     if _names_layers(model):

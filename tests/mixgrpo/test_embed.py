@@ -198,7 +198,7 @@ def test_a_configuration_brings_its_model_its_prompts_and_its_folder(
         ({"shard": "2/2"}, "--shard 2/2: expected I/N"),
         ({"shard": "1"}, "--shard 1: expected I/N"),
         ({"prompts": [Path("no-such-file.txt")]}, "no-such-file.txt: no such file"),
-        ({"set_": ["model.name=scenes"]}, "model.name scenes: keeps no embeddings"),
+        ({"set_": ["model.name=scenes"]}, "model.name scenes: stores no embeddings"),
         ({"set_": ["model.nme=flux"]}, "model.nme: unknown key"),
         ({"set_": ["model.checkpoint=/nowhere/flux"]}, "/nowhere/flux"),
     ],
