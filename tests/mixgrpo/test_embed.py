@@ -83,8 +83,8 @@ def test_it_tells_where_the_embeddings_are_and_what_they_take(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embed, "PLAIN_EVERY_S", 0.0)
-    monkeypatch.setattr(embed, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(embed, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(embed, "READ_EVERY_S", 0.0)
     out = tmp_path / "e"
     embed.main([file], set_=settings(flux), out=out)
     said = capsys.readouterr()
