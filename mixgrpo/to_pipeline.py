@@ -74,7 +74,7 @@ def main(
     ] = None,
     trust: cli.TrustOption = False,
 ) -> None:
-    """Write a run's model as a whole pipeline of diffusers, with its averaged weights."""
+    """Write a run's model as a complete diffusers pipeline, with its averaged weights."""
     from mixgrpo.runs.load import load_run
 
     cli.say_warnings()

@@ -1,7 +1,7 @@
-"""Finds models and rewards by name: the built-in ones, and others through entry points.
+"""Imports models and rewards by name: the built-in ones, and others through entry points.
 
-A package adds its own with an entry point in the group `mixgrpo.models` or `mixgrpo.rewards`
-(docs/extending.md). Nothing is imported before it is asked for.
+Another package adds one with an entry point in the group `mixgrpo.models` or `mixgrpo.rewards`
+(docs/extending.md). Nothing is imported before it is used.
 """
 
 import inspect

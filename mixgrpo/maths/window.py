@@ -28,7 +28,7 @@ class Window:
     It ends before step `stop`, by default the trajectory's end: L = stop - w.
 
     * frozen: stays at `start`.
-    * random: l uniform in start .. L, drawn from (seed, iteration) alone.
+    * random: l uniform in start .. L, drawn from (seed, iteration).
     * constant: moves by `stride` every `interval` iterations.
     * linear-decay: the interval at position l falls linearly from `interval` at l = 0 to
       `interval_min` at l = L (rounded up).

@@ -32,7 +32,7 @@ def export_weights(
     folder: Path,
     transformer_name: str = "transformer",
 ) -> Path:
-    """Write the trained `weights` of `network` into `folder`; returns the file or folder made.
+    """Write the trained `weights` of `network` into `folder`; returns the new file or folder.
 
     weights: unsharded tensors by the names of the parameters in `network`: all that were trained,
         and all that are sharded.
@@ -75,8 +75,8 @@ def _save_adapters(
 
 
 def save_transformer(network: Any, weights: dict[str, Tensor], folder: Path) -> Path:
-    """Write a diffusers model to `folder` as `save_pretrained` does, with `weights` in place of its
-    own by name.
+    """Write a diffusers model to `folder` as `save_pretrained` does, with these of its weights
+    replaced.
 
     Atomic: after an OSError (a full disk) an earlier export is still there.
     """

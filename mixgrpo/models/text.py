@@ -47,7 +47,7 @@ class TextSide:
     parts: tuple[str, ...]
     """The folders of encoders and tokenizers."""
     embed: Callable[[Any, list[str], int, str], Conditioning]
-    """(pipeline with the text parts alone, prompts, tokens, device) -> a row per prompt."""
+    """(pipeline with the text parts only, prompts, tokens, device) -> a row per prompt."""
     readings: Callable[[Any, list[str], int], list[Reading]]
     """(the same pipeline, prompts, tokens) -> how each encoder reads them."""
 

@@ -19,7 +19,7 @@ from mixgrpo.text.escape import shortened
 def load_layers(path: Path) -> Layers:
     """The settings of a run configuration file on top of those of its bases.
 
-    ConfigError for a file that is missing, is no YAML, is a sweep file, or is its own base.
+    ConfigError for a file that is missing, is invalid YAML, is a sweep file, or is its own base.
     """
     chain: list[Document] = []
     seen: set[Path] = set()

@@ -25,7 +25,7 @@ class Conflict(ValueError):
         super().__init__(message)
         self.keys = keys
         self.conflicts = (self, *others)
-        """This conflict, and those that were found with it."""
+        """This conflict and the others of the same configuration."""
 
 
 def all_conflicts(conflicts: list[Conflict]) -> Conflict:
