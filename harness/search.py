@@ -34,7 +34,7 @@ from mixgrpo.cli import say, warn
 from mixgrpo.compute.signals import ended_by_signal
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.lease import Lease
-from mixgrpo.settings.places import nothing_left
+from mixgrpo.settings.paths import removed_if_refused
 
 if TYPE_CHECKING:
     from harness.searching.study import Study
@@ -120,7 +120,7 @@ def main(
         wishes.poll_s,
         confirm,
     )
-    with nothing_left(folder, ("*/attempts", "*/config.yaml", JOURNAL)):
+    with removed_if_refused(folder, ("*/attempts", "*/config.yaml", JOURNAL)):
         held = take_lease(make_sweep(search), runs)
         if held is None:
             who = lease_holder(make_sweep(search), runs)

@@ -43,7 +43,7 @@ from mixgrpo.cli import say, warn
 from mixgrpo.compute.signals import Interrupted
 from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
 from mixgrpo.files.lease import Lease
-from mixgrpo.settings.places import nothing_left
+from mixgrpo.settings.paths import removed_if_refused
 from mixgrpo.text.words import duration
 
 LOG = "launcher.log"
@@ -142,7 +142,7 @@ def main(
     if plan:
         return _plan(sweep, part, runs, asked)
     _check(sweep, part, runs, asked)
-    with nothing_left(sweep_folder(sweep, runs), ("*/attempts", "*/config.yaml")):
+    with removed_if_refused(sweep_folder(sweep, runs), ("*/attempts", "*/config.yaml")):
         return _own_and_run(sweep, part, runs, reports, asked, detach, prune_, anew, yes)
 
 

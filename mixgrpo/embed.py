@@ -1,9 +1,9 @@
-"""Encodes prompts ahead of training, so that no run has to, and no GPU holds text encoders in vain.
+"""Encodes prompts before training, so that no run has to and no GPU holds idle text encoders.
 
     python -m mixgrpo.embed PROMPTS... [--config CONFIG] [--set KEY=VALUE]... [--shard 0/4]
 
-Run again it goes on with what is missing. What it keeps is a store of `mixgrpo.models.embeddings`,
-which runs with the same model find by themselves.
+Running it again continues with missing prompts. The result is a store of
+`mixgrpo.models.embeddings`, which runs with the same model use without further settings.
 """
 
 import json
@@ -22,7 +22,8 @@ from mixgrpo.errors import ConfigError, Place, RunError
 from mixgrpo.files.prompts import read_prompts
 from mixgrpo.models.embeddings import EmbeddingStore, embeddings_folder
 from mixgrpo.models.load import load_text
-from mixgrpo.settings.configfile import Layers, add_overrides, load_config
+from mixgrpo.settings.configfile import add_overrides, load_config
+from mixgrpo.settings.layers import Layers
 from mixgrpo.text.escape import visible
 
 if TYPE_CHECKING:
@@ -31,23 +32,23 @@ if TYPE_CHECKING:
     from mixgrpo.models.text import PromptEncoder
     from mixgrpo.settings.config import RunConfig
 
-PLAIN_EVERY_S = 15.0
-"""Without a terminal it says how far it is at most so often."""
-LOOK_EVERY_S = 1.0
-"""It looks into the store at most so often: the folder of many may be on a slow disk."""
+LINE_EVERY_S = 15.0
+"""Least seconds between two lines of progress without a terminal."""
+READ_EVERY_S = 1.0
+"""Least seconds between two reads of the store, whose folder may be on a slow disk."""
 
 
 class Watch:
-    """Shows how many of `prompts` a store has: a bar on a terminal, lines elsewhere; on stderr.
+    """Shows on stderr how many of `prompts` a store has: a bar on a terminal, else lines.
 
-    What other processes add counts, too. Use as a context.
+    Prompts that other processes add count too. A context manager.
     """
 
     def __init__(self, store: EmbeddingStore, prompts: list[str]) -> None:
         self.store, self.prompts = store, prompts
         self.missing = store.missing(prompts)
-        self._spoke = self._looked = time.monotonic()
-        self._told = False
+        self._last_line = self._last_read = time.monotonic()
+        self._size_shown = False
         self._bar: tuple[Progress, TaskID] | None = None
 
     @property
@@ -77,20 +78,20 @@ class Watch:
             self._show()
             self._bar[0].stop()
 
-    def look(self) -> None:
-        """Show what has come; called whenever something may have."""
-        if self._told and time.monotonic() - self._looked < LOOK_EVERY_S:
+    def refresh(self) -> None:
+        """Read the store and show the progress; called whenever prompts may have been added."""
+        if self._size_shown and time.monotonic() - self._last_read < READ_EVERY_S:
             return
-        self._looked = time.monotonic()
+        self._last_read = time.monotonic()
         before, self.missing = self.missing, self.store.missing(self.missing)
-        if not self._told and len(self.missing) < len(before):
-            self._told = True
-            came = set(before) - set(self.missing)
-            self._tell_size(next(p for p in before if p in came))
+        if not self._size_shown and len(self.missing) < len(before):
+            self._size_shown = True
+            added = set(before) - set(self.missing)
+            self._show_size(next(p for p in before if p in added))
         if self._bar is not None:
             self._show()
-        elif time.monotonic() - self._spoke >= PLAIN_EVERY_S:
-            self._spoke = time.monotonic()
+        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._last_line = time.monotonic()
             self._say(self.done)
 
     def _show(self) -> None:
@@ -98,7 +99,7 @@ class Watch:
         self._bar[0].update(self._bar[1], completed=len(self.prompts) - len(self.missing))
 
     def _say(self, text: str) -> None:
-        """One line that stays, above the bar."""
+        """Print a line; on a terminal above the bar."""
         if self._bar is not None:
             from rich.text import Text
 
@@ -106,8 +107,8 @@ class Watch:
         else:
             cli.say(text, sys.stderr)
 
-    def _tell_size(self, prompt: str) -> None:
-        """What all will take, from what the first one takes."""
+    def _show_size(self, prompt: str) -> None:
+        """Print the size of all embeddings, estimated from that of one prompt."""
         each = sum(t.numel() * t.element_size() for t in self.store.get([prompt]).values())
         rest, free = each * len(self.missing), shutil.disk_usage(self.store.folder).free
         self._say(
@@ -122,7 +123,7 @@ class Watch:
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes as people say it: 4.001 MiB."""
+    """A number of bytes with a readable unit: 4.001 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"
@@ -152,7 +153,7 @@ def configured(config: Path | None, overrides: list[str], prompts: list[Path]) -
         {
             "model": {"name": "flux"},
             "compute": {"precision": "bf16"},
-            # What a run needs beside its model; nothing here depends on it.
+            # A run needs these settings too; nothing here depends on them.
             "prompts": {"train": str(prompts[0]), "held_out": str(prompts[0])},
             "rewards": {"train": {"pickscore": 1.0}, "held_out": []},
         },
@@ -163,23 +164,24 @@ def configured(config: Path | None, overrides: list[str], prompts: list[Path]) -
 
 
 def encode(text: "PromptEncoder", store: EmbeddingStore, prompts: list[str]) -> int:
-    """Encode what `store` lacks of `prompts`; the exit code, that of a signal where one ended it.
+    """Encode the missing ones of `prompts` into `store`. Returns the exit code: 0, or that of the
+    signal that interrupted it.
 
-    RunError for a full disk and its like. What was kept before either stays.
+    RunError for a full disk or a similar error. Prompts that were stored before stay.
     """
     started, watch = time.monotonic(), Watch(store, prompts)
-    missing = text.lacking(prompts)  # the negative prompt of guidance among them
+    missing = text.missing(prompts)  # the negative prompt of guidance among them
     cli.say(f"{watch.done} are in {store.folder}", sys.stderr)
     if not missing:
         return 0
     try:
         with watch:
-            text.prepare(missing, lambda _: watch.look())
+            text.prepare(missing, lambda _: watch.refresh())
     except OSError as error:
         if not error.filename:
             raise
         raise RunError(
-            f"{error.filename}: {error.strerror}; what was encoded before is kept: mend this and "
+            f"{error.filename}: {error.strerror}; what was encoded before is kept: fix this and "
             "run the same command again for the rest"
         ) from error
     except Interrupted as interrupted:
@@ -220,18 +222,18 @@ def main(
 
     Run again, it continues. Several jobs can share the work: --shard 0/4 ... --shard 3/4.
     """
-    own, count = share_of(shard)
-    # Quoted: a folder may be named as YAML writes a number.
-    place = [f"prompts.embeddings={json.dumps(str(out))}"] if out else []
-    overrides = [*(set_ or []), *place]
+    index, count = share_of(shard)
+    # Quoted, since YAML would read some folder names as numbers.
+    folder = [f"prompts.embeddings={json.dumps(str(out))}"] if out else []
+    overrides = [*(set_ or []), *folder]
     resolved = configured(config, overrides, prompts or [])
     configured_files = (resolved.prompts.train, resolved.prompts.held_out)
     files = prompts or [Path(file) for file in configured_files if file]
     if not files:
         raise ConfigError(f"{config}: names no file of prompts; give one, or set prompts.train")
     cli.say_warnings()
-    # Each job takes its part of the prompts, not of what is missing, which changes meanwhile.
-    wanted = list(dict.fromkeys(p for file in files for p in read_prompts(file)))[own::count]
+    # Each job takes its share of all prompts, not of the missing ones: these change while it runs.
+    wanted = list(dict.fromkeys(p for file in files for p in read_prompts(file)))[index::count]
 
     import torch
 

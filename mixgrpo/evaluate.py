@@ -24,7 +24,7 @@ from mixgrpo.rewards.calls import check_prompts
 from mixgrpo.rewards.load import load_rewards
 from mixgrpo.rewards.protocol import Reward
 from mixgrpo.sampling.inference import Sampling, asked_shift, images_at_once, shift_of
-from mixgrpo.settings.places import check_file, check_outside
+from mixgrpo.settings.paths import check_file, check_outside
 
 if TYPE_CHECKING:
     from mixgrpo.runs.load import Loaded

@@ -29,7 +29,7 @@ from mixgrpo.files.checkpoint import check_at
 from mixgrpo.files.prompts import read_prompts
 from mixgrpo.files.regular import open_regular
 from mixgrpo.sampling.inference import Sampling, asked_shift, draw, images_at_once, shift_of
-from mixgrpo.settings.places import check_file, check_folder, check_outside
+from mixgrpo.settings.paths import check_file, check_folder, check_outside
 
 if TYPE_CHECKING:
     from mixgrpo.runs.load import Loaded

@@ -1,7 +1,7 @@
-"""Trains the base model of the scenes from nothing, by rectified flow on rendered scenes.
+"""Trains the base model of the scenes from scratch, by rectified flow on rendered scenes.
 
 `python -m mixgrpo.pretrain --seed 0` writes the weights that ship with the package, and
-beside them a JSON file that says how they came about and how good they are. Held-out prompts are
+beside them a JSON file that says how they were trained and how good they are. Held-out prompts are
 never rendered. The result depends on the seed and the number of iterations, not on the clock.
 """
 
@@ -30,29 +30,29 @@ from mixgrpo.models.scenes import ScenesPolicy
 from mixgrpo.rewards.load import load_reward
 from mixgrpo.scenes.model import (
     SIZES_OF,
-    ModelConfig,
     ScenesModel,
+    Sizes,
     random_model,
     save_model,
     word_indices,
 )
 from mixgrpo.scenes.prompts import Scene, held_out_prompts, parse, train_prompts
 from mixgrpo.scenes.render import render
-from mixgrpo.settings.places import check_weights_file
+from mixgrpo.settings.paths import check_weights_file
 
 KIND_SHARES = {"single": 0.1, "count": 0.2, "relation": 0.7}
 """How often each kind of prompt is drawn; within a kind all are equally likely."""
 SIGMA_LOGIT = 0.5
-"""Mean of the logit of sigma; in one short trial, layouts were learned faster than with 0."""
+"""Mean of the logit of sigma; in one short trial layouts were learned faster than with 0."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that, with the seed, decides the weights."""
+    """The settings that, with the seed, determine the weights."""
 
     iterations: int = 8000
-    """Where training stops: at middling quality on purpose, so that post-training has room in both
-    directions."""
+    """Training stops at medium quality on purpose, so that post-training can improve or worsen
+    it."""
     schedule: int = 15000
     """Length of the learning rate's cosine; training stops long before the rate is down."""
     batch: int = 128
@@ -69,7 +69,7 @@ def kind(scene: Scene) -> str:
 
 
 def batches(seed: int, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Without end: words [B, 8], latents x0 [B, 3, 16, 16], noise like x0, sigma [B]."""
+    """Endless batches: words [B, 8], latents x0 [B, 3, 16, 16], noise like x0, sigma [B]."""
     rng = np.random.default_rng(seed)
     prompts = train_prompts()
     scenes = [parse(p) for p in prompts]
@@ -80,7 +80,7 @@ def batches(seed: int, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Ten
         drawn = rng.choice(len(prompts), batch, p=share / share.sum())
         pixels = torch.from_numpy(np.stack([render(scenes[i], rng) for i in drawn]))
         noise = torch.from_numpy(rng.standard_normal(pixels.shape, np.float32))
-        # logit-normal (Esser et al. 2024), leaning to noise: there a scene's layout is decided
+        # logit-normal (Esser et al. 2024), shifted to noise: there a scene's layout is decided
         sigma = torch.from_numpy(rng.standard_normal(batch, np.float32) + SIGMA_LOGIT).sigmoid()
         yield words[torch.from_numpy(drawn)], pixels * 2 - 1, noise, sigma
 
@@ -99,7 +99,7 @@ def make_optimizers(model: ScenesModel, recipe: Recipe) -> list[torch.optim.Opti
 
 
 def learning_rate(iteration: int, recipe: Recipe) -> float:
-    """Share of the full rate: linear warm-up, then a cosine to zero."""
+    """Factor of the learning rate: linear warm-up, then a cosine to zero."""
     if iteration < recipe.warmup:
         return (iteration + 1) / recipe.warmup
     done = (iteration - recipe.warmup) / max(1, recipe.schedule - recipe.warmup)
@@ -107,7 +107,7 @@ def learning_rate(iteration: int, recipe: Recipe) -> float:
 
 
 def pretrain(
-    sizes: ModelConfig,
+    sizes: Sizes,
     recipe: Recipe,
     seed: int,
     device: str,
@@ -117,7 +117,7 @@ def pretrain(
     """The averaged (EMA) model after `recipe.iterations` iterations; prints its progress."""
     model = random_model(sizes, seed).to(device)
     average = random_model(sizes, seed).to(device)
-    watched = ScenesPolicy(average)
+    averaged_policy = ScenesPolicy(average)
     pairs = list(zip(average.parameters(), model.parameters(), strict=True))
     optimizers = make_optimizers(model, recipe)
     schedulers = [
@@ -147,16 +147,17 @@ def pretrain(
             print(f"{done:6d}  loss {running / report_every:.4f}  {seconds:6.0f} s", flush=True)
             running = 0.0
         if done % evaluate_every == 0 or done == recipe.iterations:
-            print(f"{done:6d}  held out {judge(watched, held_out_prompts(), 2, 1.0)}", flush=True)
+            scores = mean_rewards(averaged_policy, held_out_prompts(), 2, 1.0)
+            print(f"{done:6d}  held out {scores}", flush=True)
         if done == recipe.iterations:
             return average
     raise AssertionError("the batches have no end")
 
 
-def judge(
+def mean_rewards(
     policy: ScenesPolicy, prompts: list[str], images: int, shift: float, steps: int = 25
 ) -> dict[str, float]:
-    """Mean rewards by ODE sampling with fixed noise, `images` per prompt."""
+    """Mean reward by name, of ODE samples from fixed noise, `images` per prompt."""
     names = ["composition", "strict", "palette"]
     if CLARITY_WEIGHTS.exists():
         names.append("clarity")
@@ -168,14 +169,14 @@ def judge(
 
 
 def report(policy: ScenesPolicy) -> dict[str, Any]:
-    """Scores of every held-out prompt and of as many train prompts, for shift 1 and 3."""
+    """Mean rewards of all held-out prompts and of 80 training prompts, for shift 1 and 3."""
     trained = train_prompts()
     sample = [trained[i] for i in np.random.default_rng(0).permutation(len(trained))[:80]]
     scores: dict[str, Any] = {"steps": 25, "images_per_prompt": 8}
     for name, prompts in {"held_out": held_out_prompts(), "train": sample}.items():
         scores[name] = {
             "prompts": len(prompts),
-            **{f"shift_{s}": judge(policy, prompts, 8, float(s)) for s in (1, 3)},
+            **{f"shift_{s}": mean_rewards(policy, prompts, 8, float(s)) for s in (1, 3)},
         }
     return scores
 

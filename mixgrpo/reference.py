@@ -42,22 +42,22 @@ def reference() -> str:
 
 
 def docstrings(source: str) -> dict[str, dict[str, str]]:
-    """The text that follows each field of each class of a module, by class and field."""
-    found: dict[str, dict[str, str]] = {}
+    """The docstring of each field of each class of a module, by class and field."""
+    by_class: dict[str, dict[str, str]] = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):
             continue
-        texts = found[node.name] = {}
+        texts = by_class[node.name] = {}
         for field, after in zip(node.body, node.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
                 name, text = field.target, after.value
                 if isinstance(name, ast.Name) and isinstance(text, ast.Constant):
                     texts[name.id] = " ".join(str(text.value).split())
-    return found
+    return by_class
 
 
 def row(name: str, field: Any, texts: dict[str, str]) -> tuple[str, str, str]:
-    """Key, default and meaning of a field; `texts` are its class's by field."""
+    """Key, default and meaning of a field. `texts`: the docstrings of its class, by field."""
     default = field.get_default(call_default_factory=True)
     if isinstance(default, tuple):
         default = list(default)
@@ -71,12 +71,12 @@ def row(name: str, field: Any, texts: dict[str, str]) -> tuple[str, str, str]:
 
 def _choices(annotation: Any) -> list[str]:
     """The values of a Literal."""
-    found = getattr(annotation, "__args__", ())
-    return [str(c) for c in found if isinstance(c, str | int) and not isinstance(c, bool)]
+    values = getattr(annotation, "__args__", ())
+    return [str(c) for c in values if isinstance(c, str | int) and not isinstance(c, bool)]
 
 
 def table(rows: list[tuple[str, str, str]]) -> str:
-    """Rows as Markdown."""
+    """Rows as a Markdown table."""
     lines = ["| key | default | meaning |", "|---|---|---|"]
     lines += [f"| `{name}` | `{default}` | {text} |" for name, default, text in rows]
     return "\n".join(lines)

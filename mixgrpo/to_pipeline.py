@@ -1,10 +1,10 @@
-"""A run's model as a pipeline of diffusers, whole: for those who never heard of this project.
+"""Writes a run's model as a complete diffusers pipeline, usable without this project.
 
     python -m mixgrpo.to_pipeline RUN --out FOLDER [--checkpoint ITER]
 
-`DiffusionPipeline.from_pretrained(FOLDER)` loads it. Adapters are added into the weights; the other
-parts are those of the pipeline that the run started from. As `model.checkpoint` the folder is what
-another run starts from.
+`DiffusionPipeline.from_pretrained(FOLDER)` loads it. Adapters are added to the weights; the other
+parts are those of the pipeline that the run started from. As `model.checkpoint` of another run the
+folder is where that run starts.
 """
 
 import os
@@ -20,21 +20,21 @@ from mixgrpo.errors import ConfigError
 from mixgrpo.files.atomic import flush
 from mixgrpo.files.contents import INDEX
 from mixgrpo.models.export import save_transformer
-from mixgrpo.settings.places import check_folder, check_outside
+from mixgrpo.settings.paths import check_folder, check_outside
 
 if TYPE_CHECKING:
     from mixgrpo.runs.load import Loaded
 
 NETWORK = "transformer"
-"""The network's place in a pipeline's folder."""
+"""The network's folder in a pipeline."""
 
 
 def write_pipeline(loaded: "Loaded", out: Path) -> Path:
     """Write the pipeline with the trained network into the folder `out`, which must not exist.
 
-    The network is written in the dtype that it has: float32 for `main`, since what adapters learn
-    is often less than what bfloat16 rounds off. Whole or absent: it is written beside its
-    place and renamed. ConfigError where a part of the pipeline is not to be had.
+    The network keeps its dtype: float32 for `main`, since what adapters learn is often less than
+    bfloat16 can resolve. Atomic: written under a temporary name, then renamed. ConfigError where a
+    part of the pipeline is missing.
     """
     from mixgrpo.models.adapters import merge_adapters
     from mixgrpo.models.diffusion import DiffusersPolicy
@@ -74,7 +74,7 @@ def main(
     ] = None,
     trust: cli.TrustOption = False,
 ) -> None:
-    """Write a run's model as a whole pipeline of diffusers, with its averaged weights."""
+    """Write a run's model as a complete diffusers pipeline, with its averaged weights."""
     from mixgrpo.runs.load import load_run
 
     cli.say_warnings()
@@ -86,8 +86,8 @@ def main(
     loaded = load_run(run, checkpoint, device="cpu", precision="fp32", trust=trust)
     if loaded.config.model.name not in DIFFUSION:
         raise ConfigError(
-            f"{run}: model {loaded.config.model.name} is no pipeline of diffusers; what a finished "
-            "run leaves in weights/ is all there is"
+            f"{run}: model {loaded.config.model.name} is not a diffusers pipeline; its weights are "
+            "in the folder weights/ of a finished run"
         )
     cli.say(write_pipeline(loaded, out))
 

@@ -23,9 +23,9 @@ from mixgrpo.files import lease
 from mixgrpo.runs.folder import OWNER
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import add_overrides, load_layers
-from mixgrpo.settings.owncode import Modules, own_code
-from mixgrpo.settings.places import check_folder, nothing_left
+from mixgrpo.settings.paths import check_folder, removed_if_refused
 from mixgrpo.settings.trust import check as check_trust
+from mixgrpo.settings.usercode import Modules, user_code
 from mixgrpo.training import preflight
 from mixgrpo.training.run import run
 
@@ -82,13 +82,13 @@ def main(
         raise ConfigError("--out: name the run's folder")
     code = None
     with contextlib.suppress(UnidentifiedError):  # which the next line says better
-        code = own_code(resolved)
+        code = user_code(resolved)
     preflight.check(resolved, layers)
     if out is None or dry_run:
         return _dry_run(resolved, processes, sharded)
     preflight.warn_of_memory(resolved)
     out, begun = out.absolute(), ("metrics.jsonl", "eval.jsonl", "checkpoints")
-    with nothing_left(out, begun), signals.noted() as stopping:
+    with removed_if_refused(out, begun), signals.noted() as stopping:
         return _train(resolved, out, stopping, code)
 
 

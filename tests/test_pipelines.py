@@ -164,7 +164,7 @@ def pixels_of_diffusers(pipeline: Any, family: str, policy: Any, prompt: str) ->
     if family == "flux":
         more: dict[str, Any] = {"guidance_scale": 3.5, "latents": pack(noise)}
     else:
-        # Its own spacing of the steps ends elsewhere (mixgrpo.models.diffusion.schedule_shift).
+        # Its own spacing of the steps ends elsewhere (mixgrpo.models.sizes.schedule_shift).
         more = {"guidance_scale": 4.5, "latents": noise}
     more["sigmas"] = [1.0, 2 / 3, 1 / 3]
     pipeline.set_progress_bar_config(disable=True)

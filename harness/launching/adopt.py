@@ -33,8 +33,8 @@ from mixgrpo.files.records import (
 from mixgrpo.runs.folder import CHECKPOINTS, CONFIG, Measured, claim, claimed
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import load_config
+from mixgrpo.settings.continuation import common_iterations
 from mixgrpo.settings.identity import config_hash
-from mixgrpo.settings.shared_prefix import common_iterations
 
 _BROKEN = (OSError, ValueError, LookupError, TypeError, RunError, ConfigError)
 _ENVIRONMENT, _EXPORT = "env.json", "weights"

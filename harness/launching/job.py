@@ -53,7 +53,7 @@ from mixgrpo.files.records import ORIGIN
 from mixgrpo.runs.folder import OWNER
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.identity import config_hash
-from mixgrpo.settings.owncode import own_code
+from mixgrpo.settings.usercode import user_code
 
 log = logging.getLogger("mixgrpo.job")
 """Beneath the trainer's, whose lines go to the attempt's log."""
@@ -250,7 +250,7 @@ class Job:
         config = RunConfig.model_validate_json(self.config)
         now = config_hash(config) if self.identity else ""
         if now != self.identity:
-            code = "".join(f"the code of {what}, " for what in own_code(config))
+            code = "".join(f"the code of {what}, " for what in user_code(config))
             raise ConfigError(
                 f"{code}its weights or its prompts changed after the run was planned (its hash was "
                 f"{self.identity}, here it is {now}); the sweep's command run again plans what "

@@ -22,8 +22,8 @@ from mixgrpo.files.regular import read_regular
 from mixgrpo.runs.location import locate
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import dump_config, load_config
+from mixgrpo.settings.continuation import common_iterations, why_not_continued
 from mixgrpo.settings.identity import config_hash, length_alone
-from mixgrpo.settings.shared_prefix import common_iterations, why_not_continued
 from mixgrpo.settings.yamlfile import MOST_BYTES
 
 _LENGTH = re.compile(r"^iterations: (\d+)$", re.MULTILINE)

@@ -28,8 +28,9 @@ from harness.study.spec import Sweep
 from mixgrpo.catalogue.models import DIFFUSION
 from mixgrpo.errors import ConfigError, ErrorList
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import Layers, located, placed
-from mixgrpo.settings.places import check_folder
+from mixgrpo.settings.configfile import located_error, located_errors
+from mixgrpo.settings.layers import Layers
+from mixgrpo.settings.paths import check_folder
 from mixgrpo.training.preflight import check_count, is_plain
 
 PATIENCE_S = 180.0
@@ -111,7 +112,7 @@ def check_code(named: Iterable[Named], here: bool, say: Callable[[str], None]) -
     errors = ErrorList()
     distinct: dict[str, Named] = {}
     for config, layers in named:
-        with errors.collected(), placed(layers):
+        with errors.collected(), located_errors(layers):
             check_count(config)
         if not is_plain(config) or (here and config.model.name in DIFFUSION):
             distinct.setdefault(_what_is_checked(config), (config, layers))
@@ -121,7 +122,7 @@ def check_code(named: Iterable[Named], here: bool, say: Callable[[str], None]) -
         if not here and not environment.gpus() and _OF_GPUS.search(text):
             say(f"warning: {text} (which may be otherwise on a node with a GPU)")
             continue
-        errors.errors.append(located(text, asked[at][1]))
+        errors.errors.append(located_error(text, asked[at][1]))
     for text in dict.fromkeys(answer.warnings):
         say(f"warning: {text}")
     errors.raise_all()

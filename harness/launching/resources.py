@@ -16,8 +16,9 @@ from harness.study.spec import Sweep
 from harness.study.sweepfile import Chosen
 from mixgrpo.errors import ConfigError, Place, all_errors, shown
 from mixgrpo.files.regular import read_regular
-from mixgrpo.settings.config import Conflict, Section, together
+from mixgrpo.settings.config import Section
 from mixgrpo.settings.configfile import read_override
+from mixgrpo.settings.consistency import Conflict, all_conflicts
 from mixgrpo.settings.yamlfile import MOST_BYTES, read_yaml
 from mixgrpo.text.suggest import SLURM, did_you_mean
 
@@ -134,7 +135,7 @@ class Slurm(Section):
             if word in _RESERVED:
                 wrong("sbatch", f"{key} is set by this program; leave it out")
         if found:
-            raise together(found)
+            raise all_conflicts(found)
         return self
 
     @property

@@ -20,7 +20,8 @@ from mixgrpo.compute.foreign import in_words
 from mixgrpo.errors import ConfigError, CorruptCheckpointError, RunError
 from mixgrpo.files.records import RESULT
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import as_tuples, load_config
+from mixgrpo.settings.configfile import load_config
+from mixgrpo.settings.layers import as_tuples
 from mixgrpo.settings.probes import PROBES, options_of
 from mixgrpo.settings.trust import named_code
 

@@ -1,7 +1,7 @@
 """Finished runs of other code than the sweep's own: which they are, and which the user accepts.
 
 A reward or model of the user's own whose code was changed makes another run
-(`mixgrpo.settings.owncode`). The runs of the old code stay where they are. With
+(`mixgrpo.settings.usercode`). The runs of the old code stay where they are. With
 --accept-code-change a finished one is copied into the folder of the run that differs from it in its
 code alone, with a note that says so.
 """
@@ -16,7 +16,7 @@ from mixgrpo.files.records import MOST_OF_A_RECORD
 from mixgrpo.files.regular import read_regular
 from mixgrpo.runs.folder import claimed
 from mixgrpo.settings.identity import settings_hash
-from mixgrpo.settings.owncode import Modules, changes, own_code, read_record
+from mixgrpo.settings.usercode import Modules, changes, read_record, user_code
 
 FILE = "accepted.json"
 """In the folder of a run that was taken over: which code made it."""
@@ -54,7 +54,7 @@ def accepting(source: Path, run: Run) -> AcceptedCode:
         run=f"{source.parent.name}/{source.name}",
         hash=claimed(source) or "",
         code=made_by,
-        changed=changes(made_by, own_code(run.config)),
+        changed=changes(made_by, user_code(run.config)),
     )
 
 
@@ -65,7 +65,7 @@ def of_other_code(folders: Iterable[Path], runs: Sequence[Run]) -> dict[Path, st
     wanted: dict[str, Run] | None = None
     for folder in folders:
         if wanted is None:  # looked up where there is any
-            wanted = {settings_hash(run.config): run for run in runs if own_code(run.config)}
+            wanted = {settings_hash(run.config): run for run in runs if user_code(run.config)}
         if not wanted:
             return {}
         # Earlier versions noted no code, and named their runs by the settings alone.

@@ -25,8 +25,9 @@ from harness.study.names import check_name, shorten
 from harness.study.sweepfile import MOST_RUNS, FileParts, Given
 from mixgrpo.errors import ConfigError, ErrorList, Place
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import Layers, add_overrides
+from mixgrpo.settings.configfile import add_overrides
 from mixgrpo.settings.identity import config_hash
+from mixgrpo.settings.layers import Layers
 from mixgrpo.settings.trust import MAY_NAME_CODE, is_own
 from mixgrpo.settings.trust import check as check_trust
 from mixgrpo.settings.yamlfile import Document, Key

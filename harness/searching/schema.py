@@ -20,7 +20,7 @@ from harness.study.sweepfile import (
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, shown
 from mixgrpo.settings.config import Name, Section
-from mixgrpo.settings.configfile import check_value
+from mixgrpo.settings.layers import check_value
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
 from mixgrpo.text.suggest import RANGE, SEARCH, did_you_mean
 

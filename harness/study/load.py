@@ -29,8 +29,10 @@ from harness.study.sweepfile import (
 from harness.study.views import DEFAULT, VIEWS
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import Layers, add_overrides, known_keys, placed
+from mixgrpo.settings.configfile import add_overrides, located_errors
 from mixgrpo.settings.identity import config_hash, config_hashes
+from mixgrpo.settings.keys import known_keys
+from mixgrpo.settings.layers import Layers
 from mixgrpo.settings.probes import PROBES, options_of
 from mixgrpo.settings.trust import check as check_trust
 from mixgrpo.settings.yamlfile import Key
@@ -87,7 +89,7 @@ def load_sweep(
     errors.raise_all()
     hashes = {}
     for arm in arms:
-        with placed(layers[arm.name]):
+        with located_errors(layers[arm.name]):
             hashes[arm.name] = config_hashes(configs[arm.name], seeds)
     runs = [
         _run(arm.name, configs[arm.name], seed, hashes[arm.name][index])
@@ -213,7 +215,7 @@ def _check_distinct(
 ) -> None:
     first: dict[str, str] = {}
     for arm in arms:
-        with placed(layers[arm.name]):
+        with located_errors(layers[arm.name]):
             identity = config_hash(configs[arm.name])
         if identity in first:
             key = (chosen.get("arms") or chosen.get("grid") or Given(None, ())).key

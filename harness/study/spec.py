@@ -15,7 +15,7 @@ from harness.study.arms import Arm as Arm
 from harness.study.names import run_folder
 from mixgrpo.errors import ConfigError
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import Layers
+from mixgrpo.settings.layers import Layers
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,9 @@ from pydantic_core import ErrorDetails
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
 from mixgrpo.settings.config import Name, RunConfig, Section
-from mixgrpo.settings.configfile import (
-    Layers,
-    as_tuples,
-    check_key,
-    check_value,
-    is_section,
-    known_keys,
-    load_layers,
-)
+from mixgrpo.settings.configfile import load_layers
+from mixgrpo.settings.keys import check_key, is_section, known_keys
+from mixgrpo.settings.layers import Layers, as_tuples, check_value
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
 from mixgrpo.text.suggest import RUN, SWEEP, did_you_mean, nearest_setting, plain, slurm_wish
 

@@ -1,4 +1,4 @@
-"""What there is by name: models, rewards and entry points, known without loading any of them.
+"""Models, rewards and other packages' entry points by name, without loading any of them.
 
-They are loaded by `mixgrpo.models` and `mixgrpo.rewards`. Read `registry` first.
+`mixgrpo.models` and `mixgrpo.rewards` load them. Read `registry` first.
 """

@@ -1,17 +1,12 @@
-"""The models by name, and what is known of each without loading it."""
+"""The models by name, and the facts about each that need no loading."""
 
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mixgrpo.catalogue import registry
 from mixgrpo.catalogue.scenes import weights_file
 from mixgrpo.errors import ConfigError
 from mixgrpo.files.contents import contents, pipeline_contents
-
-if TYPE_CHECKING:
-    pass
-
 
 _SIZED = ("revision", "height", "width", "text_tokens")
 DIFFUSION: dict[str, tuple[str, ...]] = {
@@ -21,13 +16,14 @@ DIFFUSION: dict[str, tuple[str, ...]] = {
 }
 """The models that are pipelines of diffusers, with the settings of `model` that each takes."""
 
-_GROUP = "mixgrpo.models"
+GROUP = "mixgrpo.models"
+"""The group of entry points."""
 PIPELINES = {
     "flux": "mixgrpo.models.flux:FluxPolicy",
     "sd3": "mixgrpo.models.sd3:SD3Policy",
     "qwen-image": "mixgrpo.models.qwen_image:QwenImagePolicy",
 }
-_BUILT_IN = {
+BUILT_IN = {
     "scenes": "mixgrpo.models.scenes:ScenesPolicy.load",
     **{name: f"{policy}.load" for name, policy in PIPELINES.items()},
 }
@@ -39,29 +35,28 @@ _ON_THE_HUB = {
 
 
 def model_names() -> list[str]:
-    return registry.names(_GROUP, _BUILT_IN)
+    return registry.names(GROUP, BUILT_IN)
 
 
-def own_model(name: str) -> EntryPoint | None:
-    """Where the code of a model is that this package does not bring; None for one that it does."""
-    return registry.others(_GROUP, _BUILT_IN, name, None)
+def external_model(name: str) -> EntryPoint | None:
+    """The entry point of a model from another package; None for a built-in one."""
+    return registry.external(GROUP, BUILT_IN, name, None)
 
 
 def hub_name(name: str, checkpoint: str | None) -> str | None:
-    """Where the weights of model `name` come from: `checkpoint`, or its authors' on the hub."""
+    """`checkpoint`, or else the repository of the model's authors on the hub; None where there is
+    neither."""
     return checkpoint or _ON_THE_HUB.get(name)
 
 
 def model_weights(name: str, checkpoint: str | None) -> str:
-    """What identifies the weights that `load_policy` would load.
-
-    The sha256 of a file, given or shipped; a digest of a folder; else a name on the hub.
-    """
-    place = Path(checkpoint) if checkpoint else None
+    """An identifier of the weights that `load_policy` would load: the sha256 of a file, given or
+    shipped; a digest of a folder; else a name on the hub."""
+    path = Path(checkpoint) if checkpoint else None
     if name == "scenes":
-        place = weights_file(checkpoint)
+        path = weights_file(checkpoint)
     identify = pipeline_contents if name in DIFFUSION else contents
     try:
-        return (identify(place) if place else "") or (hub_name(name, checkpoint) or "")
+        return (identify(path) if path else "") or (hub_name(name, checkpoint) or "")
     except ConfigError as error:
         raise ConfigError(f"model.checkpoint: {error}") from None

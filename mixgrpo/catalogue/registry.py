@@ -1,7 +1,7 @@
-"""Finds models and rewards by name: the built-in ones, and others through entry points.
+"""Imports models and rewards by name: the built-in ones, and others through entry points.
 
-A package adds its own with an entry point in the group `mixgrpo.models` or `mixgrpo.rewards`
-(docs/extending.md). Nothing is imported before it is asked for.
+Another package adds one with an entry point in the group `mixgrpo.models` or `mixgrpo.rewards`
+(docs/extending.md). Nothing is imported before it is used.
 """
 
 import inspect
@@ -28,14 +28,15 @@ def names(group: str, built_in: dict[str, str]) -> list[str]:
 
 @stays()
 def load(group: str, built_in: dict[str, str], name: str, path: str | None = None) -> Any:
-    """The object that `name` stands for; `path`, as `package.module:attribute`, says where it is.
+    """The object that `name` stands for. `path`: its import path `package.module:attribute`, for a
+    name that is not registered.
 
-    ConfigError where it is unknown, stands for several things, or cannot be imported.
+    ConfigError where the name is unknown or ambiguous, or its object cannot be imported.
     """
     point = _find(group, built_in, name, path)
     if name in built_in:
         return point.load()
-    with _blamed(f"{name}: {_called(point, path)} fails"), imports_noted(point.value):
+    with _one_line_errors(f"{name}: {_in_words(point, path)} fails"), imports_noted(point.value):
         return point.load()
 
 
@@ -49,11 +50,10 @@ def make(
     path: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> Any:
-    """What `name` stands for, as `load` finds it, makes of these arguments and named options.
+    """Calls what `name` stands for (`load`) with these arguments and named options.
 
-    ConfigError where it cannot be called so, saying what is `wanted` instead, and where it raises
-    anything but this package's own errors, which stay as they are. What a built-in one raises
-    stays, too.
+    ConfigError where it cannot be called like this, saying that it must be `wanted`; and where it
+    raises something else than this package's errors. Errors of built-in objects are not changed.
     """
     named = options or {}
     maker = check(group, built_in, name, wanted, *arguments, path=path, options=named)
@@ -61,22 +61,24 @@ def make(
         return maker(*arguments, **named)
     point = _find(group, built_in, name, path)
     given = ", ".join([*map(repr, arguments), *(f"{k}={v!r}" for k, v in named.items())])
-    begin = f"{name}: {_called(point, path)}, called as ({given}), fails"
-    with _blamed(begin), imports_noted(point.value):
+    begin = f"{name}: {_in_words(point, path)}, called as ({given}), fails"
+    with _one_line_errors(begin), imports_noted(point.value):
         return maker(*arguments, **named)
 
 
-def others(group: str, built_in: dict[str, str], name: str, path: str | None) -> EntryPoint | None:
-    """What `load` would import for a name that is not built in, without importing it.
+def external(
+    group: str, built_in: dict[str, str], name: str, path: str | None
+) -> EntryPoint | None:
+    """The entry point that `load` would import for a name that is not built in, not imported.
 
-    None for a built-in one, and for what `load` refuses.
+    None for a built-in name, and for one that `load` refuses.
     """
     if name in built_in:
         return None
     if path is not None:
         return EntryPoint(name, path, group) if _PATH.fullmatch(path) else None
-    found = {p.value: p for p in _points(group, tuple(sys.path)) if p.name == name}
-    return next(iter(found.values())) if len(found) == 1 else None
+    points = {p.value: p for p in _points(group, tuple(sys.path)) if p.name == name}
+    return next(iter(points.values())) if len(points) == 1 else None
 
 
 @lru_cache(maxsize=8)
@@ -94,15 +96,15 @@ def check(
     path: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> Any:
-    """What `make` would call, which is imported and not called. ConfigError as there."""
+    """The object that `make` would call: imported, not called. ConfigError as for `make`."""
     maker = load(group, built_in, name, path)
     if name not in built_in and not _takes(maker, arguments, options or {}):
-        point = _called(_find(group, built_in, name, path), path)
+        point = _in_words(_find(group, built_in, name, path), path)
         raise ConfigError(f"{name}: {point} must be {wanted}")
     return maker
 
 
-def _called(point: EntryPoint, path: str | None) -> str:
+def _in_words(point: EntryPoint, path: str | None) -> str:
     return f"{path}" if path else f"its entry point {point.value}"
 
 
@@ -114,35 +116,36 @@ def _find(group: str, built_in: dict[str, str], name: str, path: str | None = No
             raise ConfigError(f"{name}: {path} is not of the form package.module:Class")
         if is_standard(path):
             raise ConfigError(
-                f"{name}: {path} is of Python's standard library, where no such class is; name "
-                "a class of your own"
+                f"{name}: {path} is in Python's standard library, which has no such class; name "
+                "a class of your code"
             )
         return EntryPoint(name, path, group)
-    others = {p.value: p for p in entry_points(group=group, name=name)}
-    if name in built_in and others:
+    points = {p.value: p for p in entry_points(group=group, name=name)}
+    if name in built_in and points:
         raise ConfigError(
             f"{name}: is built in, and an installed package has an entry point of the same name in "
-            f"{group} ({', '.join(sorted(others))}); give that one another name"
+            f"{group} ({', '.join(sorted(points))}); give that one another name"
         )
     if name in built_in:
         return EntryPoint(name, built_in[name], group)
-    if len(others) > 1:
+    if len(points) > 1:
         raise ConfigError(
-            f"{name}: stands for several entry points in {group} ({', '.join(sorted(others))}); "
+            f"{name}: stands for several entry points in {group} ({', '.join(sorted(points))}); "
             "give all but one another name"
         )
-    if not others:
+    if not points:
         known = ", ".join(names(group, built_in))
         raise ConfigError(
             f"{name}: not a name of {group}; known: {known}; other names come from installed "
             f"packages with an entry point in the group {group} (docs/extending.md)"
         )
-    return next(iter(others.values()))
+    return next(iter(points.values()))
 
 
 @contextmanager
-def _blamed(begin: str) -> Iterator[None]:
-    """Make one line of what is raised inside; errors for the user are that already."""
+def _one_line_errors(begin: str) -> Iterator[None]:
+    """Turns what is raised inside into a ConfigError of one line; this package's errors, which are
+    that already, pass."""
     try:
         yield
     except (ConfigError, RunError, Interrupted):

@@ -1,4 +1,4 @@
-"""The rewards by name, and what is known of each without loading it."""
+"""The rewards by name, and the facts about each that need no loading."""
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mixgrpo.settings.config import RewardsConfig
 
 
-_GROUP = "mixgrpo.rewards"
-_BUILT_IN = {
+GROUP = "mixgrpo.rewards"
+BUILT_IN = {
     **REWARDS,
     "hps": "mixgrpo.rewards.hps:HPS",
     "pickscore": "mixgrpo.rewards.pickscore:PickScore",
@@ -26,42 +26,42 @@ _BUILT_IN = {
     "ocr": "mixgrpo.rewards.ocr:OCR",
 }
 _SHIPPED = {"clarity": CLARITY_WEIGHTS}
-_IN_FILES = ("checkpoint", "tokenizer", "clip")
+FILE_OPTIONS = ("checkpoint", "tokenizer", "clip")
 """Options of built-in rewards that may name a file or folder."""
-PLACES = frozenset(
+SERVICE_OPTIONS = frozenset(
     {"urls", "api_key_env", "login_env", "at_once", "timeout", "retries", "batch", "threads"}
 )
-"""Options of built-in rewards that say where and how fast, not how they score."""
-_CLIP_WORDS = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""Options of built-in rewards that say where and how fast they are computed, not how they score."""
+_CLIP_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "hps": {"checkpoint": "xswu/HPSv2", "tokenizer": _CLIP_WORDS},
-    "pickscore": {"checkpoint": "yuvalkirstain/PickScore_v1", "tokenizer": _CLIP_WORDS},
+    "hps": {"checkpoint": "xswu/HPSv2", "tokenizer": _CLIP_TOKENIZER},
+    "pickscore": {"checkpoint": "yuvalkirstain/PickScore_v1", "tokenizer": _CLIP_TOKENIZER},
     "imagereward": {
         "checkpoint": "THUDM/ImageReward",
         "tokenizer": "google-bert/bert-base-uncased",
     },
-    "clipscore": {"checkpoint": "apple/DFN5B-CLIP-ViT-H-14-384", "tokenizer": _CLIP_WORDS},
+    "clipscore": {"checkpoint": "apple/DFN5B-CLIP-ViT-H-14-384", "tokenizer": _CLIP_TOKENIZER},
     "unifiedreward": {"model": "CodeGoat24/UnifiedReward-qwen-7b", "score": "alignment"},
     "aesthetic": {
         "checkpoint": "trl-lib/ddpo-aesthetic-predictor",
         "clip": "openai/clip-vit-large-patch14",
     },
 }
-"""What the options are that say how a built-in reward scores, where none are given: here again,
-since their modules import torch. Those that are not named are None."""
+"""Defaults of the options that say how a built-in reward scores; options that are not listed are
+None. They are repeated here since the rewards' modules import torch."""
 
 
 def reward_names() -> list[str]:
-    return registry.names(_GROUP, _BUILT_IN)
+    return registry.names(GROUP, BUILT_IN)
 
 
-def own_reward(name: str, settings: "RewardsConfig") -> EntryPoint | None:
-    """Where the code of a reward is that this package does not bring; None for one that it does."""
-    return registry.others(_GROUP, _BUILT_IN, name, settings.classes.get(name))
+def external_reward(name: str, settings: "RewardsConfig") -> EntryPoint | None:
+    """The entry point of a reward from the user or another package; None for a built-in one."""
+    return registry.external(GROUP, BUILT_IN, name, settings.classes.get(name))
 
 
 def is_built_in(name: str) -> bool:
-    return name in _BUILT_IN
+    return name in BUILT_IN
 
 
 def setting_of(name: str, settings: "RewardsConfig") -> str:
@@ -72,31 +72,31 @@ def setting_of(name: str, settings: "RewardsConfig") -> str:
 
 
 def shipped_weights(name: str) -> str:
-    """What identifies the weights that are part of this package; "" where a reward has none."""
+    """A digest of a reward's weights that ship with this package; "" where there are none."""
     return contents(_SHIPPED[name]) if name in _SHIPPED else ""
 
 
 def scoring_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that say how the reward `name` scores: {} where all are its defaults.
 
-    Files and folders stand by their contents, not their names. What the options of a reward of
-    one's own say is not known: all count as they are, `checkpoint` apart, also where one is given
-    its default.
+    Files and folders are replaced by digests of their contents. The options of an external reward
+    all count, with the values that are given, since their meaning and defaults are not known here;
+    its `checkpoint` is the only one that is read as a file.
     """
     files = {key: _content(name, key, value) for key, value in files_named(name, options).items()}
-    if name not in _BUILT_IN:
+    if name not in BUILT_IN:
         return {**options, **files}
     defaults = _DEFAULTS.get(name, {})
     return {
         key: files.get(key, value)
         for key, value in options.items()
-        if key not in PLACES and value != defaults.get(key)
+        if key not in SERVICE_OPTIONS and value != defaults.get(key)
     }
 
 
 def files_named(name: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """The options of a reward that may name a file or folder, which counts by what is in it."""
-    keys = _IN_FILES if name in _BUILT_IN else ("checkpoint",)
+    """The options of a reward that may name a file or folder, which counts by its contents."""
+    keys = FILE_OPTIONS if name in BUILT_IN else ("checkpoint",)
     defaults = _DEFAULTS.get(name, {})
     return {
         key: value

@@ -1,4 +1,4 @@
-"""What ships with the embedded task: weights of its models, and the names of its rewards."""
+"""The embedded task's weights that ship with the package, and the names of its rewards."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ REWARDS = {
     "strict": "mixgrpo.scenes.score:strict",
     "clarity": "mixgrpo.scenes.clarity:clarity",
 }
-"""Functions that judge pictures of the embedded task."""
+"""Functions that score images of the embedded task."""
 
 
 def weights_file(checkpoint: str | None) -> Path:

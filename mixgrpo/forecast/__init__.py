@@ -1,4 +1,4 @@
 """What a run will need: its memory, evaluations and bytes, before it begins.
 
-What it did need is measured in training. Read `estimate` first.
+What a run did need is measured in `training`. Read `estimate` first.
 """

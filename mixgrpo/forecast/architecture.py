@@ -1,8 +1,8 @@
 """What a configuration's model is made of, from the model's config files alone.
 
-Nothing is loaded or downloaded: the files come from a local folder or the hub's cache, and what is
-known of the models on the hub is written down here. Networks are built on the meta device, where
-they have shapes and no memory.
+Nothing is loaded or downloaded: the files come from a local folder or the hub's cache, and the
+sizes of a few models on the hub are written down here. Networks are built on the meta device,
+where they have shapes and no memory.
 """
 
 import importlib
@@ -62,20 +62,23 @@ _T5_XXL: Json = {
     "vocab_size": 32128,
     "feed_forward_proj": "gated-gelu",
 }
-_OF_FLUX = {
+_FLUX_PARTS = {
     "vae": _VAE,
     "text_encoder": _CLIP_L | {"architectures": ["CLIPTextModel"]},
     "text_encoder_2": _T5_XXL,
 }
-_OF_SD35 = {
+_SD35_PARTS = {
     "vae": _VAE,
     "text_encoder": _CLIP_L,
     "text_encoder_2": _CLIP_G,
     "text_encoder_3": _T5_XXL,
 }
 KNOWN: dict[str, dict[str, Json]] = {
-    "black-forest-labs/FLUX.1-dev": {"transformer": _FLUX | {"guidance_embeds": True}, **_OF_FLUX},
-    "black-forest-labs/FLUX.1-schnell": {"transformer": _FLUX, **_OF_FLUX},
+    "black-forest-labs/FLUX.1-dev": {
+        "transformer": _FLUX | {"guidance_embeds": True},
+        **_FLUX_PARTS,
+    },
+    "black-forest-labs/FLUX.1-schnell": {"transformer": _FLUX, **_FLUX_PARTS},
     "stabilityai/stable-diffusion-3.5-medium": {
         "transformer": _SD35
         | {
@@ -85,7 +88,7 @@ KNOWN: dict[str, dict[str, Json]] = {
             "pos_embed_max_size": 384,
             "dual_attention_layers": list(range(13)),
         },
-        **_OF_SD35,
+        **_SD35_PARTS,
     },
     "stabilityai/stable-diffusion-3.5-large": {
         "transformer": _SD35
@@ -95,14 +98,14 @@ KNOWN: dict[str, dict[str, Json]] = {
             "caption_projection_dim": 2432,
             "pos_embed_max_size": 192,
         },
-        **_OF_SD35,
+        **_SD35_PARTS,
     },
 }
-"""What decides the sizes of models on the hub, by their configs there."""
+"""The settings that decide the sizes of models on the hub, from their config files there."""
 
 _PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 _CLIP_TOKENS = 77
-"""Of a prompt by SD3's CLIPs, ahead of T5's."""
+"""Tokens of a prompt that SD3's CLIPs contribute, ahead of T5's."""
 
 
 @dataclass(frozen=True)
@@ -110,55 +113,58 @@ class Architecture:
     """A model's networks and the shapes that they are called with."""
 
     source: str
-    """Where it is known from."""
+    """Where these sizes come from, in words."""
     vae: Callable[[], nn.Module] | None
-    """Makes it on the meta device, as all that follow."""
+    """Makes the VAE on the meta device; the functions below do the same."""
     encoders: dict[str, Callable[[], nn.Module]]
+    """Makes each text encoder, by its folder in the pipeline."""
     policy: Callable[[nn.Module | None], Policy]
     """Makes the model's policy with its network and this VAE."""
     latent_shape: tuple[int, ...]
+    """Shape of one latent, without the batch."""
     image: tuple[int, int]
     """Height and width in pixels."""
     conditioning: Callable[[int], Conditioning]
-    """Makes that of so many prompts."""
+    """Makes the conditioning of this number of prompts."""
 
 
 def architecture(config: RunConfig) -> Architecture | str:
-    """The architecture of `config.model`; or in a few words why it is not known.
+    """The architecture of `config.model`; or, in a few words, why it is not known.
 
-    ConfigError for a folder that holds no such model.
+    ConfigError for a folder that does not hold such a model.
     """
     name = config.model.name
     if name == "scenes":
         return _scenes(config.model.checkpoint)
     if name not in DIFFUSION:
         return f"model {name} is another package's, of which only the evaluations are known"
-    found = _parts(config)
-    return found if isinstance(found, str) else _diffusion(config, *found)
+    parts = _parts(config)
+    return parts if isinstance(parts, str) else _diffusion(config, *parts)
 
 
 def _parts(config: RunConfig) -> tuple[str, dict[str, Json]] | str:
-    """Where the configs of a pipeline's parts were found, and what they say."""
+    """The source of the configs of a pipeline's parts, and these configs by part; or why they are
+    not known."""
     model = config.model
-    place = str(hub_name(model.name, model.checkpoint))
-    local = Path(place).expanduser()
+    checkpoint = str(hub_name(model.name, model.checkpoint))
+    local = Path(checkpoint).expanduser()
     if local.is_dir():
         if not (local / "transformer" / "config.json").is_file():
             raise ConfigError(
-                f"model.checkpoint {place}: the folder has no transformer/config.json; name one "
-                "that save_pretrained of a diffusers pipeline wrote"
+                f"model.checkpoint {checkpoint}: the folder has no transformer/config.json; name "
+                "one that save_pretrained of a diffusers pipeline wrote"
             )
-        return f"the config files in {place}", _read(local)
-    if place.count("/") != 1 or place[0] in "/.~":
-        raise ConfigError(f"model.checkpoint: there is no folder {place}")
-    cached = _cached(place, model.revision)
+        return f"the config files in {checkpoint}", _read_configs(local)
+    if checkpoint.count("/") != 1 or checkpoint[0] in "/.~":
+        raise ConfigError(f"model.checkpoint: there is no folder {checkpoint}")
+    cached = _cached(checkpoint, model.revision)
     if cached is not None:
-        return f"the config files of {place} in the hub's cache", _read(cached)
-    if place in KNOWN:
-        return f"what is known of {place}", KNOWN[place]
+        return f"the config files of {checkpoint} in the hub's cache", _read_configs(cached)
+    if checkpoint in KNOWN:
+        return f"the built-in sizes of {checkpoint}", KNOWN[checkpoint]
     return (
-        f"the config files of {place} are not in the hub's cache, so that only the evaluations "
-        f'are known; `hf download {place} --include "*.json"` gets them'
+        f"the config files of {checkpoint} are not in the hub's cache, so that only the "
+        f'evaluations are known; `hf download {checkpoint} --include "*.json"` gets them'
     )
 
 
@@ -166,23 +172,23 @@ def _cached(repository: str, revision: str | None) -> Path | None:
     """The repository's folder in the hub's cache; no request is made."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository, "transformer/config.json", revision=revision)
-    return Path(found).parents[1] if isinstance(found, str) else None
+    file = try_to_load_from_cache(repository, "transformer/config.json", revision=revision)
+    return Path(file).parents[1] if isinstance(file, str) else None
 
 
-def _read(folder: Path) -> dict[str, Json]:
-    found = {}
+def _read_configs(folder: Path) -> dict[str, Json]:
+    configs = {}
     for part in _PARTS:
         file = folder / part / "config.json"
         if file.is_file():
             try:
-                found[part] = json.loads(file.read_text())
+                configs[part] = json.loads(file.read_text())
             except ValueError as error:
                 raise ConfigError(f"{file}: is not JSON ({error})") from error
-    return found
+    return configs
 
 
-def _of_diffusers(config: Json) -> Callable[[], nn.Module]:
+def _diffusers_model(config: Json) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import diffusers
 
@@ -190,7 +196,7 @@ def _of_diffusers(config: Json) -> Callable[[], nn.Module]:
         if kind is None:
             raise ConfigError(
                 f"model.checkpoint: its config names the class {config.get('_class_name')}, "
-                "which diffusers has not"
+                "which diffusers does not have"
             )
         with torch.device("meta"):
             network: nn.Module = kind.from_config(config)
@@ -199,7 +205,7 @@ def _of_diffusers(config: Json) -> Callable[[], nn.Module]:
     return build
 
 
-def _of_transformers(config: Json) -> Callable[[], nn.Module]:
+def _transformers_model(config: Json) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import transformers
 
@@ -212,42 +218,43 @@ def _of_transformers(config: Json) -> Callable[[], nn.Module]:
 
 
 def _diffusion(config: RunConfig, source: str, parts: dict[str, Json]) -> Architecture:
-    from mixgrpo.models.diffusion import DiffusersPolicy, image_size, latent_channels, vae_factor
+    from mixgrpo.models.diffusion import DiffusersPolicy
+    from mixgrpo.models.sizes import image_size, latent_channels, vae_factor
     from mixgrpo.models.text import NEGATIVE
 
     model, settings, vae = config.model, parts["transformer"], parts.get("vae", _VAE)
     module, _, name = PIPELINES[model.name].partition(":")
     kind: type[DiffusersPolicy] = getattr(importlib.import_module(module), name)
-    network = _of_diffusers(settings)
+    network = _diffusers_model(settings)
     sizes: Any = network().config
     height, width = image_size(model, dict(sizes), vae)
     factor = vae_factor(vae)
     tokens = model.text_tokens or kind.token_limits(dict(sizes))[1]
     tokens += _CLIP_TOKENS if model.name == "sd3" else 0
-    kept = torch.bfloat16 if config.compute.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if config.compute.precision == "bf16" else torch.float32
 
     def conditioning(prompts: int) -> Conditioning:
-        found = {"text": torch.zeros(prompts, tokens, sizes.joint_attention_dim, dtype=kept)}
+        tensors = {"text": torch.zeros(prompts, tokens, sizes.joint_attention_dim, dtype=dtype)}
         if model.name == "qwen-image":
-            found["mask"] = torch.ones(prompts, tokens, dtype=torch.bool)
+            tensors["mask"] = torch.ones(prompts, tokens, dtype=torch.bool)
         else:
-            found["pooled"] = torch.zeros(prompts, sizes.pooled_projection_dim, dtype=kept)
+            tensors["pooled"] = torch.zeros(prompts, sizes.pooled_projection_dim, dtype=dtype)
         if (model.cfg or 1.0) > 1:
-            found |= {f"{NEGATIVE}{key}": value for key, value in found.items()}
-        return found
+            tensors |= {f"{NEGATIVE}{key}": value for key, value in tensors.items()}
+        return tensors
 
-    # Where the VAE waits and how attention is computed changes no shape.
+    # Neither offloading the VAE nor the attention's backend changes a shape.
     compute = config.compute.model_copy(update={"offload": False, "attention": None})
 
     def policy(decoder: nn.Module | None) -> Policy:
-        text: Any = None  # encodes nothing here
-        made: Policy = kind(network(), decoder, {}, text, model, compute, "meta")
-        return made
+        text: Any = None  # no prompt is encoded here
+        result: Policy = kind(network(), decoder, {}, text, model, compute, "meta")
+        return result
 
     return Architecture(
         source=source,
-        vae=_of_diffusers(vae),
-        encoders={part: _of_transformers(parts[part]) for part in _PARTS[2:] if part in parts},
+        vae=_diffusers_model(vae),
+        encoders={part: _transformers_model(parts[part]) for part in _PARTS[2:] if part in parts},
         policy=policy,
         latent_shape=(latent_channels(vae), height // factor, width // factor),
         image=(height, width),

@@ -1,9 +1,9 @@
 """What one pass of a network takes: memory and floating-point operations, without computing it.
 
 The network runs on fake tensors, which have shapes and dtypes and no data (torch's FakeTensorMode).
-So these are no formulas that an architecture could outgrow: every tensor that the pass would make
-is counted from its birth to its death, checkpoints that are computed again included. Not counted
-is what a device adds: the allocator's rounding and fragments, workspaces of its libraries.
+So no formula depends on the architecture: every tensor that the pass would make is counted from
+its allocation until it is freed, recomputed activations included. Not counted is what a device
+adds: the allocator's rounding and fragments, workspaces of its libraries.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,12 @@ Pass = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one pass. Bytes are those beyond the network's own weights, gradients and inputs."""
+    """What one pass takes. Weights, gradients and inputs are not counted."""
 
     saved: int
-    """Bytes that the forward leaves behind for the backward; 0 without gradient."""
+    """Bytes that the forward keeps for the backward; 0 without gradient."""
     peak: int
-    """The most bytes that are alive at a time, in forward or backward."""
+    """The most bytes that are allocated at a time, in forward or backward."""
     flops: int
     """Floating-point operations of matrix products, convolutions and attention, two for a
     multiplication with its addition: of the forward, and of the backward if there is one."""
@@ -45,22 +45,25 @@ def footprint(
     bf16: bool = False,
     as_on: str = "cuda",
 ) -> Footprint:
-    """The footprint of the pass that `prepare` gives, and with `gradient` of its backward.
+    """The footprint of the pass that `prepare` returns, and with `gradient` of its backward.
 
-    `networks`: those that the pass uses. They are on the meta device, and can only be traced again
-    afterwards. `prepare` makes inputs on the CPU, which the footprint does not count, and returns a
-    function that calls the networks. `bf16`: under autocast, whose rules `as_on` gives: "cuda" or
-    "cpu" (on CUDA norms are computed in float32). Attention is fused: it keeps queries, keys,
-    values, its output and one number per query (FlashAttention, arXiv 2205.14135), and no matrix of
-    scores.
+    networks: those that the pass uses, on the meta device. Afterwards they can only be traced
+        again, not run.
+    prepare: makes inputs on the CPU, which are not counted, and returns a function that calls the
+        networks.
+    bf16: run under autocast by the rules of the device type `as_on`, "cuda" or "cpu" (on CUDA norms
+        are computed in float32).
+
+    Attention is fused: it keeps queries, keys, values, its output and one number per query
+    (FlashAttention, arXiv 2205.14135), and no matrix of scores.
     """
     ledger = _Ledger()
-    # The trace is a CPU's; only autocast's rules for norms are another device's.
-    with _fakes(), torch.device("cpu"):
+    # The trace runs as on a CPU; only autocast's rule for norms is taken from `as_on`.
+    with _fake_mode(), torch.device("cpu"):
         for network in networks:
-            _without_data(network)
+            _replace_by_fakes(network)
             if bf16 and as_on == "cuda":
-                _norms_in_full(network)
+                _norms_in_float32(network)
         run = prepare()
         with ledger, torch.set_grad_enabled(gradient):
             with (
@@ -74,7 +77,7 @@ def footprint(
 
 
 @cache
-def _fakes() -> Any:
+def _fake_mode() -> Any:
     """One mode for all traces: modules may keep what they computed in an earlier one."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -82,9 +85,9 @@ def _fakes() -> Any:
     return mode()
 
 
-def _without_data(network: nn.Module) -> None:
-    """Replace what is on the meta device by fake tensors, in place, with gradients where they are
-    wanted: they are there before the pass, so that it adds to them."""
+def _replace_by_fakes(network: nn.Module) -> None:
+    """Replace meta tensors by fake ones, in place. Gradients are allocated before the pass, so that
+    it adds to them."""
     for module in network.modules():
         for store in (module._parameters, module._buffers):
             for name, old in store.items():
@@ -102,20 +105,20 @@ def _without_data(network: nn.Module) -> None:
 
 
 class _Storages:
-    """Some storages, however many views there are of each."""
+    """A set of storages; all views of one are the same member."""
 
     def __init__(self) -> None:
-        self._found: dict[int, ref[Any]] = {}
+        self._refs: dict[int, ref[Any]] = {}
 
     def __contains__(self, tensor: Tensor) -> bool:
         storage = tensor.untyped_storage()
-        found = self._found.get(id(storage))
-        return found is not None and found() is storage
+        known = self._refs.get(id(storage))
+        return known is not None and known() is storage
 
-    def add(self, tensor: Tensor, gone: Callable[[Any], None] | None = None) -> None:
-        """`gone` is called when the storage is freed."""
+    def add(self, tensor: Tensor, on_free: Callable[[Any], None] | None = None) -> None:
+        """`on_free` is called when the storage is freed."""
         storage = tensor.untyped_storage()
-        self._found[id(storage)] = ref(storage, gone)
+        self._refs[id(storage)] = ref(storage, on_free)
 
 
 class _Ledger(TorchDispatchMode):
@@ -123,7 +126,7 @@ class _Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._made, self._foreign, self._saved = _Storages(), _Storages(), _Storages()
+        self._allocated, self._inputs, self._saved = _Storages(), _Storages(), _Storages()
         self._alive = self.peak = self.saved = self.flops = 0
 
     def __torch_dispatch__(
@@ -131,8 +134,8 @@ class _Ledger(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
-            if tensor not in self._made:  # it was there before, and so are its views
-                self._foreign.add(tensor)
+            if tensor not in self._allocated:  # it existed before, and so did its views
+                self._inputs.add(tensor)
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet in _ATTENTION:
@@ -140,23 +143,23 @@ class _Ledger(TorchDispatchMode):
         elif packet in flop_registry:
             self.flops += _FLOPS[packet](*args, **kwargs, out_val=out)
         for tensor in _tensors(out):
-            if tensor not in self._foreign and tensor not in self._made:
-                self._born(tensor)
+            if tensor not in self._inputs and tensor not in self._allocated:
+                self._allocate(tensor)
         return out
 
-    def _born(self, tensor: Tensor) -> None:
+    def _allocate(self, tensor: Tensor) -> None:
         size = tensor.untyped_storage().nbytes()
 
-        def gone(_: Any) -> None:
+        def on_free(_: Any) -> None:
             self._alive -= size
 
-        self._made.add(tensor, gone)
+        self._allocated.add(tensor, on_free)
         self._alive += size
         self.peak = max(self.peak, self._alive)
 
     def save(self, tensor: Tensor) -> Tensor:
-        """What autograd does with a tensor that its backward needs."""
-        if tensor in self._made and tensor not in self._saved:
+        """Called by autograd for each tensor that its backward needs."""
+        if tensor in self._allocated and tensor not in self._saved:
             self._saved.add(tensor)
             self.saved += tensor.untyped_storage().nbytes()
         return tensor
@@ -178,7 +181,7 @@ def _attention(query: Any, key: Any, value: Any, *_: Any) -> int:
 
 _FLOPS: dict[Any, Callable[..., int]] = flop_registry
 _ATEN = torch.ops.aten
-_ATTENTION: dict[Any, Callable[..., int]] = {  # the CPU's, which torch's own registry lacks
+_ATTENTION: dict[Any, Callable[..., int]] = {  # the CPU's, which torch's registry lacks
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -187,12 +190,12 @@ _ATTENTION: dict[Any, Callable[..., int]] = {  # the CPU's, which torch's own re
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
-def _norms_in_full(network: nn.Module) -> None:
-    """Norms as autocast has them on CUDA: in and out in float32."""
+def _norms_in_float32(network: nn.Module) -> None:
+    """Norms take and return float32, as under autocast on CUDA."""
 
-    def lift(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def cast(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(a.float() if isinstance(a, Tensor) else a for a in args)
 
     for module in network.modules():
         if isinstance(module, _NORMS):
-            module.register_forward_pre_hook(lift)
+            module.register_forward_pre_hook(cast)

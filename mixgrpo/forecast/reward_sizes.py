@@ -1,4 +1,4 @@
-"""The networks of rewards on the meta device: their sizes are known before their weights are."""
+"""The networks of the built-in rewards on the meta device: sizes without weights."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ def _clip(vision: dict[str, int], text: dict[str, int], projection: int) -> nn.M
     from transformers import CLIPConfig, CLIPModel
 
     with torch.device("meta"):
-        made: nn.Module = CLIPModel(
+        network: nn.Module = CLIPModel(
             CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)
         )
-    return made
+    return network
 
 
 def _clip_h() -> nn.Module:
@@ -28,11 +28,11 @@ def _clip_h() -> nn.Module:
 
 
 def _clip_l() -> nn.Module:
-    """The image side of ViT-L-14 (OpenAI), which the aesthetic score looks with."""
+    """The image encoder of ViT-L-14 (OpenAI), which the aesthetic score uses."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with torch.device("meta"):
-        made: nn.Module = CLIPVisionModelWithProjection(
+        network: nn.Module = CLIPVisionModelWithProjection(
             CLIPVisionConfig(
                 hidden_size=1024,
                 intermediate_size=4096,
@@ -42,7 +42,7 @@ def _clip_l() -> nn.Module:
                 projection_dim=768,
             )
         )
-    return made
+    return network
 
 
 def _blip() -> nn.Module:
@@ -81,4 +81,5 @@ REWARD_NETWORKS: dict[str, Callable[[], nn.Module] | None] = {
     "imagereward": _blip,
     **dict.fromkeys(("composition", "palette", "strict", "clarity", "unifiedreward", "ocr")),
 }
-"""What a built-in reward keeps on the device, in float32; None: nothing to speak of."""
+"""Makes the network that a built-in reward keeps on the device, in float32; None: it has none, or a
+small one."""

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-8
-"""Added to a group's std, as a part of the range of its rewards."""
+"""Added to a group's std, as a fraction of the range of its rewards."""
 
 ROUNDING = 2.0**-21
-"""Rewards of a group that differ by no more than this part of the largest |reward| differ by
-rounding alone: four units in the last place of float32, in which networks score."""
+"""Rewards of a group that differ by at most this fraction of the largest |reward| are taken to
+differ by rounding only: four units in the last place of float32, in which networks score."""
 
 
 def group_advantages(
@@ -22,10 +22,11 @@ def group_advantages(
 
     Per reward k and group: A_k = (R_k - mean) / (std + eps (max R_k - min R_k)), std with N - 1
     degrees of freedom; a group without variance in a reward (`has_variance`) gets exactly 0 for it.
-    Everything is relative to the rewards' own size, so that c R has the advantages of R for every
+    Everything is relative to the size of the rewards, so that c R has the advantages of R for every
     c > 0.
 
-    * sum: A = sum_k w_k A_k (the paper). mean: that over the number of rewards (released code).
+    * sum: A = sum_k w_k A_k (the paper).
+    * mean: the sum divided by the number of rewards (released code).
     * reward: one normalisation of sum_k w_k R_k, in which a reward of larger scale weighs more.
 
     ValueError where rewards and weights do not have the same names.
@@ -45,7 +46,8 @@ def group_advantages(
 def has_variance(rewards: Tensor, size: Tensor | None = None) -> Tensor:
     """Which groups' images differ by more than rounding: [prompts, group] -> bool [prompts].
 
-    `size` [prompts, 1]: of what was rounded; without it the largest |reward| of each group.
+    `size` [prompts, 1]: size of the values that were rounded; by default the largest |reward| of
+    each group.
     """
     values = rewards.double()
     size = values.abs().amax(1, keepdim=True) if size is None else size
@@ -56,7 +58,7 @@ def has_variance(rewards: Tensor, size: Tensor | None = None) -> Tensor:
 def best_and_worst(advantages: Tensor, k: int) -> Tensor:
     """The images with the k largest and the k smallest advantages of each group, by index.
 
-    [P, N] -> [P, 2 k], ascending. Of equal ones the lower index is taken. Needs 2 k <= N.
+    [P, N] -> [P, 2 k], ascending. Of equal advantages the lower index is taken. Needs 2 k <= N.
     """
     order = advantages.argsort(dim=1, descending=True, stable=True)
     best = order[:, :k]
@@ -68,7 +70,7 @@ def best_and_worst(advantages: Tensor, k: int) -> Tensor:
 def _normalise(rewards: Tensor, size: Tensor | None = None) -> Tensor:
     """Advantages of one reward, float64 [prompts, group]; `size` as `has_variance` takes it."""
     low, high = rewards.amin(1, keepdim=True), rewards.amax(1, keepdim=True)
-    # From 0 to 1: the squares of very small or large rewards are no numbers.
+    # Scaled to [0, 1]: squares of very small or large rewards would underflow or overflow.
     scaled = (rewards - low) / (high - low)
     centred = scaled - scaled.mean(1, keepdim=True)
     normalised = centred / (scaled.std(1, keepdim=True) + EPSILON)

@@ -1,4 +1,4 @@
-"""DPM-Solver++ of orders 1 to 3 for the steps after the window (Lu et al. 2022, arXiv 2211.01095).
+"""DPM-Solver++ of orders 1 to 3, the solver of MixGRPO-Flash (Lu et al. 2022, arXiv 2211.01095).
 
 A multistep solver in data prediction: with alpha = 1 - sigma and lambda = log alpha - log sigma it
 uses the x0 predictions of up to two earlier steps. Order 1 is Euler on the flow ODE (DDIM).
@@ -37,13 +37,14 @@ class DPMSolver:
         self._history.clear()
 
     def observe(self, x0: Tensor) -> None:
-        """Note the x0 prediction [B, ...] of a step that something else takes."""
+        """Add the x0 prediction [B, ...] of a step that another solver takes to the history."""
         self._history = [wide(x0), *self._history][: self.order - 1]
 
     def step(self, x: Tensor, x0: Tensor, sigmas: Tensor, index: int) -> Tensor:
-        """From x [B, ...] at sigmas[index] to sigmas[index + 1], given the prediction x0 there.
+        """The sample at sigmas[index + 1], from x [B, ...] and the prediction x0 [B, ...] at
+        sigmas[index]; in the dtype of x.
 
-        The history must be of the steps index - 1 and index - 2 of the same grid, newest first.
+        The history must hold the steps index - 1 and index - 2 of the same grid, newest first.
         """
         x0 = wide(x0)
         steps = len(sigmas) - 1

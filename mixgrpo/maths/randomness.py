@@ -1,7 +1,6 @@
-"""Noise that depends on what it is for, never on when, where or beside what it is drawn.
+"""Random numbers that depend on a key only, such as ("step", seed, iteration, prompt, image).
 
-Every draw is named by a key such as ("step", seed, iteration, prompt, image). The result is the
-same for every batch geometry, number of ranks, device, and after a resume.
+They are the same for every batch geometry, number of ranks and device, and after a resume.
 """
 
 import hashlib
@@ -12,13 +11,13 @@ from torch import Tensor
 
 
 def generator(*key: str | int) -> np.random.Generator:
-    """A fresh generator for this key: Philox, whose 128 bits of key keep all streams apart."""
+    """A new generator for this key: Philox, whose 128-bit key makes all streams distinct."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
 
 def normal(shape: tuple[int, ...], *key: str | int) -> Tensor:
-    """Standard normal numbers of `shape`, float32 on the CPU, for this key."""
+    """A tensor of standard normal numbers for this key, float32 on the CPU."""
     return torch.from_numpy(generator(*key).standard_normal(shape, np.float32))
 
 

@@ -17,10 +17,12 @@ Sigma = float | Tensor
 
 
 class Coefficients(NamedTuple):
-    """Of a random step: x' = x * x + v * v + std * noise, all host numbers."""
+    """Coefficients of a random step x' = a x + b v + std noise, all host numbers."""
 
     x: float
+    """a"""
     v: float
+    """b"""
     std: float
 
 
@@ -38,7 +40,7 @@ class SDEStep(NamedTuple):
 def step_coefficients(
     sigma: Sigma, sigma_next: Sigma, *, eta: float, kind: Kernel, sigma_max: Sigma
 ) -> Coefficients:
-    """What a random step does to x, v and noise.
+    """The coefficients of x, v and noise in a random step.
 
     flow and dance, with a noise level g (Flow-GRPO Eq. 9, MixGRPO Eq. 4, DanceGRPO Eq. 8):
 
@@ -112,12 +114,12 @@ def log_prob(sample: Tensor, mean: Tensor, std: Tensor, density: Density = "norm
     """Log-density of `sample` under N(mean, std^2), averaged over the elements of each image.
 
         normalised: mean over elements of -(x' - mean)^2 / (2 std^2) - log std - log(2 pi) / 2
-        released:   mean over elements of -(x' - mean)^2, as the released code has it for cps
+        released:   mean over elements of -(x' - mean)^2, as in the released code for cps
 
     sample, mean: [B, ...]; std: [] or [B], on the CPU; returns [B]. The average (not the sum) over
-    the D elements is what clip ranges of the literature refer to (Flow-GRPO Eq. 10); the
-    log-density itself is D times larger. A step without noise (std = 0) has no density: 0, so that
-    its ratio is 1 and its gradient 0.
+    the D elements is what clip ranges in the literature refer to (Flow-GRPO Eq. 10); the
+    log-density itself is D times larger. A step without noise (std = 0) has no density; its value
+    is 0, so that its ratio is 1 and its gradient 0.
     """
     squares = (wide(sample) - mean).square().flatten(1).mean(1)
     positive, scale = _positive(std, squares)
@@ -139,7 +141,7 @@ def gaussian_kl(mean: Tensor, mean_reference: Tensor, std: Tensor) -> Tensor:
 
 
 def _positive(std: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """1 where std > 0, else 0; and std with 1 for 0. Found on the CPU: no step waits."""
+    """1 where std > 0, else 0; and std with 1 for 0. Computed on the CPU, so that no step waits."""
     positive = std > 0
     scale = torch.where(positive, std, torch.ones_like(std)).to(like.dtype)
     if std.dim():

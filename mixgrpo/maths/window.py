@@ -1,8 +1,7 @@
-"""Where the window of SDE steps stands, as a pure function of the iteration (Sec. 3.2, Alg. 1).
+"""The position of the window of SDE steps, as a pure function of the iteration (Sec. 3.2, Alg. 1).
 
-The window covers the steps l .. l + w - 1 of a trajectory of T steps. It is never empty and never
-shorter than w: its last position is L = T - w. Nothing here keeps state, so resuming needs only
-the iteration.
+The window covers the steps l .. l + w - 1 of a trajectory of T steps. It always has w steps: its
+last position is L = T - w. There is no state, so resuming needs only the iteration.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from itertools import groupby
 from typing import Literal
 
 MOST_DRAWN = 100_000
-"""Iterations of a random window that are drawn one by one where all are looked at."""
+"""Up to this many iterations of a random window `iterations_at` counts the actual draws."""
 
 Strategy = Literal["frozen", "random", "constant", "linear-decay", "exp-decay"]
 AtEnd = Literal["hold", "restart", "released"]
@@ -26,10 +25,10 @@ AtEnd = Literal["hold", "restart", "released"]
 class Window:
     """A window of `size` steps that moves through a trajectory of `steps` steps.
 
-    It stays before step `stop`, by default the trajectory's end: L = stop - w.
+    It ends before step `stop`, by default the trajectory's end: L = stop - w.
 
     * frozen: stays at `start`.
-    * random: l uniform in start .. L, drawn from (seed, iteration) alone.
+    * random: l uniform in start .. L, drawn from (seed, iteration).
     * constant: moves by `stride` every `interval` iterations.
     * linear-decay: the interval at position l falls linearly from `interval` at l = 0 to
       `interval_min` at l = L (rounded up).
@@ -40,9 +39,9 @@ class Window:
 
     `"released"` shifts when the released code shifts, in every strategy that moves by an interval:
     its bound is M = T - 2 (or `stop`, if that comes first), so that no window covers the last two
-    steps; it goes on to first steps as far as M - 1 and then begins again. Its linear decay falls
-    to `interval_min` at l = M and rounds down. Where it would shrink the window (first steps above
-    M - w), this one stays whole, at M - w.
+    steps; its first steps go up to M - 1 and then begin again. Its linear decay falls to
+    `interval_min` at l = M and rounds down. The released code shrinks the window where its first
+    step is above M - w; this one then stays at M - w with all its steps.
 
     Raises ValueError where the window does not fit the trajectory.
     """
@@ -76,7 +75,7 @@ class Window:
 
     @property
     def _bound(self) -> int:
-        """The step before which every window ends; released: M."""
+        """The step before which every window ends; M with at_end="released"."""
         bound = self.steps if self.stop is None else min(self.stop, self.steps)
         return min(bound, self.steps - 2) if self.at_end == "released" else bound
 
@@ -99,8 +98,9 @@ class Window:
         return range(first, first + self.size)
 
     def stays(self, iterations: int) -> Iterator[tuple[int, int]]:
-        """First step and length of every stay within the first `iterations` iterations, in order;
-        neighbours stand at different steps. Takes time by the stays, not by the iterations."""
+        """(first step, number of iterations) of every stay of the window within the first
+        `iterations` iterations, in order; consecutive stays have different first steps. The time
+        it takes grows with the stays, not with the iterations."""
         for start, same in groupby(self._stays(iterations), key=lambda stay: stay[0]):
             yield start, sum(length for _, length in same)
 
@@ -119,10 +119,9 @@ class Window:
                         yield position, length
 
     def iterations_at(self, iterations: int) -> dict[int, int]:
-        """Of the first `iterations` iterations, how many have each first step. Takes a moment for
-        any number; of a random window with more than 100,000 iterations it is the expected
-        number."""
-        found: Counter[int] = Counter()
+        """How many of the first `iterations` iterations have each first step. Fast for any number;
+        for a random window with more than 100,000 iterations these are the expected numbers."""
+        counts: Counter[int] = Counter()
         if self.strategy == "random" and iterations > MOST_DRAWN:
             choices = range(self.start, self.last + 1)
             each, more = divmod(iterations, len(choices))
@@ -130,21 +129,21 @@ class Window:
         if self.at_end != "hold" and self.strategy not in ("frozen", "random"):
             passes, iterations = divmod(iterations, self._path[2])
             for start, length in self.stays(self._path[2] if passes else 0):
-                found[start] += passes * length
+                counts[start] += passes * length
         for start, length in self.stays(iterations):
-            found[start] += length
-        return dict(found)
+            counts[start] += length
+        return dict(counts)
 
     def moves_at(self, iteration: int) -> bool:
-        """Whether `iteration` begins a stay: a progressive window has just moved, or is at its
-        first iteration; a frozen or random one, every `interval` iterations."""
+        """Whether `iteration` begins a stay: the first iteration, and those in which a progressive
+        window has just moved; every `interval` iterations for a frozen or random window."""
         if self.strategy in ("frozen", "random"):
             return iteration % self.interval == 0
         return iteration == 0 or self.start_at(iteration) != self.start_at(iteration - 1)
 
     def released_size_at(self, iteration: int) -> int:
-        """How long the released code's window is where this one stands in for it: `size`, or less
-        where its bound T - 2 cuts it short."""
+        """The number of steps of the released code's window at `iteration`: `size`, or less where
+        its bound T - 2 shortens it."""
         if self.at_end != "released" or self.strategy in ("frozen", "random"):
             return self.size
         _, begins, total = self._path
@@ -152,10 +151,10 @@ class Window:
         return min(self.size, self._bound - first)
 
     def interval_at(self, position: int) -> int:
-        """How many iterations a progressive window stays at `position`; released: at the position
-        that it would have if it were cut short."""
+        """How many iterations a progressive window stays at `position`; with at_end="released" the
+        position may be that of a shortened window."""
         if self.strategy == "linear-decay":
-            # In whole numbers: a rounding error would change a whole interval by one.
+            # In integers: a rounding error could change an interval by one.
             fall = (self.interval - self.interval_min) * position
             if self.at_end == "released":
                 return self.interval + -fall // self._bound

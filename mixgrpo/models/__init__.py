@@ -1,4 +1,4 @@
 """The models that are trained: they encode prompts, predict the velocity and decode latents.
 
-How steps are taken with them is `mixgrpo.sampling`. Read `protocol` first, then `load`.
+`mixgrpo.sampling` takes steps with them. Read `protocol` first, then `load`.
 """

@@ -20,9 +20,9 @@ def add_lora(network: nn.Module, model: ModelConfig, seed: int) -> None:
     """Freeze `network` and put an adapter beside each linear layer that `lora_targets` names.
 
     y = W x + (lora_alpha / lora_rank) B A x with A [rank, in] ~ N(0, 1 / rank^2) and B [out, rank]
-    = 0 (Hu et al., 2021, section 4.1): the network computes what it did. Only A and B require a
-    gradient; they have the layer's device, and its dtype but float32 where that is shorter. A
-    depends on the seed and on the layer's name alone; no global generator moves.
+    = 0 (Hu et al., 2021, section 4.1): at first the network's output does not change. Only A and B
+    require a gradient; they are on the layer's device, in at least float32. A depends on the seed
+    and the layer's name only; no global generator is used.
 
     ConfigError where a target is the end of no linear layer's name.
     """
@@ -37,7 +37,7 @@ def add_lora(network: nn.Module, model: ModelConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(settings, network, ADAPTER)  # freezes the network
     cast_adapter_dtype(network, ADAPTER)
-    # Drawn anew: peft's own draw depends on the order of the layers and is rounded to their dtype.
+    # Drawn here: peft's draw depends on the order of the layers and is rounded to their dtype.
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if ".lora_A." in name:
@@ -47,10 +47,10 @@ def add_lora(network: nn.Module, model: ModelConfig, seed: int) -> None:
 
 @contextmanager
 def without_adapters(network: nn.Module) -> Iterator[None]:
-    """Inside, `network` is the one that adapters were added to, to the bit.
+    """Within this context `network` computes exactly what it did before adapters were added.
 
-    For forward passes only: a backward pass that computes activations twice must see the same
-    network both times.
+    For forward passes only: a backward pass with gradient checkpointing must see the same network
+    both times.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -70,28 +70,29 @@ def without_adapters(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_adapters(network: nn.Module) -> None:
-    """Add the adapters into the layers beside them: `network` then is one without any."""
+    """Add the adapters to the weights of their layers, in place; `network` then has no adapters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(network.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(network.get_submodule(parent), own, module.get_base_layer())
+            parent, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(parent), attribute, module.get_base_layer())
 
 
 def _layers(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """The linear layers whose names end with a target, at a dot; every target has at least one."""
+    """The linear layers whose names end with a target, at a dot. ConfigError for a target that
+    matches none."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    found: dict[str, None] = {}
+    layers: dict[str, None] = {}
     for target in targets:
         matching = [name for name in linear if f".{name}".endswith(f".{target}")]
         if not matching:
             raise ConfigError(
                 f"model.lora_targets: no linear layer's name ends with {target}; {_known(linear)}"
             )
-        found.update(dict.fromkeys(matching))
-    return list(found)
+        layers.update(dict.fromkeys(matching))
+    return list(layers)
 
 
 def _known(linear: list[str]) -> str:

@@ -1,11 +1,10 @@
 """What policies around a text-to-image pipeline of diffusers share: FLUX, SD3, Qwen-Image.
 
-The parts are diffusers' own classes with their own weights: the transformer is the network that is
-trained; the VAE and the text encoders stay as they are.
+The parts are classes of diffusers and transformers with the published weights. The transformer is
+the network that is trained; the VAE and the text encoders are frozen.
 """
 
 from collections.abc import Callable
-from math import exp
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,29 +15,29 @@ from torch.nn import Module, Parameter
 from mixgrpo.catalogue.models import DIFFUSION
 from mixgrpo.errors import ConfigError
 from mixgrpo.files import hub as weights
+from mixgrpo.models.attention import set_attention
 from mixgrpo.models.parts import Pipeline
 from mixgrpo.models.protocol import Conditioning
+from mixgrpo.models.sizes import PATCH, image_size, latent_channels, schedule_shift, vae_factor
 from mixgrpo.models.text import NEGATIVE, PromptEncoder, TextSide
 from mixgrpo.models.time import ExactTime
 from mixgrpo.settings.config import ComputeConfig, ModelConfig
 
-_PATCH = 2
-"""Latents on a side of one token, in all three families."""
 _TILE = 1024
-"""Pixels on a side of a tile where the VAE's configuration says nothing: Qwen-Image's own size."""
+"""Pixels on a side of a tile for a VAE without a native size: the native size of Qwen-Image."""
 
 
 class DiffusersPolicy:
     """Velocity, latents and images of one pipeline at one resolution.
 
-    Latents are those that the VAE decodes, scaled and shifted as its configuration says, not
-    packed into tokens. A subclass says how its transformer is called.
+    Latents are the VAE's, scaled and shifted as its configuration says, not packed into tokens. A
+    subclass says how its transformer is called.
     """
 
     pipeline_class: ClassVar[str]
     side: ClassVar[TextSide]
     negative: ClassVar[str] = ""
-    """The prompt that classifier-free guidance leads away from."""
+    """The negative prompt of classifier-free guidance."""
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class DiffusersPolicy:
         compute: ComputeConfig,
         device: str = "cpu",
     ) -> None:
-        """`network` and `vae` in their dtypes, on any device; `scheduler`: its configuration."""
+        """network, vae: in their final dtypes, on any device. scheduler: its configuration."""
         self.model = model
         height, width = image_size(model, dict(network.config), dict(vae.config))
         factor = vae_factor(dict(vae.config))
@@ -60,7 +59,7 @@ class DiffusersPolicy:
             width // factor,
         )
         self.dynamic_shift = schedule_shift(scheduler, self.image_tokens)
-        """Time shift of the pipeline's own schedule at this resolution: `schedule_shift`."""
+        """Time shift of the pipeline's schedule at this resolution: `schedule_shift`."""
         self._cfg = model.cfg or 1.0
         self._text, self._device, self._offload = text, device, compute.offload
         self._vae = vae.eval().requires_grad_(False).to("cpu" if compute.offload else device)
@@ -70,7 +69,7 @@ class DiffusersPolicy:
         self._network = network.eval().requires_grad_(True).to(device)
         if compute.attention:
             set_attention(network, compute.attention)
-        # The whole embedding, not its time_proj: FLUX's guidance goes through the same one.
+        # The whole embedding, not its time_proj: FLUX's guidance goes through the same time_proj.
         self._time = ExactTime(network.time_text_embed)
         # Qwen-Image multiplies by 1000 in the projection, the others before.
         self._time_scale = float(network.time_text_embed.time_proj.scale)
@@ -86,9 +85,9 @@ class DiffusersPolicy:
         """The pipeline `model.checkpoint`, a folder or a name on the hub, without text encoders.
 
         The network is in bfloat16 where it is frozen and precision is bf16, else in float32; the
-        VAE and the text encoders, when they come, in the precision. `embeddings`: the folder of
-        embeddings; none keeps none. ConfigError where parts are missing, of another model, or do
-        not take a setting.
+        VAE and the text encoders, once they are loaded, are in the precision. `embeddings`: the
+        folder where embeddings are stored; none: they are not stored. ConfigError where parts are
+        missing, belong to another model, or do not support a setting.
         """
         rest = ("transformer", "vae", "scheduler")
         negative = cls.negative if (model.cfg or 1.0) > 1 else None
@@ -113,10 +112,10 @@ class DiffusersPolicy:
         device: str = "cpu",
         embeddings: Path | None = None,
     ) -> PromptEncoder:
-        """What `load` would encode prompts with, without the network and the VAE.
+        """The prompt encoder that `load` would make, without the network and the VAE.
 
-        The negative prompt comes with the others wherever the model takes guidance: what is
-        encoded ahead serves runs with it, too.
+        It encodes the negative prompt too where the model supports guidance, so that embeddings
+        that are prepared in advance also serve runs with guidance.
         """
         guided = "cfg" in DIFFUSION.get(model.name, ()) or (model.cfg or 1.0) > 1
         negative = cls.negative if guided else None
@@ -124,7 +123,7 @@ class DiffusersPolicy:
 
     @classmethod
     def check_folder(cls, model: ModelConfig) -> None:
-        """ConfigError where the folder `model.checkpoint` is no such pipeline or does not take a
+        """ConfigError where the folder `model.checkpoint` is no such pipeline or does not support a
         setting; no weights are read."""
         parts = ("transformer", "vae", "scheduler", *cls.side.parts)
         pipeline = Pipeline.find(str(model.checkpoint), None, cls.pipeline_class, parts)
@@ -135,7 +134,7 @@ class DiffusersPolicy:
 
     @classmethod
     def _tokens(cls, model: ModelConfig, transformer: dict[str, Any]) -> int:
-        """Tokens of a prompt that are read. ConfigError for more than the model can."""
+        """Tokens of a prompt that are read. ConfigError for more than the model can read."""
         most, tokens = cls.token_limits(transformer)
         if model.text_tokens is not None and model.text_tokens > most:
             raise ConfigError(
@@ -153,13 +152,14 @@ class DiffusersPolicy:
         rest: tuple[str, ...],
         negative: str | None,
     ) -> tuple[Pipeline, PromptEncoder]:
-        """The pipeline with its text parts and the `rest`, and what encodes prompts."""
+        """The pipeline with its text parts and the parts `rest`, and its prompt encoder."""
         if model.checkpoint is None:
             raise ConfigError("model.checkpoint is missing; name a folder or a repository")
-        place = (model.checkpoint, model.revision)
-        pipeline = Pipeline.find(*place, cls.pipeline_class, (*rest, *cls.side.parts))
+        pipeline = Pipeline.find(
+            model.checkpoint, model.revision, cls.pipeline_class, (*rest, *cls.side.parts)
+        )
         if "transformer" not in rest:
-            # It says how many tokens are read, and how wide an absent encoder is.
+            # Its configuration has the number of tokens, and the width of an absent encoder.
             weights.file(
                 model.checkpoint, "transformer/config.json", model.revision, "model.checkpoint"
             )
@@ -178,11 +178,11 @@ class DiffusersPolicy:
 
     @classmethod
     def check(cls, model: ModelConfig, transformer: dict[str, Any]) -> None:
-        """ConfigError for a setting that a transformer of this configuration does not take."""
+        """ConfigError for a setting that a transformer of this configuration does not support."""
 
     @classmethod
     def token_limits(cls, transformer: dict[str, Any]) -> tuple[int, int]:
-        """The most tokens of a prompt, and how many where nothing is said."""
+        """The most tokens of a prompt, and the default number."""
         raise NotImplementedError
 
     def _predict(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
@@ -198,53 +198,52 @@ class DiffusersPolicy:
     @property
     def image_tokens(self) -> int:
         """Tokens of one image in the transformer."""
-        return self.latent_shape[1] * self.latent_shape[2] // _PATCH**2
+        return self.latent_shape[1] * self.latent_shape[2] // PATCH**2
 
     @property
     def embedding_identity(self) -> str:
-        """What the embeddings of prompts depend on."""
+        """What the embeddings of prompts depend on: encoders, tokens, dtype."""
         return self._text.identity
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        """A row per prompt; with classifier-free guidance also those of the negative prompt."""
+        """Conditioning with a row per prompt; with classifier-free guidance also rows of the
+        negative prompt."""
         return self._text.encode(prompts)
 
     def prepare(
         self, prompts: list[str], say: Callable[[str], None], share: tuple[int, int] = (0, 1)
     ) -> None:
-        """Encode and keep what is not kept yet of the k-th of n shares of `prompts`, (k, n)."""
+        """Encode and store those of the k-th of n shares of `prompts`, (k, n), that are not stored
+        yet."""
         self._text.prepare(prompts, say, share)
 
     def unprepared(self, prompts: list[str]) -> list[str]:
-        """Those of `prompts`, and the negative one, whose embeddings this process cannot see.
+        """Those of `prompts`, and the negative one, whose embeddings this process cannot read.
 
-        After every rank has prepared its share there is one only where ranks share no folder.
+        After every rank has prepared its share there are some only if ranks share no folder.
         """
-        return self._text.lacking(prompts)
+        return self._text.missing(prompts)
 
     def velocity(
         self, latents: Tensor, sigma: float | Tensor, conditioning: Conditioning
     ) -> Tensor:
         """v = eps - x0 at latents [B, C, H/8, W/8], sigma a number, [] or [B]; like `latents`.
 
-        With guidance v_neg + cfg (v - v_neg) (Ho and Salimans 2022), both in one forward of 2 B:
-        whoever limits B (compute.micro_batch) has twice as many in the network.
+        With guidance v_neg + cfg (v - v_neg) (Ho and Salimans 2022), both in one forward: the
+        network then sees 2 B latents, twice the limit of compute.micro_batch.
         """
         dtype = self._network.proj_out.weight.dtype
         text = conditioning
         if torch.is_autocast_enabled(latents.device.type):
-            dtype = latents.dtype  # autocast lowers what may be lowered; sigma may not
+            dtype = latents.dtype  # autocast casts where it is safe; sigma must stay exact
         else:
             text = {k: v.to(dtype) if v.is_floating_point() else v for k, v in text.items()}
         x = latents.to(dtype)
         exact = torch.promote_types(dtype, torch.float32)
-        # Filled on the device: a copy of a number would wait for what the device still has to do.
-        given = (
-            sigma
-            if isinstance(sigma, Tensor)
-            else torch.full((), sigma, dtype=exact, device=x.device)
-        )
-        time = given.to(x.device, exact).expand(len(x))
+        if not isinstance(sigma, Tensor):
+            # Filled on the device: copying a number to it would wait for its pending work.
+            sigma = torch.full((), sigma, dtype=exact, device=x.device)
+        time = sigma.to(x.device, exact).expand(len(x))
         if self._cfg == 1:
             return self._exact(x, time, text).to(latents.dtype)
         both = {
@@ -256,7 +255,7 @@ class DiffusersPolicy:
         return self._guide(unguided.to(latents.dtype), prompted.to(latents.dtype))
 
     def _exact(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        self._time.tell(time / self._time_scale)
+        self._time.set(time / self._time_scale)
         return self._predict(x, time, conditioning)
 
     def _guide(self, unguided: Tensor, prompted: Tensor) -> Tensor:
@@ -275,7 +274,7 @@ class DiffusersPolicy:
         return ((images.float() + 1) / 2).clamp(0, 1)
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        """What the VAE makes of latents: [B, 3, H, W] in about [-1, 1]."""
+        """Latents decoded by the VAE: [B, 3, H, W] in about [-1, 1]."""
         settings = self._vae.config
         plain = latents / settings.scaling_factor + (settings.shift_factor or 0.0)
         images: Tensor = self._vae.decode(plain.to(self._vae.dtype), return_dict=False)[0]
@@ -286,12 +285,10 @@ class DiffusersPolicy:
         return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
     def train_prompts(self) -> list[str]:
-        raise ConfigError("set prompts.train to a file of prompts: this model has none of its own")
+        raise ConfigError("set prompts.train to a file of prompts: this model brings none")
 
     def held_out_prompts(self) -> list[str]:
-        raise ConfigError(
-            "set prompts.held_out to a file of prompts: this model has none of its own"
-        )
+        raise ConfigError("set prompts.held_out to a file of prompts: this model brings none")
 
 
 def _precision(compute: ComputeConfig) -> torch.dtype:
@@ -299,87 +296,13 @@ def _precision(compute: ComputeConfig) -> torch.dtype:
 
 
 def _tile(vae: Any) -> None:
-    """Decode in tiles that change nothing up to the size of the pipeline's own images.
+    """Decode in tiles that change nothing up to the pipeline's native image size.
 
-    AutoencoderKL's are as large as its configuration's sample_size, 1024 for FLUX and SD3.
-    AutoencoderKLQwenImage's are of 256 pixels unless told, with seams in every real image; they
-    overlap by a quarter, as there.
+    AutoencoderKL's tiles are as large as its configuration's sample_size, 1024 for FLUX and SD3.
+    AutoencoderKLQwenImage's default to 256 pixels, which leaves seams in every image of 1024; here
+    they have the native size and overlap by a quarter, as in its default.
     """
     if hasattr(vae, "tile_sample_min_height"):
         vae.enable_tiling(_TILE, _TILE, _TILE * 3 // 4, _TILE * 3 // 4)
     else:
         vae.enable_tiling()
-
-
-def vae_factor(vae: dict[str, Any]) -> int:
-    """Pixels on a side of one latent, from the VAE's configuration."""
-    if "temperal_downsample" in vae:  # as diffusers spells it
-        return int(2 ** len(vae["temperal_downsample"]))
-    return int(2 ** (len(vae["block_out_channels"]) - 1))
-
-
-def latent_channels(vae: dict[str, Any]) -> int:
-    return int(vae["z_dim"] if "z_dim" in vae else vae["latent_channels"])
-
-
-def image_size(
-    model: ModelConfig, transformer: dict[str, Any], vae: dict[str, Any]
-) -> tuple[int, int]:
-    """Height and width in pixels; where nothing is said the pipeline's own, 1024 for real ones.
-
-    ConfigError naming a size that would do: a token is 2 x 2 latents, and SD3's learned positions
-    end at `pos_embed_max_size` tokens.
-    """
-    factor = vae_factor(vae)
-    unit = _PATCH * factor
-    most = transformer.get("pos_embed_max_size", 2**16) * unit
-    own = transformer.get("sample_size", 128) * factor
-    for name, asked in (("height", model.height), ("width", model.width)):
-        nearest = min(max(unit, round((asked or own) / unit) * unit), most)
-        if asked is not None and asked != nearest:
-            limit = f"a multiple of {unit}" if asked % unit else f"at most {most}"
-            raise ConfigError(f"model.{name} {asked}: must be {limit}; {nearest} is nearest")
-    return model.height or own, model.width or own
-
-
-def schedule_shift(scheduler: dict[str, Any], image_tokens: int) -> float:
-    """The time shift s of a FlowMatchEulerDiscreteScheduler, for `sigma_schedule(steps, s)`.
-
-    With dynamic shifting exp(mu), mu on a line through (base_image_seq_len, base_shift) and
-    (max_image_seq_len, max_shift) at the number of image tokens (diffusers, `calculate_shift`;
-    FLUX.1-dev: 256, 0.5 and 4096, 1.15); else the scheduler's static shift.
-
-    The grid is then the one that diffusers makes of sigmas uniform from 1 to 1/T. SD3's pipeline
-    spaces its sigmas otherwise unless it is given these, and Qwen-Image's stretches its grid to end
-    at shift_terminal; neither is done here.
-    """
-    if not scheduler.get("use_dynamic_shifting", False):
-        return float(scheduler.get("shift", 1.0))
-    begin, end = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
-    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
-    mu = low + (high - low) * (image_tokens - begin) / (end - begin)
-    return float(mu if scheduler.get("time_shift_type") == "linear" else exp(mu))
-
-
-def check_attention(backend: str) -> None:
-    """ConfigError for a name that diffusers knows no backend by."""
-    from diffusers.models.attention_dispatch import AttentionBackendName
-
-    known = [name.value for name in AttentionBackendName]
-    if backend not in known:
-        raise ConfigError(f"compute.attention {backend}: not one of {', '.join(known)}")
-
-
-def set_attention(network: Any, backend: str) -> None:
-    """Compute the network's attention by a backend of diffusers. ConfigError where it cannot."""
-    check_attention(backend)
-    if not any(hasattr(p, "_attention_backend") for p in network.attn_processors.values()):
-        raise ConfigError(
-            f"compute.attention {backend}: diffusers computes the attention of "
-            f"{type(network).__name__} in one way only; leave it out"
-        )
-    try:
-        network.set_attention_backend(backend)
-    except (ImportError, RuntimeError, ValueError, OSError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"compute.attention {backend}: cannot be used here ({text})") from error

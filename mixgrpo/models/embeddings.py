@@ -1,11 +1,11 @@
-"""What prompts were encoded to, kept on disk: each is encoded once, by whoever comes first.
+"""A store of prompt embeddings on disk: each prompt is encoded once, by the first who needs it.
 
     <folder>/<digest of identity>/identity.json              what the embeddings depend on
     <folder>/<digest of identity>/<time>-<random>.safetensors  a shard: some prompts' tensors
 
-A shard's own header says which prompts it has, and the index is the union of these headers: there
-is no file that two writers could overwrite. Any number of processes and machines may add at the
-same time. Nothing is ever changed or removed but what a killed writer left half-written.
+A shard's header lists its prompts, and the index is the union of all headers: there is no file
+that two writers could overwrite. Any number of processes and machines may add at the same time.
+Nothing is changed or removed except incomplete files of killed writers.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _DIGESTS = "sha256"
 """Metadata of a shard, as JSON: the first 16 hex digits of every tensor's digest."""
 _SUFFIX = ".safetensors"
 _ABANDONED_S = 3600.0
-"""A half-written shard this old has no writer any more: writing one takes seconds."""
+"""Age in seconds from which an incomplete shard has no writer any more: writing takes seconds."""
 
 _Row = dict[str, "Tensor"]
 
@@ -41,14 +41,14 @@ _Row = dict[str, "Tensor"]
 def embeddings_folder(named: str | None = None) -> Path:
     """The folder of all embeddings: `named`, else $MIXGRPO_EMBEDDINGS, else in ~/.cache.
 
-    ConfigError where it is in a home folder (~) that is not known.
+    ConfigError where it lies in a home folder (~) that is not known.
     """
-    place = named or os.environ.get(FOLDER_VARIABLE) or "~/.cache/mixgrpo/embeddings"
+    name = named or os.environ.get(FOLDER_VARIABLE) or "~/.cache/mixgrpo/embeddings"
     try:
-        return Path(place).expanduser().absolute()
+        return Path(name).expanduser().absolute()
     except RuntimeError:
         raise ConfigError(
-            f"prompts.embeddings {place}: the home folder is not known; name a folder in full"
+            f"prompts.embeddings {name}: the home folder is not known; name a folder in full"
         ) from None
 
 
@@ -56,7 +56,7 @@ class EmbeddingStore:
     """The embeddings of one identity: of one set of text encoders, used in one way.
 
     `identity` says what the embeddings depend on (encoders and their revision, lengths, dtype), in
-    words or as digests; another one is another store. ConfigError where `folder` cannot be one.
+    words or as digests; each identity has its store. ConfigError where `folder` cannot be a folder.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -66,26 +66,26 @@ class EmbeddingStore:
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"prompts.embeddings {folder}: {path} is no folder; name another")
         self._seen: set[tuple[str, int, int]] = set()
-        """Files that were looked into, each as name, mtime in ns and size."""
+        """Files that were read, each as name, mtime in ns and size."""
         self._shard: dict[str, str] = {}
-        """The shard of every prompt that is known, by the prompt's key."""
+        """The name of each known prompt's shard, by the prompt's key."""
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
         """Those of `prompts` that no shard has, each once, in their order.
 
-        The disk is looked at only where one is not known yet: a folder of many shards may be slow.
+        The disk is read only for prompts that are not known yet: a folder of many shards is slow.
         """
         unknown = self._unknown(prompts)
         if unknown:
-            self._look()
+            self._refresh()
         return self._unknown(unknown)
 
     def add(self, prompts: Sequence[str], conditioning: "dict[str, Tensor]") -> None:
-        """Keep tensors by name, each with one row per prompt, as one shard.
+        """Write tensors by name, each with one row per prompt, as one shard, atomically.
 
-        Floating-point values are kept as bfloat16, others as they are. The shard is whole or
-        absent. RepeatableError naming a prompt whose values are not finite; OSError with the
-        file's name for a full disk, which loses nothing that was kept before.
+        Floating-point values are stored as bfloat16, others as they are. RepeatableError naming a
+        prompt whose values are not finite; OSError with the file's name for a full disk, which
+        loses nothing that was stored before.
         """
         import torch
         from safetensors.torch import save
@@ -96,20 +96,20 @@ class EmbeddingStore:
         for name, value in conditioning.items():
             if len(value) != len(prompts):
                 raise ValueError(f"{name} has {len(value)} rows for {len(prompts)} prompts")
-            kept = value.detach().cpu()
-            if kept.is_floating_point():
-                kept = kept.to(torch.bfloat16)
-                for prompt, row in zip(prompts, kept, strict=True):
+            rows = value.detach().cpu()
+            if rows.is_floating_point():
+                rows = rows.to(torch.bfloat16)
+                for prompt, row in zip(prompts, rows, strict=True):
                     if not bool(row.isfinite().all()):
                         raise RepeatableError(
                             f"the embedding {name} of the prompt {prompt!r} is not finite; it and "
-                            "what was encoded with it are not kept"
+                            "the prompts encoded with it are not stored"
                         )
-            for prompt, row in zip(prompts, kept, strict=True):
-                # A clone: rows of one storage, or of an expanded one, cannot be written.
+            for prompt, row in zip(prompts, rows, strict=True):
+                # A clone: rows of a common or an expanded storage cannot be written.
                 tensors[f"{_key(prompt)}/{name}"] = row.contiguous().clone()
-        # By age, so that the oldest of two shards with the same prompt is the one that is used,
-        # whenever one looks; the random part makes the name this writer's own.
+        # Named by time, since the older of two shards with the same prompt is the one that is used;
+        # the random part makes the name unique.
         file = self.folder / f"{time.time_ns():020d}-{os.urandom(8).hex()}{_SUFFIX}"
         digests = {entry: _digest(value) for entry, value in sorted(tensors.items())}
         content = save(tensors, {"format": _FORMAT, _DIGESTS: json.dumps(digests)})
@@ -118,14 +118,15 @@ class EmbeddingStore:
             write_bytes(file, content)
             flush(self.folder)
         except OSError as error:
-            # What a full disk says when it is written to names no file.
+            # The error of a full disk does not name the file.
             raise OSError(error.errno, error.strerror, str(error.filename or file)) from error
 
     def get(self, prompts: Sequence[str]) -> "dict[str, Tensor]":
-        """The tensors by name, a row for each of `prompts` in their order (also a repeated one).
+        """The tensors by name, with a row for each of `prompts` in their order, repeated ones
+        included; on the CPU, floating-point ones in bfloat16.
 
-        On the CPU; floating-point ones are bfloat16. RunError naming a prompt that is not there,
-        or whose tensors are others than those of the prompts beside it.
+        RunError naming a prompt that is missing, or whose tensors differ from the other prompts' in
+        name, shape or dtype.
         """
         import torch
 
@@ -134,28 +135,29 @@ class EmbeddingStore:
         try:
             rows = self._read(wanted)
         except FileNotFoundError:  # a shard was removed; another one may have its prompts
-            self._look()
+            self._refresh()
             rows = self._read(wanted)
         names = set().union(*(row.keys() for row in rows.values()))
-        found = {}
+        tensors = {}
         for name in sorted(names):
-            form = _form(rows[prompts[0]], name)
+            expected = _shape_and_dtype(rows[prompts[0]], name)
             for prompt in prompts:
-                if form is None or _form(rows[prompt], name) != form:
+                if expected is None or _shape_and_dtype(rows[prompt], name) != expected:
                     raise RunError(
-                        f"{self.folder}: the embedding {name} of the prompt {prompt!r} has not the "
-                        f"shape of that of {prompts[0]!r}; remove the folder and encode again"
+                        f"{self.folder}: the embedding {name} of the prompt {prompt!r} does not "
+                        f"have the shape of that of {prompts[0]!r}; remove the folder and encode "
+                        "again"
                     )
-            found[name] = torch.stack([rows[prompt][name] for prompt in prompts])
-        return found
+            tensors[name] = torch.stack([rows[prompt][name] for prompt in prompts])
+        return tensors
 
     def _unknown(self, prompts: Sequence[str]) -> list[str]:
         return [p for p in dict.fromkeys(prompts) if _key(p) not in self._shard]
 
     def _read(self, prompts: list[str]) -> dict[str, _Row]:
-        """Rows by prompt; every shard is opened once, and only the rows asked for are read.
+        """Rows by prompt; every shard is opened once, and only the wanted rows are read.
 
-        FileNotFoundError where a shard was removed; RunError as `get`.
+        FileNotFoundError where a shard was removed; RunError as for `get`.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -169,19 +171,19 @@ class EmbeddingStore:
                 )
             by_shard.setdefault(shard, []).append(prompt)
         rows: dict[str, _Row] = {prompt: {} for prompt in prompts}
-        for shard, own in by_shard.items():
-            asked = {_key(prompt): prompt for prompt in own}
+        for shard, shard_prompts in by_shard.items():
+            by_key = {_key(prompt): prompt for prompt in shard_prompts}
             try:
                 with safe_open(self.folder / shard, framework="pt") as file:
                     # Shards of earlier versions have none.
                     digests = json.loads((file.metadata() or {}).get(_DIGESTS, "{}"))
                     for entry in file.keys():  # noqa: SIM118
                         key, _, name = entry.partition("/")
-                        if key in asked:
+                        if key in by_key:
                             value = file.get_tensor(entry)
                             if digests.get(entry, digest := _digest(value)) != digest:
                                 raise ValueError("it is not what was written")
-                            rows[asked[key]][name] = value
+                            rows[by_key[key]][name] = value
             except FileNotFoundError:
                 raise
             except (OSError, ValueError, AttributeError, SafetensorError) as error:
@@ -191,20 +193,20 @@ class EmbeddingStore:
                 ) from error
         return rows
 
-    def _look(self) -> None:
-        """Learn what shards have come since the last look. A corrupt one is passed over."""
+    def _refresh(self) -> None:
+        """Index the shards that were added since the last time. Corrupt ones are skipped."""
         from safetensors import SafetensorError, safe_open
 
-        found = set()
+        files = set()
         for path in self.folder.glob(f"[!.]*{_SUFFIX}"):  # none where there is no folder
             try:
                 stat = path.stat()
             except FileNotFoundError:  # removed in this moment
                 continue
-            found.add((path.name, stat.st_mtime_ns, stat.st_size))
-        if self._seen - found:  # a shard was removed or replaced
+            files.add((path.name, stat.st_mtime_ns, stat.st_size))
+        if self._seen - files:  # a shard was removed or replaced
             self._seen, self._shard = set(), {}
-        for name, mtime, size in sorted(found - self._seen):
+        for name, mtime, size in sorted(files - self._seen):
             try:
                 with safe_open(self.folder / name, framework="pt") as file:
                     if (file.metadata() or {}).get("format") != _FORMAT:
@@ -214,18 +216,18 @@ class EmbeddingStore:
                         self._shard[key] = min(self._shard.get(key, name), name)
             except (OSError, ValueError, SafetensorError) as error:
                 warnings.warn(
-                    f"{self.folder / name}: not a whole shard of embeddings ({error}); it is "
-                    "passed over and what it had is encoded again",
-                    stacklevel=1,  # so that it is said once a process, whoever looks
+                    f"{self.folder / name}: not a complete shard of embeddings ({error}); it is "
+                    "skipped and its prompts are encoded again",
+                    stacklevel=1,  # so that it is shown once per process, whoever calls
                 )
             self._seen.add((name, mtime, size))
 
     def _prepare_folder(self) -> None:
-        """Make it, say what it holds, and clear away what killed writers left in it."""
+        """Make the folder, write its identity, and remove incomplete files of killed writers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         label = self.folder / "identity.json"
         if not label.exists():
-            # Two machines may write it under one process id; what either leaves is the same.
+            # Two machines may write it under the same process id; both write the same bytes.
             with suppress(FileNotFoundError):
                 write_json(label, {"embeddings_of": self.identity, "format": _FORMAT})
         for partial in self.folder.glob(f".*{_SUFFIX}.*.tmp"):
@@ -234,12 +236,12 @@ class EmbeddingStore:
                     partial.unlink()
 
 
-def _form(row: _Row, name: str) -> "tuple[torch.Size, torch.dtype] | None":
+def _shape_and_dtype(row: _Row, name: str) -> "tuple[torch.Size, torch.dtype] | None":
     return (row[name].shape, row[name].dtype) if name in row else None
 
 
 def _digest(value: "Tensor") -> str:
-    """Of a tensor's bytes: .safetensors has no checksum of its own."""
+    """A digest of a tensor's bytes: .safetensors has no checksum."""
     import torch
 
     return hashlib.sha256(

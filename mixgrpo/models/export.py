@@ -1,9 +1,9 @@
-"""What a finished run leaves for diffusers: adapters for a pipeline, or a whole transformer.
+"""Exports a finished run's weights for diffusers: adapters for a pipeline, or a transformer.
 
     pipeline.load_lora_weights(folder)                             # model.train: lora
     FluxTransformer2DModel.from_pretrained(folder / "transformer")  # model.train: full
 
-It is written beside its place, flushed and renamed, so that it is whole or absent.
+Exports are atomic: written under a temporary name, flushed and renamed.
 """
 
 import json
@@ -32,19 +32,20 @@ def export_weights(
     folder: Path,
     transformer_name: str = "transformer",
 ) -> Path:
-    """Write the trained `weights` of `network` into `folder`; returns the file or folder made.
+    """Write the trained `weights` of `network` into `folder`; returns the new file or folder.
 
-    `weights` are whole tensors by the names that the parameters have in `network`: all that were
-    trained, all that are sharded. `transformer_name` is the network's place in a pipeline.
+    weights: unsharded tensors by the names of the parameters in `network`: all that were trained,
+        and all that are sharded.
+    transformer_name: the network's folder in a pipeline.
 
     LoRA: pytorch_lora_weights.safetensors. Full: the folder `transformer_name` as `save_pretrained`
-    writes it, with what was not trained as the network has it; for a network that is no diffusers
-    model weights.safetensors. OSError (a full disk) leaves what was there before.
+    writes it, with untrained weights taken from the network; weights.safetensors for a network that
+    is no diffusers model. After an OSError (a full disk) an earlier export is still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     if model.train == "lora":
-        return _adapters(plain, model, folder, transformer_name)
+        return _save_adapters(plain, model, folder, transformer_name)
     if hasattr(network, "save_pretrained") and hasattr(network, "from_config"):
         return save_transformer(network, plain, folder / transformer_name)
     file = folder / "weights.safetensors"
@@ -52,7 +53,7 @@ def export_weights(
     return file
 
 
-def _adapters(
+def _save_adapters(
     weights: dict[str, Tensor], model: ModelConfig, folder: Path, transformer_name: str
 ) -> Path:
     """One file; rank and alpha are metadata in it, without which diffusers takes alpha = rank."""
@@ -65,7 +66,7 @@ def _adapters(
     prefixed = {f"{transformer_name}.{key}": value for key, value in settings.items()}
     content = save(
         {f"{transformer_name}.{name}": value for name, value in named.items()},
-        # One key alone: safetensors writes several in any order.
+        # A single key: safetensors writes several in no fixed order.
         {_LORA_METADATA: json.dumps(prefixed, sort_keys=True)},
     )
     file = folder / _LORA_FILE
@@ -73,15 +74,16 @@ def _adapters(
     return file
 
 
-def save_transformer(network: Any, weights: dict[str, Tensor], place: Path) -> Path:
-    """Write a model of diffusers, with these of its weights replaced, as `save_pretrained` does.
+def save_transformer(network: Any, weights: dict[str, Tensor], folder: Path) -> Path:
+    """Write a diffusers model to `folder` as `save_pretrained` does, with these of its weights
+    replaced.
 
-    Whole or absent. OSError (a full disk) leaves what was there before.
+    Atomic: after an OSError (a full disk) an earlier export is still there.
     """
-    with torch.device("meta"):  # a sharded network's class, too, makes one that is not sharded
+    with torch.device("meta"):  # also of a sharded network this makes one that is not sharded
         whole = type(network).from_config(network.config)
     whole.load_state_dict({**network.state_dict(), **weights}, assign=True)
-    partial = place.with_name(place.name + ".partial")
+    partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         whole.save_pretrained(partial)
@@ -89,11 +91,11 @@ def save_transformer(network: Any, weights: dict[str, Tensor], place: Path) -> P
             flush(path)
     except SafetensorError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise disk_error(error, place) or error from error
+        raise disk_error(error, folder) or error from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(place, ignore_errors=True)
-    partial.rename(place)
-    flush(place.parent)
-    return place
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    flush(folder.parent)
+    return folder

@@ -12,7 +12,7 @@ from mixgrpo.models.text import Reading, TextSide, plain, token_counts
 from mixgrpo.settings.config import ModelConfig
 
 GUIDANCE = 3.5
-"""Of FLUX.1-dev where nothing is said: the default of diffusers' pipeline."""
+"""The default guidance of FLUX.1-dev, as in diffusers' pipeline."""
 
 
 def _embed(encoders: Any, prompts: list[str], tokens: int, device: str) -> Conditioning:

@@ -1,4 +1,4 @@
-"""Makes the policy that a configuration describes, fresh or as a run's checkpoint left it."""
+"""Makes the policy, its velocity and its reference model as a configuration describes them."""
 
 import warnings
 from pathlib import Path
@@ -19,13 +19,13 @@ from mixgrpo.settings.config import RunConfig
 def make_policy(config: RunConfig, device: str, ranks: Ranks | None = None) -> Policy:
     """The model with its adapters, sharded, checkpointed and compiled as the configuration says.
 
-    ConfigError where the model does not offer what is asked for.
+    ConfigError where the model does not support a setting.
     """
     policy = load_policy(config, device)
     network, compute = policy.network, config.compute
     if config.model.train == "lora":
         if compute.precision == "bf16":
-            # Frozen: it needs no master weights. Not diffusers' own `to`, which warns of it.
+            # Frozen weights need no float32 copy. nn.Module's `to`, since diffusers' warns of it.
             torch.nn.Module.to(network, torch.bfloat16)
         add_lora(network, config.model, config.seed)
     if compute.gradient_checkpointing:
@@ -44,13 +44,13 @@ def make_policy(config: RunConfig, device: str, ranks: Ranks | None = None) -> P
 
 
 def train_prompts(config: RunConfig, policy: Policy) -> list[str]:
-    """The prompts to train on: of the configured file, or else the model's own."""
+    """The prompts to train on: those of the configured file, or else the model's."""
     file = config.prompts.train
     return read_prompts(Path(file)) if file else policy.train_prompts()
 
 
 def held_out_prompts(config: RunConfig, policy: Policy) -> list[str]:
-    """The prompts to evaluate on: of the configured file, or else the model's own."""
+    """The prompts to evaluate on: those of the configured file, or else the model's."""
     file = config.prompts.held_out
     return read_prompts(Path(file)) if file else policy.held_out_prompts()
 
@@ -58,32 +58,34 @@ def held_out_prompts(config: RunConfig, policy: Policy) -> list[str]:
 def velocity_of(policy: Policy, config: RunConfig, device: str) -> Velocity:
     """The policy's velocity, computed in the configured precision.
 
-    It works on copies: a model may write into what it is given, and return one buffer each time.
+    Inputs and output are copied: a model may write into its inputs, and return the same buffer each
+    time.
     """
 
     def copied(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
-        own = {name: value.clone() for name, value in conditioning.items()}
+        copies = {name: value.clone() for name, value in conditioning.items()}
         sigma = sigma.clone() if isinstance(sigma, Tensor) else sigma
-        found = policy.velocity(latents.clone(), sigma, own)
-        return found if found.requires_grad else found.clone()
+        velocity = policy.velocity(latents.clone(), sigma, copies)
+        return velocity if velocity.requires_grad else velocity.clone()
 
     if config.compute.precision == "fp32":
         return copied
     kind = torch.device(device).type
-    # Of rms_norm, whose weights stay in fp32: slower, and as exact.
+    # rms_norm warns since its weights stay in fp32: this is slower, and as exact.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
-    def lowered(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
+    def autocast(latents: Tensor, sigma: float | Tensor, conditioning: Conditioning) -> Tensor:
         with torch.autocast(kind, torch.bfloat16):
             return copied(latents, sigma, conditioning).to(latents.dtype)
 
-    return lowered
+    return autocast
 
 
 def reference_of(
     policy: Policy, config: RunConfig, device: str, ranks: Ranks | None = None
 ) -> Velocity:
-    """The velocity of the model that training starts from: with adapters, the same one without."""
+    """The velocity of the model that training starts from (the reference of the KL term). With
+    adapters it is the trained network with its adapters switched off."""
     if config.model.train == "lora":
         velocity = velocity_of(policy, config, device)
 

@@ -1,4 +1,4 @@
-"""What a model is to the trainer: it encodes prompts, predicts the velocity and decodes latents."""
+"""The interface between the trainer and a model: encode prompts, predict the velocity, decode."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -8,20 +8,21 @@ if TYPE_CHECKING:
 
 
 Conditioning = dict[str, "Tensor"]
-"""What a prompt is turned into: tensors by name, each with the batch first."""
+"""Encoded prompts: tensors by name, each with the batch first."""
 
 
 class Policy(Protocol):
-    """A flow-matching text-to-image model, as far as the trainer knows it."""
+    """A flow-matching text-to-image model, as the trainer uses it."""
 
     latent_shape: tuple[int, ...]
     """Shape of one latent, without the batch."""
 
     @property
     def network(self) -> "Module":
-        """The network that predicts the velocity: what is trained, adapted, sharded, compiled.
+        """The network that predicts the velocity; it is trained, adapted, sharded and compiled.
 
-        `velocity` calls it as a module, `network(...)`: sharding and compilation begin there.
+        `velocity` must call it as a module, `network(...)`: sharding and compilation hook into
+        that call.
         """
         ...
 

@@ -15,7 +15,7 @@ from mixgrpo.models.text import Reading, TextSide, plain, token_counts
 def _embed(encoders: Any, prompts: list[str], tokens: int, device: str) -> Conditioning:
     """Padded to `tokens`, so that a prompt's row does not depend on the prompts beside it."""
     text, mask = encoders.encode_prompt(prompt=prompts, device=device, max_sequence_length=tokens)
-    if mask is None:  # none is shorter than the others
+    if mask is None:  # all prompts have the same length
         mask = text.new_ones(text.shape[:2], dtype=torch.long)
     room = tokens - text.shape[1]
     return plain({"text": pad(text, (0, 0, 0, room)), "mask": pad(mask, (0, room)).bool()})
@@ -32,8 +32,8 @@ class QwenImagePolicy(DiffusersPolicy):
     """`diffusers.QwenImagePipeline`. Conditioning: `text` [B, tokens, 3584], `mask` [B, tokens].
 
     Guidance is the pipeline's: v_neg + cfg (v - v_neg), scaled so that every token of the velocity
-    is as long as v's. The negative prompt is " ", as its authors have it. The schedule's stretch to
-    shift_terminal is not done (`schedule_shift`).
+    has the norm of v's. The negative prompt is " ", as in the authors' example. The schedule is not
+    stretched to shift_terminal (`schedule_shift`).
     """
 
     pipeline_class: ClassVar[str] = "QwenImagePipeline"

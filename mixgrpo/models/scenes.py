@@ -1,4 +1,4 @@
-"""The embedded policy: the scenes' base model behind the interface that the trainer knows."""
+"""The embedded policy: the scenes' base model as a `Policy`."""
 
 from typing import TYPE_CHECKING, Self
 
@@ -63,7 +63,8 @@ class ScenesPolicy:
         return network
 
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """`text` [B, 8, dim] and `pooled` [B, dim]. ValueError naming a prompt it cannot read."""
+        """`text` [B, 8, dim] and `pooled` [B, dim]. ValueError naming a prompt that is not of the
+        scenes."""
         from mixgrpo.scenes.model import word_indices
 
         words = word_indices(prompts).to(self.model.text.positions.device)
@@ -80,11 +81,11 @@ class ScenesPolicy:
         """
         dtype = self.model.transformer.proj_out.weight.dtype
         if torch.is_autocast_enabled(latents.device.type):
-            dtype = latents.dtype  # autocast lowers what may be lowered; sigma may not
+            dtype = latents.dtype  # autocast casts where it is safe; sigma must stay exact
         x = latents.to(dtype)
         time = torch.as_tensor(sigma, dtype=torch.promote_types(dtype, torch.float32))
         time = time.to(x.device).expand(len(x))
-        self._time.tell(time)
+        self._time.set(time)
         text, pooled = (conditioning[k].to(dtype) for k in ("text", "pooled"))
         return self.model.velocity(x, time, text, pooled).to(latents.dtype)
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 (stabilityai), medium and large: what differs is configuration."""
+"""Stable Diffusion 3 and 3.5 (stabilityai), medium and large: they differ in configuration only."""
 
 from typing import Any, ClassVar
 
@@ -24,14 +24,14 @@ def _embed(encoders: Any, prompts: list[str], tokens: int, device: str) -> Condi
 def _readings(encoders: Any, prompts: list[str], tokens: int) -> list[Reading]:
     # Both CLIPs read the same tokens.
     clip = token_counts(encoders.tokenizer, prompts)
-    found = [Reading("CLIP", encoders.tokenizer_max_length, clip)]
+    readings = [Reading("CLIP", encoders.tokenizer_max_length, clip)]
     if encoders.tokenizer_3 is not None:
-        found.append(Reading("T5", tokens, token_counts(encoders.tokenizer_3, prompts)))
-    return found
+        readings.append(Reading("T5", tokens, token_counts(encoders.tokenizer_3, prompts)))
+    return readings
 
 
 class SD3Policy(DiffusersPolicy):
-    """`diffusers.StableDiffusion3Pipeline`, in which T5 may be absent: zeros then.
+    """`diffusers.StableDiffusion3Pipeline`, in which T5 may be absent: its rows are then zeros.
 
     Conditioning: `text` [B, 77 + tokens, 4096], both CLIPs beside each other and T5 behind them;
     `pooled` [B, 2048]. With `model.cfg` above 1 a forward is of twice as many latents.
@@ -56,12 +56,11 @@ class SD3Policy(DiffusersPolicy):
         return 512, 256
 
     def _predict(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        (velocity,) = self._network(
+        output: tuple[Tensor] = self._network(
             hidden_states=x,
             encoder_hidden_states=conditioning["text"],
             pooled_projections=conditioning["pooled"],
             timestep=1000 * time,
             return_dict=False,
         )
-        found: Tensor = velocity
-        return found
+        return output[0]

@@ -1,7 +1,7 @@
-"""Prompts to tensors by a pipeline's own text encoders, each prompt once.
+"""Encodes prompts by a pipeline's text encoders, each prompt once.
 
-The encoders of FLUX and SD3 are as large as a network that is trained. They are loaded when a
-prompt comes that is not kept yet, work through all such prompts in batches, and are freed.
+The encoders of FLUX and SD3 are as large as the network that is trained. They are loaded only for
+prompts whose embeddings are not stored yet, encode all of these in batches, and are freed.
 """
 
 import gc
@@ -23,40 +23,40 @@ from mixgrpo.models.protocol import Conditioning
 
 BATCH = 16
 """Prompts encoded at once."""
-KEPT_TOGETHER = 64
+PER_FILE = 64
 """Prompts of one file of embeddings: 268 MB of FLUX's, in bfloat16."""
 NEGATIVE = "negative_"
-"""What begins the names of the tensors that guidance leads away from."""
+"""Prefix of the names of the tensors of the negative prompt."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How one encoder reads prompts."""
+    """How many tokens of some prompts one encoder reads."""
 
     encoder: str
     limit: int
-    """Tokens that it reads."""
+    """Tokens that the encoder reads at most."""
     lengths: list[int]
     """Tokens of each prompt."""
 
 
 @dataclass(frozen=True)
 class TextSide:
-    """What is a family's own about its text encoders."""
+    """How a family of models encodes text."""
 
     parts: tuple[str, ...]
-    """Encoders and tokenizers, by their folders."""
+    """The folders of encoders and tokenizers."""
     embed: Callable[[Any, list[str], int, str], Conditioning]
-    """(pipeline with the text parts alone, prompts, tokens, device) -> a row per prompt."""
+    """(pipeline with the text parts only, prompts, tokens, device) -> a row per prompt."""
     readings: Callable[[Any, list[str], int], list[Reading]]
     """(the same pipeline, prompts, tokens) -> how each encoder reads them."""
 
 
 class PromptEncoder:
-    """Encodes with the text parts of `pipeline`, `tokens` tokens of a prompt.
+    """Encodes `tokens` tokens of each prompt with the text encoders of `pipeline`.
 
-    `folder`: where embeddings are kept; none keeps nothing, and every call loads the encoders.
-    `negative`: a prompt whose embedding comes with every other one's.
+    folder: where embeddings are stored; none: nothing is stored and every call loads the encoders.
+    negative: a prompt whose embedding is returned with all others.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class PromptEncoder:
             f"{pipeline.index['_class_name']}, {pipeline.digest(side.parts)}, {tokens} tokens, "
             f"{str(dtype).removeprefix('torch.')}"
         )
-        """What the embeddings depend on: the contents of the encoders' folders, not their place."""
+        """What the embeddings depend on: the contents of the encoders' folders, not their paths."""
         self._store = EmbeddingStore(folder, self.identity) if folder else None
         self._prepared: set[str] = set()
-        """What was to be encoded ahead, by this process or by one beside it."""
+        """Prompts that `prepare` was asked for, whichever rank had to encode them."""
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        """A row per prompt, on the device. ConfigError without prompts.
+        """Conditioning with a row per prompt, on the device. ConfigError without prompts.
 
-        After `prepare` it warns where encoders have to be loaded all the same.
+        Warns where encoders have to be loaded although `prepare` was called.
         """
         wanted = self._all(prompts)
         if self._store is None:
@@ -91,55 +91,51 @@ class PromptEncoder:
         else:
             missing = self._store.missing(wanted)
             if missing and self._prepared:
-                self._say_late(self._store, missing)
+                self._warn_of_missing(self._store, missing)
             if missing:
                 self._encode(missing, self._store.add, lambda _: None)
             rows = self._store.get(wanted)
         rows = {name: value.to(self._device) for name, value in rows.items()}
-        where = {prompt: row for row, prompt in enumerate(wanted)}
-        taken = [where[prompt] for prompt in prompts]
-        found = {
-            name: value if taken == list(range(len(value))) else value[taken]
+        row_of = {prompt: row for row, prompt in enumerate(wanted)}
+        order = [row_of[prompt] for prompt in prompts]
+        conditioning = {
+            name: value if order == list(range(len(value))) else value[order]
             for name, value in rows.items()
         }
         if self._negative is not None:
             for name, value in rows.items():
-                row = value[where[self._negative]]
-                found[NEGATIVE + name] = row.expand(len(prompts), *row.shape)
-        return found
+                row = value[row_of[self._negative]]
+                conditioning[NEGATIVE + name] = row.expand(len(prompts), *row.shape)
+        return conditioning
 
     def prepare(
         self, prompts: Sequence[str], say: Callable[[str], None], share: tuple[int, int] = (0, 1)
     ) -> None:
-        """Encode and keep what is not kept yet of the k-th of n shares of `prompts`, (k, n).
-
-        It warns where prompts that were prepared before are not there.
-        """
+        """Encode and store those of the k-th of n shares of `prompts`, (k, n), that are not stored
+        yet. Warns where prompts that were prepared before are missing."""
         wanted = self._all(prompts)
         if self._store is None:
             return
-        # Shared out before looking, so that no rank's share depends on what others have done.
+        # Divided before the store is read, so that no rank's share depends on what others stored.
         missing = self._store.missing(wanted[share[0] :: share[1]])
-        late = [prompt for prompt in missing if prompt in self._prepared]
-        if late:
-            self._say_late(self._store, late)
+        gone = [prompt for prompt in missing if prompt in self._prepared]
+        if gone:
+            self._warn_of_missing(self._store, gone)
         self._prepared |= set(wanted)
         if missing:
             self._encode(missing, self._store.add, say)
 
-    def lacking(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts`, and the negative one, that are not kept as far as this process sees.
-
-        None where nothing is kept at all.
-        """
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts`, and the negative one, that this process does not see in the store; []
+        without a store."""
         if self._store is None or not prompts:
             return []
         return self._store.missing(self._all(prompts))
 
-    def _say_late(self, store: EmbeddingStore, prompts: list[str]) -> None:
+    def _warn_of_missing(self, store: EmbeddingStore, prompts: list[str]) -> None:
         warnings.warn(
-            f"{store.folder}: lacks {len(prompts)} prompts after all were encoded ahead, the first "
-            f"of them {prompts[0]!r}, so that text encoders are loaded again; set "
+            f"{store.folder}: lacks {len(prompts)} prompts after all were encoded, the first of "
+            f"them {prompts[0]!r}, so that text encoders are loaded again; set "
             "prompts.embeddings to a folder that all processes share",
             stacklevel=3,
         )
@@ -166,31 +162,32 @@ class PromptEncoder:
     ) -> None:
         cut: dict[tuple[str, int], int] = {}
         with _quiet(), self._encoders() as encoders:
-            for begin in range(0, len(prompts), KEPT_TOGETHER):
-                shard = prompts[begin : begin + KEPT_TOGETHER]
+            for begin in range(0, len(prompts), PER_FILE):
+                shard = prompts[begin : begin + PER_FILE]
                 rows = []
                 for start in range(0, len(shard), BATCH):
                     batch = shard[start : start + BATCH]
                     rows.append(self._side.embed(encoders[0], batch, self._tokens, self._device))
                     for reading in self._side.readings(encoders[0], batch, self._tokens):
-                        place = (reading.encoder, reading.limit)
+                        encoder = (reading.encoder, reading.limit)
                         longer = sum(length > reading.limit for length in reading.lengths)
-                        cut[place] = cut.get(place, 0) + longer
+                        cut[encoder] = cut.get(encoder, 0) + longer
                 keep(shard, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
                 say(f"encoded {begin + len(shard)} of {len(prompts)} prompts")
-        said = [f"{name} cuts {n} at {limit} tokens" for (name, limit), n in cut.items() if n]
-        if said:
+        cuts = [f"{name} cuts {n} at {limit} tokens" for (name, limit), n in cut.items() if n]
+        if cuts:
             warnings.warn(
-                f"of {len(prompts)} prompts encoded now, {'; '.join(said)}; shorten them"
+                f"of {len(prompts)} prompts encoded now, {'; '.join(cuts)}; shorten them"
                 " (model.text_tokens is the length of the longest encoder)",
                 stacklevel=3,
             )
 
     @contextmanager
     def _encoders(self) -> Iterator[list[Any]]:
-        """The pipeline's class with its text parts alone, on the device while it is needed.
+        """The pipeline with its text parts only, on the device within this context.
 
-        In a list that is emptied in the end: a name of the caller's own would keep it alive.
+        It is returned in a list that is emptied at the end: a variable of the caller would keep the
+        encoders in memory.
         """
         import diffusers
 
@@ -202,7 +199,7 @@ class PromptEncoder:
                 if is_model:
                     loaded[part].requires_grad_(False).to(self._device)
         if len(loaded) < len(self._side.parts):
-            # Asked for its width, which zeros take the place of an absent encoder in.
+            # The pipeline reads its width, to put zeros in place of an absent encoder's output.
             loaded["transformer"] = self._pipeline.empty("transformer")
         maker = getattr(diffusers, self._pipeline.index["_class_name"])
         others = {
@@ -210,12 +207,12 @@ class PromptEncoder:
             for part in ("scheduler", "vae", "transformer", *self._side.parts)
             if part not in loaded
         }
-        made = [maker(**loaded, **others)]
+        pipelines = [maker(**loaded, **others)]
         loaded.clear()
         try:
-            yield made
+            yield pipelines
         finally:
-            made.clear()
+            pipelines.clear()
             gc.collect()
             torch.cuda.empty_cache()  # does nothing where there is no such device
 
@@ -226,13 +223,13 @@ def token_counts(tokenizer: Any, texts: list[str]) -> list[int]:
 
 
 def plain(rows: dict[str, Tensor]) -> Conditioning:
-    """Rows without a graph, on the CPU, where all of a file's worth of them have room."""
+    """Rows without a graph, on the CPU, whose memory holds all rows of a file."""
     return {name: value.detach().cpu() for name, value in rows.items()}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the lines that diffusers logs for every batch with a prompt that is cut."""
+    """Suppresses the lines that diffusers logs for every batch with a truncated prompt."""
     logger = logging.getLogger("diffusers")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,25 +1,25 @@
 """The exact time for transformers of diffusers, which round it to the dtype of their activations.
 
-In bf16 that is to 4 of 1000 steps near sigma = 1: neighbours in a schedule would be one to the
-network.
+In bf16 the rounding is to multiples of 4 of 1000 near sigma = 1: the network could not distinguish
+neighbouring steps of a schedule.
 """
 
 from torch import Tensor, nn
 
 
 class ExactTime:
-    """Gives a module of diffusers whose first argument is the time the sigma it is told.
+    """Replaces the first argument, the time, of a module of diffusers by the sigma that was set.
 
-    `time_text_embed.time_proj`, or `time_text_embed` itself where something else goes through the
-    same projection, as the guidance of FLUX does.
+    `embedding`: `time_text_embed.time_proj`; or `time_text_embed` itself where something else goes
+    through the same projection, as the guidance of FLUX does.
     """
 
     def __init__(self, embedding: nn.Module) -> None:
         self._sigma: Tensor | None = None
         embedding.register_forward_pre_hook(self._replace)
 
-    def tell(self, sigma: Tensor) -> None:
-        """The sigma [B] of the next forward, in float32 or better."""
+    def set(self, sigma: Tensor) -> None:
+        """Set the sigma [B] of the next forward, in float32 or better."""
         self._sigma = sigma
 
     def _replace(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What predicts the velocity, and how often it was asked."""
+"""The function that predicts the velocity, and a wrapper that counts its evaluations."""
 
 from collections.abc import Callable
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from mixgrpo.catalogue import registry
-from mixgrpo.catalogue.rewards import _BUILT_IN, _GROUP, _IN_FILES, setting_of
+from mixgrpo.catalogue.rewards import BUILT_IN, FILE_OPTIONS, GROUP, setting_of
 from mixgrpo.catalogue.scenes import REWARDS
 from mixgrpo.compute.foreign import settings_restored
 from mixgrpo.errors import ConfigError, ErrorList, shown
@@ -53,19 +53,19 @@ def check_reward(name: str, settings: "RewardsConfig", here: bool = True) -> Non
         return
     path = settings.classes.get(name)
     with _named_by(setting_of(name, settings), name):
-        maker = registry.load(_GROUP, _BUILT_IN, name, path)
+        maker = registry.load(GROUP, BUILT_IN, name, path)
         if path is not None:
             _check_class(name, path, maker)
     _check_options(name, maker, options)
-    if name in _BUILT_IN:
-        for option in _IN_FILES:
+    if name in BUILT_IN:
+        for option in FILE_OPTIONS:
             if isinstance(options.get(option), str):
                 check_local(str(options[option]), f"rewards.options.{name}: {option}")
         if name == "unifiedreward":
             check_unifiedreward(options, here)
         return
     with _named_by(setting_of(name, settings), name):
-        registry.check(_GROUP, _BUILT_IN, name, _WANTED, path=path, options=options)
+        registry.check(GROUP, BUILT_IN, name, _WANTED, path=path, options=options)
         own = getattr(maker, "name", name)
         if isinstance(own, str) and own != name:
             raise ConfigError(f"{name}: its class is named {own}; give it the name {name}")
@@ -96,13 +96,13 @@ def load_reward(name: str, settings: "RewardsConfig | None" = None) -> Reward:
     options = dict(settings.options.get(name, {})) if settings else {}
     if name in REWARDS:
         _check_function(name, options)
-        return FunctionReward(name, registry.load(_GROUP, _BUILT_IN, name))
+        return FunctionReward(name, registry.load(GROUP, BUILT_IN, name))
     path = settings.classes.get(name) if settings else None
-    found = registry.load(_GROUP, _BUILT_IN, name, path)
+    found = registry.load(GROUP, BUILT_IN, name, path)
     if path is not None:
         _check_class(name, path, found)
     _check_options(name, found, options)
-    made = registry.make(_GROUP, _BUILT_IN, name, _WANTED, path=path, options=options)
+    made = registry.make(GROUP, BUILT_IN, name, _WANTED, path=path, options=options)
     maker = path or "its entry point"
     if not callable(getattr(made, "score", None)):
         raise ConfigError(
@@ -152,7 +152,7 @@ def _check_options(name: str, maker: Any, options: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"rewards.options.{name}: unknown option {key}; {hint}(it takes: {known})"
             )
-        if name in _BUILT_IN:
+        if name in BUILT_IN:
             _check_value(f"rewards.options.{name}: {key}", options[key], parameters[key].annotation)
 
 

@@ -28,11 +28,11 @@ from mixgrpo.files.records import (
     sealed,
 )
 from mixgrpo.files.records import measured as measure
-from mixgrpo.settings import owncode
+from mixgrpo.settings import usercode
 from mixgrpo.settings.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.settings.configfile import dump_config, load_config
+from mixgrpo.settings.continuation import why_not_continued
 from mixgrpo.settings.identity import code_record, config_hash, differences, length_alone
-from mixgrpo.settings.shared_prefix import why_not_continued
 
 if TYPE_CHECKING:
     pass
@@ -54,7 +54,7 @@ def claim(config: RunConfig, folder: Path) -> None:
     if found == header:
         return
     if found is None or (found.startswith(_HEADER) and not _has_begun(folder)):
-        owncode.write_record(folder, code_record(config))
+        usercode.write_record(folder, code_record(config))
         write_text(file, f"{header}\n{dump_config(config)}")
         return
     if found.startswith(_HEADER):
@@ -69,7 +69,7 @@ def claim(config: RunConfig, folder: Path) -> None:
 
 
 def check_unchanged(
-    config: RunConfig, folder: Path, code: dict[str, owncode.Modules] | None = None
+    config: RunConfig, folder: Path, code: dict[str, usercode.Modules] | None = None
 ) -> None:
     """ConfigError where a run is no longer the one that its folder was claimed for: what it reads,
     such as its code, was changed while it was loaded. `code`: the user's own, from before any of it
@@ -77,7 +77,7 @@ def check_unchanged(
     changed = ""
     if claimed(folder) != config_hash(config):
         changed = _what_changed(folder, config)
-    elif code is not None and (others := owncode.changes(code, owncode.own_code(config))):
+    elif code is not None and (others := usercode.changes(code, usercode.user_code(config))):
         changed = f"the code of {others}"
     if changed:
         raise ConfigError(
@@ -118,9 +118,9 @@ def _other_run(file: Path, config: RunConfig, why_not: str) -> str:
 
 def _what_changed(folder: Path, config: RunConfig) -> str:
     """What may differ in two runs of the same settings, in words."""
-    before, now = owncode.read_record(folder), code_record(config)
+    before, now = usercode.read_record(folder), code_record(config)
     if before is not None and before.settings == now.settings:
-        return f"the code of {owncode.changes(before.code, now.code)}"
+        return f"the code of {usercode.changes(before.code, now.code)}"
     if before is None and now.code and claimed(folder) == now.settings:
         return f"the code of {', '.join(now.code)} was not noted then, and may have been"
     return "the contents of its weights, prompts or code"
@@ -152,7 +152,7 @@ def _lengthen(config: RunConfig, folder: Path, before: RunConfig, header: str) -
     kept = folder / f"result-{before.iterations:06d}.json"
     if (folder / RESULT).exists():
         (folder / RESULT).replace(kept)
-    owncode.write_record(folder, code_record(config))
+    usercode.write_record(folder, code_record(config))
     # After that: a kill in between leaves the shorter run, which writes its result again.
     write_text(folder / CONFIG, f"{header}\n{dump_config(config)}")
     log.info(

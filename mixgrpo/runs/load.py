@@ -15,11 +15,11 @@ from mixgrpo.models.policy import make_policy, reference_of, velocity_of
 from mixgrpo.models.protocol import Conditioning, Policy
 from mixgrpo.models.velocity import Velocity
 from mixgrpo.runs.folder import CHECKPOINTS, CONFIG, Measured, claimed, finished_after
-from mixgrpo.settings import owncode
+from mixgrpo.settings import usercode
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import load_layers
 from mixgrpo.settings.identity import settings_hash
-from mixgrpo.settings.places import anchored
+from mixgrpo.settings.paths import with_absolute_paths
 from mixgrpo.settings.trust import check as check_trust
 from mixgrpo.settings.trust import check_folder
 
@@ -91,10 +91,10 @@ class _Exchange:
 
 def _warn_of_changes(config: RunConfig, folder: Path) -> None:
     """Say that settings, files or code of the user's own are not what they were in training."""
-    record = owncode.read_record(folder)
+    record = usercode.read_record(folder)
     try:
         settings = settings_hash(config)
-        changed = owncode.changes(record.code, owncode.own_code(config)) if record else ""
+        changed = usercode.changes(record.code, usercode.user_code(config)) if record else ""
     except UnidentifiedError:  # not needed for all that one does with a run, and said where it is
         return
     trained = record.settings if record else claimed(folder)
@@ -139,7 +139,7 @@ def load_run(
     check_trust(config, layers.place, trust)
     check_folder(config, folder, trust)
     _warn_of_changes(config, folder)
-    config = anchored(config)
+    config = with_absolute_paths(config)
     if precision is not None:
         compute = config.compute.model_copy(update={"precision": precision})
         config = config.model_copy(update={"compute": compute})

@@ -1,4 +1,4 @@
 """The embedded task: small scenes of coloured shapes, drawn, described, scored and learned.
 
-The trainer knows it as one model and four rewards among others. Read `prompts` first.
+To the trainer it is one model and four rewards among others. Read `prompts` first.
 """

@@ -1,8 +1,9 @@
 """A learned reward of the scenes: how clean a picture looks, whatever it shows.
 
-A small convolutional network told renders from renders that were blurred, made noisy, tinted on
-the background, partly erased, dulled or jittered. Unlike `palette` it sees structure: ragged
-edges, holes, residue. `python -m mixgrpo.scenes.clarity --seed 0` trains it anew.
+A small convolutional network, trained to distinguish renders from renders that were blurred, made
+noisy, tinted on the background, partly erased, dulled or jittered. Unlike `palette` it sees
+structure: ragged edges, holes, residue. `python -m mixgrpo.scenes.clarity --seed 0` trains it
+again.
 """
 
 import json
@@ -27,11 +28,11 @@ from mixgrpo.compute.machine import machine
 from mixgrpo.files.atomic import write_bytes, write_json
 from mixgrpo.scenes.prompts import all_prompts, parse
 from mixgrpo.scenes.render import PALETTE, SIZE, render
-from mixgrpo.settings.places import check_weights_file
+from mixgrpo.settings.paths import check_weights_file
 
 CORRUPTIONS = ("blur", "noise", "residue", "erasure", "dullness", "jitter")
 VISIBLE = 0.2
-"""Severity from which held-out accuracy counts a corruption."""
+"""Least severity of a corruption that counts in the held-out accuracy."""
 
 
 class ClarityNet(nn.Module):
@@ -61,7 +62,7 @@ class ClarityNet(nn.Module):
 def clarity(images: Tensor, prompts: list[str]) -> Tensor:
     """How clean each image looks, in [0, 1]: about 1 minus the severity of its corruption.
 
-    images [B, 3, 16, 16] in [0, 1] -> [B] float32. Prompts play no part.
+    images [B, 3, 16, 16] in [0, 1] -> [B] float32. Prompts are ignored.
     """
     with torch.no_grad():
         scores: Tensor = _shipped(str(images.device))(images.detach().float()).sigmoid()
@@ -78,27 +79,28 @@ def _shipped(device: str) -> ClarityNet:
 def corrupt(
     image: NDArray[np.float32], how: str, severity: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """`image` [3, 16, 16] corrupted in one of `CORRUPTIONS`; severity 0 nearly none, 1 ruined."""
-    spoilt: NDArray[np.floating]
+    """`image` [3, 16, 16] with the corruption `how` of `CORRUPTIONS`; `severity` in [0, 1], from
+    hardly visible to unrecognisable."""
+    corrupted: NDArray[np.floating]
     if how == "blur":
-        spoilt = ndimage.gaussian_filter(image, (0, 2 * severity, 2 * severity))
+        corrupted = ndimage.gaussian_filter(image, (0, 2 * severity, 2 * severity))
     elif how == "noise":
-        spoilt = image + 0.5 * severity * rng.standard_normal(image.shape)
+        corrupted = image + 0.5 * severity * rng.standard_normal(image.shape)
     elif how == "residue":
-        spoilt = image + 0.6 * severity * _residue(rng) * (image.max(0) == 0)
+        corrupted = image + 0.6 * severity * _residue(rng) * (image.max(0) == 0)
     elif how == "erasure":
         holes = _smooth_field(rng, rng.uniform(0.4, 1.2))
-        spoilt = image * (holes > np.quantile(holes, 0.6 * severity))
+        corrupted = image * (holes > np.quantile(holes, 0.6 * severity))
     elif how == "dullness":
         tint = rng.uniform(0, 0.5, (3, 1, 1))
-        spoilt = image + severity * (tint - image) * (image.max(0) > 0)
+        corrupted = image + severity * (tint - image) * (image.max(0) > 0)
     else:
         rows, columns = np.indices((SIZE, SIZE))
         push = 2.5 * severity * rng.standard_normal((2, SIZE, SIZE))
         rows = np.clip(np.rint(rows + push[0]), 0, SIZE - 1).astype(int)
         columns = np.clip(np.rint(columns + push[1]), 0, SIZE - 1).astype(int)
-        spoilt = image[:, rows, columns]
-    clamped: NDArray[np.float32] = np.clip(spoilt, 0, 1).astype(np.float32)
+        corrupted = image[:, rows, columns]
+    clamped: NDArray[np.float32] = np.clip(corrupted, 0, 1).astype(np.float32)
     return clamped
 
 
@@ -126,26 +128,24 @@ def _smooth_field(rng: np.random.Generator, width: float) -> NDArray[np.float64]
 
 
 def examples(seed: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Without end: images [2 * batch, ...], clean ones first, then each one corrupted; severity.
-
-    Severity [batch] is uniform in (0, 1].
-    """
+    """Endless batches of (images [2 * batch, 3, 16, 16], severity [batch]): first the clean images,
+    then each of them corrupted. Severity is uniform in (0, 1]."""
     rng = np.random.default_rng(seed)
     scenes = [parse(p) for p in all_prompts()]
     while True:
         clean = [render(scenes[i], rng) for i in rng.integers(len(scenes), size=batch)]
         severity = 1 - rng.random(batch)
-        spoilt = [
+        corrupted = [
             corrupt(image, CORRUPTIONS[k], s, rng)
             for image, k, s in zip(
                 clean, rng.integers(len(CORRUPTIONS), size=batch), severity, strict=True
             )
         ]
-        yield torch.from_numpy(np.stack(clean + spoilt)), torch.from_numpy(severity).float()
+        yield torch.from_numpy(np.stack(clean + corrupted)), torch.from_numpy(severity).float()
 
 
 def train(seed: int, iterations: int, batch: int = 64, lr: float = 3e-3) -> ClarityNet:
-    """A network trained to say 1 - severity, by cross entropy with soft labels."""
+    """A network trained to predict 1 - severity, by cross entropy with soft labels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = ClarityNet()
@@ -166,17 +166,17 @@ def train(seed: int, iterations: int, batch: int = 64, lr: float = 3e-3) -> Clar
 
 
 def held_out_quality(net: ClarityNet, seed: int, batch: int = 4096) -> dict[str, float]:
-    """On unseen pairs: how often the clean image scores higher, and the error of the severity."""
+    """On unseen pairs: how often the clean image scores higher, and the error of 1 - severity."""
     images, severity = next(examples(seed + 1_000_000, batch))
     with torch.no_grad():
-        clean, spoilt = net(images).sigmoid().chunk(2)
+        clean, corrupted = net(images).sigmoid().chunk(2)
     visible = severity >= VISIBLE
     return {
-        "accuracy": round(float((clean > spoilt)[visible].float().mean()), 4),
+        "accuracy": round(float((clean > corrupted)[visible].float().mean()), 4),
         "accuracy_counts_severity_from": VISIBLE,
-        "mean_absolute_error": round(float((spoilt - (1 - severity)).abs().mean()), 4),
+        "mean_absolute_error": round(float((corrupted - (1 - severity)).abs().mean()), 4),
         "mean_clean": round(float(clean.mean()), 4),
-        "mean_corrupted": round(float(spoilt.mean()), 4),
+        "mean_corrupted": round(float(corrupted.mean()), 4),
     }
 
 

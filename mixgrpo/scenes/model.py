@@ -29,7 +29,7 @@ _VOCABULARY = {word: row for row, word in enumerate(["", *_WORDS])}  # row 0: no
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class Sizes:
     """Sizes of the base model."""
 
     heads: int = 2
@@ -46,16 +46,17 @@ class ModelConfig:
 
 
 SIZES_OF = {
-    "small": ModelConfig(head_dim=28, rope_dims=(8, 10, 10), single_blocks=1),
-    "base": ModelConfig(),
-    "large": ModelConfig(heads=3),
+    "small": Sizes(head_dim=28, rope_dims=(8, 10, 10), single_blocks=1),
+    "base": Sizes(),
+    "large": Sizes(heads=3),
 }
 """Sizes of the base models that ship with the package: of 56, 64 and 96 dimensions.
 
-None has fewer than the 48 values of a patch: the noise in what does not fit could not be predicted.
+None has fewer dimensions than the 48 values of a patch: the noise in the rest could not be
+predicted.
 """
 
-TINY = ModelConfig(
+TINY = Sizes(
     heads=1, head_dim=16, rope_dims=(4, 6, 6), double_blocks=1, single_blocks=1, text_layers=1
 )
 
@@ -63,11 +64,11 @@ TINY = ModelConfig(
 class TextEncoder(nn.Module):
     """Word indices [B, 8] -> token states [B, 8, dim] and their mean [B, dim].
 
-    Learned with the base model and frozen afterwards. The states of the tokens matter: a mean
-    alone hardly tells "a red cross above a blue square" from its reverse.
+    Trained with the base model and frozen afterwards. The states of the tokens are needed since
+    their mean hardly distinguishes "a red cross above a blue square" from its reverse.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: Sizes) -> None:
         super().__init__()
         dim = config.dim
         self.words = nn.Embedding(len(_VOCABULARY), dim)
@@ -97,7 +98,7 @@ class TextEncoder(nn.Module):
 class ScenesModel(nn.Module):
     """Velocity of 16 x 16 RGB latents given text states."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: Sizes) -> None:
         super().__init__()
         self.config = config
         self.text = TextEncoder(config)
@@ -131,7 +132,8 @@ class ScenesModel(nn.Module):
 
 
 def word_indices(prompts: list[str]) -> Tensor:
-    """Prompts as word indices [B, 8]. ValueError naming a prompt with a word that is not known."""
+    """Prompts as word indices [B, 8]. ValueError naming a prompt with an unknown word, or more than
+    8 words."""
     rows = []
     for prompt in prompts:
         words = prompt.split()
@@ -153,14 +155,14 @@ def from_patches(tokens: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, SIZE, SIZE)
 
 
-def random_model(config: ModelConfig, seed: int) -> ScenesModel:
-    """A model with random weights that depend on `seed` alone; the global generator is kept."""
+def random_model(config: Sizes, seed: int) -> ScenesModel:
+    """A model with random weights that depend on `seed` only; the global generator is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ScenesModel(config)
 
 
-def save_model(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
+def save_model(path: Path, config: Sizes, state: dict[str, Tensor]) -> None:
     """Weights and sizes as one safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().float().cpu().contiguous() for k, v in state.items()}
@@ -168,9 +170,9 @@ def save_model(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> Non
     write_bytes(path, save(weights, metadata))
 
 
-def read_sizes(path: Path) -> ModelConfig:
+def read_sizes(path: Path) -> Sizes:
     """The sizes of the model that `save_model` wrote, without its weights. ConfigError where `path`
-    holds none."""
+    is not such a file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -182,7 +184,7 @@ def read_sizes(path: Path) -> ModelConfig:
         if metadata.get("format") != _FORMAT:
             raise ValueError("another format")
         sizes = json.loads(metadata["config"])
-        return ModelConfig(**{**sizes, "rope_dims": tuple(sizes["rope_dims"])})
+        return Sizes(**{**sizes, "rope_dims": tuple(sizes["rope_dims"])})
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model.checkpoint {path}: not a checkpoint of the scenes model"
@@ -190,11 +192,12 @@ def read_sizes(path: Path) -> ModelConfig:
 
 
 def load_model(path: Path) -> ScenesModel:
-    """The model that `save_model` wrote, on the CPU. ConfigError where `path` holds none."""
+    """The model that `save_model` wrote, on the CPU. ConfigError where `path` is not such a
+    file."""
     sizes = read_sizes(path)
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    with torch.device("meta"):  # no weights drawn only to be replaced
+    with torch.device("meta"):  # no random weights, since they would be replaced at once
         model = ScenesModel(sizes)
     try:
         model.load_state_dict(state, assign=True)

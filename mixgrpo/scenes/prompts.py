@@ -1,4 +1,4 @@
-"""What the embedded task asks for: the grammar of its prompts, and which of them are held out.
+"""The grammar of the embedded task's prompts, and which of them are held out.
 
 Three kinds: "a red square", "three green triangles", "a red cross above a blue square".
 """
@@ -31,7 +31,7 @@ class Scene:
 
     things: tuple[Thing, ...]
     relation: str | None = None
-    """How the first of two things stands to the second; None where place is free."""
+    """Position of the first of two things relative to the second; None: any."""
 
 
 THINGS = tuple(Thing(colour, shape) for colour, shape in product(COLOURS, SHAPES))
@@ -67,7 +67,8 @@ def held_out_prompts() -> list[str]:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Decided by the text alone, so that a longer grammar would move no prompt across."""
+    """Whether a prompt is held out. Decided by its text only, so that extending the grammar would
+    move no prompt between the sets."""
     digest = hashlib.sha256(prompt.encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < HELD_OUT_PERCENT
 

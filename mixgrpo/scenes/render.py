@@ -1,4 +1,4 @@
-"""Draws a scene: 6 x 6 sprites on a black 16 x 16 image, at random admissible places."""
+"""Draws a scene: 6 x 6 sprites on a black 16 x 16 image, at random admissible positions."""
 
 from functools import cache
 
@@ -30,18 +30,19 @@ SPRITES: dict[str, NDArray[np.bool_]] = {
 
 def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     """One image [3, 16, 16] in [0, 1], all admissible placements equally likely."""
-    options = placements(len(scene.things), scene.relation)
+    options = admissible_placements(len(scene.things), scene.relation)
     image = np.zeros((3, SIZE, SIZE), np.float32)
     for thing, (row, column) in zip(scene.things, options[rng.integers(len(options))], strict=True):
-        spot = image[:, row : row + SPRITE, column : column + SPRITE]
-        spot[:, SPRITES[thing.shape]] = np.array(PALETTE[thing.colour], np.float32)[:, None]
+        box = image[:, row : row + SPRITE, column : column + SPRITE]
+        box[:, SPRITES[thing.shape]] = np.array(PALETTE[thing.colour], np.float32)[:, None]
     return image
 
 
-def stands(offset: NDArray[np.float64], relation: str) -> bool:
-    """Whether a thing whose centre is at `offset` (rows, columns) from another's stands as told.
+def has_relation(offset: NDArray[np.float64], relation: str) -> bool:
+    """Whether a thing is `relation` another thing whose centre it is `offset` (rows, columns) away
+    from.
 
-    Unambiguous: at least 4 pixels away on the relation's axis, and further than on the other axis.
+    It must be unambiguous: at least 4 pixels on the relation's axis, and more than on the other.
     """
     down, right = float(offset[0]), float(offset[1])
     along, across = {
@@ -54,24 +55,24 @@ def stands(offset: NDArray[np.float64], relation: str) -> bool:
 
 
 @cache
-def placements(number: int, relation: str | None) -> NDArray[np.intp]:
+def admissible_placements(number: int, relation: str | None) -> NDArray[np.intp]:
     """Every admissible placement [K, number, 2] of upper left corners (row, column).
 
-    Sprites lie inside the image with at least one pixel between any two of their boxes; with a
-    relation, the first of two stands to the second as told.
+    Sprites lie inside the image with at least one pixel between any two of their boxes; the first
+    of two has the relation to the second, if there is one.
     """
     side = np.arange(SIZE - SPRITE + 1)
-    spots = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
-    apart = (np.abs(spots[:, None] - spots[None]) > SPRITE).any(-1)
-    chosen = np.arange(len(spots))[:, None]
+    corners = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
+    apart = (np.abs(corners[:, None] - corners[None]) > SPRITE).any(-1)
+    chosen = np.arange(len(corners))[:, None]
     for _ in range(number - 1):
         allowed = apart[chosen].all(1)
-        if relation is None:  # things are alike: one order of each set is enough
-            allowed &= np.arange(len(spots)) > chosen[:, -1:]
+        if relation is None:  # the things are equal: one order of each set is enough
+            allowed &= np.arange(len(corners)) > chosen[:, -1:]
         which, added = np.nonzero(allowed)
         chosen = np.concatenate([chosen[which], added[:, None]], 1)
-    places = spots[chosen]
+    placements = corners[chosen]
     if relation is not None:
-        offsets = (places[:, 0] - places[:, 1]).astype(np.float64)
-        places = places[[stands(offset, relation) for offset in offsets]]
-    return places
+        offsets = (placements[:, 0] - placements[:, 1]).astype(np.float64)
+        placements = placements[[has_relation(offset, relation) for offset in offsets]]
+    return placements

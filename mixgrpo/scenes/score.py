@@ -1,9 +1,9 @@
-"""Verifiable rewards of the scenes: what an image shows, held against what its prompt asks for.
+"""Verifiable rewards of the scenes: what an image shows, compared with its prompt.
 
-A pixel has a palette colour if that is nearest, black counted, and at most 0.45 away in RGB. A
-blob is a 4-connected set of at least 4 pixels of one colour; it has a shape if the best sprite at
-the best place overlaps it with an IoU of at least 0.7. A faint residue on the background is no
-blob: `composition` and `strict` are blind to it, `palette` is not.
+A pixel has a palette colour if that colour is nearer than the others and black, and at most 0.45
+away in RGB. A blob is a 4-connected set of at least 4 pixels of one colour; it has a shape if the
+best sprite at the best position overlaps it with an IoU of at least 0.7. A faint residue on the
+background is no blob: `palette` notices it, `composition` and `strict` do not.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mixgrpo.scenes.prompts import COLOURS, SHAPES, Scene, Thing, parse
-from mixgrpo.scenes.render import PALETTE, SIZE, SPRITE, SPRITES, stands
+from mixgrpo.scenes.render import PALETTE, SIZE, SPRITE, SPRITES, has_relation
 
 TOLERANCE = 0.45
 MIN_IOU = 0.7
 MIN_PIXELS = 4
-HALF_RIGHT = 0.25
+PARTIAL_CREDIT = 0.25
 """Credit of a blob that has either the colour or the shape of a thing, but not both."""
 
 _COLOURS = np.array([(0.0, 0.0, 0.0), *(PALETTE[c] for c in COLOURS)], np.float32)
@@ -36,16 +36,16 @@ class Blob:
     shape: str | None
     """None where it resembles no sprite."""
     centre: NDArray[np.float64]
-    """Of its best sprite, else of its pixels: (row, column)."""
+    """(row, column) of the centre of its sprite, or of its pixels where it has no shape."""
 
 
 def composition(images: Tensor, prompts: list[str]) -> Tensor:
-    """How much of each prompt its image shows, in [0, 1]: objects * number * (1 + place) / 2.
+    """How much of each prompt its image shows, in [0, 1]: objects * number * (1 + relation) / 2.
 
     objects: mean over the prompt's things of 1 for a blob of its colour and shape, 0.25 for a blob
     of its colour or its shape only, 0 for none; blobs are assigned to things for the largest sum.
     number: min / max of the numbers of blobs and of things.
-    place: 1 where the prompt says nothing of place, or two right blobs stand as told; else 0.
+    relation: 1 where the prompt has none, or two matching blobs have it; else 0.
 
     images [B, 3, 16, 16] in [0, 1], B prompts -> [B] float32. ValueError for an unknown prompt.
     """
@@ -55,7 +55,7 @@ def composition(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def strict(images: Tensor, prompts: list[str]) -> Tensor:
-    """1 where the image shows the whole prompt and no blob more, else 0: composition is 1.
+    """1 where the image shows the whole prompt and no other blob (composition is 1), else 0.
 
     images [B, 3, 16, 16] in [0, 1], B prompts -> [B] float32. ValueError for an unknown prompt.
     """
@@ -65,7 +65,7 @@ def strict(images: Tensor, prompts: list[str]) -> Tensor:
 def palette(images: Tensor, prompts: list[str]) -> Tensor:
     """How clean the colours are: mean over pixels of max(0, 1 - d / 0.45).
 
-    d is the distance in RGB to the nearest of black and the four colours. Prompts play no part.
+    d is the distance in RGB to the nearest of black and the four colours. Prompts are ignored.
     images [B, 3, H, W] in [0, 1] -> [B] float32.
     """
     distance, _ = _nearest(_pixels(images))
@@ -102,17 +102,17 @@ def _compose(scene: Scene, blobs: list[Blob]) -> float:
     credit = np.array([[_credit(t, b) for b in blobs] for t in scene.things])
     objects = float(credit[linear_sum_assignment(credit, maximize=True)].sum()) / len(credit)
     number = min(credit.shape) / max(credit.shape)
-    place = 1.0
+    relation = 1.0
     if scene.relation is not None:
         first, second = ([b for b in blobs if _credit(t, b) == 1] for t in scene.things)
-        told = [stands(a.centre - b.centre, scene.relation) for a in first for b in second]
-        place = float(any(told))
-    return float(objects * number * (1 + place) / 2)
+        pairs = [has_relation(a.centre - b.centre, scene.relation) for a in first for b in second]
+        relation = float(any(pairs))
+    return float(objects * number * (1 + relation) / 2)
 
 
 def _credit(thing: Thing, blob: Blob) -> float:
-    right = (blob.colour == thing.colour) + (blob.shape == thing.shape)
-    return (0.0, HALF_RIGHT, 1.0)[right]
+    matches = (blob.colour == thing.colour) + (blob.shape == thing.shape)
+    return (0.0, PARTIAL_CREDIT, 1.0)[matches]
 
 
 def _shapes(masks: NDArray[np.bool_]) -> tuple[list[str | None], NDArray[np.float64]]:
@@ -132,14 +132,15 @@ def _shapes(masks: NDArray[np.bool_]) -> tuple[list[str | None], NDArray[np.floa
 
 @cache
 def _templates() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Every sprite at every place [shapes * 121, 256], and the centres [121, 2] of these places."""
+    """Every sprite at every position [shapes * 121, 256], and the centres [121, 2] of these
+    positions."""
     side = range(SIZE - SPRITE + 1)
-    spots = [(row, column) for row in side for column in side]
-    templates = np.zeros((len(SHAPES), len(spots), SIZE, SIZE), np.float32)
+    corners = [(row, column) for row in side for column in side]
+    templates = np.zeros((len(SHAPES), len(corners), SIZE, SIZE), np.float32)
     for s, shape in enumerate(SHAPES):
-        for k, (row, column) in enumerate(spots):
+        for k, (row, column) in enumerate(corners):
             templates[s, k, row : row + SPRITE, column : column + SPRITE] = SPRITES[shape]
-    return templates.reshape(-1, SIZE * SIZE), np.array(spots) + (SPRITE - 1) / 2
+    return templates.reshape(-1, SIZE * SIZE), np.array(corners) + (SPRITE - 1) / 2
 
 
 def _pixels(images: Tensor) -> NDArray[np.float32]:
@@ -148,7 +149,7 @@ def _pixels(images: Tensor) -> NDArray[np.float32]:
 
 
 def _nearest(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Distance to, and index of, the nearest clean colour; [B, H, W] each, index 0 is black."""
+    """Distance to, and index of, the nearest palette colour; [B, H, W] each, index 0 is black."""
     square = ((pixels[..., None, :] - _COLOURS) ** 2).sum(-1)
     nearest = square.argmin(-1)
     return np.sqrt(square.min(-1)), nearest

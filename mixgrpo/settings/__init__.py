@@ -1,4 +1,4 @@
-"""The configuration of a run: its fields, its file, its identity and whom it is trusted from.
+"""The configuration of a run: its fields, its file, its identity and whose code it may name.
 
-A sweep's file is `harness.study`. Read `config` first, then `identity`.
+Sweep files are read by `harness.study`. Read `config` first, then `identity`.
 """

@@ -1,7 +1,7 @@
 """What identifies the result of a run: a hash of everything that changes it.
 
-Of files it takes what is in them, and not where they are. Nothing here imports torch, so that the
-harness can name thousands of runs in a moment.
+Files count by their contents, not by their paths. Nothing here imports torch, so that the harness
+can name thousands of runs in a moment.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from mixgrpo.catalogue.rewards import scoring_options, shipped_weights
 from mixgrpo.errors import ConfigError, UnidentifiedError
 from mixgrpo.files.prompts import prompts_digest
 from mixgrpo.settings.config import MAPPINGS, SCHEMA_VERSION, RunConfig
-from mixgrpo.settings.owncode import CodeRecord, Modules, digest_of, own_code
+from mixgrpo.settings.usercode import CodeRecord, Modules, digest_of, user_code
 
 _UNHASHED: dict[str, bool | set[str]] = {
     "health": True,
@@ -35,43 +35,43 @@ def _defaults() -> dict[str, Any]:
 
 def differences(config: RunConfig) -> dict[str, Any]:
     """The settings that change the result and differ from the defaults, by dotted key."""
-    found: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
 
     def walk(value: Any, base: Any, key: str) -> None:
         if isinstance(value, dict) and key not in MAPPINGS:
             for name, inner in value.items():
                 walk(inner, base[name], f"{key}.{name}" if key else name)
         elif value != base:
-            found[key] = value
+            changed[key] = value
 
     walk(config.model_dump(mode="json", exclude=_UNHASHED), _defaults(), "")
-    return found
+    return changed
 
 
 def length_alone(one: RunConfig, other: RunConfig) -> bool:
-    """Whether two runs differ in their iterations and in nothing else that counts."""
+    """Whether two runs differ in their number of iterations and in no other hashed setting."""
     a, b = differences(one), differences(other)
     return {key for key in (*a, *b) if a.get(key) != b.get(key)} == {"iterations"}
 
 
 def _digest(key: str, file: str | None) -> str:
-    """What identifies the prompts in a file; "" where none is named. UnidentifiedError where it
-    cannot be read."""
+    """A digest of the prompts in a file; "" where none is named. UnidentifiedError where it cannot
+    be read."""
     try:
         return prompts_digest(Path(file)) if file else ""
     except ConfigError as error:
         raise UnidentifiedError(f"{key}: {error}") from None
 
 
-def _moves_anew(config: RunConfig) -> bool:
-    """Whether the window moves otherwise than the same settings made it move in version 1."""
+def _moves_by_version_2(config: RunConfig) -> bool:
+    """Whether the window moves differently than in version 1 of `at_end: released`."""
     w = config.window
     decays = w.strategy in ("linear-decay", "exp-decay")
     return w.at_end == "released" and (decays or (w.strategy == "constant" and w.stop is not None))
 
 
-_MODELS_OWN = {"model.guidance": 3.5, "model.cfg": 1.0}
-"""What none means, in every model that takes the setting."""
+_MODEL_DEFAULTS = {"model.guidance": 3.5, "model.cfg": 1.0}
+"""What none means, for every model that has the setting."""
 
 
 _DIGITS = 8
@@ -81,30 +81,30 @@ _DIGITS = 8
 def config_hash(config: RunConfig) -> str:
     """Eight hex digits that identify the result of a run.
 
-    Taken over the differences from the defaults, the contents of the weights that it starts from
-    and that score it, the user's own code (`owncode`) and the schema version: a field that is added
-    later with a default that changes nothing orphans no finished run, other weights or other code
-    under the same name do. UnidentifiedError where prompts or code are not at hand.
+    It is taken over the differences from the defaults, the contents of the initial weights and of
+    the rewards' weights, the user's code (`usercode`) and the schema version. So a new field whose
+    default changes nothing keeps the hashes of finished runs; other weights or code under the same
+    name change them. UnidentifiedError where prompts or code cannot be read.
     """
     return config_hashes(config, [config.seed])[0]
 
 
 def settings_hash(config: RunConfig) -> str:
-    """`config_hash` with the user's own code left out: what runs have in common whose code alone
-    differs, and the hash that earlier versions gave them."""
+    """`config_hash` without the user's code: equal for runs that differ in that code only. It is
+    also the hash that earlier versions gave to all runs."""
     return config_hashes(config, [config.seed], {})[0]
 
 
 def code_record(config: RunConfig) -> CodeRecord:
-    """What a run's folder notes of its code."""
-    return CodeRecord(settings=settings_hash(config), code=own_code(config))
+    """The record of the user's code that is kept in a run's folder."""
+    return CodeRecord(settings=settings_hash(config), code=user_code(config))
 
 
 def config_hashes(
     config: RunConfig, seeds: Sequence[int], code: Mapping[str, Modules] | None = None
 ) -> list[str]:
-    """`config_hash` of the same configuration with each of these seeds; with this own code, and
-    not that of now, where it is given."""
+    """`config_hash` of the same configuration with each of these seeds; `code`: digests of the
+    user's code; none: those of the code as it is now."""
     return [digest[:_DIGITS] for digest in _digests(config, seeds, code)]
 
 
@@ -118,17 +118,17 @@ def _digests(
 ) -> list[str]:
     rewards = config.rewards
     identity = differences(config)
-    # Files count by what is in them, and not by where they are.
+    # Files count by their contents, below, and not by their paths.
     for key in ("model.checkpoint", "prompts.train", "prompts.held_out"):
         identity.pop(key, None)
     if "rewards.held_out" in identity:
         identity["rewards.held_out"] = sorted(rewards.held_out)
-    for key, value in _MODELS_OWN.items():
+    for key, value in _MODEL_DEFAULTS.items():
         if identity.get(key) == value:
             del identity[key]
     used = {*rewards.train, *rewards.held_out}
     classes, options = (identity.pop(f"rewards.{key}", {}) for key in ("classes", "options"))
-    own = {
+    of_user = {
         "rewards.classes": {name: classes[name] for name in classes if name in used},
         "rewards.options": {
             name: scoring
@@ -136,8 +136,8 @@ def _digests(
             if name in used and (scoring := scoring_options(name, options[name]))
         },
     }
-    identity |= {key: by_name for key, by_name in own.items() if by_name}
-    if _moves_anew(config):
+    identity |= {key: by_name for key, by_name in of_user.items() if by_name}
+    if _moves_by_version_2(config):
         identity["window.at_end"] = ["released", 2]
     files = {
         "model": model_weights(config.model.name, config.model.checkpoint),
@@ -147,12 +147,12 @@ def _digests(
     }
     known = {name: digest for name, digest in files.items() if digest}
     if code is None:
-        code = own_code(config)
+        code = user_code(config)
     known |= {f"code of {what}": digest_of(modules) for what, modules in code.items()}
     identity.pop("seed", None)
-    found = []
+    hashes = []
     for seed in seeds:
         of_seed = identity if seed == _defaults()["seed"] else identity | {"seed": seed}
         text = json.dumps([SCHEMA_VERSION, of_seed, known], sort_keys=True)
-        found.append(hashlib.sha256(text.encode()).hexdigest())
-    return found
+        hashes.append(hashlib.sha256(text.encode()).hexdigest())
+    return hashes

@@ -1,4 +1,4 @@
-"""What can be measured on a finished run besides its training: by name, with its options.
+"""Measurements on a finished run, by name and with their options.
 
 Nothing here imports torch, so that a sweep file is checked in a moment.
 """
@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from mixgrpo.settings.config import Name, Section
-from mixgrpo.settings.configfile import as_tuples
+from mixgrpo.settings.layers import as_tuples
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class HybridOptions(Section):
-    """Of `hybrid`: held-out rewards where the trained model takes the first steps only."""
+    """Options of `hybrid`: held-out rewards where the trained model takes the first steps only."""
 
     p_mix: tuple[Fraction, ...] = Field((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
     """Fractions of the steps, the first ones, that the trained model takes."""
@@ -25,14 +25,14 @@ class HybridOptions(Section):
 
 
 class SolverErrorOptions(Section):
-    """Of `solver-error`: how far fewer steps of a solver lead away from the ODE."""
+    """Options of `solver-error`: how far a solver with fewer steps ends from the exact ODE."""
 
     orders: tuple[Literal["1", "2 midpoint", "2 heun", "3"], ...] = Field(
         ("1", "2 midpoint", "2 heun", "3"), min_length=1
     )
-    """Of DPM-Solver++."""
+    """Orders of DPM-Solver++."""
     ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.2, 0.4, 0.6), min_length=1)
-    """Parts of the steps before or after the window that are left."""
+    """Fractions to which the steps before or after the window are compressed."""
     starts: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """First steps of windows; none: three, spread over those that the run's window visits."""
     prompts: int = Field(8, ge=1)
@@ -64,5 +64,6 @@ PROBES: dict[str, Probe] = {
 
 
 def options_of(name: str, given: Mapping[str, Any]) -> Section:
-    """The options of probe `name`, defaults filled in. pydantic's ValidationError for others."""
+    """The options of probe `name`, defaults filled in. pydantic's ValidationError for options that
+    it does not have."""
     return PROBES[name].options.model_validate(as_tuples(dict(given)))

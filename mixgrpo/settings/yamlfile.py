@@ -1,9 +1,12 @@
 """Reads and writes YAML files of plain data, with the line of each key.
 
-What is read is YAML 1.2 (the core schema, https://yaml.org/spec/1.2.2/#103-core-schema): `1e-4` is
-a number, `4:00:00` a text. Scalars that the widespread readers of YAML 1.1 take for something else
-(`010`, `1_000`, `yes`, `2024-01-01`, `<<`) are errors, so that no file means two things. Size,
-nesting and aliases have limits, so that no file takes all memory.
+The language is YAML 1.2 (the core schema, https://yaml.org/spec/1.2.2/#103-core-schema): `1e-4` is
+a number, `4:00:00` a text. Scalars that common readers of YAML 1.1 interpret differently (`010`,
+`1_000`, `yes`, `2024-01-01`, `<<`) are errors, so that no file is ambiguous. Size, nesting and
+aliases have limits, so that no file takes all memory.
+
+The file is long since the grammar, the limits and the error message of every mistake belong
+together.
 """
 
 import difflib
@@ -29,27 +32,28 @@ from mixgrpo.text.escape import shortened
 Key = tuple[str | int, ...]
 
 _NO_KEY = ("mapping values are not allowed here", "could not find expected ':'")
-"""What PyYAML says, a line later too, where a text stands in place of a key with a value."""
+"""PyYAML's messages, sometimes for the line after, where a text is in place of a key with a
+value."""
 
 MOST_BYTES = 10_000_000
-"""Of a file. A sweep of 10,000 named arms has less than one tenth of it."""
+"""The most bytes of a file. A sweep of 10,000 named arms has less than a tenth of it."""
 MOST_DEPTH = 50
-"""Lists and mappings inside each other."""
+"""The deepest nesting of lists and mappings."""
 MOST_ALIASED = 100_000
-"""Values that a file's aliases (`*name`) repeat, in all."""
+"""The most values that all aliases (`*name`) of a file may repeat."""
 MOST_INTEGER = 2**63 - 1
 MOST_DIGITS = 100
-"""Characters of a number."""
+"""The most characters of a number."""
 
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-"""What ends a line in YAML 1.1, which PyYAML reads, and in no editor."""
+"""Characters that end a line in YAML 1.1, which PyYAML reads, but in no editor."""
 
 _NUMBER_KEYS = {"paper_rows"}
-"""Below these, keys may be numbers; elsewhere they are texts."""
+"""Mappings whose keys may be numbers; elsewhere keys are texts."""
 
 _TAG = "tag:yaml.org,2002:"
 _TWO_WAYS = "two-ways"
-"""Of what YAML 1.1 and YAML 1.2 read differently."""
+"""The tag of scalars that YAML 1.1 and YAML 1.2 read differently."""
 
 _RESOLVERS = {
     _TWO_WAYS: r"[-+]?0[0-9_]+|[-+]?0[bo][0-7_]+|[-+]0x[0-9a-fA-F_]+|0x_*[0-9a-fA-F]*_[0-9a-fA-F_]*"
@@ -75,13 +79,13 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         BaseResolver.__init__(self)
         self._depth = self._count = self._aliased = 0
         self._sizes: dict[int, int] = {}
-        """Values of a node, by its id."""
+        """The number of values in a node, by its id."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
-            if id(node) not in self._sizes:  # it is not yet complete
+            if id(node) not in self._sizes:  # the node is not complete yet
                 raise _Refused("a value contains itself; write it out", event.start_mark)
             self._aliased += self._sizes[id(node)]
             self._count += self._sizes[id(node)]
@@ -110,7 +114,7 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """Valid YAML that is not read here."""
+    """Valid YAML that is not accepted here."""
 
     def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(problem=problem, problem_mark=mark)
@@ -120,10 +124,10 @@ class _Dumper(yaml.SafeDumper):
     """Writes plain data so that YAML 1.1 and 1.2 read the same."""
 
     def analyze_scalar(self, scalar: str) -> Any:
-        found = super().analyze_scalar(scalar)
-        if _LINE_ENDS.search(scalar):  # double quotes alone escape them
-            found.allow_single_quoted = found.allow_block = False
-        return found
+        analysis = super().analyze_scalar(scalar)
+        if _LINE_ENDS.search(scalar):  # only double quotes escape them
+            analysis.allow_single_quoted = analysis.allow_block = False
+        return analysis
 
 
 for _tag, _pattern in _RESOLVERS.items():
@@ -142,14 +146,14 @@ class Document:
     lines: dict[Key, int]
 
     def place(self, key: Key = ()) -> Place:
-        """Of a key, or of the nearest enclosing one that is known."""
+        """The place of a key, or of the nearest enclosing key that is known."""
         while key and key not in self.lines:
             key = key[:-1]
         return Place(self.file, self.lines[key] if key else None)
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a YAML file that holds one mapping. ConfigError, with all mistakes, otherwise."""
+    """Read a YAML file that holds one mapping. ConfigError, with every mistake, for another one."""
     text = _read_text(path)
     reading = _Reading(str(path))
     data = reading.read(text)
@@ -159,16 +163,14 @@ def read_yaml(path: Path) -> Document:
 
 
 def parse_yaml(text: str, place: Place) -> Any:
-    """The value of a YAML text of the command line. ConfigError, naming `place`, where it is none.
-
-    Says the same as `read_yaml` of the same text.
-    """
+    """The value of a YAML text of the command line. ConfigError at `place` for invalid YAML, with
+    the messages of `read_yaml`."""
     reading = _Reading(place.file, place)
     return reading.read(text)
 
 
 def dump_yaml(data: Any, **options: Any) -> str:
-    """Plain data as YAML, keys in their order, that `read_yaml` reads back to the same."""
+    """Plain data as YAML with the keys in their order; `read_yaml` reads it back unchanged."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, **options)
     return text
 
@@ -196,10 +198,10 @@ def _read_text(path: Path) -> str:
 
 
 class _Reading:
-    """Texts -> plain data, with the lines of keys and all errors."""
+    """Turns texts into plain data and collects the lines of keys and all errors."""
 
     def __init__(self, file: str, place: Place | None = None) -> None:
-        """`place`: of all errors, where lines mean nothing."""
+        """`place`: the place of all errors, for a text without lines."""
         self.file, self._place = file, place
         self.lines: dict[Key, int] = {}
         self.errors = ErrorList()
@@ -229,12 +231,12 @@ class _Reading:
 
     @staticmethod
     def _glued(text: str, line: int) -> tuple[int, str] | None:
-        """Line and name of a key in the lines up to `line` whose value follows its colon without a
-        space, so that YAML reads both as one text that goes on in the next line."""
+        """Line and name of a key at or just before `line` whose value follows its colon without a
+        space, so that YAML reads key and value as one text that continues in the next line."""
         lines = text.splitlines()[:line]
         for number in range(len(lines), max(0, len(lines) - 2), -1):
-            if found := re.fullmatch(r"\s*([A-Za-z_][\w.-]*):[^\s:/][^:]*", lines[number - 1]):
-                return number, found[1]
+            if match := re.fullmatch(r"\s*([A-Za-z_][\w.-]*):[^\s:/][^:]*", lines[number - 1]):
+                return number, match[1]
         return None
 
     def _syntax_error(self, error: yaml.MarkedYAMLError, text: str) -> ConfigError:
@@ -284,8 +286,8 @@ class _Reading:
                 if name in data:
                     empty = "" if node.flow_style else _empty_before(node.value[:index], str(name))
                     fix = f", or indent each below the empty key above it, here {empty}"
-                    said = f"{shown_key(name)} is given twice"
-                    raise self._error(line, said, "keep one" + (fix if empty else ""))
+                    message = f"{shown_key(name)} is given twice"
+                    raise self._error(line, message, "keep one" + (fix if empty else ""))
                 self.lines[here] = line
                 data[name] = self._value(value_node, here)
         return data
@@ -316,7 +318,8 @@ class _Reading:
         raise self._error(line, f"the key {text} is read as {meaning}", f'quote it: "{text}"')
 
     def _text(self, text: str, line: int) -> str:
-        """`text`, unless an escape such as "\\0" brought in what no path and no encoding takes."""
+        """`text`, unless it has characters that no path or encoding takes, by an escape such as
+        "\\0"."""
         wrong = re.search("[\0\ud800-\udfff]", text)
         if wrong:
             raise self._error(
@@ -350,7 +353,7 @@ class _Reading:
 
 
 def _empty_before(pairs: list[tuple[yaml.Node, yaml.Node]], name: str) -> str:
-    """The last key without a value that stands after the key `name`; empty for none."""
+    """The last key without a value that comes after the key `name`; "" for none."""
     for key, value in reversed(pairs):
         if key.value == name:
             break
@@ -360,7 +363,7 @@ def _empty_before(pairs: list[tuple[yaml.Node, yaml.Node]], name: str) -> str:
 
 
 def _plainly(text: str) -> str:
-    """How to write what two versions of YAML read differently."""
+    """How to write a scalar that two versions of YAML read differently."""
     if text.lower() in ("yes", "on", "no", "off"):
         value = "true" if text.lower() in ("yes", "on") else "false"
         return f'write {value}, or "{text}" in quotes for the text'
@@ -370,13 +373,13 @@ def _plainly(text: str) -> str:
 
 
 def shown_key(key: object) -> str:
-    """A key as an error shows it: short, in one line."""
+    """A key as error messages show it: short, in one line."""
     return shortened(str(key))
 
 
 def nearest_file(path: Path) -> str:
-    """A hint at a YAML file that may be meant: beside `path`, or below the working folder by its
-    name without ending (`smoke` for sweeps/smoke.yaml)."""
+    """A hint at a YAML file that may be meant: in the folder of `path`, or below the working folder
+    by its name without ending (`smoke` for sweeps/smoke.yaml); "" for none."""
     beside = [p for p in _yaml_files(path.parent, ["*"]) if p.name != path.name]
     below = _yaml_files(Path(), ["*/*", "*/*/*"]) if path.parent == Path() else []
     for files in (beside, below):
@@ -389,5 +392,5 @@ def nearest_file(path: Path) -> str:
 def _yaml_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = (p for pattern in patterns for p in folder.glob(f"{pattern}.y*ml"))
-    return sorted(p for p in islice(found, 2000) if not p.parts[0].startswith("."))
+    files = (p for pattern in patterns for p in folder.glob(f"{pattern}.y*ml"))
+    return sorted(p for p in islice(files, 2000) if not p.parts[0].startswith("."))

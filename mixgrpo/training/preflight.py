@@ -32,8 +32,9 @@ from mixgrpo.files.prompts import read_prompts
 from mixgrpo.models.load import check_model
 from mixgrpo.rewards.load import check_reward
 from mixgrpo.settings.config import ModelConfig, OptimizerConfig, RunConfig
-from mixgrpo.settings.configfile import Layers, placed
-from mixgrpo.settings.owncode import Modules, changes, own_code, unseen
+from mixgrpo.settings.configfile import located_errors
+from mixgrpo.settings.layers import Layers
+from mixgrpo.settings.usercode import Modules, changes, undetected_imports, user_code
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -104,17 +105,17 @@ def _prompts(config: RunConfig, key: str) -> list[str] | None:
 def check(config: RunConfig, layers: Layers) -> None:
     """All checks, in this process. ConfigError with all that is wrong and where it was written."""
     errors = ErrorList()
-    with errors.collected(), placed(layers):
+    with errors.collected(), located_errors(layers):
         check_count(config)
     if not is_plain(config):
         before = _code(config)
         # What is imported here may change what all of the process shares.
         with settings_restored():
             for _, one in check_code(config):
-                with errors.collected(), placed(layers):
+                with errors.collected(), located_errors(layers):
                     one()
         errors.raise_all()
-        if before is not None and (now := own_code(config)) != before:  # imported is the old one
+        if before is not None and (now := user_code(config)) != before:  # imported is the old one
             raise ConfigError(
                 f"the code of {changes(before, now)} changed while the run was starting; run the "
                 "same command again"
@@ -125,7 +126,7 @@ def check(config: RunConfig, layers: Layers) -> None:
 def _code(config: RunConfig) -> dict[str, Modules] | None:
     """The user's code that a run names; None where some is missing, which `check_code` reports."""
     try:
-        return own_code(config)
+        return user_code(config)
     except UnidentifiedError:
         return None
 
@@ -202,7 +203,7 @@ def _weights(dimensions: Iterable[int], device: str = "cpu") -> "list[Parameter]
 def _network(config: RunConfig) -> "Module | None":
     """The network without its weights, where it is known without the hub."""
     from mixgrpo.forecast.architecture import architecture
-    from mixgrpo.forecast.estimate import policy_of
+    from mixgrpo.forecast.passes import policy_of
 
     known = architecture(config)
     return None if isinstance(known, str) else policy_of(config, known).network
@@ -216,7 +217,7 @@ def _check_model(config: RunConfig) -> None:
     elif not _is_on_the_hub(model):
         _check_pipeline(config)
     if config.compute.attention is not None:
-        from mixgrpo.models.diffusion import check_attention
+        from mixgrpo.models.attention import check_attention
 
         check_attention(config.compute.attention)
     if _names_layers(model):
@@ -232,7 +233,7 @@ def _check_pipeline(config: RunConfig) -> None:
     import importlib
 
     from mixgrpo.models.embeddings import embeddings_folder
-    from mixgrpo.settings.places import check_folder
+    from mixgrpo.settings.paths import check_folder
 
     check_local(_checkpoint(config.model), "model.checkpoint")
     module, _, name = PIPELINES[config.model.name].partition(":")
@@ -294,8 +295,8 @@ def _work(lines: Iterator[str], say: Callable[[dict[str, object]], None]) -> Non
                     say({"at": at, "error": str(each)})
             except (Exception, SystemExit) as error:
                 say({"at": at, "error": f"{what}: its check failed: {in_words(error)}"})
-        with suppress(ConfigError):  # reported where the run's hash is computed
-            for text in unseen(config):
+        with suppress(ConfigError):  # said where the run's hash is computed
+            for text in undetected_imports(config):
                 say({"at": at, "warning": text})
         if asked["here"] and config.model.name in DIFFUSION:
             with suppress(ConfigError):  # reported above

@@ -18,10 +18,10 @@ from mixgrpo.errors import RunError, UnidentifiedError
 from mixgrpo.files import jsonlines
 from mixgrpo.files.manifest import checkpoints
 from mixgrpo.runs.folder import Measured, check_unchanged, claim, is_finished, write_result
-from mixgrpo.settings import owncode
+from mixgrpo.settings import usercode
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.owncode import Modules
-from mixgrpo.settings.places import anchored
+from mixgrpo.settings.paths import with_absolute_paths
+from mixgrpo.settings.usercode import Modules
 from mixgrpo.text.words import duration
 
 if TYPE_CHECKING:
@@ -66,13 +66,13 @@ def run(
 
     `should_stop` is asked after every iteration; a stopped run has a checkpoint of that iteration.
     What it raises ends the run before it writes anything more.
-    `code` is what `own_code` returned before the user's code was imported, where it already is.
+    `code` is what `user_code` returned before the user's code was imported, where it already is.
     A finished run returns at once. All `ranks` of a run must call it; the first of them writes.
     ConfigError for what the configuration asks in vain, RunError for what failed; a folder that
     holds another configuration's run is refused.
     """
     # Code that a run calls may change the working directory.
-    folder, home, given, config = folder.absolute(), Path.cwd(), config, anchored(config)
+    folder, home, given, config = folder.absolute(), Path.cwd(), config, with_absolute_paths(config)
     try:
         if ranks is None or ranks.first:
             # Before anything slow: what is removed from now on is not made again.
@@ -127,7 +127,7 @@ class _Run:
         self.config, self.folder, self.ranks = config, folder, ranks
         self.phase = phase
         self.given, self.home = given, home
-        self.own_code, self.unseen = owncode.all_of(config), set[str]()
+        self.user_code, self.unseen = usercode.all_values(config), set[str]()
         phase.enter("loading")
         self.trainer = Trainer(config, ranks)
         if ranks.first:
@@ -177,7 +177,7 @@ class _Run:
                     self._save(done)
                 return "stopped"
             self.phase.enter("training", done / self.config.iterations)
-            with imports_noted(self.own_code):
+            with imports_noted(self.user_code):
                 line = self.trainer.iterate(done)
             if self.ranks.first:
                 should_stop()  # raises where the folder is not this run's any more, before a write
@@ -262,7 +262,7 @@ class _Run:
 
     def _warn_of_unseen(self) -> None:
         """Warn, once, of each import that the run's name does not know."""
-        texts = owncode.unseen(self.config)
+        texts = usercode.undetected_imports(self.config)
         self._tell([text for text in texts if text not in self.unseen])
         self.unseen |= set(texts)
 
@@ -299,7 +299,7 @@ class _Run:
         shown: list[str] = []
         if self.ranks.first:
             shown = shown_prompts(self.folder, self.trainer.held_out, self.config.output.samples)
-        with imports_noted(self.own_code):
+        with imports_noted(self.user_code):
             judged = self.trainer.evaluate(
                 self.ranks.gather_objects(shown)[0],
                 lambda part: self.phase.enter("evaluating", part),

@@ -83,8 +83,8 @@ def test_it_tells_where_the_embeddings_are_and_what_they_take(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embed, "PLAIN_EVERY_S", 0.0)
-    monkeypatch.setattr(embed, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(embed, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(embed, "READ_EVERY_S", 0.0)
     out = tmp_path / "e"
     embed.main([file], set_=settings(flux), out=out)
     said = capsys.readouterr()
@@ -198,7 +198,7 @@ def test_a_configuration_brings_its_model_its_prompts_and_its_folder(
         ({"shard": "2/2"}, "--shard 2/2: expected I/N"),
         ({"shard": "1"}, "--shard 1: expected I/N"),
         ({"prompts": [Path("no-such-file.txt")]}, "no-such-file.txt: no such file"),
-        ({"set_": ["model.name=scenes"]}, "model.name scenes: keeps no embeddings"),
+        ({"set_": ["model.name=scenes"]}, "model.name scenes: stores no embeddings"),
         ({"set_": ["model.nme=flux"]}, "model.nme: unknown key"),
         ({"set_": ["model.checkpoint=/nowhere/flux"]}, "/nowhere/flux"),
     ],

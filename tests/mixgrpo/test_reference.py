@@ -1,7 +1,7 @@
 """The committed reference of settings is that of the code, and says something about each."""
 
 from mixgrpo.reference import reference
-from mixgrpo.settings.configfile import known_keys
+from mixgrpo.settings.keys import known_keys
 from tests.mixgrpo.toy import ROOT
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixgrpo.models.protocol import Conditioning
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import as_tuples
+from mixgrpo.settings.layers import as_tuples
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f"prompt {i}" for i in range(9)]

@@ -81,9 +81,9 @@ def test_values_that_are_equal_as_names_make_arms_of_different_names(tmp_path: P
         "grid: {model.checkpoint: ['a b', a/b, A_b, base]}\nset: {model.name: other}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixgrpo.settings.configfile._names", lambda _: (["other"], ["composition"]))
-        patch.setattr("mixgrpo.settings.configfile.reward_names", lambda: ["composition"])
-        patch.setattr("mixgrpo.settings.configfile.Layers._check_names", lambda *_: None)
+        patch.setattr("mixgrpo.settings.layers._names", lambda _: (["other"], ["composition"]))
+        patch.setattr("mixgrpo.settings.layers.reward_names", lambda: ["composition"])
+        patch.setattr("mixgrpo.settings.layers.Layers._check_names", lambda *_: None)
         names = [arm.name for arm in load_sweep(file).arms]
     assert names[0] == "checkpoint=a_b"
     assert names[3] == "checkpoint=base"

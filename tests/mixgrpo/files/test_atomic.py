@@ -11,7 +11,7 @@ import pytest
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.files.atomic import write_bytes, write_text
-from mixgrpo.settings.places import check_file, check_folder, check_weights_file
+from mixgrpo.settings.paths import check_file, check_folder, check_weights_file
 from tests.mixgrpo import toy
 
 IS_ROOT = os.geteuid() == 0
@@ -115,7 +115,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from mixgrpo.files.atomic import write_text
-from mixgrpo.settings.places import check_file
+from mixgrpo.settings.paths import check_file
 print("before")
 check_file("--out", Path(sys.argv[1]))
 write_text(Path(sys.argv[1]), "content\\n")

@@ -1,4 +1,4 @@
-"""What a run is said to cost is what it costs: parameters, memory, operations, evaluations."""
+"""A run's forecast is what the run takes: parameters, memory, operations, evaluations."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixgrpo.compute.ranks import Ranks
 from mixgrpo.errors import ConfigError
 from mixgrpo.forecast.architecture import KNOWN, Architecture, architecture
-from mixgrpo.forecast.estimate import Batches, Estimate, describe, update_peak
+from mixgrpo.forecast.batches import Batches
+from mixgrpo.forecast.estimate import describe, memory_lines
 from mixgrpo.forecast.footprint import Footprint, Pass, footprint
+from mixgrpo.forecast.memory import Estimate, update_peak
 from mixgrpo.models.adapters import add_lora
 from mixgrpo.settings.config import ModelConfig, RunConfig
 from mixgrpo.settings.configfile import load_config
@@ -77,13 +79,13 @@ def saved_by(network: Any, bf16: bool) -> int:
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     given = inputs(3)
     weights |= {t.untyped_storage().data_ptr() for t in given.values()}
-    found: dict[int, int] = {}
+    result: dict[int, int] = {}
     alive = []
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
+            result[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
@@ -92,7 +94,7 @@ def saved_by(network: Any, bf16: bool) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
         network(**given, return_dict=False)
-    return sum(found.values())
+    return sum(result.values())
 
 
 def peak_of(network: Any, reference: Any = None) -> int:
@@ -175,14 +177,14 @@ def flux_flops() -> int:
 
 
 def test_operations_are_those_of_the_formula_and_of_torchs_counter() -> None:
-    found = traced(False, False, gradient=False).flops
-    assert found == 3 * flux_flops()
+    result = traced(False, False, gradient=False).flops
+    assert result == 3 * flux_flops()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         flux()(**inputs(3))
     # The counter does not know the CPU's attention, whose two products are left out of it.
     width = SIZES["attention_head_dim"] * SIZES["num_attention_heads"]
     attention = 4 * (TOKENS + TEXT) ** 2 * width * 5
-    assert counter.get_total_flops() in (found, found - 3 * attention)
+    assert counter.get_total_flops() in (result, result - 3 * attention)
 
 
 def config(preset: str, tmp_path: Path, *overrides: str) -> RunConfig:
@@ -205,14 +207,14 @@ def config(preset: str, tmp_path: Path, *overrides: str) -> RunConfig:
 def test_known_models_have_their_size(repository: str, parameters: int, tmp_path: Path) -> None:
     preset = "flux" if "FLUX" in repository else "sd35-medium"
     extra = ["model.guidance=null"] if "schnell" in repository else []
-    found = architecture(
+    result = architecture(
         config(preset, tmp_path, f"model.checkpoint={repository}", "model.revision=none", *extra)
     )
-    assert isinstance(found, Architecture)
-    policy = found.policy(found.vae() if found.vae else None)
+    assert isinstance(result, Architecture)
+    policy = result.policy(result.vae() if result.vae else None)
     assert sum(p.numel() for p in policy.network.parameters()) == parameters
-    assert found.source == f"what is known of {repository}"
-    assert set(KNOWN[repository]) - {"transformer", "vae"} == set(found.encoders)
+    assert result.source == f"the built-in sizes of {repository}"
+    assert set(KNOWN[repository]) - {"transformer", "vae"} == set(result.encoders)
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3", "qwen-image"])
@@ -232,9 +234,9 @@ def test_a_folder_gives_the_sizes_of_its_own_weights(kind: str, tmp_path: Path) 
         preset, tmp_path, f"model.name={kind}", f"model.checkpoint={folder}", "model.height=64",
         "model.width=64", targets, "model.text_tokens=8", "rollout.prompts=2", f"model.cfg={cfg}",
     )  # fmt: skip
-    found = architecture(settings)
-    assert isinstance(found, Architecture)
-    estimate = Estimate.of(settings, found, Ranks(), "cuda")
+    result = architecture(settings)
+    assert isinstance(result, Architecture)
+    estimate = Estimate.of(settings, result, Ranks(), "cuda")
     add_lora(loaded, settings.model, 0)
     trained = sum(p.numel() for p in loaded.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in loaded.parameters()) - trained
@@ -273,10 +275,10 @@ def test_what_is_not_there_is_said_without_asking_a_hub(tmp_path: Path) -> None:
 
 def test_shards_divide_what_is_kept_and_copies_do_not(tmp_path: Path) -> None:
     settings = config("scenes", tmp_path)
-    found = architecture(settings)
-    assert isinstance(found, Architecture)
+    result = architecture(settings)
+    assert isinstance(result, Architecture)
     alone, copies, shards = (
-        sum(item.bytes for item in Estimate.of(settings, found, ranks, "cuda").kept())
+        sum(item.bytes for item in Estimate.of(settings, result, ranks, "cuda").resident())
         for ranks in (Ranks(), Ranks(0, 4), Ranks(0, 4, sharded=True))
     )
     # Weights, average, gradients and two moments in float32.
@@ -287,12 +289,12 @@ def test_shards_divide_what_is_kept_and_copies_do_not(tmp_path: Path) -> None:
 def whole_flux(tmp_path: Path, ranks: Ranks, *overrides: str) -> Estimate:
     """All that is said of FLUX but for its passes, which would take long to trace."""
     settings = config("flux", tmp_path, "rollout.prompts=3", *overrides)
-    found = architecture(settings)
-    assert isinstance(found, Architecture)
+    result = architecture(settings)
+    assert isinstance(result, Architecture)
     nothing = Footprint(0, 0, 0)
     batches = Batches.of(settings, ranks.size)
     return Estimate(
-        settings, found, ranks, (0, 11_901_408_320), 0, batches, nothing, nothing, None, nothing,
+        settings, result, ranks, (0, 11_901_408_320), 0, batches, nothing, nothing, None, nothing,
         None, None,
     )  # fmt: skip
 
@@ -301,14 +303,16 @@ def test_while_it_is_loaded_every_rank_has_the_whole_network(tmp_path: Path) -> 
     whole = 4 * 11_901_408_320
     shards, alone = Ranks(0, 32, sharded=True), Ranks()
     base = ("compute.offload=true", "objective.kl_weight=0")
-    found = whole_flux(tmp_path, shards, *base).before()
-    phase = found["while the network is loaded, before it is sharded"]
+    result = whole_flux(tmp_path, shards, *base).before_training()
+    phase = result["while the network is loaded, before it is sharded"]
     assert sum(phase.values()) == whole
-    text = "\n".join(whole_flux(tmp_path, shards, *base).memory())
+    text = "\n".join(memory_lines(whole_flux(tmp_path, shards, *base)))
     assert "peak (while the network is loaded, before it is sharded)   44.34" in text
-    assert not any("sharded" in name for name in whole_flux(tmp_path, alone, *base).before())
+    assert not any(
+        "sharded" in name for name in whole_flux(tmp_path, alone, *base).before_training()
+    )
     twice = whole_flux(tmp_path, shards, "compute.offload=true", "objective.kl_weight=0.1")
-    phase = twice.before()["while the reference model is loaded, before it is sharded"]
+    phase = twice.before_training()["while the reference model is loaded, before it is sharded"]
     assert sum(phase.values()) == whole + 2 * whole // 32
 
 
@@ -316,7 +320,7 @@ def test_the_reference_of_a_whole_network_brings_a_vae_of_its_own(tmp_path: Path
     sizes = [
         sum(
             item.bytes
-            for item in whole_flux(tmp_path, Ranks(), f"objective.kl_weight={weight}").kept()
+            for item in whole_flux(tmp_path, Ranks(), f"objective.kl_weight={weight}").resident()
         )
         for weight in (0, 0.1)
     ]
@@ -326,14 +330,14 @@ def test_the_reference_of_a_whole_network_brings_a_vae_of_its_own(tmp_path: Path
 
 
 def test_memory_of_the_host_is_said(tmp_path: Path) -> None:
-    found = whole_flux(tmp_path, Ranks(0, 32, sharded=True), "compute.offload=true").host()
+    result = whole_flux(tmp_path, Ranks(0, 32, sharded=True), "compute.offload=true").host()
     whole = 4 * 11_901_408_320
-    assert found["the network, while it is loaded"] == whole
+    assert result["the network, while it is loaded"] == whole
     # Weights, their average and two moments are gathered by the first rank.
-    assert found["a checkpoint being written, on the first rank"] == 4 * whole
-    assert any("offload" in name for name in found)
-    found = whole_flux(tmp_path, Ranks(), "compute.offload=false").host()
-    assert not any("offload" in name for name in found)
+    assert result["a checkpoint being written, on the first rank"] == 4 * whole
+    assert any("offload" in name for name in result)
+    result = whole_flux(tmp_path, Ranks(), "compute.offload=false").host()
+    assert not any("offload" in name for name in result)
 
 
 @pytest.mark.parametrize(
@@ -351,9 +355,9 @@ def test_an_evaluation_holds_a_slice_of_images(
     settings = config("scenes", tmp_path, *overrides)
     batches = Batches.of(settings, size)
     assert (batches.evaluation, batches.held) == (batch, held)
-    found = architecture(settings)
-    assert isinstance(found, Architecture)
-    estimate = Estimate.of(settings, found, Ranks(0, size), "cuda")
+    result = architecture(settings)
+    assert isinstance(result, Architecture)
+    estimate = Estimate.of(settings, result, Ranks(0, size), "cuda")
     phase = estimate.phases()["evaluating"]
     # Parts and the whole that they are joined to, in float32.
     assert phase["images of a slice, in parts and joined"] == 2 * held * 3 * 16 * 16 * 4
@@ -372,9 +376,9 @@ def test_an_evaluation_of_a_pipeline_decodes_a_whole_batch(tmp_path: Path) -> No
         "evaluation.images_per_prompt=4", "compute.micro_batch=null", "objective.best_of=null",
         "objective.updates=1", "compute.vae_tiling=false", "compute.offload=false",
     )  # fmt: skip
-    found = architecture(settings)
-    assert isinstance(found, Architecture)
-    estimate = Estimate.of(settings, found, Ranks(), "cuda")
+    result = architecture(settings)
+    assert isinstance(result, Architecture)
+    estimate = Estimate.of(settings, result, Ranks(), "cuda")
     assert (estimate.batches.decode, estimate.batches.evaluation) == (2, 12)
     assert estimate.decode is not None
     assert estimate.evaluation_decode is not None
@@ -396,9 +400,9 @@ def test_guidance_doubles_what_a_forward_of_as_many_latents_takes(tmp_path: Path
             "model.width=64", "model.text_tokens=8", "rollout.prompts=2", f"model.cfg={cfg}",
             "compute.micro_batch=3", "model.lora_targets=[to_q]",
         )  # fmt: skip
-        found = architecture(settings)
-        assert isinstance(found, Architecture)
-        made.append(Estimate.of(settings, found, Ranks(), "cuda"))
+        result = architecture(settings)
+        assert isinstance(result, Architecture)
+        made.append(Estimate.of(settings, result, Ranks(), "cuda"))
     plain, guided = made
     assert plain.batches == guided.batches
     assert guided.forward.flops == pytest.approx(2 * plain.forward.flops, rel=0.01)
@@ -459,19 +463,19 @@ def test_networks_of_rewards_have_their_published_size() -> None:
     # open_clip's table of models: ViT-H-14 has 986.11 million parameters.
     from mixgrpo.forecast.reward_sizes import REWARD_NETWORKS
 
-    found = {
+    result = {
         name: sum(p.numel() for p in build().parameters()) / 1e6
         for name, build in REWARD_NETWORKS.items()
         if build is not None
     }
-    assert found["hps"] == found["pickscore"] == pytest.approx(986.11, abs=0.005)
+    assert result["hps"] == result["pickscore"] == pytest.approx(986.11, abs=0.005)
     # ImageReward's BLIP by hand: ViT-L/16, and a BERT base whose layers also look at the image.
     wide, narrow = 1024, 768
     image = 24 * (12 * wide**2 + 13 * wide) + (narrow + 1 + 1 + 197 + 2) * wide
     looking = 2 * (narrow**2 + narrow) + 2 * (wide * narrow + narrow) + 2 * narrow
     layer = 12 * narrow**2 + 13 * narrow + looking
     text = (30524 + 512 + 2) * narrow + 12 * layer
-    assert found["imagereward"] == pytest.approx((image + text) / 1e6)
+    assert result["imagereward"] == pytest.approx((image + text) / 1e6)
     # The image side of CLIP ViT-L/14, with its projection.
     side = 24 * (12 * wide**2 + 13 * wide) + (3 * 14**2 + 1 + 257 + 4 + narrow) * wide
-    assert found["aesthetic"] == pytest.approx(side / 1e6)
+    assert result["aesthetic"] == pytest.approx(side / 1e6)

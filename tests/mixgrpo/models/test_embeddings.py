@@ -215,7 +215,7 @@ def test_shards_that_differ_in_shape_are_an_error_not_a_wrong_tensor(tmp_path: P
     store = EmbeddingStore(tmp_path, "tiny")
     store.add(["a"], {"x": torch.ones(1, 2)})
     store.add(["b"], {"x": torch.ones(1, 3)})
-    with pytest.raises(RunError, match="embedding x of the prompt 'b' has not the shape"):
+    with pytest.raises(RunError, match="embedding x of the prompt 'b' does not have the shape"):
         store.get(["a", "b"])
 
 

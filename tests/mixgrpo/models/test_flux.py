@@ -11,8 +11,8 @@ from torch import Tensor
 from mixgrpo.errors import ConfigError
 from mixgrpo.maths.randomness import normal
 from mixgrpo.models.adapters import add_lora
-from mixgrpo.models.diffusion import image_size, schedule_shift
 from mixgrpo.models.flux import FluxPolicy, pack, unpack
+from mixgrpo.models.sizes import image_size, schedule_shift
 from mixgrpo.settings.config import ComputeConfig, ModelConfig
 from tests.mixgrpo.models.tiny import apart, sampled, write_flux
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mixgrpo.maths.randomness import normal
 from mixgrpo.models.adapters import add_lora
-from mixgrpo.models.diffusion import schedule_shift
 from mixgrpo.models.flux import pack
 from mixgrpo.models.qwen_image import QwenImagePolicy
+from mixgrpo.models.sizes import schedule_shift
 from mixgrpo.settings.config import ComputeConfig, ModelConfig
 from tests.mixgrpo.models.tiny import apart, sampled, write_qwen_image
 

@@ -89,7 +89,7 @@ def test_shares_are_all_there_is_whoever_comes_first(flux: Path, tmp_path: Path)
 def test_batches_give_what_each_prompt_gives(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encoder(flux, None).encode(PROMPTS)
     monkeypatch.setattr(text, "BATCH", 2)
-    monkeypatch.setattr(text, "KEPT_TOGETHER", 3)
+    monkeypatch.setattr(text, "PER_FILE", 3)
     for name, value in encoder(flux, None).encode(PROMPTS).items():
         torch.testing.assert_close(value, whole[name])
 
@@ -147,13 +147,13 @@ def test_a_share_that_another_machine_kept_to_itself_is_said_and_lacking(
     here, there = encoder(flux, tmp_path / "here"), encoder(flux, tmp_path / "there")
     here.prepare(PROMPTS, print, (0, 2))
     there.prepare(PROMPTS, print, (1, 2))
-    assert here.lacking([*PROMPTS, *PROMPTS]) == PROMPTS[1::2]
-    assert there.lacking(PROMPTS) == PROMPTS[0::2]
-    assert here.lacking([]) == []
+    assert here.missing([*PROMPTS, *PROMPTS]) == PROMPTS[1::2]
+    assert there.missing(PROMPTS) == PROMPTS[0::2]
+    assert here.missing([]) == []
     with pytest.warns(UserWarning, match="prompts.embeddings"):
         here.prepare(PROMPTS, print)  # as before an evaluation
-    assert here.lacking(PROMPTS) == []
-    assert encoder(flux, None).lacking(PROMPTS) == []  # nothing could be kept for later
+    assert here.missing(PROMPTS) == []
+    assert encoder(flux, None).missing(PROMPTS) == []  # nothing could be kept for later
 
 
 def test_the_text_side_needs_of_the_other_parts_the_transformers_config_alone(

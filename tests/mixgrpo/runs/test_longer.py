@@ -81,7 +81,7 @@ def test_what_was_made_otherwise_is_not_said_to_be_too_long(tmp_path: Path) -> N
     file = tmp_path / "config.yaml"
     header, _, rest = file.read_text().partition("\n")
     file.write_text(f"{header[:-8]}01234567\n{rest}")  # as if its prompts had changed since
-    with pytest.raises(ConfigError, match="prompts or code were others than they are now"):
+    with pytest.raises(ConfigError, match="prompts or code have changed since it began"):
         train.run(config(6), tmp_path)
 
 

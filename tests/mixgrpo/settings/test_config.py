@@ -18,9 +18,11 @@ from mixgrpo.errors import ConfigError, Place
 from mixgrpo.maths.window import Window
 from mixgrpo.runs import folder
 from mixgrpo.settings.config import OptimizerConfig, RunConfig, Section
-from mixgrpo.settings.configfile import Layers, dump_config, known_keys, load_config, load_layers
+from mixgrpo.settings.configfile import dump_config, load_config, load_layers
 from mixgrpo.settings.identity import config_hash, differences, settings_hash
-from mixgrpo.settings.owncode import CodeRecord
+from mixgrpo.settings.keys import known_keys
+from mixgrpo.settings.layers import Layers
+from mixgrpo.settings.usercode import CodeRecord
 from mixgrpo.settings.yamlfile import parse_yaml
 from tests.mixgrpo import toy
 from tests.mixgrpo.models.tiny import write_flux

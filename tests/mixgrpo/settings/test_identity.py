@@ -357,16 +357,16 @@ def test_where_a_reward_is_computed_counts_for_ones_own_alone() -> None:
         assert hashed("ones-own", **{name: value}) != hashed("ones-own")
 
 
-NETWORKS = [name for name in rewards._BUILT_IN if name not in scenes.REWARDS]
+NETWORKS = [name for name in rewards.BUILT_IN if name not in scenes.REWARDS]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_naming_a_rewards_default_is_the_same_run(name: str) -> None:
-    maker: Callable[..., Any] = registry.load(rewards._GROUP, rewards._BUILT_IN, name)
+    maker: Callable[..., Any] = registry.load(rewards._GROUP, rewards.BUILT_IN, name)
     parameters = inspect.signature(maker).parameters
     for option, parameter in parameters.items():
         assert hashed(name, **{option: parameter.default}) == hashed(name), option
-        if option not in rewards.PLACES:
+        if option not in rewards.SERVICE_OPTIONS:
             assert hashed(name, **{option: "another"}) != hashed(name), option
 
 

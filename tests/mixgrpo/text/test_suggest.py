@@ -8,7 +8,8 @@ from harness.launching.resources import Slurm
 from harness.searching.schema import RangeText, SearchFile
 from harness.study.sweepfile import SweepFile
 from mixgrpo.errors import ConfigError
-from mixgrpo.settings.configfile import known_keys, load_config
+from mixgrpo.settings.configfile import load_config
+from mixgrpo.settings.keys import known_keys
 from mixgrpo.text import suggest
 
 
@@ -111,8 +112,9 @@ def test_wrong_indentation_has_a_hint(tmp_path: Path) -> None:
     said = errors("window:\nsize: 4\niterations: 5\nsampler:\n  steps: 8\n  seed: 1\n", tmp_path)
     assert said == [
         "run.yaml:1: window: expected keys with values below it, not None",
-        "run.yaml:2: size: unknown key; did you mean window.size? It stands below window, indented",
-        "run.yaml:6: sampler.seed: unknown key; seed stands at the margin, not below sampler; "
+        "run.yaml:2: size: unknown key; did you mean window.size? It belongs below window, "
+        "indented",
+        "run.yaml:6: sampler.seed: unknown key; seed belongs at the top level, not below sampler; "
         "indent it less",
     ]
 

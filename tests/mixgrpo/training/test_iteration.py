@@ -24,7 +24,8 @@ from mixgrpo.maths.randomness import normal
 from mixgrpo.models import policy as policies
 from mixgrpo.sampling.plan import iteration_cost
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import NOWHERE, load_layers
+from mixgrpo.settings.configfile import load_layers
+from mixgrpo.settings.layers import NOWHERE
 from mixgrpo.training import collect
 from mixgrpo.training.batch import drawn_steps, update_parts
 from mixgrpo.training.trainer import Trainer

@@ -1,4 +1,7 @@
-"""Whether a place that a command line names can be written: asked before anything is computed."""
+"""Paths that command lines and settings name.
+
+Before anything is computed it is checked that outputs can be written; inputs become absolute.
+"""
 
 import os
 import shutil
@@ -16,7 +19,7 @@ from mixgrpo.settings.config import RunConfig
 def check_file(option: str, path: Path, makes_folder: bool = False) -> None:
     """ConfigError where `path`, which `option` names, cannot be written as a file.
 
-    A device or a pipe can. `makes_folder`: the command makes the file's folder where it is missing.
+    A device or a pipe can. `makes_folder`: the command makes the file's folder if it is missing.
     """
     try:
         if is_stream(path):
@@ -34,18 +37,18 @@ def check_file(option: str, path: Path, makes_folder: bool = False) -> None:
 def check_weights_file(option: str, path: Path) -> None:
     """ConfigError where weights, and a description beside them, cannot be written to `path`."""
     if is_stream(path):
-        raise ConfigError(f"{option} {path}: weights are kept in a regular file; name one")
+        raise ConfigError(f"{option} {path}: weights are written to a regular file; name one")
     check_file(option, path, makes_folder=True)
 
 
 def check_folder(option: str, path: Path) -> None:
-    """ConfigError where `path`, which `option` names, is no folder that can be written to and
-    cannot become one."""
+    """ConfigError where `path`, which `option` names, is neither a folder that can be written to
+    nor one that can be made."""
     path = path.absolute()
     try:
-        nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        nearest = next(one for one in (path, *path.parents) if os.path.lexists(one))
         if not nearest.is_dir():
-            raise ConfigError(f"{option}: {nearest} is not a folder; name another place")
+            raise ConfigError(f"{option}: {nearest} is not a folder; name another one")
     except OSError as error:
         raise ConfigError(f"{option} {path}: {error.strerror}; name another folder") from None
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -53,45 +56,44 @@ def check_folder(option: str, path: Path) -> None:
 
 
 @contextmanager
-def nothing_left(folder: Path, begun: Sequence[str]) -> Iterator[None]:
-    """Removes `folder` again where it was not there before and what is done inside is refused
-    (ConfigError), unless something in it fits one of the patterns `begun`."""
-    places = (folder, *folder.parents)
-    made = [place for place in places if not os.path.lexists(place)]
+def removed_if_refused(folder: Path, begun: Sequence[str]) -> Iterator[None]:
+    """Within this context a ConfigError removes `folder` where it did not exist before, unless a
+    file in it matches one of the glob patterns `begun`, which say that work has begun."""
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         yield
     except ConfigError:
         if folder in made and not any(next(folder.glob(one), None) for one in begun):
             shutil.rmtree(folder, ignore_errors=True)
-            for place in made[1:]:
+            for parent in made[1:]:
                 with suppress(OSError):  # another command may have written there
-                    place.rmdir()
+                    parent.rmdir()
         raise
 
 
-def check_outside(place: Path, run: Path) -> None:
-    """ConfigError where `place` lies in the folder of `run`, which is only read."""
-    if place.resolve().is_relative_to(run.resolve()):
-        raise ConfigError(f"{place}: lies in the run's folder, which is only read; name another")
+def check_outside(path: Path, run: Path) -> None:
+    """ConfigError where `path` lies in the folder `run`, which is only read."""
+    if path.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{path}: lies in the run's folder, which is only read; name another")
 
 
-def anchored(config: RunConfig) -> RunConfig:
-    """The configuration with the files that it names by absolute paths.
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with absolute paths for the files that it names.
 
-    What is read after code of users has run would else be sought where that went (`os.chdir`).
-    Names on the hub and of what is shipped stay, and whatever code of users reads itself.
+    Code of the user may change the working directory (`os.chdir`) before they are read. Names on
+    the hub and names of shipped weights stay, and so do files that only the user's code reads.
     """
 
-    def fixed(name: str | None) -> str | None:
+    def absolute(name: str | None) -> str | None:
         return str(Path(name).absolute()) if name and Path(name).exists() else name
 
     model, prompts, rewards = config.model, config.prompts, config.rewards
     if model.name != "scenes" or model.checkpoint not in SIZES:
-        model = model.model_copy(update={"checkpoint": fixed(model.checkpoint)})
-    files = {"train": fixed(prompts.train), "held_out": fixed(prompts.held_out)}
+        model = model.model_copy(update={"checkpoint": absolute(model.checkpoint)})
+    files = {"train": absolute(prompts.train), "held_out": absolute(prompts.held_out)}
     prompts = prompts.model_copy(update=files)
     options = {
-        name: {**given, **{key: fixed(value) for key, value in files_named(name, given).items()}}
+        name: given | {key: absolute(value) for key, value in files_named(name, given).items()}
         for name, given in rewards.options.items()
     }
     rewards = rewards.model_copy(update={"options": options})

@@ -18,7 +18,7 @@ from mixgrpo.runs.folder import claim
 from mixgrpo.runs.load import load_run
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.identity import code_record, config_hash, settings_hash
-from mixgrpo.settings.owncode import own_code, read_record
+from mixgrpo.settings.usercode import read_record, user_code
 from mixgrpo.training.run import run
 from tests.mixgrpo import toy
 
@@ -134,7 +134,7 @@ def test_a_flipped_sign_is_another_run_and_a_comment_is_not(place: Path) -> None
 def test_the_digest_of_a_source_stays(place: Path) -> None:
     """If this fails, finished runs of users with code of their own are orphaned."""
     (place / "red.py").write_text("# one\nimport os  # two\n\nX = f'{os.sep}#'\n" + RED)
-    assert own_code(uses("red:Red")) == {"reward red": {"red": "40519df68e40338b"}}
+    assert user_code(uses("red:Red")) == {"reward red": {"red": "40519df68e40338b"}}
 
 
 def test_the_same_code_elsewhere_is_the_same_run(
@@ -152,9 +152,9 @@ def test_the_same_code_elsewhere_is_the_same_run(
 def test_rewards_that_are_not_asked_do_not_count(place: Path) -> None:
     (place / "red.py").write_text(RED)
     config = RunConfig.model_validate({"rewards": {"classes": {"red": "red:Red"}}})
-    assert own_code(config) == {}
+    assert user_code(config) == {}
     assert config_hash(config) == config_hash(RunConfig())
-    assert own_code(uses("no_such_file_at_all:Red", rewards={"held_out": ()})) == {}
+    assert user_code(uses("no_such_file_at_all:Red", rewards={"held_out": ()})) == {}
 
 
 def test_a_module_that_is_not_there_is_named(place: Path) -> None:
@@ -170,14 +170,14 @@ def test_an_optimizer_of_ones_own_counts_and_an_installed_one_does_not(place: Pa
     before = config_hash(own)
     (place / "lion.py").write_text("class Lion: x = 1\n")
     assert config_hash(own) != before
-    assert own_code(RunConfig.model_validate({"optimizer": {"name": "torch.optim.SGD"}})) == {}
+    assert user_code(RunConfig.model_validate({"optimizer": {"name": "torch.optim.SGD"}})) == {}
 
 
 def test_a_module_named_like_one_of_pythons_is_ones_own(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(RED)
     script = (
-        "from tests.mixgrpo.settings.test_owncode import uses, own_code\n"
-        "print(list(own_code(uses('code:Red'))), own_code(uses('subprocess:Popen')))"
+        "from tests.mixgrpo.settings.test_usercode import uses, user_code\n"
+        "print(list(user_code(uses('code:Red'))), user_code(uses('subprocess:Popen')))"
     )
     paths = os.pathsep.join([str(tmp_path), str(toy.ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mixgrpo.maths.window import AtEnd, Strategy
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.shared_prefix import MOST, common_iterations, common_length, path
+from mixgrpo.settings.continuation import MOST, common_iterations, common_length, path
 
 WINDOWS = st.fixed_dictionaries(
     {
