@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.analysis.lines import FOLDER, stamp
 from harness.analysis.measurements import read_samples
-from harness.runs.store import look, sweep_folder
+from harness.runs.state import look, sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.files.atomic import write_json
 
