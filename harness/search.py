@@ -22,13 +22,13 @@ from harness.launching.screen import Progress
 from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease
 from harness.runs import source
-from harness.runs.store import RunState
+from harness.runs.state import RunState
 from harness.searching.check import check_space
 from harness.searching.file import Search, load_search
 from harness.searching.runs import make_sweep
 from harness.searching.storage import JOURNAL, check_url, open_storage
 from harness.slurm import commands as slurms
-from harness.slurm.submissions import LAG_S, Scheduler
+from harness.slurm.scheduler import LAG_S, Scheduler
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say, warn
 from mixgrpo.compute.signals import ended_by_signal

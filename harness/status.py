@@ -17,8 +17,8 @@ from harness.launching.sweep_lease import LAUNCHER, lease_holder
 from harness.runs.codechange import of_other_code
 from harness.runs.ledger import Ledger, Spent, ledger
 from harness.runs.progress import by_kind, cells, counts, seconds_left, summary, time_left, warned
-from harness.runs.store import RunState, look_at_all, strangers, sweep_folder
-from harness.slurm.submissions import Scheduler
+from harness.runs.state import RunState, look_at_all, sweep_folder, unlisted_runs
+from harness.slurm.scheduler import Scheduler
 from harness.study.load import known_folders, load_sweep
 from harness.study.spec import Sweep
 from harness.text import command
@@ -49,7 +49,7 @@ class Observer:
     states: list[RunState] = field(default_factory=list)
 
     def look(self) -> None:
-        places = self.scheduler.places()
+        places = self.scheduler.job_states()
         self.states = look_at_all(self.sweep, self.runs_dir, places, self.watch)
 
     @property
@@ -70,7 +70,7 @@ class Observer:
             known = known_folders(self.sweep.file, self.sweep)
         except UnidentifiedError:
             return []
-        return strangers(known | {run.folder_name for run in self.sweep.runs}, self.folder)
+        return unlisted_runs(known | {run.folder_name for run in self.sweep.runs}, self.folder)
 
 
 def as_data(seen: Observer) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def _run_data(state: RunState) -> dict[str, Any]:
         "iteration": state.iteration,
         "iterations": state.total,
         "attempts": len(state.attempts),
-        "job": state.place.task if state.place else last.job_id if last else None,
-        "queue": state.place.reason if state.place and state.state == "queued" else None,
+        "job": state.job.task if state.job else last.job_id if last else None,
+        "queue": state.job.reason if state.job and state.state == "queued" else None,
         "node": last.host if last else None,
         "seconds_per_iteration": state.seconds_per_iteration,
         "seconds_left": seconds_left(state) if state.state == "running" else None,
@@ -212,14 +212,14 @@ def _names(names: list[str]) -> str:
 
 def _node(state: RunState) -> str:
     """Where a run of Slurm's runs."""
-    if state.place is None or not state.place.nodes:
+    if state.job is None or not state.job.nodes:
         return ""
-    return f"on {state.place.nodes} ({state.place.task})"
+    return f"on {state.job.nodes} ({state.job.task})"
 
 
 def _queue(states: list[RunState]) -> list[str]:
     """Why runs wait, and what to do about those that wait in vain."""
-    queued = [s.place for s in states if s.state == "queued" and s.place is not None]
+    queued = [s.job for s in states if s.state == "queued" and s.job is not None]
     if not queued:
         return []
     reasons = Counter(place.reason if place.reason != "None" else "" for place in queued)

@@ -31,10 +31,10 @@ from harness.probing.workers import after_training
 from harness.runs import source
 from harness.runs.codechange import of_other_code
 from harness.runs.folder import is_of
-from harness.runs.store import RunState, look_at_all, strangers, sweep_folder
-from harness.runs.stored import unused
+from harness.runs.state import RunState, look_at_all, sweep_folder, unlisted_runs
+from harness.runs.store import unused
 from harness.slurm import commands as slurms
-from harness.slurm.submissions import LAG_S, Scheduler
+from harness.slurm.scheduler import LAG_S, Scheduler
 from harness.study.load import known_folders, load_sweep
 from harness.study.spec import Run, Sweep, only, single_runs
 from harness.text import command
@@ -175,14 +175,14 @@ def _own_and_run(
                 )
                 scheduler = _scheduler(sweep, runs, asked)
                 try:
-                    held = wait_for_lease(part, runs, progress, scheduler.places)
+                    held = wait_for_lease(part, runs, progress, scheduler.job_states)
                 except Interrupted as interrupted:
                     progress.say("left; the sweep goes on without this command")
                     return interrupted.exit_code
     handed_over = False
     try:
-        in_slurm = Scheduler(sweep_folder(sweep, runs)).places()
-        queued = {name for name, place in in_slurm.items() if place.standing != "gone"}
+        in_slurm = Scheduler(sweep_folder(sweep, runs)).job_states()
+        queued = {name for name, place in in_slurm.items() if place.status != "gone"}
         folders = [sweep_folder(sweep, runs) / run.folder_name for run in anew]
         there = [path for path in folders if os.path.lexists(path)]
         items = [look_at(path, queued, anew=True) for path in there]
@@ -237,7 +237,7 @@ def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: Options) -> int:
     from harness.launching.plan import describe, foresee
 
     slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
-    states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).places())
+    states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).job_states())
     preflight.check_runs(sweep, states, asked.executor, asked.wishes, runs, warn)
     _tell_damage(states)
     saved = foresee(sweep, states, runs, asked.accept_code_change) if asked.share else None
@@ -267,7 +267,7 @@ def _cancel(part: Sweep, runs: Path) -> int:
         )
     try:
         scheduler = Scheduler(sweep_folder(part, runs))
-        states = look_at_all(part, runs, scheduler.places())
+        states = look_at_all(part, runs, scheduler.job_states())
         running = [
             s
             for s in states
@@ -318,7 +318,7 @@ def _run(
         goes_on = "left" if launcher.executor.outlive else "stopped; everything is resumable"
         say(f"{goes_on}: the same command continues")
         return launcher.exit_code
-    ended = look_at_all(part, runs, scheduler.places())
+    ended = look_at_all(part, runs, scheduler.job_states())
     unfinished = [state for state in ended if state.state != "finished"]
     took = f" ({duration(time.monotonic() - begin)})" if launcher.starts else ""
     say(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished{took}")
@@ -394,7 +394,7 @@ def _strangers(sweep: Sweep, runs: Path, queued: set[str]) -> list[Item]:
     remarks = _remarks(sweep, runs)
     return [
         look_at(folder, queued, remarks.get(folder.name, ""))
-        for folder in strangers(known, sweep_folder(sweep, runs))
+        for folder in unlisted_runs(known, sweep_folder(sweep, runs))
     ]
 
 
@@ -410,7 +410,7 @@ def _tell_strangers(sweep: Sweep, runs: Path) -> None:
         known = known_folders(sweep.file, sweep) | {run.folder_name for run in sweep.runs}
     except UnidentifiedError:  # of another profile, for another machine
         return
-    found = strangers(known, sweep_folder(sweep, runs))
+    found = unlisted_runs(known, sweep_folder(sweep, runs))
     other_code = of_other_code(found, sweep.runs)
     if other_code:
         say(

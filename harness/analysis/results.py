@@ -11,7 +11,8 @@ from harness.runs import environment
 from harness.runs.codechange import read_accepted
 from harness.runs.folder import taken_over, trained_by
 from harness.runs.records import Environment
-from harness.runs.store import FIX, look, read_result, sweep_folder
+from harness.runs.result import FIX, read_result
+from harness.runs.state import look, sweep_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.files.records import (
     EVALUATIONS,

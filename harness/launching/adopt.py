@@ -15,7 +15,7 @@ from typing import Any
 from harness.runs.codechange import FILE as ACCEPTED
 from harness.runs.codechange import AcceptedCode
 from harness.runs.folder import checkpoints_of, origin, read_attempts, trained_by
-from harness.runs.stored import what_lacks
+from harness.runs.store import what_lacks
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files import jsonlines, manifest
 from mixgrpo.files.atomic import flush, write_bytes, write_json

@@ -20,7 +20,7 @@ from harness.launching.pack import Pack
 from harness.launching.resources import Slurm
 from harness.launching.snapshot import Snapshot
 from harness.runs import environment
-from harness.runs.store import LIVE, RunState
+from harness.runs.state import LIVE, RunState
 from harness.slurm import commands as slurm
 from harness.slurm import submissions
 from harness.slurm.submissions import Submission

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from harness.launching.job import TERMINAL_SIGNALS, TRAIN, Job, make_job
 from harness.launching.snapshot import Snapshot
 from harness.runs import environment
-from harness.runs.store import RunState
+from harness.runs.state import RunState
 from harness.study.spec import Run
 from mixgrpo.compute.foreign import stays
 

@@ -2,7 +2,7 @@
 
 It depends on the weights, the prompts, the rewards and how images are drawn and on the seed, and on
 nothing that training does: the arms of a sweep have it in common. It is kept beside the stored runs
-(`harness.runs.stored`), under a digest of all that it depends on.
+(`harness.runs.store`), under a digest of all that it depends on.
 """
 
 import contextlib

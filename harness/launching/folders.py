@@ -14,8 +14,8 @@ from harness.launching.dispatch import Start
 from harness.launching.lengths import Beginning, beginnings
 from harness.runs.codechange import accepting
 from harness.runs.folder import checkpoints_of
-from harness.runs.store import sweep_folder
-from harness.runs.stored import STORE, find_of_other_code, find_stored, link, links, stored_folder
+from harness.runs.state import sweep_folder
+from harness.runs.store import STORE, find_of_other_code, find_stored, link, links, stored_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.files.records import RESULT
 from mixgrpo.runs.location import locate

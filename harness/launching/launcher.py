@@ -23,10 +23,10 @@ from harness.launching.folders import Folders, HasRuns
 from harness.launching.job import MAX_TRIES
 from harness.launching.screen import Progress
 from harness.runs.folder import STOP, is_of, newest_checkpoint
-from harness.runs.store import LIVE, RunState, State, look, read_result, sweep_folder
+from harness.runs.result import read_result
+from harness.runs.state import LIVE, RunState, State, look, sweep_folder
 from harness.slurm import commands as slurm
-from harness.slurm import submissions
-from harness.slurm.submissions import Scheduler
+from harness.slurm.scheduler import LAUNCH_FAILED, Scheduler, save_answers
 from harness.study.spec import Run, Sweep
 from mixgrpo.compute import signals
 from mixgrpo.errors import ConfigError, RunError
@@ -163,7 +163,7 @@ class Launcher:
             if self.signals:
                 return self._stop()
             started = self._start_missing(states)
-            submissions.tidy(self.scheduler)
+            save_answers(self.scheduler)
             self._release(states)
             if not (started or self._busy(states) or self._waiting(states) or self.signals):
                 self.progress.update(self._shown, self.executor.slots, force=True)
@@ -180,7 +180,7 @@ class Launcher:
         live = [s for name, s in self._states.items() if s.state in LIVE or name in self.active]
         jobs = ""
         if live and self.executor.outlive:
-            tasks = sorted({state.place.task for state in live if state.place is not None})
+            tasks = sorted({state.job.task for state in live if state.job is not None})
             jobs = (
                 f"; {len(live)} run(s) in Slurm end by themselves, those that run at once and "
                 "those that wait when they begin"
@@ -241,7 +241,7 @@ class Launcher:
 
     def _look_once(self) -> list[RunState]:
         """All states; those of finished runs are remembered, for they do not change."""
-        places = self.scheduler.places()
+        places = self.scheduler.job_states()
         states = []
         for run in self.sweep.runs:
             known = self._states.get(run.folder_name)
@@ -270,7 +270,7 @@ class Launcher:
 
     def _reap(self, states: list[RunState]) -> None:
         """Take note of the jobs that are over, and say how they ended."""
-        places, before = self.scheduler.places() if self.active else {}, len(self.active)
+        places, before = self.scheduler.job_states() if self.active else {}, len(self.active)
         for index, seen in enumerate(states):
             name = seen.run.folder_name
             if name not in self.active or not self.executor.over(seen):
@@ -398,11 +398,11 @@ class Launcher:
     def _release(self, states: list[RunState]) -> None:
         """Let jobs start that Slurm holds because a node failed while it started them."""
         held = {
-            state.place.task
+            state.job.task
             for state in states
-            if state.place is not None
-            and state.place.standing == "queued"
-            and submissions.LAUNCH_FAILED in state.place.reason
+            if state.job is not None
+            and state.job.status == "queued"
+            and LAUNCH_FAILED in state.job.reason
         }
         for task in sorted(held):
             asked, tries = self._released.get(task, (float("-inf"), 0))

@@ -14,7 +14,8 @@ from pathlib import Path
 from harness.launching.adopt import makers_of
 from harness.runs import environment
 from harness.runs.folder import checkpoints_of
-from harness.runs.store import read_result, sweep_folder
+from harness.runs.result import read_result
+from harness.runs.state import sweep_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.records import DamagedFileError

@@ -8,8 +8,8 @@ from pathlib import Path
 from harness.launching.lengths import Beginning, beginnings
 from harness.runs.folder import checkpoints_of
 from harness.runs.progress import counts, seconds_per_run
-from harness.runs.store import LIVE, RunState
-from harness.runs.stored import find_of_other_code, find_stored
+from harness.runs.state import LIVE, RunState
+from harness.runs.store import find_of_other_code, find_stored
 from harness.study.arms import Arm
 from harness.study.spec import Sweep, same_schedules
 from mixgrpo.files.records import RESULT

@@ -21,7 +21,7 @@ from typing import Any
 from harness.launching.dispatch import ExecutorName
 from harness.launching.resources import Slurm, resources
 from harness.runs import environment, source
-from harness.runs.store import RunState, sweep_folder
+from harness.runs.state import RunState, sweep_folder
 from harness.slurm import commands as slurm
 from harness.study.names import check_paths
 from harness.study.spec import Sweep

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from harness.runs.progress import Warned, _key, by_kind, cells, score, summary, warned
-from harness.runs.store import RunState
+from harness.runs.state import RunState
 from harness.study.spec import Run
 from mixgrpo import cli
 from mixgrpo.text.escape import visible, without_passwords

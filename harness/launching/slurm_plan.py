@@ -7,7 +7,7 @@ from harness.launching.cluster import Array, Cluster
 from harness.launching.dispatch import Start
 from harness.launching.resources import Slurm
 from harness.launching.snapshot import locate
-from harness.runs.store import LIVE, RunState, sweep_folder
+from harness.runs.state import LIVE, RunState, sweep_folder
 from harness.slurm import commands as slurm
 from harness.study.spec import Sweep
 from mixgrpo.errors import ConfigError

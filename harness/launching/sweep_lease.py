@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.launching.screen import Progress
-from harness.runs.store import look_at_all, sweep_folder
-from harness.slurm.submissions import Place
+from harness.runs.state import look_at_all, sweep_folder
+from harness.slurm.scheduler import JobState
 from harness.study.spec import Sweep
 from mixgrpo.compute import signals
 from mixgrpo.files import lease
@@ -26,26 +26,26 @@ def take_lease(sweep: Sweep, runs_dir: Path, begin: bool = True) -> lease.Lease 
         folder.mkdir(parents=True, exist_ok=True)
     held = lease.acquire(folder / LAUNCHER)
     if held is not None:
-        held.ends_process = False  # the launcher looks by itself, and says what its jobs do
+        held.ends_process = False  # the launcher checks itself, and says what its jobs do
     return held
 
 
 def lease_holder(sweep: Sweep, runs_dir: Path) -> str:
-    """Who holds the sweep's lease, in words."""
+    """The process and machine that hold the sweep's lease, in words."""
     return lease.holder(sweep_folder(sweep, runs_dir) / LAUNCHER)
 
 
 def wait_for_lease(
-    sweep: Sweep, runs_dir: Path, progress: Progress, places: Callable[[], dict[str, Place]]
+    sweep: Sweep, runs_dir: Path, progress: Progress, job_states: Callable[[], dict[str, JobState]]
 ) -> lease.Lease:
-    """Follow the launcher that owns the sweep until it is gone. Interrupted by a signal.
+    """Follow the launcher that holds the sweep's lease until it ends, then take the lease.
 
-    FolderGoneError where the sweep's folder is not the one any more that was followed.
+    Interrupted after a signal. FolderGoneError where the sweep's folder was replaced meanwhile.
     """
     folder = sweep_folder(sweep, runs_dir)
     followed = _identity(folder)
     noted: list[int] = []
-    progress.warnings(look_at_all(sweep, runs_dir, places()))
+    progress.warnings(look_at_all(sweep, runs_dir, job_states()))
     with signals.handling(noted.append, signals.ENDING):
         while True:
             same = followed is not None and _identity(folder) == followed
@@ -63,14 +63,14 @@ def wait_for_lease(
                 break
             if noted:
                 raise signals.Interrupted(noted[0])
-            progress.update(lambda: look_at_all(sweep, runs_dir, places()), None)
+            progress.update(lambda: look_at_all(sweep, runs_dir, job_states()), None)
             time.sleep(_PAUSE_S)
-    progress.warnings(look_at_all(sweep, runs_dir, places()))
+    progress.warnings(look_at_all(sweep, runs_dir, job_states()))
     return held
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What stays the same of a folder while it is the same; None where it is not there."""
+    """Device and inode of a folder; None where it does not exist."""
     try:
         seen = folder.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -3,7 +3,7 @@
     runs/<sweep>/.trash/<date>-<time>/<run>
 
 Each folder is moved by one rename, so that a crash leaves it in one of the two places. A stored
-run is moved itself where no other sweep uses it (`harness.runs.stored`), and otherwise the link to
+run is moved itself where no other sweep uses it (`harness.runs.store`), and otherwise the link to
 it alone, as every link that leads out of the store.
 """
 
@@ -19,7 +19,7 @@ import typer
 
 from harness.launching.launcher import STOP_PATIENCE_S, ask_to_stop
 from harness.runs.folder import newest_checkpoint
-from harness.runs.stored import STORE, links
+from harness.runs.store import STORE, links
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files import lease

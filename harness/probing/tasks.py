@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.runs.store import read_result, sweep_folder
+from harness.runs.result import read_result
+from harness.runs.state import sweep_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.files.atomic import write_json
 from mixgrpo.files.records import MOST_OF_A_RECORD, DamagedFileError, loads

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.samples import read_samples
-from harness.runs.store import look, sweep_folder
+from harness.runs.state import look, sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.files.atomic import write_json
 

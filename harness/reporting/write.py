@@ -14,7 +14,7 @@ from harness.analysis.measurements import gather
 from harness.reporting import page, unchanged
 from harness.runs import source
 from harness.runs.source import relative
-from harness.runs.store import sweep_folder
+from harness.runs.state import sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.cli import warn
 from mixgrpo.errors import RunError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.runs.folder import is_of, last_seen, last_touch, newest_checkpoint, origin
 from harness.runs.records import Attempt
-from harness.runs.store import RunState
+from harness.runs.state import RunState
 from harness.slurm import submissions
 from harness.slurm.commands import CAUSES
 from mixgrpo.files.jsonlines import whole_lines

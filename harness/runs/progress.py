@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.runs.store import RunState, State
+from harness.runs.state import RunState, State
 from mixgrpo.text.words import duration
 
 if TYPE_CHECKING:

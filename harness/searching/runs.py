@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.runs.environment import Machine
 from harness.runs.records import Environment
-from harness.runs.store import RunState
+from harness.runs.state import RunState
 from harness.searching.file import Search
 from harness.searching.space import arm_name
 from harness.study.arms import Arm

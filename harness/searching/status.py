@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.launching.plan import evaluations
 from harness.launching.sweep_lease import LAUNCHER
-from harness.runs.store import look
+from harness.runs.state import look
 from harness.searching.file import Search
 from harness.searching.runs import make_sweep, runs_of
 from harness.searching.space import label

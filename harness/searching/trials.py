@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from harness.launching.plan import evaluations
-from harness.runs.store import LIVE, RunState, read_result
+from harness.runs.result import read_result
+from harness.runs.state import LIVE, RunState
 from harness.searching import pruning
 from harness.searching.file import Search
 from harness.searching.runs import Curves, run_seconds, runs_of

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.launching.launcher import Launcher
-from harness.runs.store import RunState
+from harness.runs.state import RunState
 from harness.searching.file import Search
 from harness.searching.runs import Curves, make_sweep
 from harness.searching.study import Study

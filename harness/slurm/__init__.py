@@ -1,4 +1,4 @@
-"""Slurm's own programs, and a record of what was submitted to it.
+"""Calls to Slurm, the records of what was submitted to it, and the states of the jobs.
 
-What a run asks of Slurm is in `harness.launching.resources`. Read `submissions` first.
+What a run asks of Slurm is in `harness.launching.resources`. Read `scheduler` first.
 """

@@ -1,6 +1,6 @@
 """Where a run lies: in the folder of its name, or where that name leads.
 
-A sweep's runs are links to one store (`harness.runs.stored`). On a disk without symbolic links a
+A sweep's runs are links to one store (`harness.runs.store`). On a disk without symbolic links a
 small file stands in for the link, and is followed here.
 """
 

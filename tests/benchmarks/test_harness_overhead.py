@@ -22,7 +22,7 @@ from benchmarks.harness_overhead import (
 )
 from benchmarks.run_folders import all_states, write_finished, write_sweep_file
 from harness.analysis.results import collect
-from harness.runs.store import look_at_all
+from harness.runs.state import look_at_all
 from harness.study.load import load_sweep
 from mixgrpo.errors import RunError
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.runs.store import RunState, look_at_all
-from harness.slurm.submissions import Scheduler
+from harness.runs.state import RunState, look_at_all
+from harness.slurm.scheduler import Scheduler
 from harness.status import Observer
 from harness.study.load import load_sweep
 from harness.study.spec import Sweep

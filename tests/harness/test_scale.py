@@ -11,8 +11,8 @@ from harness.analysis.results import collect
 from harness.launching.plan import describe
 from harness.reporting import drawing, figures, findings
 from harness.reporting.write import write_report
-from harness.runs import store, stored
-from harness.runs.store import RunState
+from harness.runs import state, store
+from harness.runs.state import RunState
 from harness.study.load import known_folders, load_sweep
 from harness.study.spec import Run, same_schedules
 from mixgrpo.settings.config import RunConfig
@@ -39,7 +39,7 @@ def test_the_plan_takes_time_in_proportion_to_the_runs(tmp_path: Path, shape: st
         begin = time.process_time()
         sweep = load_sweep(file)
         known_folders(file, sweep)
-        describe(sweep, store.look_at_all(sweep, tmp_path / "runs"), 2)
+        describe(sweep, state.look_at_all(sweep, tmp_path / "runs"), 2)
         return time.process_time() - begin
 
     plan(100)  # first calls take longer
@@ -54,12 +54,12 @@ def test_stored_runs_are_found_in_time_in_proportion_to_the_runs(tmp_path: Path)
         sweep, runs_dir = load_sweep(sweep_file(tmp_path, many(count, 1))), tmp_path / f"{count}"
         (runs_dir / "other").mkdir(parents=True)
         for run in sweep.runs[: count // 2]:
-            folder = stored.stored_folder(run, runs_dir)
+            folder = store.stored_folder(run, runs_dir)
             folder.mkdir(parents=True)
-            stored.link(runs_dir / "other" / run.folder_name, folder)
+            store.link(runs_dir / "other" / run.folder_name, folder)
         begin = time.process_time()
-        assert len(stored.find_stored(sweep.runs, runs_dir)) == count // 2
-        assert len(stored.links(runs_dir)) == count // 2
+        assert len(store.find_stored(sweep.runs, runs_dir)) == count // 2
+        assert len(store.links(runs_dir)) == count // 2
         return time.process_time() - begin
 
     # Eight times as many: 8 where it is linear, 64 where it is quadratic.
@@ -84,7 +84,7 @@ def test_results_by_arm_take_time_in_proportion_to_the_runs() -> None:
 def test_the_plan_of_many_arms_lists_some_and_the_reference(tmp_path: Path) -> None:
     text = many(100, 3) + "reference: {optimizer.lr: 1.5e-5}\n"
     sweep = load_sweep(sweep_file(tmp_path, text))
-    said = describe(sweep, store.look_at_all(sweep, tmp_path / "runs"), 2)
+    said = describe(sweep, state.look_at_all(sweep, tmp_path / "runs"), 2)
     assert "100 arms x 3 seeds = 300 runs" in said
     assert said.count("  window ") == 20
     assert f"{sweep.reference}: learning rate = 1.5e-05 (reference)" in said
@@ -102,7 +102,7 @@ seeds: 1
     sweep = load_sweep(sweep_file(tmp_path, text))
     groups = same_schedules(sweep)
     assert groups == [tuple(arm.name for arm in sweep.arms)]
-    said = describe(sweep, store.look_at_all(sweep, tmp_path / "runs"), 2)
+    said = describe(sweep, state.look_at_all(sweep, tmp_path / "runs"), 2)
     (line,) = (line for line in said.splitlines() if line.startswith("same schedule:"))
     assert line.startswith("same schedule: threshold=13, threshold=14, ")
     assert "threshold=32 and 10 more have their windows" in line

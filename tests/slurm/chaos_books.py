@@ -18,7 +18,8 @@ from harness.launching.sweep_lease import LAUNCHER
 from harness.runs.folder import origin, read_attempts
 from harness.runs.ledger import ledger
 from harness.runs.records import Attempt
-from harness.runs.store import look, read_result
+from harness.runs.result import read_result
+from harness.runs.state import look
 from harness.study.spec import Sweep
 from mixgrpo.files import lease
 from mixgrpo.files.records import DamagedFileError

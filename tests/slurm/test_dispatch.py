@@ -16,9 +16,10 @@ from harness.launching.dispatch import Executor, Inline, Local, Start
 from harness.launching.resources import Slurm
 from harness.runs import environment
 from harness.runs.folder import STOP, read_attempts
-from harness.runs.store import RunState, look, read_result
+from harness.runs.result import read_result
+from harness.runs.state import RunState, look
 from harness.slurm.commands import check_path
-from harness.slurm.submissions import Scheduler
+from harness.slurm.scheduler import Scheduler
 from harness.study.load import load_sweep
 from mixgrpo.files import lease
 from mixgrpo.runs.folder import OWNER
@@ -57,7 +58,7 @@ class Bench:
         return Start(run, folder)
 
     def look(self, start: Start) -> RunState:
-        return look(self.sweep, start.run, self.runs, self.scheduler.places())
+        return look(self.sweep, start.run, self.runs, self.scheduler.job_states())
 
     def wait(self, executor: Executor, *starts: Start) -> list[RunState]:
         """Until the jobs of all of these are over."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.runs.store import RunState, look_at_all
+from harness.runs.state import RunState, look_at_all
 from harness.study.load import load_sweep
 
 from .cluster import Cluster

@@ -13,7 +13,7 @@ import pytest
 from harness.launching import adopt as adoption
 from harness.launching.adopt import UnfitError, adopt, adopt_accepted
 from harness.launching.job import make_job
-from harness.runs import environment, stored
+from harness.runs import environment, store
 from harness.runs.codechange import AcceptedCode
 from harness.runs.folder import checkpoints_of, origin, read_attempts
 from mixgrpo import train
@@ -404,7 +404,7 @@ def test_a_copy_has_all_that_is_asked_for(
     shutil.copytree(source, theirs)
     if lost is not None:
         shutil.rmtree(theirs / lost)
-    assert (stored.what_lacks(theirs, run.config) is None) == (why is None)
+    assert (store.what_lacks(theirs, run.config) is None) == (why is None)
     if why is None:
         adopt_accepted(folder, run.config, theirs, ACCEPTED)
         assert (folder / "result.json").exists()

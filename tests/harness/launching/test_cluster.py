@@ -143,7 +143,7 @@ def test_a_folder_whose_name_slurm_would_read_otherwise_is_refused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeSlurm(lab.root, monkeypatch)
-    with pytest.raises(ConfigError, match="has a % in it, which Slurm"):
+    with pytest.raises(ConfigError, match="contains a %, which Slurm"):
         Cluster("toy", lab.root / "100%" / "toy", {"a": SMALL}, print)
 
 

@@ -15,7 +15,7 @@ from harness.launching.job import Job, make_job
 from harness.launching.pack import Pack
 from harness.runs import folder as folders
 from harness.runs.folder import STOP, read_attempts
-from harness.runs.store import read_result
+from harness.runs.result import read_result
 from harness.study.spec import Run
 from mixgrpo.files import lease
 from mixgrpo.runs.folder import OWNER

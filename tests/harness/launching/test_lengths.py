@@ -12,7 +12,7 @@ from harness.launching import lengths
 from harness.launching.lengths import other_lengths
 from harness.launching.plan import describe, foresee
 from harness.runs.folder import checkpoints_of
-from harness.runs.store import look_at_all
+from harness.runs.state import look_at_all
 from harness.study.spec import Sweep
 from mixgrpo import train
 from mixgrpo.runs.folder import claim

@@ -7,8 +7,8 @@ import pytest
 
 from harness.launching.resources import Slurm
 from harness.launching.slurm_plan import describe_arrays
-from harness.runs.store import look_at_all
-from harness.slurm.submissions import Scheduler
+from harness.runs.state import look_at_all
+from harness.slurm.scheduler import Scheduler
 from tests.harness.fake_slurm import FakeSlurm
 from tests.harness.lab import SWEEP, Lab
 from tests.harness.slurm.test_submissions import hand_over, line
@@ -55,7 +55,7 @@ class Desk:
     def plan(self, asked: Slurm, other: Slurm | None = None) -> str:
         """The plan where the arms ask for this, or the second one for something else."""
         sweep, runs = self.lab.sweep, self.lab.runs
-        states = look_at_all(sweep, runs, Scheduler(runs / "toy").places())
+        states = look_at_all(sweep, runs, Scheduler(runs / "toy").job_states())
         wishes = dict(zip([arm.name for arm in sweep.arms], (asked, other or asked), strict=True))
         return describe_arrays(sweep, runs, states, wishes)
 
@@ -211,4 +211,4 @@ def test_a_machine_without_slurm_plans_for_it_and_says_that_it_cannot_submit(
         fake.remove(program)
     said = desk.plan(Slurm())
     assert "array 1 of 1: 4 jobs; each 1 GPU(s)" in said
-    assert "sbatch was not found; run this on a login node" in said
+    assert "sbatch is not installed; run this on a login node" in said

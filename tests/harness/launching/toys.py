@@ -7,8 +7,8 @@ from typing import Any
 from harness.launching.dispatch import Inline
 from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.screen import Progress
-from harness.runs.store import RunState, look_at_all
-from harness.slurm.submissions import Scheduler
+from harness.runs.state import RunState, look_at_all
+from harness.slurm.scheduler import Scheduler
 from harness.study.load import load_sweep
 from harness.study.spec import Sweep
 from tests.mixgrpo import toy

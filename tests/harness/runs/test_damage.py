@@ -184,7 +184,7 @@ def fields(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("file", RECORDS)
 def test_no_field_of_a_wrong_type_ends_a_look(file: str, place: Path, victim: Path) -> None:
     from harness.runs.ledger import ledger
-    from harness.slurm.submissions import Scheduler
+    from harness.slurm.scheduler import Scheduler
     from harness.status import Observer, as_data, as_text
     from harness.study.load import load_sweep
 

@@ -12,9 +12,9 @@ import pytest
 
 from harness.runs.folder import read_attempts
 from harness.runs.ledger import START_UP, Ledger, ledger
-from harness.runs.store import RunState, look
+from harness.runs.state import RunState, look
 from harness.slurm import submissions
-from harness.slurm.submissions import Place
+from harness.slurm.scheduler import JobState, JobStatus
 from harness.status import as_text
 from harness.study.spec import Run
 from mixgrpo.files import lease
@@ -86,15 +86,15 @@ class Books:
         file = submissions.ended_file(self.sweep_folder, made.token)
         file.write_text("".join(json.dumps({"task": "7_0"} | row) + "\n" for row in rows))
 
-    def state(self, place: Place | None = None) -> RunState:
-        places = {self.run.folder_name: place} if place else None
-        return look(self.lab.sweep, self.run, self.lab.runs, places)
+    def state(self, job_state: JobState | None = None) -> RunState:
+        states = {self.run.folder_name: job_state} if job_state else None
+        return look(self.lab.sweep, self.run, self.lab.runs, states)
 
-    def made(self, place: Place | None = None) -> Ledger:
-        return ledger([self.state(place)], self.sweep_folder)
+    def made(self, job_state: JobState | None = None) -> Ledger:
+        return ledger([self.state(job_state)], self.sweep_folder)
 
-    def wasted(self, place: Place | None = None) -> dict[str, float]:
-        return {cause: spent.seconds for cause, spent in self.made(place).wasted.items()}
+    def wasted(self, job_state: JobState | None = None) -> dict[str, float]:
+        return {cause: spent.seconds for cause, spent in self.made(job_state).wasted.items()}
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def books(lab: Lab) -> Books:
     return Books(lab)
 
 
-def in_slurm(standing: submissions.Standing) -> Place:
-    return Place("7_0", "00001-abcdef", standing)
+def in_slurm(status: JobStatus) -> JobState:
+    return JobState("7_0", "00001-abcdef", status)
 
 
 def row(state: str, started: float | None = None, ended: float | None = None) -> dict[str, Any]:
@@ -301,17 +301,15 @@ def test_an_accounting_that_was_cut_short_is_read_as_far_as_it_goes(books: Books
     assert books.wasted() == {"node-failure": 5.0}
 
 
-@pytest.mark.parametrize("standing", ["queued", "unknown"])
-def test_what_a_run_lost_that_waits_again_is_not_useful(
-    books: Books, standing: submissions.Standing
-) -> None:
+@pytest.mark.parametrize("status", ["queued", "unknown"])
+def test_what_a_run_lost_that_waits_again_is_not_useful(books: Books, status: JobStatus) -> None:
     """It came to 4 iterations, of which the checkpoint kept 2."""
     books.attempt(1, 1000.0, job_id="7_0", restarts=0)
     books.measured(4, at=1050.0)
     books.checkpoint(2)
-    assert books.state(in_slurm(standing)).state == standing
-    assert books.made(in_slurm(standing)).useful.seconds == 20.0
-    assert books.wasted(in_slurm(standing)) == {"killed": 30.0}
+    assert books.state(in_slurm(status)).state == status
+    assert books.made(in_slurm(status)).useful.seconds == 20.0
+    assert books.wasted(in_slurm(status)) == {"killed": 30.0}
 
 
 def test_a_job_that_begins_again_loses_what_its_last_attempt_had_not_saved(books: Books) -> None:
@@ -329,14 +327,14 @@ def test_an_attempt_that_loads_has_not_made_the_iterations_that_lie_there(books:
     books.measured(4, at=1050.0)
     books.checkpoint(2)
     file = books.leased(NO_PROCESS, touched=2100.0)
-    place = in_slurm("running")
-    assert books.made(place).useful.seconds == 20.0
-    assert books.wasted(place) == {"killed": 30.0, START_UP: 100.0}
+    job_state = in_slurm("running")
+    assert books.made(job_state).useful.seconds == 20.0
+    assert books.wasted(job_state) == {"killed": 30.0, START_UP: 100.0}
     # Two iterations later.
     books.measured(4, at=2120.0)
     os.utime(file, (2125.0, 2125.0))
-    assert books.made(place).useful.seconds == 40.0
-    assert books.wasted(place) == {"killed": 30.0, START_UP: 105.0}
+    assert books.made(job_state).useful.seconds == 40.0
+    assert books.wasted(job_state) == {"killed": 30.0, START_UP: 105.0}
 
 
 @pytest.mark.parametrize("leased", [True, False])

@@ -1,7 +1,9 @@
-"""The run folder: states, reading what a kill left behind, collecting, atomic writes."""
+"""Runs are stored once: five sweeps that ask for one run compute it once, whatever ends when."""
 
+import errno
 import json
-import re
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -9,260 +11,241 @@ from typing import Any
 import pytest
 
 from harness.analysis.results import collect
-from harness.runs.store import look, strangers, sweep_folder
-from harness.slurm.submissions import Place
-from harness.study.spec import Run
-from mixgrpo.errors import RunError
-from mixgrpo.files import atomic, lease
-from mixgrpo.files.jsonlines import read_lines
-from mixgrpo.runs.folder import OWNER
-from tests.harness.lab import Lab
-from tests.harness.synthetic import seal
+from harness.launching.plan import describe, foresee
+from harness.runs import store
+from harness.runs.folder import STOP
+from harness.runs.ledger import ledger
+from harness.runs.state import look_at_all
+from harness.runs.store import STORE, links, stored_folder, unused
+from mixgrpo import train
+from mixgrpo.files.records import DamagedFileError
+from mixgrpo.runs.location import locate
+from tests.harness.lab import SMALL, Lab
+from tests.harness.launching import toys
+from tests.harness.launching.toys import launch, same, write_sweep
+
+pytestmark = pytest.mark.usefixtures("toy_site")
 
 
-@pytest.fixture
-def run(lab: Lab) -> Run:
-    return lab.sweep.runs[0]
+def test_a_run_of_two_sweeps_is_computed_once_and_counted_once(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    theirs, _ = launch(write_sweep(tmp_path, {"base": {}}, "first"), runs)
+    sweep = write_sweep(tmp_path, {"constant": {}, "other": {"optimizer.lr": 0.01}})
+    plan = describe(
+        sweep, look_at_all(sweep, runs), 1, foresee(sweep, look_at_all(sweep, runs), runs)
+    )
+    assert "1 of 2 runs is finished already, for another sweep; saves 12 of 24 iterations" in plan
+    states, said = launch(sweep, runs)
+    folder = theirs["base"].folder
+    assert f"constant-seed0: the same run as {folder}, which it shares" in said
+    mine = states["constant"].folder
+    assert mine.is_symlink()
+    assert not mine.readlink().is_absolute()
+    assert mine.resolve() == folder.resolve() == stored_folder(sweep.runs[0], runs).resolve()
+    assert [a.sweep for a in states["constant"].attempts] == ["first"]
+    train.run(sweep.runs[0].config, tmp_path / "alone")
+    assert same(mine) == same(tmp_path / "alone")
+    # Its hours are the first sweep's, and the report says who trained it.
+    total = ledger(states.values(), runs / "toy").total.seconds
+    assert total == ledger([states["other"]], runs / "toy").total.seconds > 0
+    assert ledger(theirs.values(), runs / "first").total.seconds > 0
+    rows = collect(sweep, runs).runs.set_index("arm")
+    assert dict(rows["shared"]) == {"constant": 12, "other": 0}
+    assert dict(rows["trained_by"]) == {"constant": "first", "other": "toy"}
+    assert rows.loc["constant", "shared_seconds"] == pytest.approx(
+        rows.loc["constant", "seconds_total"]
+    )
+    # Whoever removes the first sweep removes no run of the second.
+    shutil.rmtree(runs / "first")
+    assert look_at_all(sweep, runs)[0].state == "finished"
+    # The runs can be moved as a whole.
+    runs.rename(tmp_path / "elsewhere")
+    assert look_at_all(sweep, tmp_path / "elsewhere")[0].state == "finished"
 
 
-@pytest.fixture
-def folder(lab: Lab, run: Run) -> Path:
-    place = sweep_folder(lab.sweep, lab.runs) / run.folder_name
-    (place / "attempts").mkdir(parents=True)
-    return place
-
-
-def attempt(folder: Path, number: int, reason: str | None) -> None:
-    ended = None if reason is None else 20.0
-    record = {"number": number, "pid": 1, "started": 10.0, "ended": ended, "reason": reason}
-    (folder / "attempts" / f"{number}.json").write_text(json.dumps(record))
-
-
-NEEDED = {
-    "window_start": 0,
-    "window_size": 4,
-    "evaluations_computed": 100,
-    "backward_computed": 10,
-    "nfe_rollout": 25.0,
-    "nfe_train": 4.0,
-    "seconds_total": 0.1,
-}
-
-
-def finish(folder: Path, iterations: int = 6, **more: Any) -> None:
-    (folder / "attempts").mkdir(parents=True, exist_ok=True)
-    metrics = [
-        NEEDED | {"iteration": m, "reward_composition_mean": 0.5, "loss": float(m)}
-        for m in range(iterations)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
-    evals = [
-        {"iteration": m, "reward_composition_mean": mean, "seconds_total": 1.0}
-        for m, mean in ((0, 0.5), (iterations, 0.6))
-    ]
-    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
-    result = {
-        "schema": 1,
-        "hash": folder.name.rpartition("-")[2],
-        "seed": int((re.findall(r"-seed(\d+)-", folder.name) or [0])[-1]),
-        "iterations": iterations,
-        "before": {"composition": 0.5},
-        "after": {"composition": 0.6},
-        "seconds_total": 0.6,
-        "evaluations_computed": 600,
-        "backward_computed": 60,
-        "nfe_rollout": 25.0,
-        "nfe_train": 4.0,
-    }
-    (folder / "result.json").write_text(json.dumps(result | more))
-    seal(folder)
-
-
-@pytest.mark.parametrize(
-    ("reasons", "state"),
-    [
-        (["finished"], "lost"),  # and yet without a result
-        (["exception"], "failed"),
-        (["config"], "failed"),
-        (["no-space"], "lost"),
-        (["run-error"], "lost"),
-        (["stopped"], "stopped"),
-        ([None], "lost"),
-        (["exception", "stopped"], "stopped"),
-        (["something new"], "failed"),
-    ],
-)
-def test_the_newest_attempt_decides(
-    reasons: list[str | None], state: str, lab: Lab, run: Run, folder: Path
-) -> None:
-    for number, reason in enumerate(reasons, 1):
-        attempt(folder, number, reason)
-    found = look(lab.sweep, run, lab.runs)
-    assert found.state == state
-    assert found.reason == (reasons[-1] or "killed")
-
-
-def test_attempt_ten_is_newer_than_attempt_nine(lab: Lab, run: Run, folder: Path) -> None:
-    attempt(folder, 9, "stopped")
-    attempt(folder, 10, "exception")
-    assert look(lab.sweep, run, lab.runs).state == "failed"
-
-
-def test_a_held_lock_means_running_and_a_result_means_finished(
-    lab: Lab, run: Run, folder: Path
-) -> None:
-    assert look(lab.sweep, run, lab.runs).state == "waiting"
-    attempt(folder, 1, None)
-    held = lease.acquire(folder / OWNER)
-    assert held is not None
-    assert look(lab.sweep, run, lab.runs).state == "running"
-    finish(folder)
-    assert look(lab.sweep, run, lab.runs).state == "finished"
-    held.release()
-    assert look(lab.sweep, run, lab.runs).state == "finished"
-
-
-def test_looking_writes_nothing(lab: Lab, run: Run) -> None:
-    assert look(lab.sweep, run, lab.runs).state == "waiting"
-    collect(lab.sweep, lab.runs)
-    assert not lab.runs.exists()
-
-
-def test_progress_comes_from_whole_lines(lab: Lab, run: Run, folder: Path) -> None:
-    finish(folder)
-    (folder / "result.json").unlink()
-    attempt(folder, 1, None)
-    with (folder / "metrics.jsonl").open("a") as stream:
-        stream.write('{"iteration": 6, "reward_compo')
-    state = look(lab.sweep, run, lab.runs)
-    assert (state.iteration, state.reward, state.score) == (6, 0.5, 0.6)
-    assert state.seconds_per_iteration == 0.1
-
-
-def test_a_line_cut_short_is_left_out_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    assert read_lines(file) == []
-    file.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert read_lines(file) == [{"a": 1}, {"a": 2}]
-    file.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
-    with pytest.raises(RunError, match=r"metrics\.jsonl:2: not valid JSON"):
-        read_lines(file)
-
-
-def test_collect_gives_frames_of_the_finished_runs(lab: Lab) -> None:
-    sweep = lab.sweep
-    place = sweep_folder(sweep, lab.runs)
-    for run in sweep.runs[:3]:
-        finish(place / run.folder_name)
-    results = collect(sweep, lab.runs)
-    assert list(results.runs["state"]) == ["finished"] * 3 + ["waiting"]
-    first = results.runs.iloc[0]
-    assert (first["arm"], first["seed"]) == ("interval=1", 0)
-    assert (first["before_composition"], first["after_composition"]) == (0.5, 0.6)
-    assert first["evaluations_computed"] == 600
-    assert len(results.metrics) == 18
-    assert {"arm", "seed", "iteration", "loss"} <= set(results.metrics.columns)
-    assert len(results.evaluations) == 6
-
-
-def test_collect_without_any_run_has_the_columns_that_others_group_by(lab: Lab) -> None:
-    results = collect(lab.sweep, lab.runs)
-    assert list(results.runs["state"]) == ["waiting"] * 4
-    assert {"arm", "seed", "iteration"} <= set(results.metrics.columns)
-    assert results.machines == []
-
-
-def test_collect_is_quick_for_many_runs(lab: Lab) -> None:
-    lab.write(lab.file.read_text().replace("seeds: 2", "seeds: 50"))
-    sweep = lab.sweep
-    for run in sweep.runs:
-        finish(sweep_folder(sweep, lab.runs) / run.folder_name, iterations=300)
-    begin = time.process_time()
-    assert len(collect(sweep, lab.runs).metrics) == 100 * 300
-    assert time.process_time() - begin < 5
-
-
-def test_a_result_of_another_version_names_the_folder_and_the_mend(
-    lab: Lab, run: Run, folder: Path
-) -> None:
-    finish(folder, schema=2)
-    with pytest.raises(RunError, match=r"written by another version.*move the folder away"):
-        look(lab.sweep, run, lab.runs)
-    (folder / "result.json").write_text("[]")
-    found = look(lab.sweep, run, lab.runs)
-    assert (found.state, found.reason) == ("lost", "damaged")
-    assert f"{folder}/result.json: Input should be an object; run the sweep" in str(found.damage)
-    (folder / "result.json").unlink()
-
-
-def test_strangers_are_run_folders_that_nobody_asks_for(lab: Lab, run: Run, folder: Path) -> None:
-    place = folder.parent
-    (place / "notes").mkdir()
-    (place / "launcher.log").touch()
-    (place / "old-seed0-00000000" / "attempts").mkdir(parents=True)
-    assert strangers({run.folder_name}, place) == [place / "old-seed0-00000000"]
-    assert strangers(set(), place / "nowhere") == []
-
-
-def test_an_atomic_write_that_fails_leaves_the_old_content(
+def test_what_is_to_be_in_the_folder_is_part_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "result.json"
-    atomic.write_json(file, {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        atomic.write_json(file, {"a": float("nan")})
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(atomic.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        atomic.write_json(file, {"a": 2})
-    assert json.loads(file.read_text()) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    runs = tmp_path / "runs"
+    first = write_sweep(tmp_path, {"base": {}}, "first")
+    launch(first, runs)
+    monkeypatch.setitem(toys.SETTINGS, "health", {"drift": False})
+    other = write_sweep(tmp_path, {"constant": {}}, "third")
+    assert other.runs[0].hash == first.runs[0].hash
+    states, _ = launch(other, runs)
+    assert [a.sweep for a in states["constant"].attempts] == ["third"]
 
 
-def test_an_attempt_after_a_submission_counts_more_than_slurms_word_on_it(
-    lab: Lab, run: Run, folder: Path
+def test_without_sharing_every_run_is_computed_in_its_sweep(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    launch(write_sweep(tmp_path, {"base": {}}, "first"), runs)
+    states, _ = launch(write_sweep(tmp_path, {"constant": {}}), runs, share=False)
+    assert not states["constant"].folder.is_symlink()
+    assert [a.sweep for a in states["constant"].attempts] == ["toy"]
+
+
+def test_runs_that_an_earlier_version_left_are_used_where_they_lie(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    first = write_sweep(tmp_path, {"base": {}}, "first")
+    states, _ = launch(first, runs, share=False)
+    folder = states["base"].folder
+    record = json.loads((folder / "attempts" / "1.json").read_text())
+    del record["sweep"]
+    (folder / "attempts" / "1.json").write_text(json.dumps(record))
+    again, _ = launch(first, runs)
+    assert len(again["base"].attempts) == 1  # its own sweep's: nothing to do
+    sweep = write_sweep(tmp_path, {"constant": {}})
+    shared, _ = launch(sweep, runs)
+    assert shared["constant"].folder.resolve() == folder.resolve()
+    assert ledger(shared.values(), runs / "toy").total.seconds == 0
+    assert ledger(again.values(), runs / "first").total.seconds > 0
+    assert dict(collect(sweep, runs).runs["trained_by"]) == {0: "first"}
+    # One that is damaged, or lacks what is asked for, is not taken.
+    (folder / "eval.jsonl").write_text("")
+    fresh, _ = launch(write_sweep(tmp_path, {"again": {}}, "again"), runs)
+    assert [a.sweep for a in fresh["again"].attempts] == ["again"]
+
+
+def test_a_disk_without_links_has_files_in_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seen(place: Place) -> tuple[str, str | None]:
-        found = look(lab.sweep, run, lab.runs, {run.folder_name: place})
-        return found.state, found.reason
+    def refused(path: Path, target: Any, target_is_directory: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
 
-    attempt(folder, 1, "exception")
-    record = folder / "attempts" / "1.json"
-    own = {"job_id": "7_0", "started": 100.0, "executor": "slurm"}
-    record.write_text(json.dumps(json.loads(record.read_text()) | own | {"reason": None}))
-    timeout = Place("7_0", "00001-a", "gone", "TIMEOUT", created=50.0)
-    assert seen(timeout) == ("lost", "time-limit")
-    # The same run again, in a process of this machine.
-    attempt(folder, 2, "exception")
-    record = folder / "attempts" / "2.json"
-    local = {"job_id": "31", "started": 200.0, "executor": "local"}
-    record.write_text(json.dumps(json.loads(record.read_text()) | local))
-    assert seen(timeout) == ("failed", "exception")
-    # And handed to Slurm once more, where it was cancelled before it began.
-    cancelled = Place("9_0", "00002-b", "gone", "CANCELLED", created=300.0)
-    assert seen(cancelled) == ("stopped", "cancelled")
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    runs = tmp_path / "runs"
+    launch(write_sweep(tmp_path, {"base": {}}, "first"), runs)
+    sweep = write_sweep(tmp_path, {"constant": {}})
+    states, _ = launch(sweep, runs)
+    path = runs / "toy" / sweep.runs[0].folder_name
+    assert path.is_file()
+    assert [a.sweep for a in states["constant"].attempts] == ["first"]
+    assert states["constant"].folder.resolve() == stored_folder(sweep.runs[0], runs).resolve()
+    rows = collect(sweep, runs).runs
+    assert list(rows["state"]) == ["finished"]
+    assert list(rows["trained_by"]) == ["first"]
+    assert unused(runs) == []
+    path.write_text("{")
+    with pytest.raises(DamagedFileError, match="remove it, and the sweep's command makes it again"):
+        locate(path)
 
 
-def test_a_run_that_stopped_while_the_rest_of_its_array_was_cancelled_says_so(
-    lab: Lab, run: Run, folder: Path
+@pytest.mark.parametrize("code", ["EACCES", "ENOSPC"])
+def test_a_disk_that_refuses_all_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    attempt(folder, 1, "stopped")
-    record = folder / "attempts" / "1.json"
-    own = {"job_id": "7_0", "started": 100.0, "executor": "slurm"}
-    record.write_text(json.dumps(json.loads(record.read_text()) | own))
-    cancelled = Place("7_0", "00001-a", "gone", "CANCELLED", created=50.0)
-    assert look(lab.sweep, run, lab.runs, {run.folder_name: cancelled}).reason == "stopped"
-    timeout = Place("7_0", "00001-a", "gone", "TIMEOUT", created=50.0)
-    assert look(lab.sweep, run, lab.runs, {run.folder_name: timeout}).reason == "time-limit"
+    def refused(path: Path, target: Any, target_is_directory: bool = False) -> None:
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)), str(path))
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    with pytest.raises(OSError, match=str(tmp_path)):
+        store.link(tmp_path / "run", tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_result_of_another_run_is_damage(lab: Lab, run: Run, folder: Path) -> None:
-    """As a copy of that run's folder has it."""
-    finish(folder, hash="0123abcd")
-    found = look(lab.sweep, run, lab.runs)
-    assert found.state == "lost"
-    assert found.damage is not None
-    assert "result.json: is the result of another run (0123abcd); move this" in found.damage
+def test_two_sweeps_at_once_share_one_run_and_neither_stops_the_others(lab: Lab) -> None:
+    lab.write(SMALL)
+    slow = {"*": {"seconds": 0.3}}
+    first = lab.launch("--jobs", "2", fake=slow)
+    lab.wait_for(lambda s: all(x.iteration >= 1 for x in s.values()))
+    other = lab.file.with_name("other.yaml")
+    other.write_text(SMALL.replace("name: toy", "name: other"))
+    second = _launch(lab, other, slow)
+    second.send_signal(2)
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 130, output
+    assert "which it shares" in output
+    assert not any((s.folder / STOP).exists() for s in lab.states().values())
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 0, output
+    assert all(len(reasons) == 1 for reasons in lab.attempts().values())
+    code, output = _finish(lab, other)
+    assert code == 0, output
+    assert all(len(reasons) == 1 for reasons in lab.attempts().values())
+
+
+def _launch(lab: Lab, file: Path, fake: dict[str, Any]) -> Any:
+    """A launcher on another file of the lab, once it follows the runs of the first."""
+    process = lab.launch("--jobs", "2", fake=fake, file=file)
+    name = file.stem
+    for _ in range(200):
+        if len(list((lab.runs / name).glob("*-seed*"))) == 2:
+            return process
+        time.sleep(0.05)
+    raise TimeoutError(name)
+
+
+def _finish(lab: Lab, file: Path) -> tuple[int, str]:
+    process = lab.launch("--jobs", "2", file=file)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def test_rerun_and_prune_know_who_else_uses_a_run(lab: Lab) -> None:
+    lab.write(SMALL)
+    other = lab.file.with_name("other.yaml")
+    other.write_text(SMALL.replace("name: toy", "name: other"))
+    assert lab.finish("--jobs", "2")[0] == 0
+    assert _finish(lab, other)[0] == 0
+    before = {name: state.folder.resolve() for name, state in lab.states().items()}
+    # --rerun makes the run anew, for all who use it.
+    code, output = lab.finish("--rerun", "interval=1-seed0", "--yes", "--jobs", "2")
+    assert code == 0, output
+    assert "other uses it, too, and gets the new one" in output
+    states = lab.states()
+    assert states["interval=1-seed0"].folder.resolve() == before["interval=1-seed0"]
+    assert [a.number for a in states["interval=1-seed0"].attempts] == [1]
+    # --prune takes the link where another sweep uses the run, and the run where none does.
+    lab.write(SMALL.replace("[1, 3]", "[1]"))
+    code, output = lab.finish("--prune", "--yes", "--jobs", "2")
+    assert code == 0, output
+    assert "which other uses, which itself stays where it is" in output
+    assert before["interval=3-seed0"].is_dir()
+    shutil.rmtree(lab.runs / "other")
+    assert unused(lab.runs) == [lab.runs / STORE / before["interval=3-seed0"].name]
+    code, output = lab.finish("--prune", "--yes", "--jobs", "2")
+    assert code == 0, output
+    assert not before["interval=3-seed0"].exists()
+    assert unused(lab.runs) == []
+    assert set(links(lab.runs)) == {before["interval=1-seed0"]}
+    # What was moved comes back by the command that was said.
+    command = next(x for x in output.splitlines() if x.startswith("to put them back: "))
+    assert os.system(command.removeprefix("to put them back: ")) == 0
+    assert before["interval=3-seed0"].is_dir()
+
+
+def test_the_evaluation_before_training_is_made_once(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    arms = {
+        "a": {},
+        "b": {"optimizer.lr": 0.01, "window.interval": 2},
+        "c": {"evaluation.steps": 4},
+    }
+    states, _ = launch(write_sweep(tmp_path, arms), runs)
+
+    def first(arm: str) -> dict[str, Any]:
+        line: dict[str, Any] = json.loads(
+            (states[arm].folder / "eval.jsonl").read_text().split("\n")[0]
+        )
+        return line
+
+    assert first("a") == first("b")  # to the second that it took
+    assert first("a")["seconds_total"] != first("c")["seconds_total"]
+    train.run(states["b"].run.config, tmp_path / "alone")
+    assert same(states["b"].folder) == same(tmp_path / "alone")
+    assert [s.attempts[0].evaluation_taken for s in states.values()] == [False, True, False]
+    paid = ledger([states["b"]], runs / "toy").useful.seconds
+    lines = (states["b"].folder / "eval.jsonl").read_text().splitlines()
+    judged = [json.loads(line)["seconds_total"] for line in lines]
+    trained = sum(
+        json.loads(line)["seconds_total"]
+        for line in (states["b"].folder / "metrics.jsonl").read_text().splitlines()
+    )
+    assert paid == pytest.approx(trained + sum(judged[1:]), abs=1e-6)
+    kept = sorted((runs / STORE / "evaluations").iterdir())
+    assert len(kept) == 2
+    # A damaged one is made again by the run itself.
+    for folder in kept:
+        (folder / "evaluation.json").write_text('{"iteration": 0}')
+    states, _ = launch(write_sweep(tmp_path, {"d": {"optimizer.lr": 0.02}}, "more"), runs)
+    assert states["d"].state == "finished"

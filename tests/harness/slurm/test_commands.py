@@ -88,8 +88,8 @@ def test_no_variable_filters_what_slurm_answers(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_array_expressions_may_have_steps() -> None:
-    assert slurm.expand("7_[1-9:4%2,20]") == ["7_1", "7_5", "7_9"]
-    assert slurm.expand("7_[1-9:4,20%2]") == ["7_1", "7_5", "7_9", "7_20"]
+    assert slurm.expand_tasks("7_[1-9:4%2,20]") == ["7_1", "7_5", "7_9"]
+    assert slurm.expand_tasks("7_[1-9:4,20%2]") == ["7_1", "7_5", "7_9", "7_20"]
 
 
 def test_the_accounting_tells_every_time_that_a_task_ran(fake: FakeSlurm) -> None:
@@ -140,12 +140,12 @@ def test_the_accounting_is_asked_for_duplicates_and_from_before_the_submission(
     ],
 )
 def test_an_id_stands_for_its_tasks(text: str, tasks: list[str]) -> None:
-    assert slurm.expand(text) == tasks
+    assert slurm.expand_tasks(text) == tasks
 
 
-def test_last_words_are_the_controllers_by_task(fake: FakeSlurm) -> None:
+def test_last_states_are_the_controllers_by_task(fake: FakeSlurm) -> None:
     fake.answer("squeue", "7|0|TIMEOUT|toy|1\n7|1|COMPLETED|toy|1\n9|N/A|FAILED|x\n")
-    assert slurm.last_words(["7", "9"]) == {
+    assert slurm.last_states(["7", "9"]) == {
         "7_0": ("toy|1", "TIMEOUT"),
         "7_1": ("toy|1", "COMPLETED"),
         "9": ("x", "FAILED"),
@@ -153,9 +153,9 @@ def test_last_words_are_the_controllers_by_task(fake: FakeSlurm) -> None:
     assert " -t all -j 7,9 " in fake.calls("squeue")[0]
 
 
-def test_what_slurm_has_forgotten_has_no_last_words(fake: FakeSlurm) -> None:
+def test_what_slurm_has_forgotten_has_no_last_states(fake: FakeSlurm) -> None:
     fake.fail("squeue", "slurm_load_jobs error: Invalid job id specified")
-    assert slurm.last_words(["7"]) == {}
+    assert slurm.last_states(["7"]) == {}
 
 
 def test_a_site_without_accounting_has_no_history(fake: FakeSlurm) -> None:
@@ -203,11 +203,11 @@ def test_silence_is_told_from_an_empty_answer(
         if silence == "fails":
             fake.fail(program, "slurm_load_jobs error: Unable to contact slurm controller")
         elif silence == "hangs":
-            monkeypatch.setattr(slurm, "_PATIENCE_S", 0.3)
+            monkeypatch.setattr(slurm, "_TIMEOUT_S", 0.3)
             fake.hang(program)
         else:
             fake.remove(program)
-    said = "squeue failed: .*Unable to contact" if silence == "fails" else "squeue gives no answer"
+    said = "squeue failed: .*Unable to contact" if silence == "fails" else "squeue does not answer"
     begin = time.monotonic()
     with pytest.raises(Unreachable, match=said):
         slurm.queue()
@@ -225,7 +225,7 @@ def test_silence_is_told_from_an_empty_answer(
 def test_a_machine_without_slurm_is_a_mistake_of_the_command(fake: FakeSlurm) -> None:
     slurm.check()
     fake.remove("srun")
-    with pytest.raises(ConfigError, match="srun was not found; run this on a login node"):
+    with pytest.raises(ConfigError, match="srun is not installed; run this on a login node"):
         slurm.check()
 
 
@@ -237,7 +237,9 @@ def test_programs_without_a_cluster_are_a_mistake_and_one_that_is_silent_is_not(
         "scontrol: error: fetch_config: DNS SRV lookup failed\n"
         "scontrol: fatal: Could not establish a configuration source",
     )
-    with pytest.raises(ConfigError, match=r"know no cluster \(no slurm.conf\); run this on"):
+    with pytest.raises(
+        ConfigError, match=r"no cluster is configured \(no slurm.conf\); run this on"
+    ):
         slurm.check()
     fake.fail("scontrol", "slurm_load_ctl_conf error: Unable to contact slurm controller")
     slurm.check()

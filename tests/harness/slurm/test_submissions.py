@@ -9,7 +9,8 @@ import pytest
 
 from harness.slurm import submissions
 from harness.slurm.commands import Unreachable
-from harness.slurm.submissions import Place, Scheduler, Submission
+from harness.slurm.scheduler import JobState, Scheduler, save_answers
+from harness.slurm.submissions import Submission
 from harness.status import Observer, as_data, as_text
 from mixgrpo.errors import RunError
 from mixgrpo.files.jsonlines import whole_lines
@@ -41,8 +42,8 @@ def line(made: Submission, index: str, state: str, reason: str = "None", job: st
     return f"{job}|{index}|{state}|{reason}|n1|{made.name}\n"
 
 
-def standings(places: dict[str, Place]) -> dict[str, tuple[str, str]]:
-    return {name: (place.standing, place.word) for name, place in places.items()}
+def statuses(states: dict[str, JobState]) -> dict[str, tuple[str, str]]:
+    return {name: (job.status, job.slurm_state) for name, job in states.items()}
 
 
 def kept_words(folder: Path, made: Submission) -> dict[str, list[str]]:
@@ -95,14 +96,14 @@ def test_runs_stand_where_the_queue_has_their_tasks(fake: FakeSlurm, folder: Pat
     made = hand_over(folder, ("a",), ("b", "c"), ("d",))
     fake.answer("squeue", line(made, "0", "RUNNING") + line(made, "1", "PENDING", "Priority"))
     fake.answer("sacct", f"7_2|FAILED|{STARTED}|{made.name}\n")
-    places = Scheduler(folder).places()
-    assert standings(places) == {
+    states = Scheduler(folder).job_states()
+    assert statuses(states) == {
         "a": ("running", "RUNNING"),
         "b": ("queued", "PENDING"),
         "c": ("queued", "PENDING"),
         "d": ("gone", "FAILED"),
     }
-    assert places["c"] == Place("7_1", made.token, "queued", "PENDING", "Priority", "n1")
+    assert states["c"] == JobState("7_1", made.token, "queued", "PENDING", "Priority", "n1")
 
 
 def test_the_last_submission_of_a_run_counts(fake: FakeSlurm, folder: Path) -> None:
@@ -111,24 +112,24 @@ def test_the_last_submission_of_a_run_counts(fake: FakeSlurm, folder: Path) -> N
     fake.answer(
         "squeue", line(first, "0", "RUNNING") + line(again, "N/A", "PENDING", "Priority", job="8")
     )
-    places = Scheduler(folder).places()
-    assert standings(places) == {"a": ("running", "RUNNING"), "b": ("queued", "PENDING")}
-    assert (places["a"].task, places["b"].task) == ("7_0", "8")
+    states = Scheduler(folder).job_states()
+    assert statuses(states) == {"a": ("running", "RUNNING"), "b": ("queued", "PENDING")}
+    assert (states["a"].task, states["b"].task) == ("7_0", "8")
 
 
 def test_slurm_is_asked_at_most_once_per_poll(fake: FakeSlurm, folder: Path) -> None:
     scheduler = Scheduler(folder, poll_s=60)
-    assert scheduler.places() == {}
+    assert scheduler.job_states() == {}
     assert fake.calls("squeue") == []  # nothing was ever handed over
     made = hand_over(folder, ("a",))
     fake.answer("squeue", line(made, "N/A", "RUNNING"))
     for _ in range(5):
-        assert scheduler.places()["a"].standing == "running"
+        assert scheduler.job_states()["a"].status == "running"
     assert len(fake.calls("squeue")) == 1
     often = Scheduler(folder, poll_s=0.2)
-    often.places()
+    often.job_states()
     time.sleep(0.25)
-    often.places()
+    often.job_states()
     assert len(fake.calls("squeue")) == 3
 
 
@@ -137,7 +138,7 @@ def test_silence_is_asked_at_most_once_per_poll_too(fake: FakeSlurm, folder: Pat
     fake.fail("squeue", "Unable to contact slurm controller")
     scheduler = Scheduler(folder, poll_s=60)
     for _ in range(3):
-        assert standings(scheduler.places()) == {"a": ("unknown", "")}
+        assert statuses(scheduler.job_states()) == {"a": ("unknown", "")}
     assert len(fake.calls("squeue")) == 1
 
 
@@ -146,21 +147,21 @@ def test_silence_keeps_the_last_knowledge(fake: FakeSlurm, folder: Path) -> None
     fake.answer("squeue", line(made, "0", "RUNNING") + line(made, "1", "PENDING", "Priority"))
     fake.answer("sacct", f"7_2|TIMEOUT|{STARTED}|{made.name}\n")
     scheduler = Scheduler(folder, poll_s=0)
-    scheduler.places()
+    scheduler.job_states()
     fake.fail("squeue", "Unable to contact slurm controller")
     late = hand_over(folder, ("d",), job="8")
-    places = scheduler.places()
-    assert standings(places) == {
+    states = scheduler.job_states()
+    assert statuses(states) == {
         "a": ("unknown", "RUNNING"),
         "b": ("unknown", "PENDING"),
         "c": ("gone", "TIMEOUT"),  # what is over stays over
         "d": ("unknown", ""),
     }
-    assert "Unable to contact" in places["a"].reason
+    assert "Unable to contact" in states["a"].reason
     assert scheduler.silent is not None
     fake.answer("squeue", line(made, "1", "RUNNING") + line(late, "N/A", "RUNNING", job="8"))
     fake.answer("sacct", f"7_0|COMPLETED|{STARTED}|{made.name}\n")
-    assert standings(scheduler.places()) == {
+    assert statuses(scheduler.job_states()) == {
         "a": ("gone", "COMPLETED"),
         "b": ("running", "RUNNING"),
         "c": ("gone", "TIMEOUT"),
@@ -174,9 +175,9 @@ def test_what_was_handed_over_since_the_last_question_is_queued(
 ) -> None:
     hand_over(folder, ("a",))
     scheduler = Scheduler(folder, poll_s=60)
-    scheduler.places()
+    scheduler.job_states()
     hand_over(folder, ("b",), job="8")
-    assert scheduler.places()["b"].standing == "queued"
+    assert scheduler.job_states()["b"].status == "queued"
 
 
 def test_a_record_that_gets_its_job_since_the_last_question_is_queued(
@@ -185,15 +186,15 @@ def test_a_record_that_gets_its_job_since_the_last_question_is_queued(
     # Another process's launcher stands between the record and sbatch's answer.
     made = hand_over(folder, ("a",), job=None)
     scheduler = Scheduler(folder, poll_s=60)
-    assert standings(scheduler.places()) == {"a": ("gone", "NEVER_SUBMITTED")}
+    assert statuses(scheduler.job_states()) == {"a": ("gone", "NEVER_SUBMITTED")}
     submissions.write(folder, replace(made, job="7"))
-    assert scheduler.places()["a"].standing == "queued"
+    assert scheduler.job_states()["a"].status == "queued"
 
 
 def test_without_squeue_the_folders_alone_say_how_things_are(fake: FakeSlurm, folder: Path) -> None:
     hand_over(folder, ("a",))
     fake.remove("squeue")
-    assert Scheduler(folder).places() == {}
+    assert Scheduler(folder).job_states() == {}
 
 
 # ---- ids that are not ours, and ours that nobody wrote down ------------------------------------
@@ -208,7 +209,7 @@ def test_a_job_of_the_same_id_and_another_name_is_not_ours(fake: FakeSlurm, fold
         f"7_0|RUNNING|2024-05-01T10:00:00|Unknown|n1|other\n7_1|TIMEOUT|{STARTED}|other\n",
     )
     scheduler = Scheduler(folder)
-    assert standings(scheduler.places()) == {"a": ("gone", ""), "b": ("gone", "")}
+    assert statuses(scheduler.job_states()) == {"a": ("gone", ""), "b": ("gone", "")}
     scheduler.cancel({"a", "b"})
     assert fake.calls("scancel") == []
 
@@ -230,9 +231,11 @@ def test_a_job_whose_id_was_never_written_down_is_known_by_its_name(
     other = line(replace(made, name=f"{made.name}0"), "0", "RUNNING", job="30")
     fake.answer("squeue", other + line(made, "1", "PENDING", job="31"))
     scheduler = Scheduler(folder)
-    assert scheduler.places()["b"] == Place("31_1", made.token, "queued", "PENDING", "None", "n1")
+    assert scheduler.job_states()["b"] == JobState(
+        "31_1", made.token, "queued", "PENDING", "None", "n1"
+    )
     assert submissions.read(folder)[0].job is None  # looking writes nothing
-    submissions.tidy(scheduler)
+    save_answers(scheduler)
     assert submissions.read(folder)[0].job == "31"
     assert fake.calls("scancel") == []
 
@@ -244,16 +247,16 @@ def test_jobs_without_orders_are_cancelled_by_tidy(fake: FakeSlurm, folder: Path
         "squeue", line(made, "0", "PENDING", job="31") + line(made, "1", "RUNNING", "", "31")
     )
     scheduler = Scheduler(folder)
-    scheduler.places()
-    submissions.tidy(scheduler)
+    scheduler.job_states()
+    save_answers(scheduler)
     assert fake.calls("scancel") == ["31_1"]
-    submissions.tidy(scheduler)
+    save_answers(scheduler)
     assert len(fake.calls("scancel")) == 1
 
 
 def test_what_slurm_never_took_was_never_submitted(fake: FakeSlurm, folder: Path) -> None:
     hand_over(folder, ("a",), job=None)
-    assert standings(Scheduler(folder).places()) == {"a": ("gone", "NEVER_SUBMITTED")}
+    assert statuses(Scheduler(folder).job_states()) == {"a": ("gone", "NEVER_SUBMITTED")}
     assert fake.calls("sacct") == []
 
 
@@ -270,7 +273,7 @@ def test_the_accounting_has_the_last_word_of_the_last_time_it_ran(
         f"7_0|TIMEOUT|2024-05-01T12:00:00|2024-05-01T13:00:00|n2|{made.name}\n"
         f"7_[1-2%1]|CANCELLED by 0|None|2024-05-01T11:00:00|None assigned|{made.name}\n",
     )
-    assert standings(Scheduler(folder).places()) == {
+    assert statuses(Scheduler(folder).job_states()) == {
         "a": ("gone", "TIMEOUT"),
         "b": ("gone", "CANCELLED"),
         "c": ("gone", "CANCELLED"),
@@ -284,7 +287,7 @@ def test_the_arrays_own_row_speaks_for_tasks_that_never_ran(fake: FakeSlurm, fol
         f"7_0|COMPLETED|{STARTED}|{made.name}\n"
         f"7|CANCELLED by 0|None|2024-05-01T11:00:00|None assigned|{made.name}\n",
     )
-    assert standings(Scheduler(folder).places()) == {
+    assert statuses(Scheduler(folder).job_states()) == {
         "a": ("gone", "COMPLETED"),
         "b": ("gone", "CANCELLED"),
     }
@@ -301,7 +304,7 @@ def test_without_accounting_the_controller_has_the_last_word(
         fake.fail("sacct", "Slurm accounting storage is disabled")
     fake.answer("squeue", line(made, "1", "RUNNING"))
     fake.answer("squeue", f"7|0|OUT_OF_MEMORY|{made.name}\n", to="-t all")
-    assert standings(Scheduler(folder).places()) == {
+    assert statuses(Scheduler(folder).job_states()) == {
         "a": ("gone", "OUT_OF_MEMORY"),
         "b": ("running", "RUNNING"),
     }
@@ -310,11 +313,11 @@ def test_without_accounting_the_controller_has_the_last_word(
 def test_what_was_kept_speaks_when_slurm_has_forgotten(fake: FakeSlurm, folder: Path) -> None:
     made = hand_over(folder, ("a",))
     fake.answer("sacct", f"7|PREEMPTED|{STARTED}|{made.name}\n")
-    submissions.tidy(Scheduler(folder))
+    save_answers(Scheduler(folder))
     fake.answer("sacct", "")
     fake.fail("squeue", "Invalid job id specified", to="-t all")
     calls = len(fake.calls("sacct"))
-    assert standings(Scheduler(folder).places()) == {"a": ("gone", "PREEMPTED")}
+    assert statuses(Scheduler(folder).job_states()) == {"a": ("gone", "PREEMPTED")}
     assert len(fake.calls("sacct")) == calls  # not even asked again
 
 
@@ -325,24 +328,24 @@ def test_the_accounting_may_lag_behind(
     fake.answer("squeue", line(made, "1", "RUNNING"))
     fake.answer("sacct", f"7_0|RUNNING|2024-05-01T10:00:00|Unknown|n1|{made.name}\n")
     scheduler = Scheduler(folder, poll_s=0, lag_s=60)
-    assert standings(scheduler.places())["a"] == ("running", "COMPLETING")
-    submissions.tidy(scheduler)
+    assert statuses(scheduler.job_states())["a"] == ("running", "COMPLETING")
+    save_answers(scheduler)
     assert not submissions.ended_file(folder, made.token).exists()
     fake.answer("sacct", f"7_0|TIMEOUT|{STARTED}|{made.name}\n")
-    assert standings(scheduler.places())["a"] == ("gone", "TIMEOUT")
+    assert statuses(scheduler.job_states())["a"] == ("gone", "TIMEOUT")
     # And the accounting that never learns it is not waited for without end.
     fake.answer("squeue", "")
     fake.answer("sacct", f"7_1|RUNNING|2024-05-01T10:00:00|Unknown|n1|{made.name}\n")
-    assert standings(scheduler.places())["b"] == ("running", "COMPLETING")
+    assert statuses(scheduler.job_states())["b"] == ("running", "COMPLETING")
     scheduler.lag_s = 0.0
-    assert standings(scheduler.places())["b"] == ("gone", "")
+    assert statuses(scheduler.job_states())["b"] == ("gone", "")
     # That nobody knew is kept too, so that whoever looks next need not wait.
-    submissions.tidy(scheduler)
+    save_answers(scheduler)
     patient = Scheduler(folder, poll_s=0, lag_s=60)
-    assert standings(patient.places())["b"] == ("gone", "UNKNOWN")
+    assert statuses(patient.job_states())["b"] == ("gone", "UNKNOWN")
     # And who looks but once does not wait at all.
     submissions.ended_file(folder, made.token).unlink()
-    assert standings(Scheduler(folder).places())["b"] == ("gone", "")
+    assert statuses(Scheduler(folder).job_states())["b"] == ("gone", "")
 
 
 def test_an_earlier_job_that_is_alive_counts_more_than_a_later_one_that_is_over(
@@ -352,9 +355,9 @@ def test_an_earlier_job_that_is_alive_counts_more_than_a_later_one_that_is_over(
     second = hand_over(folder, ("a",), ("b",), job="9")
     fake.answer("squeue", line(first, "0", "PENDING", job="7"))
     fake.answer("sacct", "")
-    found = Scheduler(folder).places()
-    assert (found["a"].token, found["a"].standing) == (first.token, "queued")
-    assert (found["b"].token, found["b"].standing) == (second.token, "gone")
+    found = Scheduler(folder).job_states()
+    assert (found["a"].token, found["a"].status) == (first.token, "queued")
+    assert (found["b"].token, found["b"].status) == (second.token, "gone")
 
 
 def test_a_line_cut_short_in_what_was_kept_harms_nothing(fake: FakeSlurm, folder: Path) -> None:
@@ -364,8 +367,8 @@ def test_a_line_cut_short_in_what_was_kept_harms_nothing(fake: FakeSlurm, folder
     file.write_text('{"task": "7_0", "state": "TIME{"task": "7_1", "state": "TIMEOUT"}\n')
     fake.answer("sacct", f"7_0|NODE_FAIL|{STARTED}|{made.name}\n")
     scheduler = Scheduler(folder, poll_s=0)
-    assert standings(scheduler.places())["a"] == ("gone", "NODE_FAIL")
-    submissions.tidy(scheduler)
+    assert statuses(scheduler.job_states())["a"] == ("gone", "NODE_FAIL")
+    save_answers(scheduler)
 
 
 def test_a_pack_is_cancelled_only_as_a_whole(fake: FakeSlurm, folder: Path) -> None:
@@ -396,12 +399,12 @@ def test_tidy_writes_each_end_once_with_every_time_it_ran(fake: FakeSlurm, folde
     fake.answer("sacct", rows)
     scheduler = Scheduler(folder, poll_s=0)
     for _ in range(3):
-        submissions.tidy(scheduler)
+        save_answers(scheduler)
     assert kept_words(folder, made) == {"7_0": ["NODE_FAIL", "COMPLETED"]}
     fake.answer("squeue", "")
     fake.answer("sacct", f"{rows}7_1|CANCELLED by 0|{STARTED}|{made.name}\n")
     for one in (scheduler, Scheduler(folder)):  # also another launcher
-        submissions.tidy(one)
+        save_answers(one)
     file = submissions.ended_file(folder, made.token)
     kept = [json.loads(text) for text in file.read_text().splitlines()]
     assert [(one["task"], one["state"], one["nodes"]) for one in kept] == [
@@ -418,7 +421,7 @@ def test_tidy_keeps_the_word_alone_where_there_is_no_accounting(
     made = hand_over(folder, ("a",), job="7")
     fake.remove("sacct")
     fake.answer("squeue", f"7|N/A|TIMEOUT|{made.name}\n", to="-t all")
-    submissions.tidy(Scheduler(folder))
+    save_answers(Scheduler(folder))
     assert kept_words(folder, made) == {"7": ["TIMEOUT"]}
 
 
@@ -429,7 +432,7 @@ def test_tidy_keeps_nothing_of_an_earlier_job_of_the_same_id(fake: FakeSlurm, fo
         "7|FAILED|2024-05-01T08:00:00|2024-05-01T09:00:00|n9|another\n"
         f"7|TIMEOUT|{STARTED}|{made.name}\n",
     )
-    submissions.tidy(Scheduler(folder))
+    save_answers(Scheduler(folder))
     assert kept_words(folder, made) == {"7": ["TIMEOUT"]}
 
 

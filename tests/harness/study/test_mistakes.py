@@ -261,7 +261,7 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 from harness.launching.plan import describe
 from harness.study.load import load_sweep
-from harness.runs.store import look_at_all
+from harness.runs.state import look_at_all
 from mixgrpo.errors import ConfigError
 for file in sorted(Path({str(tmp_path)!r}).glob("*.yaml")):
     begin = time.process_time()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.launching.plan import describe
-from harness.runs.store import look_at_all
+from harness.runs.state import look_at_all
 from harness.study.load import known_folders, load_sweep, profile_names
 from harness.study.spec import only, same_schedules
 from mixgrpo.errors import ConfigError
