@@ -523,7 +523,7 @@ def test_seconds_are_those_of_a_core_where_every_run_measured_them(tmp_path: Pat
         own[own["iteration"] >= 2]["seconds_cpu"].median()
     )
     total = own.groupby("seed")["seconds_cpu"].sum()
-    assert result.seconds_per_run.mean == pytest.approx(total.mean())
+    assert result.cost.seconds_per_run.mean == pytest.approx(total.mean())
     # Each phase has its part of them, so that they add up.
     late = own[own["iteration"] >= 2]
     part = (late["seconds_update"] / late["seconds_total"] * late["seconds_cpu"]).median()
