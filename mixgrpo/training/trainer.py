@@ -137,7 +137,11 @@ class Trainer:
         forward = self._evaluations() - forward_before
         backward = self.velocity.evaluations - before_updates
         with clock.apart("health"):
-            health = health_metrics(self, iteration, plan, share, groups)
+            drift = config.health.drift and self.window.moves_at(iteration)
+            health = health_metrics(
+                *(config, self.policy, self.plain_velocity, self.ranks, drift),
+                *(iteration, plan, share, groups),
+            )
         of_all = self.ranks.gather(torch.tensor([[forward, backward, memory_peak(self.device)]]))
         return {
             "iteration": iteration,
