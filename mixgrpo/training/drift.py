@@ -55,7 +55,7 @@ def _by_ode(
     config: RunConfig,
     policy: Policy,
     velocity: Velocity,
-    device: torch.device,
+    device: str,
     iteration: int,
     plan: Plan,
     share: Share,
