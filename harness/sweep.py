@@ -341,7 +341,8 @@ def _run(
         say(
             "what failed by a wrong setting fails again as it is: correct the file, or what the "
             "error names, and run the same command"
-            + " (with --retry failed where the file is the same)" * (asked.retry != "failed")
+            + " (with --retry failed where the file is the same)"
+            * (asked.retry != "failed")
         )
     if {*reasons} - {"config"} and asked.retry != "failed":
         say("what failed by an exception runs again by the same command with --retry failed")

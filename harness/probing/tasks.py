@@ -41,7 +41,9 @@ class Task:
         manifest = self.folder / "checkpoints" / f"{self.run.config.iterations:06d}/manifest.json"
         weights = None
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            weights = str(loads(read_regular(manifest, MOST_OF_A_RECORD))["files"]["average.safetensors"])
+            weights = str(
+                loads(read_regular(manifest, MOST_OF_A_RECORD))["files"]["average.safetensors"]
+            )
         identity = {
             "format": FORMAT,
             "probe": self.name,

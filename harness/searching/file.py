@@ -24,12 +24,12 @@ from harness.searching.schema import (
 from harness.searching.space import Asked, Range, Settings
 from harness.study.arms import value_in_name
 from harness.study.names import check_name, shorten
-from harness.study.sweepfile import MOST_RUNS, choose_profile, error_at
+from harness.study.sweepfile import MOST_RUNS, asked_of_slurm, choose_profile, error_at
 from mixgrpo.errors import ConfigError, ErrorList, Place
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import Layers, add_overrides, load_layers
 from mixgrpo.settings.identity import config_hash
-from mixgrpo.settings.trust import MAY_NAME_CODE, is_own
+from mixgrpo.settings.trust import MAY_NAME_CODE, check_jobs, is_own
 from mixgrpo.settings.trust import check as check_trust
 from mixgrpo.settings.yamlfile import Document, Key
 from mixgrpo.text.suggest import did_you_mean
@@ -160,6 +160,7 @@ def load_search(
     seeds = _seeds(document, *get("seeds", 3))
     config = layers.validate(seeds[0])
     check_trust(config, layers.place, trust)
+    check_jobs(path, asked_of_slurm(parts), document.place, trust)
     varied = [one.key for one in space if one.key in MAY_NAME_CODE]
     if varied and not (trust or is_own(path)):
         raise ConfigError(

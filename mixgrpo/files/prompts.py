@@ -104,9 +104,7 @@ def _state(file: Path) -> tuple[Path, int, int]:
     if stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{file}: is a folder; name a file of prompts")
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(
-            f"{file}: {NOT_REGULAR}; write the prompts to a file and name that"
-        )
+        raise ConfigError(f"{file}: {NOT_REGULAR}; write the prompts to a file and name that")
     return place, status.st_mtime_ns, status.st_size
 
 

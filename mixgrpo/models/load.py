@@ -7,6 +7,7 @@ from mixgrpo.catalogue import registry
 from mixgrpo.catalogue.models import _BUILT_IN, _GROUP, DIFFUSION, PIPELINES, hub_name
 from mixgrpo.catalogue.scenes import weights_file
 from mixgrpo.errors import ConfigError
+from mixgrpo.files.regular import is_file
 from mixgrpo.models.protocol import Policy
 from mixgrpo.settings.config import ModelConfig, RunConfig
 
@@ -63,7 +64,7 @@ def check_model(model: ModelConfig) -> None:
     `load_model` would refuse before it loads anything."""
     if model.name == "scenes":
         place = weights_file(model.checkpoint)
-        if not place.is_file():  # said without the seconds that the next line takes
+        if not is_file(place):  # said without the seconds that the next line takes
             raise ConfigError(f"model.checkpoint {place}: there is no such file")
         from mixgrpo.scenes.model import read_sizes
 

@@ -10,6 +10,7 @@ from mixgrpo.catalogue.rewards import files_named
 from mixgrpo.catalogue.scenes import SIZES
 from mixgrpo.errors import ConfigError
 from mixgrpo.files.atomic import followed, is_stream
+from mixgrpo.files.regular import is_there
 from mixgrpo.settings.config import RunConfig
 
 
@@ -83,7 +84,7 @@ def anchored(config: RunConfig) -> RunConfig:
     """
 
     def fixed(name: str | None) -> str | None:
-        return str(Path(name).absolute()) if name and Path(name).exists() else name
+        return str(Path(name).absolute()) if name and is_there(name) else name
 
     model, prompts, rewards = config.model, config.prompts, config.rewards
     if model.name != "scenes" or model.checkpoint not in SIZES:

@@ -180,7 +180,9 @@ def test_endless_files_are_not_read_to_their_end(tmp_path: Path) -> None:
         os.truncate(file.fileno(), 10**12)  # sparse
     with pytest.raises(ConfigError, match=f"more than {MOST_BYTES:,} bytes"):
         read_yaml(big)
-    with pytest.raises(ConfigError, match="/dev/zero: cannot be read: is a pipe, a socket or a dev"):
+    with pytest.raises(
+        ConfigError, match="/dev/zero: cannot be read: is a pipe, a socket or a dev"
+    ):
         read_yaml(Path("/dev/zero"))
 
 
