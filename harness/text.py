@@ -70,8 +70,9 @@ class Chosen(Protocol):
 
 
 def command(module: str, *words: object) -> str:
-    """`python -m MODULE WORDS...`, quoted."""
-    return shlex.join(["python", "-m", module, *map(str, words)])
+    """`python -m MODULE WORDS...`, quoted. A path that looks like an option gets `./` before it."""
+    given = [f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words]
+    return shlex.join(["python", "-m", module, *given])
 
 
 def command_for(

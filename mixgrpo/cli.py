@@ -19,7 +19,7 @@ import typer
 from mixgrpo.compute import signals
 from mixgrpo.compute.foreign import exits_are_errors, owes, usable
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.text.escape import one_line, visible, without_passwords
+from mixgrpo.text.escape import one_line, shortened, visible, without_passwords
 
 TrustOption = Annotated[
     bool,
@@ -101,6 +101,8 @@ def _run(app: typer.Typer, ranks: bool) -> None:
         # Disks and permissions; without a file's name it is a defect of the program.
         if not error.filename:
             raise
+        if error.errno == errno.ENAMETOOLONG:
+            fail(f"{shortened(str(error.filename))}: {error.strerror}; give a shorter name", 2)
         fail(f"{error.filename}: {error.strerror}", 1)
     except RuntimeError as error:
         # What `Path.resolve` makes of it before Python 3.13.

@@ -15,7 +15,7 @@ from harness.study.arms import Arm
 from harness.study.spec import Sweep
 from harness.study.sweepfile import Chosen
 from mixgrpo.errors import ConfigError, Place, all_errors, shown
-from mixgrpo.files.regular import read_regular
+from mixgrpo.files.regular import is_there, read_regular
 from mixgrpo.settings.config import Section
 from mixgrpo.settings.configfile import read_override
 from mixgrpo.settings.consistency import Conflict, all_conflicts
@@ -212,10 +212,10 @@ def _site() -> dict[str, tuple[Any, Place]]:
     """The settings of the user's own file, each with its place."""
     given: dict[str, tuple[Any, Place]] = {}
     site = site_file()
-    if site.exists() and not _is_empty(site):
+    if is_there(site) and not _is_empty(site):
         document = read_yaml(site)
         _lay(given, document.data, lambda key: document.place((key,)))
-    elif not site.exists() and os.environ.get(SITE_VARIABLE):
+    elif not is_there(site) and os.environ.get(SITE_VARIABLE):
         raise ConfigError(f"no such file; {SITE_VARIABLE} names it", place=Place(str(site)))
     return given
 

@@ -22,13 +22,13 @@ from harness.searching.schema import (
 from harness.searching.space import Asked, Range, Settings
 from harness.study.arms import value_in_name
 from harness.study.names import check_name, shorten
-from harness.study.sweepfile import MOST_RUNS, FileParts, Given
+from harness.study.sweepfile import MOST_RUNS, FileParts, Given, asked_of_slurm
 from mixgrpo.errors import ConfigError, ErrorList, Place
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import add_overrides
 from mixgrpo.settings.identity import config_hash
 from mixgrpo.settings.layers import Layers
-from mixgrpo.settings.trust import MAY_NAME_CODE, is_own
+from mixgrpo.settings.trust import MAY_NAME_CODE, check_jobs, is_own
 from mixgrpo.settings.trust import check as check_trust
 from mixgrpo.settings.yamlfile import Document, Key
 from mixgrpo.text.suggest import did_you_mean
@@ -139,6 +139,7 @@ def load_search(
     seeds = _seeds(file)
     config = layers.validate(seeds[0])
     check_trust(config, layers.place, trust)
+    check_jobs(path, asked_of_slurm(file.parts), document.place, trust)
     varied = [one.key for one in space if one.key in MAY_NAME_CODE]
     if varied and not (trust or is_own(path)):
         raise ConfigError(

@@ -19,6 +19,7 @@ from harness.study.sweepfile import (
 )
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, shown
+from mixgrpo.files.regular import is_folder
 from mixgrpo.settings.config import Name, Section
 from mixgrpo.settings.layers import check_value
 from mixgrpo.settings.yamlfile import Document, Key, read_yaml
@@ -153,7 +154,7 @@ def read_search_file(path: Path) -> tuple[Document, SearchFile]:
     """The file, and what it says, checked key by key. ConfigError, with every mistake that can be
     seen at once."""
     place = Place(str(path))
-    if path.is_dir():
+    if is_folder(path):  # a name may be too long, which is said when it is read
         raise ConfigError("is a folder; name the search file", place=place)
     document = read_yaml(path)
     keys = keys_of_parts(document)

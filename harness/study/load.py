@@ -1,6 +1,6 @@
 """Reads a sweep file and checks it: arms, seeds, references, views, probes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from harness.study.sweepfile import (
     MOST_RUNS,
     Chosen,
     Given,
+    asked_of_slurm,
     read_file,
     wrong_settings,
 )
@@ -35,6 +36,7 @@ from mixgrpo.settings.keys import known_keys
 from mixgrpo.settings.layers import Layers
 from mixgrpo.settings.probes import PROBES, options_of
 from mixgrpo.settings.trust import check as check_trust
+from mixgrpo.settings.trust import check_jobs
 from mixgrpo.settings.yamlfile import Key
 from mixgrpo.text.suggest import did_you_mean
 
@@ -54,6 +56,8 @@ def load_sweep(
     """
     chosen = Chosen(path, profile)
     errors = ErrorList()
+    with errors.collected():
+        check_jobs(path, asked_of_slurm(chosen.parts), chosen.document.place, trust)
     arms: list[Arm] = []
     seeds: tuple[int, ...] = ()
     layers: dict[str, Layers] = {}
@@ -86,6 +90,8 @@ def load_sweep(
             configs = _configs(layers, seeds[0] if seeds else 0, trust)
             measure = _measure(chosen, configs)
             _check_distinct(chosen, arms, configs, layers)
+    with errors.collected():
+        _check_names_of_runs(chosen, arms, seeds)
     errors.raise_all()
     hashes = {}
     for arm in arms:
@@ -225,6 +231,20 @@ def _check_distinct(
                 "change one or remove it",
             )
         first[identity] = arm.name
+
+
+def _check_names_of_runs(chosen: Chosen, arms: list[Arm], seeds: Iterable[int]) -> None:
+    """ConfigError for an arm that is called as a run of another one is: `--only` takes both."""
+    names, known = {arm.name for arm in arms}, set(map(str, seeds))
+    for arm in arms:
+        other, _, seed = arm.name.rpartition("-seed")
+        if other in names and seed in known:
+            key = (chosen.get("arms") or chosen.get("grid") or Given(None, ())).key
+            raise chosen.error(
+                (*key, arm.name),
+                f"the arm {arm.name} is called as the run of arm {other} with seed {seed} is; give "
+                "it another name",
+            )
 
 
 def _seeds(chosen: Chosen) -> tuple[int, ...]:

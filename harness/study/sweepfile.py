@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors, shown
+from mixgrpo.files.regular import is_folder
 from mixgrpo.settings.config import Name, RunConfig, Section
 from mixgrpo.settings.configfile import load_layers
 from mixgrpo.settings.keys import check_key, is_section, known_keys
@@ -102,7 +103,7 @@ def read_file(path: Path) -> tuple[Document, SweepFile]:
     """The file, and what it says, checked key by key. ConfigError, with every mistake that can be
     seen at once."""
     place = Place(str(path))
-    if path.is_dir():
+    if is_folder(path):  # a name may be too long, which is said when it is read
         raise ConfigError("is a folder; name the sweep file", place=place)
     document = read_yaml(path)
     if is_run_configuration(document):
@@ -424,6 +425,14 @@ class Given:
 
     value: Any
     key: Key
+
+
+def asked_of_slurm(parts: Iterable[tuple[Any, Key]]) -> Iterator[tuple[Key, object]]:
+    """What parts of a file ask of Slurm, for all arms and for one, each with its key."""
+    for part, prefix in parts:
+        yield (*prefix, "slurm"), part.slurm
+        for name, arm in (getattr(part, "arms", None) or {}).items():
+            yield (*prefix, "arms", name, "slurm"), (arm or {}).get("slurm")
 
 
 class FileParts:

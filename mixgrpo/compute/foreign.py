@@ -156,11 +156,13 @@ _handle = ctypes.c_char()
 """By its address the C library knows what to take off its list."""
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-def _exit_of_c(_: Any) -> None:
+def _heard(_: Any) -> None:
     if os.getpid() in _heard_by and (owed := _owed.get(os.getpid(), 0)):
         os.write(2, f"error: exit was called by code in C; {ENDS_THE_PROCESS}\n".encode())
         _hard_exit(owed)
+
+
+_exit_of_c = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_heard)
 
 
 @contextmanager
@@ -266,8 +268,8 @@ def settings_restored() -> Iterator[None]:
     are the same afterwards. Other threads may see the changed ones until then.
 
     Restored are what `_torch_settings` lists, the filters of warnings, the handlers of signals, the
-    standard streams and the working directory. Not: generators of random numbers, of which nothing here uses the global
-    ones; the environment.
+    standard streams and the working directory. Not: generators of random numbers, of which nothing
+    here uses the global ones; the environment.
     """
     settings = [(get(), get, set_) for get, set_ in _torch_settings()]
     filters, show = list(warnings.filters), warnings.showwarning

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.files.regular import is_file, is_folder, is_there
 
 
 def file(
@@ -20,7 +21,7 @@ def file(
     "reward hps". ConfigError where it is not to be had; RunError where the hub fails.
     """
     local = Path(checkpoint).expanduser()
-    if local.is_file():
+    if is_file(local):
         return local
     found = folder(checkpoint, revision, needed_by, [filename]) / filename
     if not found.is_file():
@@ -40,9 +41,9 @@ def folder(
     downloaded. The rest as in `file`.
     """
     local = Path(checkpoint).expanduser()
-    if local.is_dir():
+    if is_folder(local):
         return local
-    if local.exists():
+    if is_there(local):
         raise ConfigError(f"{needed_by}: {checkpoint} is a file, and a folder is needed")
     check_local(checkpoint, needed_by)
     return _snapshot(checkpoint, revision, needed_by, allow_patterns)
@@ -53,14 +54,14 @@ def check_local(checkpoint: str, needed_by: str) -> None:
 
     A hub's id has at most one slash: what else is not there is a path.
     """
-    if not is_on_the_hub(checkpoint) and not Path(checkpoint).expanduser().exists():
+    if not is_on_the_hub(checkpoint) and not is_there(Path(checkpoint).expanduser()):
         raise ConfigError(f"{needed_by}: there is no file or folder {checkpoint}")
 
 
 def is_on_the_hub(checkpoint: str) -> bool:
     """Whether this would be looked for on the hub: no file or folder, and not written as one."""
     as_path = len(Path(checkpoint).parts) > 2 or checkpoint[:1] in ("/", ".", "~")
-    return not as_path and not Path(checkpoint).exists()
+    return not as_path and not is_there(checkpoint)
 
 
 def _snapshot(

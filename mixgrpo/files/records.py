@@ -238,9 +238,9 @@ def check_lines(
     is_sealed = RESULT in result.digests
     for name in (EVALUATIONS, METRICS):
         file, said = f"{folder}/{name}", result.digests.get(name)
-        if said is not None and is_sealed and name == METRICS:
-            if not thorough and _is_older(folder, said):
-                continue
+        at_a_glance = name == METRICS and is_sealed and not thorough
+        if at_a_glance and said is not None and _is_older(folder, said):
+            continue
         content = read_bytes(file)
         if content is None:
             raise DamagedFileError(file, "is missing")

@@ -7,8 +7,8 @@ import errno
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 NOT_REGULAR = "is a pipe, a socket or a device, not a regular file"
 
@@ -18,12 +18,26 @@ _streams: dict[str, bytes] = {}
 """What was read of the process's own pipes, which can be read only once."""
 
 
+def is_there(path: Path | str) -> bool:
+    """Whether there is something of this name. Not where the name is too long for a file system,
+    for which `Path.exists` raises OSError before Python 3.14; likewise the others."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_folder(path: Path | str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: Path | str) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def is_own_stream(path: Path) -> bool:
     """Whether this names one of the process's own open files, and that is no regular one."""
     return bool(_OWN.fullmatch(str(path))) and not path.is_file()
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> BufferedReader:
     """A regular file, links followed, to be read. OSError for anything else."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
     try:

@@ -7,6 +7,7 @@ from mixgrpo.catalogue import registry
 from mixgrpo.catalogue.models import BUILT_IN, DIFFUSION, GROUP, PIPELINES, hub_name
 from mixgrpo.catalogue.scenes import weights_file
 from mixgrpo.errors import ConfigError
+from mixgrpo.files.regular import is_file
 from mixgrpo.models.protocol import Policy
 from mixgrpo.settings.config import ModelConfig, RunConfig
 
@@ -63,7 +64,7 @@ def check_model(model: ModelConfig) -> None:
     `load_model` would refuse before it loads anything."""
     if model.name == "scenes":
         file = weights_file(model.checkpoint)
-        if not file.is_file():  # asked before the import below, which takes seconds
+        if not is_file(file):  # asked before the import below, which takes seconds
             raise ConfigError(f"model.checkpoint {file}: there is no such file")
         from mixgrpo.scenes.model import read_sizes
 

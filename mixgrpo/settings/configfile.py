@@ -41,9 +41,10 @@ def load_layers(path: Path) -> Layers:
         document = read_yaml(path)
         chain.append(document)
         if document.data.keys() & {"grid", "arms", "question"}:
+            dash = "./" * document.file.startswith("-")
             raise ConfigError(
                 "is a sweep file; run it with "
-                f"{shlex.join(['python', '-m', 'harness.sweep', str(document.file)])}",
+                f"{shlex.join(['python', '-m', 'harness.sweep', dash + document.file])}",
                 place=document.place(),
             )
         base = document.data.pop("base", None)

@@ -183,8 +183,9 @@ def _holds_no_secret(key: str, value: object) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             _holds_no_secret(f"{key}.{name}" if key else str(name), inner)
-    elif key == "rewards.options.unifiedreward.urls" and why_no_addresses(value):
-        raise Conflict(f"{key}: {why_no_addresses(value)}", key)
+    elif key == "rewards.options.unifiedreward.urls":
+        if value is not None and (wrong := why_no_addresses(value)):
+            raise Conflict(f"{key}: {wrong}", key)
     elif isinstance(value, list | tuple):
         for inner in value:
             _holds_no_secret(key, inner)
@@ -192,9 +193,9 @@ def _holds_no_secret(key: str, value: object) -> None:
         of_a_reward = key.startswith("rewards.options.")
         if without_passwords(value) != value or (of_a_reward and has_login(value)):
             raise Conflict(
-                f"{key}: a URL with a user, a password or a key in it would be kept in config.yaml, "
-                "in messages and at trackers; write it without, and name the environment variable "
-                "that holds user:password, as login_env of rewards.options.unifiedreward does",
+                f"{key}: a URL with a user, a password or a key in it would be kept in "
+                "config.yaml, in messages and at trackers; write it without, and name the "
+                "environment variable that holds user:password, as login_env of rewards.options.unifiedreward does",
                 key,
             )
         if _SECRET_KEYS.fullmatch(key.rpartition(".")[2]) or _SECRET.search(value):

@@ -13,6 +13,7 @@ from mixgrpo.catalogue.rewards import files_named
 from mixgrpo.catalogue.scenes import SIZES
 from mixgrpo.errors import ConfigError
 from mixgrpo.files.atomic import followed, is_stream
+from mixgrpo.files.regular import is_there
 from mixgrpo.settings.config import RunConfig
 
 
@@ -85,7 +86,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """
 
     def absolute(name: str | None) -> str | None:
-        return str(Path(name).absolute()) if name and Path(name).exists() else name
+        return str(Path(name).absolute()) if name and is_there(name) else name
 
     model, prompts, rewards = config.model, config.prompts, config.rewards
     if model.name != "scenes" or model.checkpoint not in SIZES:

@@ -21,7 +21,7 @@ def is_address(text: object) -> bool:
 
 
 def why_no_addresses(urls: object) -> str:
-    """What is wrong with a list of addresses, in words that repeat nothing of it; "" for nothing."""
+    """What is wrong with a list of addresses, in words that repeat none of it; "" for nothing."""
     if isinstance(urls, str) or not isinstance(urls, list | tuple) or not urls:
         return "must be a list of addresses, [http://host:8000/v1]"
     wrong = [n for n, url in enumerate(urls, 1) if not is_address(url)]

@@ -25,6 +25,9 @@ RUN = {
     "wd": "optimizer.weight_decay",
     "adam_weight_decay": "optimizer.weight_decay",
     "grad_clip": "optimizer.max_grad_norm",
+    "gradient_clip": "optimizer.max_grad_norm",
+    "clip_grad_value": "optimizer.max_grad_norm",
+    "max_gradient_norm": "optimizer.max_grad_norm",
     "gradient_clipping": "optimizer.max_grad_norm",
     "gradient_clip_val": "optimizer.max_grad_norm",
     "clip_grad_norm": "optimizer.max_grad_norm",
@@ -42,6 +45,7 @@ RUN = {
     "lr_schedule": "optimizer.schedule",
     "ema": "optimizer.ema_decay",
     "use_ema": "optimizer.ema_decay",
+    "ema_rate": "optimizer.ema_decay",
     # length and seed
     "max_steps": "iterations",
     "num_iterations": "iterations",
@@ -55,6 +59,8 @@ RUN = {
     "num_epochs": "iterations",
     "num_train_epochs": "iterations",
     "epochs": "iterations",
+    "max_epochs": "iterations",
+    "n_epochs": "iterations",
     "epoch": "iterations",
     "seeds": "seed",
     "random_seed": "seed",
@@ -67,12 +73,21 @@ RUN = {
     "samples_per_prompt": "rollout.group_size",
     "num_samples": "rollout.group_size",
     "n": "rollout.group_size",
+    "k": "rollout.group_size",
+    "group": "rollout.group_size",
+    "num_groups": "rollout.prompts",
+    "num_images": "rollout.group_size",
+    "images_per_prompt": "rollout.group_size",
     "batch_size": "rollout.prompts",
+    "bs": "rollout.prompts",
+    "batch": "rollout.prompts",
     "train_batch_size": "rollout.prompts",
     "prompts_per_batch": "rollout.prompts",
     "num_prompts": "rollout.prompts",
     "per_device_train_batch_size": "compute.micro_batch",
     "micro_batch_size": "compute.micro_batch",
+    "eval_batch_size": "compute.micro_batch",
+    "per_device_eval_batch_size": "compute.micro_batch",
     "mini_batch_size": "compute.micro_batch",
     "gradient_accumulation_steps": "objective.updates",
     "num_updates": "objective.updates",
@@ -86,6 +101,7 @@ RUN = {
     "sample_steps": "sampler.steps",
     "inference_steps": "sampler.steps",
     "denoising_steps": "sampler.steps",
+    "denoise_steps": "sampler.steps",
     "num_sampling_steps": "sampler.steps",
     "timesteps": "sampler.steps",
     "num_train_timesteps": "sampler.steps",
@@ -122,6 +138,7 @@ RUN = {
     "kl_coef": "objective.kl_weight",
     "kl_coeff": "objective.kl_weight",
     "kl_beta": "objective.kl_weight",
+    "kl_ratio": "objective.kl_weight",
     "kl_penalty": "objective.kl_weight",
     "init_kl_coef": "objective.kl_weight",
     "epsilon": "objective.clip_range",
@@ -372,6 +389,18 @@ def slurm_wish(name: str, settings: Iterable[str]) -> str | None:
     return SLURM.get(word, word if word in SLURM.values() else None)
 
 
+def _joined(name: str) -> str:
+    return name.replace("_", "")
+
+
+def _run_together(known: Mapping[str, str]) -> dict[str, str]:
+    """Settings by the words for them, without underscores."""
+    lasts = {_joined(key.rpartition(".")[2]): known[key] for key in reversed([*known])}
+    return {**{_joined(key): known[key] for key in known}, **lasts} | {
+        _joined(word): key for word, key in RUN.items()
+    }
+
+
 def nearest_setting(dotted: str, keys: Iterable[str]) -> str | None:
     """The setting of a run, one of the dotted `keys`, that is meant by a key that is none."""
     known = {plain(key): key for key in keys}
@@ -384,6 +413,11 @@ def nearest_setting(dotted: str, keys: Iterable[str]) -> str | None:
         return known[near[0]]
     inside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
     meant = next((RUN[name] for name in (word, word.replace(".", "_"), last) if name in RUN), None)
+    if not meant:  # `learningrate`, `maxgradnorm`
+        run_together = _run_together(known)
+        meant = next(
+            (run_together[n] for n in map(_joined, (word, last)) if n in run_together), None
+        )
     if meant and section == "evaluation" and word not in RUN:  # it has the sampler's words, too
         near = difflib.get_close_matches(last, inside, n=1, cutoff=0.8)
         meant = inside.get(meant.rpartition(".")[2]) or (inside[near[0]] if near else meant)
@@ -392,6 +426,9 @@ def nearest_setting(dotted: str, keys: Iterable[str]) -> str | None:
     near = difflib.get_close_matches(last, inside, n=1, cutoff=0.6)
     if near:
         return known[inside[near[0]]]
+    near = difflib.get_close_matches(last, RUN, n=1, cutoff=0.85)
+    if near:
+        return RUN[near[0]]
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     if near:
         return known[near[0]]

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,19 @@ def test_the_message_of_a_failed_reward_names_the_option_that_a_sweep_needs() ->
     from mixgrpo.rewards import calls
 
     assert "(harness.sweep and harness.search: with --retry failed)" in calls._MEND
+
+
+def test_a_file_that_looks_like_an_option_is_advised_as_a_path(tmp_path: Path) -> None:
+    write(tmp_path, "-x.yaml", SMALL)
+    for module in ("mixgrpo.train", "harness.search"):
+        refused = run(["-m", module, "./-x.yaml"], tmp_path)
+        assert refused.returncode == 2, refused.stderr
+        (words,) = advised(refused.stderr)
+        assert words == ["-m", "harness.sweep", "./-x.yaml"]
+        assert run([*words, "--plan"], tmp_path).returncode == 0
+    sweep = load_sweep(Path(os.path.relpath(tmp_path / "-x.yaml")))
+    sweep = replace(sweep, file=Path("-x.yaml"))
+    assert command_for("harness.sweep", sweep) == "python -m harness.sweep ./-x.yaml"
 
 
 def test_a_command_for_a_chosen_sweep_is_that_sweep_again(tmp_path: Path) -> None:

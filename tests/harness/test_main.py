@@ -39,7 +39,7 @@ def test_a_terminal_that_lacks_a_sign_is_shown_its_code(encoding: str, tmp_path:
     file = tmp_path / "signs.yaml"
     file.write_text(
         "name: signs\nquestion: Is τ = 25 “best” – or −1?\nseeds: 1\n"
-        "arms: {a: {label: 'τ ≤ 25', window.interval: 25}, b: {label: Grüße, window.interval: 9}}\n",
+        "arms: {a: {label: 'τ ≤ 25', window.interval: 25}, b: {label: Grüße, window.size: 9}}\n",
         encoding="utf-8",
     )
     for words in (["sweep", str(file), "--plan"], ["sweep", str(tmp_path / "no–file.yaml")]):

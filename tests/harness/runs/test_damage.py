@@ -244,8 +244,8 @@ def test_a_result_that_contradicts_the_evaluations_is_damaged(
     file = victim / "result.json"
     result = json.loads(file.read_text())
     result[key]["composition"] += 0.1
-    digests = {name: said for name, said in result["digests"].items() if name != "result.json"}
-    for digests in (digests, {}):
+    of_lines = {name: said for name, said in result["digests"].items() if name != "result.json"}
+    for digests in (of_lines, {}):
         file.write_text(json.dumps(result | {"digests": digests}))
         results = collect(load_sweep(place / "tau.yaml"), place / "runs")
         assert f"{key}.composition is" in results.left_out[0]

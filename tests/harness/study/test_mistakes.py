@@ -1,6 +1,7 @@
 """Mistakes in sweep and search files: all at once, each with line, key and fix; nothing takes all
 memory or for ever; nothing is written."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from harness.searching.check import check_space
 from harness.searching.file import load_search
 from harness.study.load import load_sweep
 from mixgrpo.errors import ConfigError
+from mixgrpo.files.hub import check_local
 
 HEAD = "name: t\nquestion: q\n"
 GRID = "grid: {window.interval: [15, 25]}\nseeds: 2\n"
@@ -305,3 +307,85 @@ def test_a_refused_file_is_a_line_each_with_code_2_and_writes_nothing(
     assert [line.split(": ")[1] for line in lines] == [f"{file}:5", f"{file}:6"]
     assert all(line.startswith("error: ") for line in lines)
     assert list(tmp_path.iterdir()) == [file]
+
+
+# ---- Files of somebody else, names of arms, long names
+
+
+TRUSTED = {
+    "sweep": (load_sweep, GRID),
+    "search": (load_search, SPACE),
+}
+
+
+@pytest.mark.parametrize("kind", TRUSTED)
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("slurm.setup", "slurm: {setup: ['rm -rf ~']}\n"),
+        ("slurm.python", "slurm: {python: ./their-python}\n"),
+        ("slurm.sbatch", "slurm: {sbatch: {prolog: x}}\n"),
+        ("profiles.a.slurm.setup", "profiles: {a: {slurm: {setup: ['rm -rf ~']}}}\n"),
+    ],
+)
+def test_what_jobs_run_is_not_taken_from_somebody_else_s_file(
+    kind: str, key: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, rest = TRUSTED[kind]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    theirs, own = tmp_path / "t.yaml", tmp_path / "here" / "t.yaml"
+    for file in (theirs, own):
+        file.write_text(HEAD + rest + text)
+    with pytest.raises(ConfigError, match=rf"t.yaml:[0-9]+: {key}: names .* add --trust"):
+        load(theirs, trust=False)
+    load(theirs, trust=True)
+    load(own, trust=False)
+    theirs.write_text(HEAD + rest + "slurm: {partition: gpu, time: 60, gpus: 1}\n")
+    load(theirs, trust=False)
+
+
+def test_an_arm_s_own_slurm_is_not_taken_from_somebody_else_s_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    arms = "arms: {a: {window.interval: 3, slurm: {setup: [id]}}, b: {window.interval: 4}}\n"
+    (tmp_path / "t.yaml").write_text(HEAD + arms + "seeds: 2\n")
+    with pytest.raises(ConfigError, match=r"t\.yaml:3: arms\.a\.slurm\.setup: names"):
+        load_sweep(tmp_path / "t.yaml", trust=False)
+
+
+def test_an_arm_is_not_called_as_a_run_of_another_is(tmp_path: Path) -> None:
+    arms = "arms:\n  x: {window.interval: 3}\n  x-seed1: {window.interval: 4}\n"
+    said = sweep_errors(tmp_path, arms + "seeds: 2\n")
+    assert said == [
+        "t.yaml:5: arms.x-seed1: the arm x-seed1 is called as the run of arm x with seed 1 is; "
+        "give it another name"
+    ]
+    (tmp_path / "t.yaml").write_text(HEAD + arms + "seeds: 1\n")  # there is no such run
+    load_sweep(tmp_path / "t.yaml")
+
+
+@pytest.mark.parametrize("module", ["harness.sweep", "harness.status", "harness.search"])
+@pytest.mark.parametrize("words", [["{}.yaml"], ["t.yaml", "--runs", "{}"]])
+def test_a_name_that_is_too_long_is_the_user_s_mistake(
+    module: str, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "t.yaml").write_text(HEAD + (SPACE if module == "harness.search" else GRID))
+    asked = [word.replace("{}", "x" * 300) for word in words]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *asked, *(["--plan"] if module != "harness.status" else [])],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "File name too long" in done.stderr or "shorter name" in done.stderr
+
+
+def test_weights_of_a_name_that_is_too_long_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no file or folder"):
+        check_local(f"/tmp/{'x' * 300}", "model.checkpoint")

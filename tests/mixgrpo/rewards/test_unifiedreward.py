@@ -591,7 +591,7 @@ def test_no_url_holds_a_password(url: str, tmp_path: Path) -> None:
     assert "s3cret" not in str(refused.value)
     if "#" not in url and url != "http://host s3cret":  # those look like no login
         own = {"classes": {"own": "a:B"}, "options": {"own": {"base_url": url}}}
-        with pytest.raises(ValueError, match="own.base_url: a URL with") as wrong:
+        with pytest.raises(ValueError, match=r"own\.base_url: a URL with") as wrong:
             RunConfig.model_validate({"rewards": own})
         assert "s3cret" not in wrong.value.errors()[0]["msg"]
 

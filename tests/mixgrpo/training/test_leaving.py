@@ -296,7 +296,8 @@ def test_what_is_said_is_heard_whatever_became_of_the_streams(how: str, guarded:
         f"def spoil() -> None:\n    {SPOILS[how]}\n"
         "def main() -> None:\n    cli.say('before')\n    cli.say_warnings()\n"
         + ("    with settings_restored(): spoil()\n" * 2 if guarded else "    spoil()\n")
-        + "    cli.say('after'); cli.warn('also'); warnings.warn('and'); sys.exit('x')\ncli.run(main)"
+        + "    cli.say('after'); cli.warn('also'); warnings.warn('and'); sys.exit('x')\n"
+        + "cli.run(main)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", source],
