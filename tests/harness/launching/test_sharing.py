@@ -30,7 +30,7 @@ from harness.study.spec import Sweep, only
 from mixgrpo import train
 from mixgrpo.files import manifest
 from mixgrpo.files.atomic import write_json
-from mixgrpo.files.records import ORIGIN
+from mixgrpo.files.records import ORIGIN, sealed
 from mixgrpo.settings.config import RunConfig
 from tests.mixgrpo import toy
 from tests.mixgrpo.outcomes import flip, leftovers, outcome
@@ -619,7 +619,7 @@ def _finished_twice(tmp_path: Path, source: Path) -> tuple[Sharing, list[RunStat
         folder = runs / "first" / f"base-{run.hash}"
         shutil.copytree(source, folder)
         result = json.loads((folder / "result.json").read_text())
-        write_json(folder / "result.json", result | {"hash": run.hash})
+        write_json(folder / "result.json", sealed(result | {"hash": run.hash}))
     (runs / sweep.name).mkdir()
     return Sharing(sweep, runs), look_at_all(sweep, runs)
 
