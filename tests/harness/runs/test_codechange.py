@@ -17,7 +17,7 @@ from harness.status import as_data, as_text
 from mixgrpo.settings.identity import config_hash
 from tests.harness import lab as labs
 from tests.harness.lab import SMALL, Lab
-from tests.harness.synthetic import make_sweep, write_runs
+from tests.harness.synthetic import make_sweep, seal, write_runs
 
 LION = "from torch.optim import SGD\n\n\nclass Lion(SGD):\n    scale = 1\n"
 SWEEP = SMALL.replace("set: {", "set: {optimizer.name: lion.Lion, ")
@@ -127,6 +127,7 @@ def test_a_run_of_an_earlier_version_is_other_code_too(lab: Lab) -> None:
         for name in ("config.yaml", "result.json"):
             text = (folder / name).read_text().replace(state.run.hash, settings)
             (folder / name).write_text(text)
+        seal(folder)
     assert len(as_data(lab.observe())["of_other_code"]) == 2
     code, said = lab.finish("--accept-code-change")
     assert (code, said.count("copied from")) == (0, 2), said
