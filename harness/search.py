@@ -16,8 +16,9 @@ import typer
 from harness import cli
 from harness.launching import options as cli_launch
 from harness.launching import preflight
-from harness.launching.launcher import Launcher, Retry
+from harness.launching.launcher import Launcher
 from harness.launching.resources import Slurm, layered
+from harness.launching.retry import Retry
 from harness.launching.screen import Progress
 from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease

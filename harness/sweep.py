@@ -20,9 +20,10 @@ from harness import cli
 from harness.launching import options as cli_launch
 from harness.launching import preflight
 from harness.launching.dispatch import ExecutorName, Local
-from harness.launching.launcher import Launcher, Retry, SweepWork, ask_to_stop
+from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.lengths import other_lengths
 from harness.launching.resources import resources
+from harness.launching.retry import Retry
 from harness.launching.screen import Progress
 from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease, wait_for_lease
@@ -30,7 +31,7 @@ from harness.launching.trash import Item, confirmed, look_at, move
 from harness.probing.workers import after_training
 from harness.runs import source
 from harness.runs.codechange import of_other_code
-from harness.runs.folder import is_of
+from harness.runs.folder import ask_to_stop, is_of
 from harness.runs.state import RunState, look_at_all, sweep_folder, unlisted_runs
 from harness.runs.store import unused
 from harness.slurm import commands as slurms
@@ -320,7 +321,7 @@ def _run(
         return launcher.exit_code
     ended = look_at_all(part, runs, scheduler.job_states())
     unfinished = [state for state in ended if state.state != "finished"]
-    took = f" ({duration(time.monotonic() - begin)})" if launcher.starts else ""
+    took = f" ({duration(time.monotonic() - begin)})" if launcher.retries.starts else ""
     say(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished{took}")
     for state in unfinished:
         if state.run.folder_name in launcher.vanished:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from harness.launching.job import TERMINAL_SIGNALS, TRAIN, Job, make_job
+from harness.launching.job import TRAIN, Job, make_job
+from harness.launching.job_environment import TERMINAL_SIGNALS
 from harness.launching.snapshot import Snapshot
 from harness.runs import environment
 from harness.runs.state import RunState

@@ -9,8 +9,8 @@ import typer
 
 from harness.launching import job
 from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
-from harness.launching.launcher import Retry
 from harness.launching.resources import Slurm
+from harness.launching.retry import Retry
 from harness.launching.snapshot import take
 from mixgrpo import cli
 from mixgrpo.errors import ConfigError

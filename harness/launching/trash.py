@@ -17,8 +17,8 @@ from pathlib import Path
 
 import typer
 
-from harness.launching.launcher import STOP_PATIENCE_S, ask_to_stop
-from harness.runs.folder import newest_checkpoint
+from harness.launching.launcher import STOP_PATIENCE_S
+from harness.runs.folder import ask_to_stop, newest_checkpoint
 from harness.runs.store import STORE, links
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError

@@ -204,8 +204,8 @@ def test_a_machine_without_slurm_plans_for_it_and_says_that_it_cannot_submit(
     said = desk.plan(Slurm())
     assert "array 1 of 1: 4 jobs; each 1 GPU(s)" in said
     assert said.splitlines()[-1].startswith(
-        "nothing can be submitted from here: --executor slurm: Slurm's programs are here and know "
-        "no cluster (no slurm.conf)"
+        "nothing can be submitted from here: --executor slurm: Slurm is installed, but no cluster "
+        "is configured (no slurm.conf)"
     )
     for program in ("sbatch", "srun", "scontrol", "squeue"):
         fake.remove(program)
