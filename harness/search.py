@@ -88,7 +88,7 @@ def main(
     wishes = Slurm()
     if not (status or report):
         check_space(search)
-        preflight.check_places(make_sweep(search), runs, reports, executor == "slurm")
+        preflight.check_folders(make_sweep(search), runs, reports, executor == "slurm")
         if executor == "slurm":
             wishes = _wishes(search, slurm or [])
         preflight.check_processes(executor, _wishes(search, []), search.file)

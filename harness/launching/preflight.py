@@ -40,7 +40,7 @@ Named = tuple[RunConfig, Layers]
 """A configuration, and where its settings were written."""
 
 
-def check_places(sweep: Sweep, runs_dir: Path, reports_dir: Path, on_slurm: bool) -> None:
+def check_folders(sweep: Sweep, runs_dir: Path, reports_dir: Path, on_slurm: bool) -> None:
     """ConfigError where the folders of the runs and of the report cannot be made or written, belong
     to another file of the same name, or cannot be used by Slurm."""
     folder = sweep_folder(sweep, runs_dir)

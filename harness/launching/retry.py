@@ -1,8 +1,8 @@
 """Which runs a launcher starts again after a failure, when, and when it gives up on one.
 
-A run is given up after `MAX_TRIES` starts in a row without a new checkpoint. A failure that only the
-user can fix is not retried; one of something outside the run, such as a reward's server, is retried
-after a pause.
+A run is given up after `MAX_TRIES` starts in a row without a new checkpoint. A failure that only
+the user can fix is not retried. A failure outside the run, such as that of a reward's server, is
+retried after a pause.
 """
 
 import os

@@ -18,9 +18,9 @@ from harness import sweep as sweeps
 from harness.launching.dispatch import Local, Start
 from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.screen import Progress
+from harness.launching.status import as_data, as_text
 from harness.launching.sweep_lease import LAUNCHER
 from harness.slurm.scheduler import Scheduler
-from harness.status import as_data, as_text
 from harness.study.spec import Sweep
 from mixgrpo.errors import RunError
 from mixgrpo.files.lease import Lease, is_held

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.launching.status import as_data, as_text
 from harness.runs.ledger import START_UP, ledger
 from harness.slurm import submissions
-from harness.status import as_data, as_text
 
 from ..harness.lab import SMALL, SWEEP, Lab
 from .cluster import Cluster
