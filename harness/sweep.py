@@ -251,7 +251,7 @@ def _move_to_trash(asked: Command, prune: bool, yes: bool) -> bool:
     jobs = Scheduler(asked.folder).job_states()
     queued = {name for name, job in jobs.items() if job.status != "gone"}
     paths = [asked.folder / run.folder_name for run in asked.rerun]
-    again = [look_at(path, queued, anew=True) for path in paths if os.path.lexists(path)]
+    again = [look_at(path, queued, again=True) for path in paths if os.path.lexists(path)]
     if not _clear(asked, again, "--rerun", yes):
         return False
     return not prune or (

@@ -46,7 +46,7 @@ def describe_arrays(
             if seconds is None:
                 unknown += 1
             else:
-                total += seconds / 3600 * array.asked.gpus_per_run
+                total += seconds / 3600 * array.resources.gpus_per_run
     if arrays:
         lines.append(_hours(total, unknown, arrays))
         lines += _too_long(arrays, by_name, paces)
@@ -55,14 +55,14 @@ def describe_arrays(
     except ConfigError as error:
         return "\n".join([*lines, "", f"nothing can be submitted from here: {error}"])
     # Arrays that differ only in their length: one is enough to be read.
-    different = {array.asked.model_dump_json(): array for array in reversed(arrays)}
+    different = {array.resources.model_dump_json(): array for array in reversed(arrays)}
     for number, array in enumerate(reversed(list(different.values())), 1):
         lines += ["", f"--- sbatch text {number} ---", cluster.text(array)]
     return "\n".join(lines)
 
 
 def _array(array: Array, runs: list[RunState]) -> str:
-    asked = array.asked
+    asked = array.resources
     jobs = len(array.packs)
     text = f"{jobs} job{'' if jobs == 1 else 's'}"
     if asked.pack > 1:
@@ -95,7 +95,7 @@ def _hours(total: float, unknown: int, arrays: list[Array]) -> str:
     runs = sum(len(pack) for array in arrays for pack in array.packs)
     if unknown == runs:
         return "GPU hours: unknown; no iteration of these configurations has been finished yet"
-    if not any(array.asked.gpus_per_run for array in arrays):
+    if not any(array.resources.gpus_per_run for array in arrays):
         return "GPU hours: none asked for"
     text = f"GPU hours: about {total:,.2f}, from the iterations finished so far, without start-up"
     return f"{text} and without {unknown} run(s) whose pace is unknown" if unknown else text
@@ -107,7 +107,7 @@ def _too_long(
     """Arms whose runs outlast their time limit, or whose iterations the warning before it."""
     found = {}
     for array in arrays:
-        limit, warning = 60 * array.asked.time, array.asked.signal_s
+        limit, warning = 60 * array.resources.time, array.resources.signal_s
         for start in (start for pack in array.packs for start in pack):
             arm = start.run.arm
             seconds = _seconds_left(states[start.name], paces)
