@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from harness.study.arms import Arm
+from harness.study.profiles import Chosen
 from harness.study.spec import Sweep
-from harness.study.sweepfile import Chosen
 from mixgrpo.errors import ConfigError, Place, all_errors, shown
 from mixgrpo.settings.config import Conflict, Section, together
 from mixgrpo.settings.configfile import read_override

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.study.sweepfile import Chosen, Given, wrong_word_of_arm
+from harness.study.mistakes import wrong_word_of_arm
+from harness.study.profiles import Chosen, Given
 from mixgrpo.errors import ConfigError, ErrorList, Place, shown
 from mixgrpo.settings.yamlfile import Key
 
@@ -142,7 +143,7 @@ def _check_words(chosen: Chosen, settings: dict[str, Any], place: Key) -> None:
             raise chosen.error((*place, key), wrong)
 
 
-def base_place(chosen: Chosen, arm: Arm) -> Given | None:
+def base_of(chosen: Chosen, arm: Arm) -> Given | None:
     """The run configuration that an arm stands on, and the key that names it."""
     if arm.base is None:
         return chosen.get("base")
@@ -205,7 +206,7 @@ def place_of(chosen: Chosen, arm: Arm, key: str) -> Place:
     if grid and key in grid.value:
         index = grid.value[key].index(arm.settings[key])  # by identity first: NaN equals nothing
         return chosen.document.place((*grid.key, key, index))
-    return chosen.place_under((*arms.key, _name_in_file(arm)) if arms else (), key)
+    return chosen.setting_place((*arms.key, _name_in_file(arm)) if arms else (), key)
 
 
 def _name_in_file(arm: Arm) -> str:
