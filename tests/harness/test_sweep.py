@@ -307,11 +307,11 @@ def test_what_goes_to_the_background_takes_the_lease_along(
     """The command that returns does not give back what its child owns by then."""
     taken: list[Lease] = []
 
-    def to_background(sweep: Sweep, runs: Path, held: Lease, executor: str) -> bool:
+    def to_background(sweep: Sweep, runs: Path, held: Lease, *_: object) -> bool:
         taken.append(held)
         return False
 
-    monkeypatch.setattr(sweeps, "_go_to_background", to_background)
+    monkeypatch.setattr(sweeps, "go_to_background", to_background)
     lab.write(SMALL)
     assert sweeps.main(lab.file, runs=lab.runs, reports=lab.root / "reports", detach=True) == 0
     assert is_held(lab.runs / "toy" / LAUNCHER)
