@@ -305,7 +305,7 @@ def _clean_environment(parameters: dict[str, Any]) -> Iterator[None]:
 
     kept = {k: os.environ[k] for k in ("SLURM_CONF",) if k in os.environ}
     before = dict(os.environ)
-    with submitit.helpers.clean_env(environment.strays()):
+    with submitit.helpers.clean_env(environment.job_variables()):
         os.environ.update(kept)
         hidden = {*_NOT_INHERITED, *(v for k, v in _INHERITED_UNLESS.items() if k in parameters)}
         os.environ.update(

@@ -107,7 +107,7 @@ class Inline:
                 gpus=float(self.gpu is not None),
             )
             os.environ.update(job.variables())
-            with environment.changed(dict.fromkeys(environment.strays())), stays():
+            with environment.changed(dict.fromkeys(environment.job_variables())), stays():
                 job.run(self.should_stop)
         return [start.name for start in starts[:1]]
 
@@ -165,7 +165,7 @@ class Local:
         executor = submitit.LocalExecutor(folder=_fresh(start.folder / "log"))
         # submitit kills jobs at its time limit, which cannot be left out.
         executor.update_parameters(timeout_min=_NO_TIME_LIMIT_MIN, stderr_to_stdout=True)
-        variables: dict[str, str | None] = dict.fromkeys(environment.strays())
+        variables: dict[str, str | None] = dict.fromkeys(environment.job_variables())
         variables |= job.variables() | (self.snapshot.variables() if self.snapshot else {})
         with environment.changed(variables), _signals_held_back():
             process: _Process = executor.submit(job)
