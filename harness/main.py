@@ -1,6 +1,6 @@
-"""The one command: `mixgrpo sweep FILE` is `python -m harness.sweep FILE`, and so with the others.
+"""The command `mixgrpo`: `mixgrpo sweep FILE` is `python -m harness.sweep FILE`, and so on.
 
-A command's module, which may bring torch, is imported where that command is called or completed.
+A command's module, which may import torch, is imported only when that command is used.
 """
 
 import importlib
@@ -15,35 +15,39 @@ from mixgrpo import __version__, cli
 from mixgrpo.compute.signals import end_at_once
 
 
-class Place(NamedTuple):
+class Command(NamedTuple):
     module: str
     about: str
 
 
 COMMANDS = {
-    "sweep": Place("harness.sweep", "Run what a sweep file asks for, and write its report."),
-    "status": Place("harness.status", "Say what a sweep is doing: counts, progress, failures."),
-    "report": Place("harness.report", "Write the report of a sweep, or of all, again."),
-    "search": Place("harness.search", "Search settings with Optuna, and confirm the best."),
-    "logs": Place("harness.logs", "Show what a run printed, or follow it."),
-    "probe": Place("harness.probe", "Measure finished runs: hybrid inference, the solver's error."),
-    "cost": Place("harness.cost", "Say what the paper's experiments take in GPU hours."),
-    "train": Place("mixgrpo.train", "Train one run from its configuration."),
-    "generate": Place("mixgrpo.generate", "Draw images from a run."),
-    "evaluate": Place("mixgrpo.evaluate", "Judge a run on held-out prompts."),
-    "embed": Place("mixgrpo.embed", "Encode prompts ahead of training."),
-    "to-pipeline": Place("mixgrpo.to_pipeline", "Write a run's model as a pipeline of diffusers."),
+    "sweep": Command("harness.sweep", "Run what a sweep file asks for, and write its report."),
+    "status": Command("harness.status", "Say what a sweep is doing: counts, progress, failures."),
+    "report": Command("harness.report", "Write the report of a sweep, or of all, again."),
+    "search": Command("harness.search", "Search settings with Optuna, and confirm the best."),
+    "logs": Command("harness.logs", "Show what a run printed, or follow it."),
+    "probe": Command(
+        "harness.probe", "Measure finished runs: hybrid inference, the solver's error."
+    ),
+    "cost": Command("harness.cost", "Say what the paper's experiments take in GPU hours."),
+    "train": Command("mixgrpo.train", "Train one run from its configuration."),
+    "generate": Command("mixgrpo.generate", "Draw images from a run."),
+    "evaluate": Command("mixgrpo.evaluate", "Judge a run on held-out prompts."),
+    "embed": Command("mixgrpo.embed", "Encode prompts ahead of training."),
+    "to-pipeline": Command(
+        "mixgrpo.to_pipeline", "Write a run's model as a pipeline of diffusers."
+    ),
 }
 
 
 class Commands(typer.core.TyperGroup):
-    """Knows the commands by name, and imports the one that is asked for."""
+    """Lists the commands by name, and imports the one that is used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """What the list of commands shows of one."""
+        """The entry of a command in the list, without importing it."""
         if cmd_name not in COMMANDS:
             return None
         return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name].about)

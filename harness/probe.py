@@ -1,15 +1,14 @@
-"""Measures on finished runs what their training did not: hybrid inference, the solver's error.
+"""Measures finished runs after their training: hybrid inference, the solver's error.
 
     python -m harness.probe sweeps/hybrid.yaml
 
-What is measured stands below `probes:` of the sweep file (`mixgrpo.settings.probes`). Each
-measurement is one file, `<run>/probes/<name>.json`, written whole or not at all, so that the
-command can be killed and run again at any time. A file of other options or other weights is
-measured again.
+`probes:` of the sweep file says what is measured (`mixgrpo.settings.probes`). Each measurement is
+one file, `<run>/probes/<name>.json`, written atomically, so that the command can be killed and run
+again at any time. It is repeated if its options or the weights have changed.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +20,6 @@ from harness.study.spec import only
 from mixgrpo.cli import TrustOption, say, warn
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(
@@ -40,7 +36,7 @@ def main(
     ] = None,
     trust: TrustOption = False,
 ) -> int:
-    """Measure on a sweep's finished runs what its `probes:` name and is not there yet."""
+    """Measure on a sweep's finished runs what its `probes:` name and is still missing."""
     sweep = only(load_sweep(file, profile, set_ or [], trust), only_ or [])
     if not sweep.probes:
         raise ConfigError(
@@ -53,7 +49,7 @@ def main(
     finished = len({task.folder for task in every})
     say(f"{finished} of {len(sweep.runs)} runs finished")
     failed = measure_missing(sweep, runs, jobs, say)
-    say(f"{len(every) - len(failed)} of {len(every)} measurements are there")
+    say(f"{len(every) - len(failed)} of {len(every)} measurements exist")
     return 1 if failed or damaged else 0
 
 

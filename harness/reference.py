@@ -1,4 +1,4 @@
-"""The reference of a sweep file's keys, from the docstrings of `sweepfile`, views and probes.
+"""The reference of a sweep file's keys, made from the docstrings of `sweepfile`, views and probes.
 
 python -m harness.reference > docs/sweep-reference.md
 """
@@ -52,20 +52,20 @@ def reference() -> str:
     first = [name for name, field in file.items() if field.is_required()]
     rows = [_key(name, file[name], known) for name in dict.fromkeys([*first, *file])]
     published = [
-        f"| `{name}` | {found.title} | {', '.join(f'`{key}`' for key in found.rows)} |"
-        for name, found in paper.TABLES.items()
+        f"| `{name}` | {one.title} | {', '.join(f'`{key}`' for key in one.rows)} |"
+        for name, one in paper.TABLES.items()
     ]
     views = [
-        f"| `{name}` | {'on every page' if name in DEFAULT else 'where named'} | {_about(place)} |"
-        for name, place in VIEWS.items()
+        f"| `{name}` | {'on every page' if name in DEFAULT else 'where named'} | {_about(target)} |"
+        for name, target in VIEWS.items()
     ]
     measured = []
     for name, probe in probes.PROBES.items():
-        own = of_probes[probe.options.__name__]
+        meanings = of_probes[probe.options.__name__]
         measured += [
             f"### {name}",
             inspect.cleandoc(probe.options.__doc__ or ""),
-            table([row(key, field, own) for key, field in probe.options.model_fields.items()]),
+            table([row(key, field, meanings) for key, field in probe.options.model_fields.items()]),
         ]
     parts = [
         _HEAD,
@@ -92,12 +92,12 @@ def _key(name: str, field: Any, texts: dict[str, str]) -> str:
     return f"| `{name}` | {form} | {texts.get(name, '')} |"
 
 
-def _about(place: str) -> str:
-    """The first sentence of a module, `module:function`, which is not imported."""
-    found = importlib.util.find_spec(place.partition(":")[0])
-    assert found is not None, place
-    assert found.origin is not None, place
-    text = ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8"))) or ""
+def _about(target: str) -> str:
+    """The first sentence of the module of a `module:function`, which is not imported."""
+    module = importlib.util.find_spec(target.partition(":")[0])
+    assert module is not None, target
+    assert module.origin is not None, target
+    text = ast.get_docstring(ast.parse(Path(module.origin).read_text(encoding="utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
 
 

@@ -16,8 +16,9 @@ import typer
 from harness import cli
 from harness.launching import options as cli_launch
 from harness.launching import preflight
-from harness.launching.launcher import Launcher, Retry
+from harness.launching.launcher import Launcher
 from harness.launching.resources import Slurm, layered
+from harness.launching.retry import Retry
 from harness.launching.screen import Progress
 from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease
@@ -87,7 +88,7 @@ def main(
     wishes = Slurm()
     if not (status or report):
         check_space(search)
-        preflight.check_places(make_sweep(search), runs, reports, executor == "slurm")
+        preflight.check_folders(make_sweep(search), runs, reports, executor == "slurm")
         if executor == "slurm":
             wishes = _wishes(search, slurm or [])
         preflight.check_processes(executor, _wishes(search, []), search.file)

@@ -7,7 +7,6 @@ are added.
 """
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,34 +18,33 @@ import typer
 from harness import cli
 from harness.launching import options as cli_launch
 from harness.launching import preflight
-from harness.launching.dispatch import ExecutorName, Local
-from harness.launching.launcher import Launcher, Retry, SweepWork, ask_to_stop
-from harness.launching.lengths import other_lengths
+from harness.launching.background import go_to_background
+from harness.launching.cancel import cancel as cancel_jobs
+from harness.launching.dispatch import Local
+from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.resources import resources
+from harness.launching.retry import Retry
 from harness.launching.screen import Progress
 from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease, wait_for_lease
 from harness.launching.trash import Item, confirmed, look_at, move
+from harness.launching.unlisted import say_unlisted, unlisted_items
 from harness.probing.workers import after_training
 from harness.runs import source
-from harness.runs.codechange import of_other_code
-from harness.runs.folder import is_of
-from harness.runs.state import RunState, look_at_all, sweep_folder, unlisted_runs
+from harness.runs.state import RunState, look_at_all, sweep_folder
 from harness.runs.store import unused
-from harness.slurm import commands as slurms
+from harness.slurm import commands as slurm_commands
 from harness.slurm.scheduler import LAG_S, Scheduler
-from harness.study.load import known_folders, load_sweep
+from harness.study.load import load_sweep
 from harness.study.spec import Run, Sweep, only, single_runs
 from harness.text import command
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say, warn
 from mixgrpo.compute.signals import Interrupted
-from mixgrpo.errors import ConfigError, RunError, UnidentifiedError
+from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.lease import Lease
 from mixgrpo.settings.paths import removed_if_refused
 from mixgrpo.text.words import duration
-
-LOG = "launcher.log"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,33 @@ class Options(cli_launch.Launching):
     share: bool
     """Whether a run that several sweeps ask for is computed once."""
     accept_code_change: bool
-    """Whether finished runs of other code of the user's own are taken for the same."""
+    """Whether finished runs that differ in the user's own code alone are accepted."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One call of the command: a sweep, the part of it to run, folders and options."""
+
+    sweep: Sweep
+    part: Sweep
+    """The runs that --only and --rerun choose; all of them without."""
+    rerun: Sequence[Run]
+    runs: Path
+    reports: Path
+    options: Options
+
+    @property
+    def folder(self) -> Path:
+        return sweep_folder(self.sweep, self.runs)
+
+    def scheduler(self) -> Scheduler:
+        polls = [resources.poll_s for resources in self.options.wishes.values()]
+        return Scheduler(self.folder, min(polls, default=30.0), LAG_S)
+
+    def check_runs(self, states: list[RunState]) -> None:
+        """ConfigError where an unfinished run of the part could not run as asked for."""
+        options = self.options
+        preflight.check_runs(self.sweep, states, options.executor, options.wishes, self.runs, warn)
 
 
 def main(
@@ -112,89 +136,83 @@ def main(
 ) -> int:
     """Run what a sweep file asks for and is not there yet, follow it, and write the report."""
     sweep = load_sweep(file, profile, set_ or [], trust)
-    anew = single_runs(sweep, rerun or [], "--rerun")
-    part = only(sweep, [*(only_ or []), *(run.folder_name for run in anew)])
-    # What is to run anew is neither copied nor kept from it by how it ended before.
-    share = not no_share and not anew
+    rerun_runs = single_runs(sweep, rerun or [], "--rerun")
+    part = only(sweep, [*(only_ or []), *(run.folder_name for run in rerun_runs)])
+    # A run that is made again is neither copied nor refused because of how it ended before.
+    share = not no_share and not rerun_runs
     if accept_code_change and not share:
         raise ConfigError("--accept-code-change: copies runs; leave out --no-share and --rerun")
-    asked = _asked(
-        sweep,
+    cli_launch.check_executor(executor, jobs, slurm, snapshot)
+    options = Options(
         executor,
         jobs,
-        slurm or [],
+        resources(sweep, slurm or []) if executor == "slurm" else {},
         snapshot,
-        "failed" if anew else retry,
+        "failed" if rerun_runs else retry,
         share,
         accept_code_change,
     )
-    if yes and not (prune_ or anew):
+    if yes and not (prune_ or rerun_runs):
         raise ConfigError("--yes: answers the question of --prune and --rerun; leave it out")
-    if (plan or cancel) and (prune_ or anew):
+    if (plan or cancel) and (prune_ or rerun_runs):
         option = "--prune" if prune_ else "--rerun"
         raise ConfigError(f"{option}: moves runs and starts others; leave out --plan and --cancel")
     if sum((plan, cancel, detach)) > 1:
         raise ConfigError("--plan, --cancel, --detach: each does another thing; give one of them")
+    asked = Command(sweep, part, rerun_runs, runs, reports, options)
     if cancel:
-        source.check(sweep.name, sweep.file, sweep_folder(sweep, runs), reports / sweep.report_name)
-        return _cancel(part, runs)
-    preflight.check_places(sweep, runs, reports, executor == "slurm")
+        source.check(sweep.name, sweep.file, asked.folder, reports / sweep.report_name)
+        say(cancel_jobs(part, runs))
+        return 0
+    preflight.check_folders(sweep, runs, reports, executor == "slurm")
     if plan:
-        return _plan(sweep, part, runs, asked)
-    _check(sweep, part, runs, asked)
-    with removed_if_refused(sweep_folder(sweep, runs), ("*/attempts", "*/config.yaml")):
-        return _own_and_run(sweep, part, runs, reports, asked, detach, prune_, anew, yes)
+        return _plan(asked)
+    if executor == "slurm":
+        slurm_commands.check()
+    if snapshot:
+        locate(asked.folder)
+    asked.check_runs(look_at_all(part, runs))
+    with removed_if_refused(asked.folder, ("*/attempts", "*/config.yaml")):
+        return _run_with_lease(asked, detach, prune_, yes)
 
 
-def _own_and_run(
-    sweep: Sweep,
-    part: Sweep,
-    runs: Path,
-    reports: Path,
-    asked: Options,
-    detach: bool,
-    prune_: bool,
-    anew: Sequence[Run],
-    yes: bool,
-) -> int:
-    """Take the sweep's lease and run what is missing, or follow its owner. The exit code."""
-    if detach:
-        held = take_lease(sweep, runs)
-        if held is None:
-            raise RunError(
-                f"{sweep_folder(sweep, runs)}: {lease_holder(sweep, runs)} already runs this "
-                "sweep; the same command without --detach follows it"
-            )
-    else:
-        with Progress(sweep.measure) as progress:
-            held = take_lease(sweep, runs)
-            if held is None:
-                progress.say(
-                    f"{lease_holder(sweep, runs)} runs this sweep: following it (Ctrl-C leaves it "
-                    "alone)"
-                )
-                scheduler = _scheduler(sweep, runs, asked)
-                try:
-                    held = wait_for_lease(part, runs, progress, scheduler.job_states)
-                except Interrupted as interrupted:
-                    progress.say("left; the sweep goes on without this command")
-                    return interrupted.exit_code
+def _plan(asked: Command) -> int:
+    from harness.launching.plan import describe, foresee
+
+    sweep, part, options = asked.sweep, asked.part, asked.options
+    slots = {"inline": 1, "local": Local(options.jobs).slots, "slurm": None}[options.executor]
+    states = look_at_all(part, asked.runs, Scheduler(asked.folder).job_states())
+    asked.check_runs(states)
+    _say_damage(states)
+    saved = None
+    if options.share:
+        saved = foresee(sweep, states, asked.runs, options.accept_code_change)
+    say(describe(part, states, slots, saved))
+    if sweep.probes:
+        say(f"afterwards measured on every finished run: {', '.join(sweep.probes)}")
+    if options.executor == "slurm":
+        from harness.launching.slurm_plan import describe_arrays
+
+        stored = saved.stored if saved else {}
+        left = [state for state in states if state.run.folder_name not in stored]
+        say(describe_arrays(part, asked.runs, left, options.wishes, options.snapshot))
+    say_unlisted(sweep, asked.runs, say)
+    return 0
+
+
+def _run_with_lease(asked: Command, detach: bool, prune: bool, yes: bool) -> int:
+    """Take the sweep's lease and run what is missing, or follow its holder. The exit code."""
+    try:
+        held = _take_or_wait_for_lease(asked, detach)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
     handed_over = False
     try:
-        in_slurm = Scheduler(sweep_folder(sweep, runs)).job_states()
-        queued = {name for name, place in in_slurm.items() if place.status != "gone"}
-        folders = [sweep_folder(sweep, runs) / run.folder_name for run in anew]
-        there = [path for path in folders if os.path.lexists(path)]
-        items = [look_at(path, queued, anew=True) for path in there]
-        if not _clear(sweep, runs, items, "--rerun", yes):
+        if not _move_to_trash(asked, prune, yes):
             return 1
-        if prune_ and not (
-            _clear(sweep, runs, _strangers(sweep, runs, queued), "--prune", yes)
-            and _clear(sweep, runs, [look_at(path) for path in unused(runs)], "--prune", yes)
-        ):
-            return 1
-        if not detach or _go_to_background(sweep, runs, held, asked.executor):
-            return _run(sweep, part, runs, reports, asked, held)
+        on_slurm = asked.options.executor == "slurm"
+        if not detach or go_to_background(asked.sweep, asked.runs, held, on_slurm, say):
+            return _run(asked, held)
         handed_over = True
         return 0
     finally:
@@ -202,115 +220,75 @@ def _own_and_run(
             held.release()
 
 
-def _asked(
-    sweep: Sweep,
-    executor: ExecutorName,
-    jobs: int | None,
-    slurm: list[str],
-    snapshot: bool,
-    retry: Retry,
-    share: bool,
-    accept_code_change: bool,
-) -> Options:
-    """The options that go together. ConfigError for those that do not."""
-    cli_launch.check_executor(executor, jobs, slurm, snapshot)
-    wishes = resources(sweep, slurm) if executor == "slurm" else {}
-    return Options(executor, jobs, wishes, snapshot, retry, share, accept_code_change)
-
-
-def _check(sweep: Sweep, part: Sweep, runs: Path, asked: Options) -> None:
-    """ConfigError, or RunError for a folder of another version, before anything is written."""
-    if asked.executor == "slurm":
-        slurms.check()
-    if asked.snapshot:
-        locate(sweep_folder(sweep, runs))
-    states = look_at_all(part, runs)
-    preflight.check_runs(sweep, states, asked.executor, asked.wishes, runs, warn)
-
-
-def _scheduler(sweep: Sweep, runs: Path, asked: Options) -> Scheduler:
-    polls = [wishes.poll_s for wishes in asked.wishes.values()]
-    return Scheduler(sweep_folder(sweep, runs), min(polls, default=30.0), LAG_S)
-
-
-def _plan(sweep: Sweep, part: Sweep, runs: Path, asked: Options) -> int:
-    from harness.launching.plan import describe, foresee
-
-    slots = {"inline": 1, "local": Local(asked.jobs).slots, "slurm": None}[asked.executor]
-    states = look_at_all(part, runs, Scheduler(sweep_folder(sweep, runs)).job_states())
-    preflight.check_runs(sweep, states, asked.executor, asked.wishes, runs, warn)
-    _tell_damage(states)
-    saved = foresee(sweep, states, runs, asked.accept_code_change) if asked.share else None
-    say(describe(part, states, slots, saved))
-    if sweep.probes:
-        say(f"afterwards measured on every finished run: {', '.join(sweep.probes)}")
-    if asked.executor == "slurm":
-        from harness.launching.slurm_plan import describe_arrays
-
-        stored = saved.stored if saved else {}
-        left = [state for state in states if state.run.folder_name not in stored]
-        say(describe_arrays(part, runs, left, asked.wishes, asked.snapshot))
-    _tell_strangers(sweep, runs)
-    return 0
-
-
-def _cancel(part: Sweep, runs: Path) -> int:
-    """Stop everything of these arms that is queued or runs."""
-    if not sweep_folder(part, runs).is_dir():
-        say(f"{sweep_folder(part, runs)}: is not there, so nothing is queued or runs")
-        return 0
-    held = take_lease(part, runs, begin=False)
-    if held is None:
-        raise RunError(
-            f"{sweep_folder(part, runs)}: {lease_holder(part, runs)} runs this sweep; end that one "
-            "first (Ctrl-C, or kill), or it would go on with the rest"
+def _take_or_wait_for_lease(asked: Command, detach: bool) -> Lease:
+    """The sweep's lease, after its present holder has ended. Interrupted after a signal; RunError
+    where a command that is to return at once (`detach`) would have to wait."""
+    sweep, runs = asked.sweep, asked.runs
+    if detach:
+        held = take_lease(sweep, runs)
+        if held is None:
+            raise RunError(
+                f"{asked.folder}: {lease_holder(sweep, runs)} already runs this sweep; the same "
+                "command without --detach follows it"
+            )
+        return held
+    with Progress(sweep.measure) as progress:
+        held = take_lease(sweep, runs)
+        if held is not None:
+            return held
+        progress.say(
+            f"{lease_holder(sweep, runs)} runs this sweep: following it (Ctrl-C leaves it alone)"
         )
-    try:
-        scheduler = Scheduler(sweep_folder(part, runs))
-        states = look_at_all(part, runs, scheduler.job_states())
-        running = [
-            s
-            for s in states
-            if s.state == "running"
-            and (not s.attempts or is_of(part.name, s.folder, s.attempts[-1]))
-        ]
-        queued = [s for s in states if s.state == "queued"]
-        shared = scheduler.cancel({state.run.folder_name for state in queued})
-        ask_to_stop([s.folder for s in states if s in running or s.run.folder_name in shared])
-    finally:
-        held.release()
-    say(
-        f"{len(queued)} queued run(s) cancelled; {len(running)} running one(s) stop after their "
-        "iteration, with a checkpoint"
+        try:
+            return wait_for_lease(asked.part, runs, progress, asked.scheduler().job_states)
+        except Interrupted:
+            progress.say("left; the sweep goes on without this command")
+            raise
+
+
+def _move_to_trash(asked: Command, prune: bool, yes: bool) -> bool:
+    """Move the runs that --rerun and --prune name. False where the user does not want that."""
+    sweep, runs = asked.sweep, asked.runs
+    jobs = Scheduler(asked.folder).job_states()
+    queued = {name for name, job in jobs.items() if job.status != "gone"}
+    paths = [asked.folder / run.folder_name for run in asked.rerun]
+    again = [look_at(path, queued, again=True) for path in paths if os.path.lexists(path)]
+    if not _clear(asked, again, "--rerun", yes):
+        return False
+    return not prune or (
+        _clear(asked, unlisted_items(sweep, runs, queued), "--prune", yes)
+        and _clear(asked, [look_at(path) for path in unused(runs)], "--prune", yes)
     )
-    return 0
 
 
-def _run(
-    sweep: Sweep,
-    part: Sweep,
-    runs: Path,
-    reports: Path,
-    asked: Options,
-    held: Lease,
-) -> int:
-    """What happens with the sweep's lease held. Returns the exit code."""
-    source.note(sweep.name, sweep.file, sweep_folder(sweep, runs), say)
-    _tell_damage(look_at_all(part, runs))
-    _tell_strangers(sweep, runs)
+def _clear(asked: Command, items: list[Item], option: str, yes: bool) -> bool:
+    if not items:
+        return True
+    if not confirmed(items, option, yes):
+        say("nothing was moved, and nothing was started")
+        return False
+    move(items, say, Scheduler(asked.folder).cancel)
+    return True
+
+
+def _run(asked: Command, held: Lease) -> int:
+    """Run what is missing with the sweep's lease held, and report. The exit code."""
+    sweep, part, runs, options = asked.sweep, asked.part, asked.runs, asked.options
+    source.note(sweep.name, sweep.file, asked.folder, say)
+    _say_damage(look_at_all(part, runs))
+    say_unlisted(sweep, runs, say)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:
-        make = asked.executor_maker(sweep.name, sweep_folder(sweep, runs), progress.say)
-        scheduler = _scheduler(sweep, runs, asked)
+        scheduler = asked.scheduler()
         launcher = Launcher(
             SweepWork(part),
             runs,
             progress,
-            make,
+            options.executor_maker(sweep.name, asked.folder, progress.say),
             scheduler,
-            asked.retry,
-            asked.share,
-            asked.accept_code_change,
+            options.retry,
+            options.share,
+            options.accept_code_change,
             held,
         )
         complete = launcher.go()
@@ -320,44 +298,53 @@ def _run(
         return launcher.exit_code
     ended = look_at_all(part, runs, scheduler.job_states())
     unfinished = [state for state in ended if state.state != "finished"]
-    took = f" ({duration(time.monotonic() - begin)})" if launcher.starts else ""
+    took = f" ({duration(time.monotonic() - begin)})" if launcher.retries.starts else ""
     say(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished{took}")
-    for state in unfinished:
-        if state.run.folder_name in launcher.vanished:
-            say(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
-            continue
-        why = state.attempts[-1].last_line if state.attempts else "it never began"
-        why = state.damage or why
-        log = command("harness.logs", state.folder)
-        say(f"{state.run.name}: {state.state}: {why or state.reason}; log: {log}")
-    reasons = [state.reason for state in unfinished if state.state == "failed"]
+    _say_unfinished(unfinished, launcher.vanished)
+    _say_what_to_do(unfinished, options.retry)
+    jobs = 1 if options.executor == "inline" else options.jobs
+    not_measured = after_training(part, runs, jobs, options.executor == "slurm")
+    report: Path | RunError | None = None
+    if any(state.state == "finished" for state in look_at_all(sweep, runs)):
+        report = write_report(sweep, runs, asked.reports)
+        say(f"report: {report}")
+    return 1 if unfinished or not_measured or isinstance(report, PartialReport) else 0
+
+
+def _say_what_to_do(unfinished: list[RunState], retry: Retry) -> None:
+    """How what failed runs again."""
+    reasons = {state.reason for state in unfinished if state.state == "failed"}
+    again = " (with --retry failed where the file is the same)" if retry != "failed" else ""
     if "config" in reasons:
         say(
             "what failed by a wrong setting fails again as it is: correct the file, or what the "
-            "error names, and run the same command"
-            + " (with --retry failed where the file is the same)"
-            * (asked.retry != "failed")
+            f"error names, and run the same command{again}"
         )
-    if {*reasons} - {"config"} and asked.retry != "failed":
+    if reasons - {"config"} and retry != "failed":
         say("what failed by an exception runs again by the same command with --retry failed")
-    jobs = 1 if asked.executor == "inline" else asked.jobs
-    lacking = after_training(part, runs, jobs, asked.executor == "slurm")
-    report: Path | RunError | None = None
-    if any(state.state == "finished" for state in look_at_all(sweep, runs)):
-        report = write_report(sweep, runs, reports)
-        say(f"report: {report}")
-    return 1 if unfinished or lacking or isinstance(report, PartialReport) else 0
 
 
-class PartialReport(RunError):
-    """A report, by the path of its page, that leaves out what is damaged."""
+def _say_unfinished(states: list[RunState], vanished: set[str]) -> None:
+    """Say of each unfinished run why it is, and where its log is."""
+    for state in states:
+        if state.run.folder_name in vanished:
+            say(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
+            continue
+        recorded = state.attempts[-1].last_line if state.attempts else "it never began"
+        why = state.damage or recorded or state.reason
+        log = command("harness.logs", state.folder)
+        say(f"{state.run.name}: {state.state}: {why}; log: {log}")
 
 
-def _tell_damage(states: list[RunState]) -> None:
+def _say_damage(states: list[RunState]) -> None:
     """Name the runs of which a file is damaged."""
     for state in states:
         for text in (*([state.damage] if state.damage else []), *state.unreadable):
             say(f"{state.run.name}: {text}")
+
+
+class PartialReport(RunError):
+    """A report, by the path of its page, that leaves out what is damaged."""
 
 
 def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
@@ -369,93 +356,6 @@ def write_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
     except FullerReport as kept:
         return kept
     return PartialReport(written.page) if written.left_out else written.page
-
-
-def _clear(sweep: Sweep, runs: Path, items: list[Item], option: str, yes: bool) -> bool:
-    """Move these runs to the trash. False where the user does not want that."""
-    if not items:
-        return True
-    if not confirmed(items, option, yes):
-        say("nothing was moved, and nothing was started")
-        return False
-    move(items, say, Scheduler(sweep_folder(sweep, runs)).cancel)
-    return True
-
-
-def _strangers(sweep: Sweep, runs: Path, queued: set[str]) -> list[Item]:
-    """The run folders that no profile of the file asks for. ConfigError where that is not known."""
-    try:
-        known = known_folders(sweep.file, sweep) | {run.folder_name for run in sweep.runs}
-    except UnidentifiedError as error:  # of another profile, for another machine
-        raise ConfigError(
-            f"--prune: which folders belong to all profiles of {sweep.file} is not known here "
-            f"({error}); nothing was moved"
-        ) from error
-    remarks = _remarks(sweep, runs)
-    return [
-        look_at(folder, queued, remarks.get(folder.name, ""))
-        for folder in unlisted_runs(known, sweep_folder(sweep, runs))
-    ]
-
-
-def _remarks(sweep: Sweep, runs: Path) -> dict[str, str]:
-    """What run folders are that differ from one of the file only in their length, by name."""
-    others = other_lengths(sweep, runs, sweep.runs)
-    return {other.run.folder_name: other.remark for other in others}
-
-
-def _tell_strangers(sweep: Sweep, runs: Path) -> None:
-    """Report run folders that no profile of the file asks for."""
-    try:
-        known = known_folders(sweep.file, sweep) | {run.folder_name for run in sweep.runs}
-    except UnidentifiedError:  # of another profile, for another machine
-        return
-    found = unlisted_runs(known, sweep_folder(sweep, runs))
-    other_code = of_other_code(found, sweep.runs)
-    if other_code:
-        say(
-            f"{len(other_code)} run(s) have the same settings, but were made before your own code "
-            "(of a reward, model or optimizer) changed; they stay. --prune moves them to the "
-            "trash; if the change alters no result, --accept-code-change takes finished ones:"
-        )
-        for folder in other_code:
-            say(f"  {folder}")
-    found = [folder for folder in found if folder not in other_code]
-    if found:
-        say(
-            f"{len(found)} run(s) are no longer in {sweep.file}, or were made with other --set "
-            "values; they stay (--prune moves them to the trash):"
-        )
-        remarks = _remarks(sweep, runs)
-        for folder in found:
-            say(f"  {folder}" + (f": {remarks[folder.name]}" if folder.name in remarks else ""))
-
-
-def _go_to_background(sweep: Sweep, runs: Path, held: Lease, executor: ExecutorName) -> bool:
-    """Fork a launcher with a session of its own. True in it, False in the command that returns.
-
-    The sweep's lease goes over to it without ever being free.
-    """
-    log = sweep_folder(sweep, runs) / LOG
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        say(f"process {child} runs {sweep.name} in the background; its output is in {log}")
-        ends = (
-            "ends it and leaves the jobs to Slurm (then --cancel ends them)"
-            if executor == "slurm"
-            else "stops it resumably"
-        )
-        say(f"the same command without --detach follows it; `kill {child}` {ends}")
-        return False
-    os.setsid()
-    with Path(os.devnull).open() as nothing, log.open("a") as output:
-        os.dup2(nothing.fileno(), 0)
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    held.sign()
-    held.keep()
-    return True
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Texts that several parts of the harness write: numbers, intervals, and commands to run."""
+"""Texts that several packages of the harness use: numbers, intervals, commands to run."""
 
 import math
 import shlex

@@ -1,10 +1,10 @@
-"""Copies what another run has computed into a run's folder, so that a kill leaves nothing wrong.
+"""Copies what another run has computed into a run's folder. A kill leaves a valid folder.
 
-`adopt`: the first iterations of a shorter or longer run of the same settings, in the job that goes
-on from them. `adopt_accepted`: the whole of a finished run of other code, which the user accepts.
+`adopt` copies the first iterations of a shorter or longer run of the same settings, in the job that
+continues from them. `adopt_accepted` copies a finished run of other code that the user accepts.
 
-Pictures and lines come first: without a checkpoint the trainer makes them again. The checkpoint
-comes last, under its name all at once, and the result of a whole run after everything else.
+Pictures and lines are copied first: without a checkpoint the trainer makes them again. The
+checkpoint follows, atomically, and the result of a whole run comes last.
 """
 
 import os
@@ -44,22 +44,22 @@ MadeOn = dict[str, Any]
 
 
 class UnfitError(Exception):
-    """Why a run cannot take over what another one has computed."""
+    """Why a run cannot use what another one has computed."""
 
 
 def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_on: MadeOn) -> None:
-    """Take over the first `iterations` of the run in `source`, which are the same run's.
+    """Copy the first `iterations` of the run in `source`, which are the same for both runs.
 
-    To be called by the owner of `folder`, a run without a checkpoint, on whose machine it goes on:
-    another one, another thread or line of code may round otherwise. UnfitError where it is not to
-    be had to the byte; OSError for a disk that is full.
+    For the holder of the lease of `folder`, a run without a checkpoint. `made_on` describes the
+    machine on which it continues: other machines, threads or code may round differently. UnfitError
+    where the copy would not be the same to the byte; OSError for a full disk.
     """
     (folder / ORIGIN).unlink(missing_ok=True)
     checkpoint = manifest.place_of(source / CHECKPOINTS, iterations)
     try:
-        said = manifest.read(checkpoint)
+        content = manifest.read(checkpoint)
         theirs = load_config(source / CONFIG)
-        processes = said["made_on"].get("processes", 1)
+        processes = content["made_on"].get("processes", 1)
         makers = makers_of(source)
     except _BROKEN as error:
         raise UnfitError(f"{checkpoint}: {error}") from error
@@ -71,21 +71,21 @@ def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_o
     if claimed(source) != config_hash(theirs):
         raise UnfitError(f"{source}: its code, weights or prompts are not those of now")
     lines = _lines(source, config, iterations)
-    if said["digests"] and said["digests"] != Measured(theirs, source).digests(iterations):
+    if content["digests"] and content["digests"] != Measured(theirs, source).digests(iterations):
         raise UnfitError(f"{source}: {METRICS} or {EVALUATIONS} are not as they were written")
     claim(config, folder)
     try:
         _copy_lines(lines, source, folder, made_on)
-        _copy_checkpoint(checkpoint, folder, said)
+        _copy_checkpoint(checkpoint, folder, content)
     except BaseException:
         (folder / ORIGIN).unlink(missing_ok=True)
         raise
 
 
 def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: AcceptedCode) -> None:
-    """Make `folder`, which is not there, a copy of the finished run in `source`, which differs in
-    its code alone. UnfitError where that is damaged or lacks what is asked for; OSError for a full
-    disk.
+    """Copy the finished run in `source`, which differs only in its code, to the new `folder`.
+
+    UnfitError where it is damaged or lacks what is asked for; OSError for a full disk.
     """
     if lacking := what_lacks(source, config):
         raise UnfitError(f"{source}: {lacking}")
@@ -120,8 +120,8 @@ def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: Acce
 
 
 def makers_of(folder: Path) -> list[tuple[int, MadeOn]]:
-    """What computed a run, part by part: from which iteration on, and on what. Nothing where one
-    of its records does not say."""
+    """What computed each part of a run: the part's first iteration, and what its bytes depend on.
+    Empty where a record does not say."""
     copied = origin(folder)
     parts: list[tuple[int, MadeOn]] = []
     if copied is not None:
@@ -133,7 +133,7 @@ def makers_of(folder: Path) -> list[tuple[int, MadeOn]]:
 def _check_same(
     source: Path, makers: list[tuple[int, MadeOn]], iterations: int, made_on: MadeOn
 ) -> None:
-    """UnfitError where what is around the source's first iterations was not the same."""
+    """UnfitError where the source's first iterations were computed on something else."""
     if all(began_at > 0 for began_at, _ in makers):
         raise UnfitError(f"{source}: does not say on what its first iterations ran")
     for maker in (maker for began_at, maker in makers if began_at < iterations):
@@ -145,9 +145,9 @@ def _check_same(
 def _lines(
     source: Path, config: RunConfig, iterations: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of metrics.jsonl and eval.jsonl that the first iterations of a run have.
+    """The lines of metrics.jsonl and eval.jsonl of a run's first iterations.
 
-    An evaluation after the last of them may be missing: it is made.
+    The evaluation after the last of them may be missing: the trainer makes it.
     """
     metrics = [m for m in jsonlines.whole_lines(source / METRICS) if m["iteration"] < iterations]
     numbers = [line["iteration"] for line in metrics]
@@ -171,9 +171,9 @@ def _copy_lines(
     folder: Path,
     made_on: MadeOn,
 ) -> None:
-    """Lines, the pictures of the evaluations among them, and where all that comes from."""
+    """Copy lines and the pictures of the evaluations, and record where they come from."""
     metrics, evaluations = lines
-    # Pictures before their lines: an evaluation that has its line is not made again.
+    # Pictures first: an evaluation that has a line is not made again.
     for line in evaluations:
         copy_pictures(source / "samples", folder / "samples", line["iteration"])
     jsonlines.replace(folder / METRICS, metrics)
@@ -184,7 +184,7 @@ def _copy_lines(
 def _write_origin(
     folder: Path, source: Path, metrics: list[dict[str, Any]], makers: list[tuple[int, MadeOn]]
 ) -> None:
-    """Note of which run these first iterations are, and on what it ran."""
+    """Record from which run these iterations were copied, and what that ran on."""
     origin = {
         "run": f"{source.parent.name}/{source.name}",
         "iterations": len(metrics),
@@ -196,7 +196,7 @@ def _write_origin(
 
 
 def copy_pictures(samples: Path, target: Path, iteration: int) -> None:
-    """The pictures of one evaluation, and the list of their prompts, from one samples/ to another.
+    """Copy the pictures of one evaluation, and the list of their prompts, between samples/ folders.
 
     UnfitError for a link that leads out of the folder.
     """
@@ -208,8 +208,8 @@ def copy_pictures(samples: Path, target: Path, iteration: int) -> None:
         _copy_tree(pictures, target / pictures.name, linked=False)
 
 
-def _copy_checkpoint(checkpoint: Path, folder: Path, said: dict[str, Any]) -> None:
-    """A checkpoint, as links where the disk has them: its files never change.
+def _copy_checkpoint(checkpoint: Path, folder: Path, content: dict[str, Any]) -> None:
+    """Copy a checkpoint, by hard links where the disk has them: its files never change.
 
     UnfitError for a damaged one.
     """
@@ -219,10 +219,10 @@ def _copy_checkpoint(checkpoint: Path, folder: Path, said: dict[str, Any]) -> No
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        for name in (*said["files"], manifest.NAME):
+        for name in (*content["files"], manifest.NAME):
             manifest.check_inside(checkpoint / name, checkpoint)
             _link(checkpoint / name, partial / name)
-        for name, digest in said["files"].items():
+        for name, digest in content["files"].items():
             manifest.check(partial / name, digest)
         for file in partial.iterdir():
             flush(file)
@@ -241,8 +241,8 @@ def _copy_checkpoint(checkpoint: Path, folder: Path, said: dict[str, Any]) -> No
 
 
 def _copy_tree(source: Path, target: Path, linked: bool = True) -> None:
-    """The files of a folder; what fails is raised as it is, unlike in shutil's. UnfitError for a
-    link that leads out of the folder."""
+    """Copy the files of a folder; unlike shutil's function it raises the original error. UnfitError
+    for a link that leads out of the folder."""
     target.mkdir(exist_ok=True)
     for file in sorted(source.rglob("*")):
         try:
@@ -259,7 +259,7 @@ def _copy_tree(source: Path, target: Path, linked: bool = True) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the disk has none."""
+    """Hard-link a file, or copy it where the disk has no hard links."""
     try:
         os.link(source, target)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The record and the log of one attempt at a run: its begin, its warnings, why it ended."""
+"""The record and the log of one attempt at a run: its start, its warnings, why it ended."""
 
 import contextlib
 import errno
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from harness.launching.place import Here, here
+from harness.launching.job_environment import JobEnvironment, read_job_environment
 from harness.runs import environment
 from harness.runs.folder import (
     Reason,
-    _write_attempt,
     close_killed,
     newest_checkpoint,
     next_attempt,
+    write_attempt,
 )
 from harness.runs.records import Attempt
 from mixgrpo.errors import ConfigError, RepeatableError, RunError
@@ -28,49 +28,51 @@ from mixgrpo.text.escape import one_line, without_passwords
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MOST_WARNINGS = 20
-"""This many a record keeps: a text with a number in it may differ in every iteration."""
+"""The most that a record keeps: a text with a number in it may differ in every iteration."""
 
 
 class Record:
-    """The record of one attempt, written anew whenever there is more to say."""
+    """The record of one attempt, rewritten at every change."""
 
     def __init__(
         self,
         folder: Path,
         owner: lease.Lease,
-        where: Here | None,
+        job: JobEnvironment | None,
         env: dict[str, Any],
         processes: int,
         sharded: bool,
         **fields: Any,
     ) -> None:
-        """Begin it in `env` (`environment.describe`), with further `fields` of an Attempt, and
-        write the end of one before that could not.
+        """Write the record, with further `fields` of an Attempt, and the end of an attempt before
+        it that was killed.
 
-        The clock is the `owner`'s, which all machines share: attempts of a run are compared by it.
-        FolderGoneError, here and at every change, where the folder is not the owner's any more.
+        `owner` is the lease of the run's folder. Its clock, which all machines share, gives the
+        times. `job` is None for an attempt in the launcher's process. `env` is what
+        `environment.describe` returns. FolderGoneError, here and at every change, where the folder
+        is no longer the one that was leased.
         """
         self.folder, self.owner = folder, owner
         self.environment = env
         self.made_on = environment.decisive(env, processes, sharded)
         close_killed(folder)
         number = next_attempt(folder)
-        place = where or here()
+        about_job = job or read_job_environment()
         self.attempt = Attempt(
             number=number,
             pid=os.getpid(),
-            job_id=place.job,
+            job_id=about_job.job,
             started=owner.now(),
             ended=None,
             reason=None,
             error=None,
-            host=place.node,
-            restarts=place.restarts,
+            host=about_job.node,
+            restarts=about_job.restarts,
             began_at=newest_checkpoint(folder),
             commit=self.environment["commit"],
             dirty=self.environment["dirty"],
             made_on=self.made_on,
-            log=f"log/{number}.log" if where else None,
+            log=f"log/{number}.log" if job else None,
             **fields,
         )
         self._write(self.attempt)
@@ -84,14 +86,14 @@ class Record:
         file: object = None,
         line: str | None = None,
     ) -> None:
-        """Stands in for `warnings.showwarning`: the record keeps the text, the log all of it."""
-        place = warnings.formatwarning(message, category, filename, lineno, line)
-        tell(place.removesuffix("\n"))
+        """Replaces `warnings.showwarning`: the text goes to the record, the location to the log."""
+        located = warnings.formatwarning(message, category, filename, lineno, line)
+        log_line(located.removesuffix("\n"))
         text, kept = one_line(without_passwords(str(message))), self.attempt.warnings
         if text in kept or len(kept) >= _MOST_WARNINGS:
             return
         self.attempt = self.attempt.model_copy(update={"warnings": (*kept, text)})
-        with contextlib.suppress(OSError):  # the trainer meets a full disk itself, and says so
+        with contextlib.suppress(OSError):  # the trainer reports a full disk itself
             self._write(self.attempt)
 
     def took_evaluation(self) -> None:
@@ -100,7 +102,7 @@ class Record:
         self._write(self.attempt)
 
     def began(self, iterations: int) -> None:
-        """What came before was not this attempt's work."""
+        """Record from which iteration on this attempt computes."""
         self.attempt = self.attempt.model_copy(update={"began_at": iterations})
         self._write(self.attempt)
 
@@ -109,12 +111,12 @@ class Record:
             end = {"ended": self.owner.now(), "reason": reason, "error": error}
             self._write(self.attempt.model_copy(update=end))
         except OSError as full:
-            # A record without an end reads as killed, which is as true: only the words are lost.
-            tell(f"{self.folder}: cannot record that it ended: {full}")
+            # A record without an end reads as killed: only the reason is lost.
+            log_line(f"{self.folder}: cannot record that it ended: {full}")
 
     def _write(self, attempt: Attempt) -> None:
         self.owner.check()
-        _write_attempt(self.folder, attempt)
+        write_attempt(self.folder, attempt)
 
 
 def reason_of(error: BaseException) -> Reason:
@@ -127,12 +129,12 @@ def reason_of(error: BaseException) -> Reason:
         return "config"
     if not isinstance(error, RunError) or isinstance(error, RepeatableError):
         return "exception"
-    # What the trainer did not foresee is a defect of something, whatever it is wrapped in.
+    # An error that the trainer did not foresee is a defect, whatever it is wrapped in.
     return "exception" if _unforeseen(error) else "run-error"
 
 
 def explain(error: BaseException) -> str:
-    """The message of an error that was foreseen; otherwise a traceback, what it says last."""
+    """The message of an error that was foreseen; otherwise the traceback, message last."""
     text = str(error)
     if isinstance(error, ConfigError):
         text = "; ".join(map(str, error.errors))
@@ -149,7 +151,7 @@ def _unforeseen(error: RunError) -> bool:
 
 @contextmanager
 def log_to(file: Path) -> Iterator[None]:
-    """What this process and its children print goes to `file`, and on a full disk where it went."""
+    """Redirect the output of this process and its children to `file`, unless the disk is full."""
     kept = []
     with contextlib.suppress(OSError):
         file.parent.mkdir(exist_ok=True)
@@ -171,9 +173,9 @@ def log_to(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def trainer_heard(to_log: bool) -> Iterator[None]:
-    """What the trainer says of its progress goes to the attempt's log; without one it would stand
-    between the lines of the launcher."""
+def trainer_progress_shown(to_log: bool) -> Iterator[None]:
+    """Print the trainer's progress if the output goes `to_log`: elsewhere it would mix with the
+    launcher's lines."""
     trainer = logging.getLogger("mixgrpo")
     handler = logging.StreamHandler(sys.stderr)
     level = trainer.level
@@ -187,7 +189,7 @@ def trainer_heard(to_log: bool) -> Iterator[None]:
         trainer.setLevel(level)
 
 
-def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print, on the standard error if nowhere else. What a full disk keeps out of a log is lost."""
+def log_line(text: str, stream: TextIO | None = None) -> None:
+    """Print a line, by default on the standard error. It is lost where a full disk refuses it."""
     with contextlib.suppress(OSError, UnicodeEncodeError):
         print(text, file=stream or sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""The Slurm executor: arrays of jobs through submitit, in which many runs wait and run at once.
+"""The Slurm executor: submits runs as arrays of jobs, through submitit.
 
-The jobs belong to Slurm, not to the launcher: it may end and another may pick them up by the
+The jobs belong to Slurm, not to the launcher: when it ends, another one can follow them, by the
 records of what was submitted (`harness.slurm.submissions`).
 """
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     import submitit
 
 _FULL = ("accounting/QOS policy", "MaxSubmit", "temporarily unable to accept")
-"""sbatch's words where a user has too many jobs, or too many for one array."""
-_SILENT = ("Unable to contact", "timed out", "onnection refused", "ommunication", "Zero Bytes")
+"""What sbatch prints where a user has too many jobs, or an array too many tasks."""
+_NO_ANSWER = ("Unable to contact", "timed out", "onnection refused", "ommunication", "Zero Bytes")
 
 _LONGEST_PAUSE_S = 600.0
 
-_NOT_INHERITED: tuple[str, ...] = (
+_NOT_INHERITED = (
     "JOB_NAME",
     "ARRAY_INX",
     "OUTPUT",
@@ -43,9 +43,11 @@ _NOT_INHERITED: tuple[str, ...] = (
     "SIGNAL",
     "WAIT",
     "OPEN_MODE",
+    "NO_REQUEUE",
+    "REQUEUE",
+    "TIMELIMIT",
 )
-_NOT_INHERITED += ("NO_REQUEUE", "REQUEUE", "TIMELIMIT")
-"""Variables SBATCH_* that would win over the text that is handed over."""
+"""Variables SBATCH_* that would override the text for sbatch."""
 _INHERITED_UNLESS = {
     "partition": "PARTITION",
     "account": "ACCOUNT",
@@ -55,14 +57,14 @@ _INHERITED_UNLESS = {
     "gpus_per_node": "GPUS_PER_NODE",
     "gres": "GRES",
 }
-"""The same, by the parameter that the text may have."""
+"""Further ones, by the parameter of the text that they would override."""
 
 
 @dataclass(frozen=True)
 class Array:
-    """What is handed to sbatch in one call."""
+    """What is submitted by one call of sbatch."""
 
-    asked: Slurm
+    resources: Slurm
     packs: tuple[tuple[Start, ...], ...]
     """Runs by array task."""
 
@@ -81,26 +83,26 @@ class Cluster:
         train: str = TRAIN,
         snapshot: Snapshot | None = None,
     ) -> None:
-        """`folder` is the sweep's, `resources` what each arm asks for.
+        """`folder` is the sweep's; `resources` are those of each arm.
 
-        ConfigError where the folder's name is none for Slurm.
+        ConfigError for a folder whose path Slurm cannot use.
         """
         slurm.check_path(folder)
         self.sweep_name, self.folder, self.resources = sweep_name, folder.resolve(), resources
         self.say, self.train, self.snapshot = say, train, snapshot
         self._max_array: int | None = None
-        self._said: str | None = None
-        self._refused = 0
-        """How often in a row nothing was taken."""
+        self._last_refusal: str | None = None
+        self._refusals = 0
+        """In a row."""
         self._not_before = float("-inf")
 
     @property
     def slots(self) -> int | None:
-        """None, for the queue takes all; 0 for a while after it has taken nothing."""
+        """None, for the queue accepts all; 0 during the pause after a refusal."""
         return 0 if time.monotonic() < self._not_before else None
 
     def start(self, starts: Sequence[Start]) -> list[str]:
-        taken: list[str] = []
+        accepted: list[str] = []
         waiting = self.arrays(starts)
         while waiting:
             array = waiting.pop(0)
@@ -111,43 +113,43 @@ class Cluster:
                     half = len(array.packs) // 2
                     self._max_array = half
                     waiting[:0] = [
-                        Array(array.asked, array.packs[:half]),
-                        Array(array.asked, array.packs[half:]),
+                        Array(array.resources, array.packs[:half]),
+                        Array(array.resources, array.packs[half:]),
                     ]
                     continue
-                if not slurm.queue():  # it will never fit
+                if not slurm.queue():  # nothing will make room for it
                     raise ConfigError(_refusal(str(error))) from None
-                self._pause(f"Slurm takes no more jobs now ({error})", array.asked.poll_s)
+                self._pause(f"Slurm accepts no more jobs now ({error})", array.resources.poll_s)
                 break
             except RunError as error:
-                # What was not taken is asked for again when Slurm answers.
-                self._pause(str(error), array.asked.poll_s)
+                # What was not accepted is submitted again when Slurm answers.
+                self._pause(str(error), array.resources.poll_s)
                 break
-            self._said, self._refused = None, 0
-            taken += [start.name for pack in array.packs for start in pack]
-        return taken
+            self._last_refusal, self._refusals = None, 0
+            accepted += [start.name for pack in array.packs for start in pack]
+        return accepted
 
     def _pause(self, why: str, poll_s: float) -> None:
-        """Leave Slurm alone for a while, the longer the more often it refused."""
-        if why != self._said:
+        """Submit nothing for a while, which doubles with each refusal in a row."""
+        if why != self._last_refusal:
             self.say(f"{why}; trying again")
-        self._said = why
-        self._not_before = time.monotonic() + min(_LONGEST_PAUSE_S, poll_s * 2**self._refused)
-        self._refused += 1
+        self._last_refusal = why
+        self._not_before = time.monotonic() + min(_LONGEST_PAUSE_S, poll_s * 2**self._refusals)
+        self._refusals += 1
 
     def arrays(self, starts: Iterable[Start]) -> list[Array]:
-        """Runs of equal wishes together, packed, in arrays no larger than the site allows."""
-        found = []
-        by_wish: dict[str, list[Start]] = {}
+        """Runs of equal resources together, packed, in arrays no larger than the site allows."""
+        arrays = []
+        by_resources: dict[str, list[Start]] = {}
         for start in starts:
-            asked = self.resources[start.run.arm]
-            by_wish.setdefault(asked.model_dump_json(), []).append(start)
-        for members in by_wish.values():
-            asked = self.resources[members[0].run.arm]
-            packs = _chunks(members, asked.pack)
-            most = asked.max_array or self._site_max_array()
-            found += [Array(asked, tuple(chunk)) for chunk in _chunks(packs, most)]
-        return found
+            resources = self.resources[start.run.arm]
+            by_resources.setdefault(resources.model_dump_json(), []).append(start)
+        for members in by_resources.values():
+            resources = self.resources[members[0].run.arm]
+            packs = _chunks(members, resources.pack)
+            most = resources.max_array or self._site_max_array()
+            arrays += [Array(resources, tuple(chunk)) for chunk in _chunks(packs, most)]
+        return arrays
 
     def _site_max_array(self) -> int:
         if self._max_array is None:
@@ -158,27 +160,27 @@ class Cluster:
         return self._max_array
 
     def _submit(self, array: Array) -> None:
-        """Hand an array over. RunError where Slurm does not answer, _TooManyError where it is too
-        much, ConfigError for never."""
+        """Submit an array. RunError where Slurm does not answer, _TooManyError where there are too
+        many jobs at the moment, ConfigError where Slurm will never accept it."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         names = [[start.name for start in pack] for pack in array.packs]
-        wishes = array.asked.model_dump(mode="json")
-        submission = submissions.new(self.folder, self.sweep_name, names, wishes)
+        resources = array.resources.model_dump(mode="json")
+        submission = submissions.new(self.folder, self.sweep_name, names, resources)
         try:
             with (
-                _clean_environment(self.parameters(array.asked, submission.name)),
-                redirect_stderr(io.StringIO()),  # submitit prints there what it raises as well
+                _clean_environment(self.parameters(array.resources, submission.name)),
+                redirect_stderr(io.StringIO()),  # submitit prints there what it also raises
             ):
-                executor = self._executor(array.asked, submission)
+                executor = self._executor(array.resources, submission)
                 with executor.batch():
-                    jobs = [executor.submit(self._task(array.asked, p)) for p in array.packs]
+                    jobs = [executor.submit(self._task(array.resources, p)) for p in array.packs]
         except FailedSubmissionError as error:
-            # It may have been taken all the same: the queue will show.
-            raise RunError(f"sbatch gave no job's number ({_reason(str(error))})") from None
+            # It may have been accepted all the same: the queue will show.
+            raise RunError(f"sbatch gave no job id ({_reason(str(error))})") from None
         except FailedJobError as error:
             reason = _reason(str(error))
-            if any(text in reason for text in _SILENT):
+            if any(text in reason for text in _NO_ANSWER):
                 raise RunError(f"Slurm does not answer ({reason})") from None
             submissions.forget(self.folder, submission)
             if any(text in reason for text in _FULL):
@@ -187,76 +189,76 @@ class Cluster:
         job = str(jobs[0].job_id).partition("_")[0]
         submissions.write(self.folder, replace(submission, job=job))
 
-    def _task(self, asked: Slurm, pack: Sequence[Start]) -> Job | Pack:
-        jobs = [self._job(asked, start) for start in pack]
-        return Pack(tuple(jobs)) if asked.pack > 1 else jobs[0]
+    def _task(self, resources: Slurm, pack: Sequence[Start]) -> Job | Pack:
+        jobs = [self._job(resources, start) for start in pack]
+        return Pack(tuple(jobs)) if resources.pack > 1 else jobs[0]
 
-    def _job(self, asked: Slurm, start: Start) -> Job:
+    def _job(self, resources: Slurm, start: Start) -> Job:
         return start.job(
-            threads=max(1, asked.cpus // asked.pack),
+            threads=max(1, resources.cpus // resources.pack),
             train=self.train,
             executor="slurm",
-            gpus=asked.gpus_per_run,
-            ranks=asked.processes > 1,
-            sharded=asked.sharded,
-            packed=asked.pack > 1,
+            gpus=resources.gpus_per_run,
+            ranks=resources.processes > 1,
+            sharded=resources.sharded,
+            packed=resources.pack > 1,
         )
 
-    def _executor(self, asked: Slurm, submission: Submission) -> "submitit.SlurmExecutor":
+    def _executor(self, resources: Slurm, submission: Submission) -> "submitit.SlurmExecutor":
         import submitit
 
         folder = submissions.folder(self.folder) / submission.token
-        executor = submitit.SlurmExecutor(folder=folder, python=asked.python)
-        executor.update_parameters(**self.parameters(asked, submission.name))
+        executor = submitit.SlurmExecutor(folder=folder, python=resources.python)
+        executor.update_parameters(**self.parameters(resources, submission.name))
         return executor
 
-    def parameters(self, asked: Slurm, name: str) -> dict[str, Any]:
-        """What submitit writes into the text for sbatch."""
-        exports = {name: str(asked.cpus) for name in environment.THREAD_VARIABLES}
+    def parameters(self, resources: Slurm, name: str) -> dict[str, Any]:
+        """The parameters from which submitit makes the text for sbatch."""
+        exports = {name: str(resources.cpus) for name in environment.THREAD_VARIABLES}
         if self.snapshot is not None:
             exports |= self.snapshot.variables()
-        elif "PYTHONPATH" in os.environ:  # some sites hand nothing on
+        elif "PYTHONPATH" in os.environ:  # some sites pass no variables on
             exports["PYTHONPATH"] = os.environ["PYTHONPATH"]
-        found: dict[str, Any] = {
+        parameters: dict[str, Any] = {
             "job_name": name,
-            "time": asked.time,
-            "nodes": asked.nodes,
-            "ntasks_per_node": asked.tasks_per_node,
-            "cpus_per_task": asked.cpus,
-            "partition": asked.partition,
-            "account": asked.account,
-            "qos": asked.qos,
-            "constraint": asked.constraint,
+            "time": resources.time,
+            "nodes": resources.nodes,
+            "ntasks_per_node": resources.tasks_per_node,
+            "cpus_per_task": resources.cpus,
+            "partition": resources.partition,
+            "account": resources.account,
+            "qos": resources.qos,
+            "constraint": resources.constraint,
             # sbatch takes whole numbers, and MB where no unit is given.
-            "mem": asked.memory_gb and f"{max(1, round(asked.memory_gb * 1024))}M",
-            "gpus_per_node": None if asked.shards else asked.gpus or None,
-            "gres": f"shard:{asked.shards}" if asked.shards else None,
-            "signal_delay_s": asked.signal_s,
-            "array_parallelism": asked.at_once or 10_000,
+            "mem": resources.memory_gb and f"{max(1, round(resources.memory_gb * 1024))}M",
+            "gpus_per_node": None if resources.shards else resources.gpus or None,
+            "gres": f"shard:{resources.shards}" if resources.shards else None,
+            "signal_delay_s": resources.signal_s,
+            "array_parallelism": resources.at_once or 10_000,
             "stderr_to_stdout": True,
-            # srun does not take over --cpus-per-task by itself.
+            # srun does not inherit --cpus-per-task.
             "setup": [
                 "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-                # Where a site has jobs begin with an empty environment, what is set here goes on.
+                # At a site whose jobs begin with an empty environment, this exports what is set.
                 "export SLURM_EXPORT_ENV=ALL",
                 *(f"export {key}={shlex.quote(value)}" for key, value in exports.items()),
-                *asked.setup,
+                *resources.setup,
             ],
-            # A node that fails puts the job back into the queue, whatever the site's default.
+            # After a node failure the job is requeued, whatever the site's default.
             "additional_parameters": {
                 key: value
-                for key, value in {"requeue": True, **asked.sbatch}.items()
+                for key, value in {"requeue": True, **resources.sbatch}.items()
                 if value is not False
             },
-            "srun_args": ["--kill-on-bad-exit=1"] if asked.processes > 1 else None,
+            "srun_args": ["--kill-on-bad-exit=1"] if resources.processes > 1 else None,
         }
-        # submitit would write a wckey of its own, which some sites refuse.
-        return {k: v for k, v in found.items() if v is not None} | {"wckey": None}
+        # submitit would set a wckey, which some sites refuse.
+        return {k: v for k, v in parameters.items() if v is not None} | {"wckey": None}
 
     def text(self, array: Array) -> str:
-        """The text for sbatch, as it would be handed over; needs srun."""
-        shown = Submission("TOKEN", f"{self.sweep_name}-TOKEN", 0.0, None, (), {}, False)
-        executor = self._executor(array.asked, shown)
+        """The text for sbatch, as it would be submitted; needs srun."""
+        example = Submission("TOKEN", f"{self.sweep_name}-TOKEN", 0.0, None, (), {}, False)
+        executor = self._executor(array.resources, example)
         if len(array.packs) > 1:
             executor.parameters["map_count"] = len(array.packs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, "TOKEN"))
@@ -270,40 +272,40 @@ def _chunks(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
 
 
 def _reason(text: str) -> str:
-    """What sbatch said, without submitit's words around it."""
+    """sbatch's error message, without submitit's text around it."""
     lines = [line.strip() for line in text.splitlines() if "sbatch:" in line]
-    said = [line.partition("sbatch:")[2].removeprefix(" error:").strip() for line in lines]
+    messages = [line.partition("sbatch:")[2].removeprefix(" error:").strip() for line in lines]
     last = next(reversed(text.strip().splitlines()), "no reason given")
-    return "; ".join(dict.fromkeys(filter(None, said))) or last
+    return "; ".join(dict.fromkeys(filter(None, messages))) or last
 
 
 def _refusal(reason: str) -> str:
     if "configuration source" in reason:
         return (
-            "sbatch does not know its cluster: Slurm is not set up on this machine; run this on a "
+            "sbatch knows no cluster: Slurm is not configured on this machine; run this on a "
             "login node, or with --executor local"
         )
     return (
-        f"sbatch refuses: {reason}; mend `slurm:` in the sweep file or "
+        f"sbatch refuses: {reason}; fix `slurm:` in the sweep file or "
         "~/.config/mixgrpo/slurm.yaml (--plan shows the whole text)"
     )
 
 
 class _TooManyError(Exception):
-    """Slurm takes no more jobs, or not so many at once."""
+    """Slurm accepts no more jobs at the moment, or not this many in one array."""
 
 
 @contextmanager
 def _clean_environment(parameters: dict[str, Any]) -> Iterator[None]:
-    """Hide the variables of a job that this launcher itself may run in, all but the cluster's.
+    """Hide the variables of a job in which this launcher itself may run, except the cluster's.
 
-    What the user set for sbatch stays, unless the text that is handed over says otherwise.
+    The user's variables for sbatch stay, unless `parameters` or this program set the same option.
     """
     import submitit
 
     kept = {k: os.environ[k] for k in ("SLURM_CONF",) if k in os.environ}
     before = dict(os.environ)
-    with submitit.helpers.clean_env(environment.strays()):
+    with submitit.helpers.clean_env(environment.job_variables()):
         os.environ.update(kept)
         hidden = {*_NOT_INHERITED, *(v for k, v in _INHERITED_UNLESS.items() if k in parameters)}
         os.environ.update(

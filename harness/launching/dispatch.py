@@ -1,8 +1,8 @@
-"""Where jobs run: in this process, in local processes, or in Slurm; the latter two by submitit.
+"""Executors: run jobs in this process or, through submitit, in local processes.
 
-An executor starts jobs for runs and says whether they are over. How they ended is never asked here:
-the run's folder knows, also after a kill. The launcher (`harness.launching.launcher`) decides what
-starts.
+An executor starts jobs for runs and says whether they are over. How they ended is read from the
+run's folder, which also covers killed jobs. The launcher (`harness.launching.launcher`) decides
+what starts. The executor for Slurm is `harness.launching.cluster`.
 """
 
 import os
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from harness.launching.job import TERMINAL_SIGNALS, TRAIN, Job, make_job
+from harness.launching.job import TRAIN, Job, make_job
+from harness.launching.job_environment import TERMINAL_SIGNALS
 from harness.launching.snapshot import Snapshot
 from harness.runs import environment
 from harness.runs.state import RunState
@@ -30,7 +31,7 @@ _NO_TIME_LIMIT_MIN = 60 * 24 * 365
 
 @dataclass(frozen=True)
 class Start:
-    """A run that is to begin or to continue."""
+    """A run that is to be started or continued."""
 
     run: Run
     folder: Path
@@ -38,18 +39,18 @@ class Start:
     sweep: str = ""
     """Name of the sweep that asks for it."""
     store: Path | None = None
-    """The folder of the runs that are stored once; None where nothing is shared."""
+    """The store of runs; None where nothing is shared."""
     source: Path | None = None
-    """The folder of a run of another length whose checkpoint it takes; None: it takes none."""
+    """The folder of a run of another length whose checkpoint is copied; None for none."""
     source_iterations: int = 0
-    """Which checkpoint that is."""
+    """The iterations of that checkpoint."""
 
     @property
     def name(self) -> str:
         return self.run.folder_name
 
     def job(self, **rest: Any) -> Job:
-        """The job that begins or continues the run; `rest`: how and where it is to run."""
+        """The job that starts or continues the run; `rest` are further fields of Job."""
         return make_job(
             self.folder,
             self.run.config,
@@ -67,22 +68,22 @@ class Executor(Protocol):
 
     @property
     def slots(self) -> int | None:
-        """Jobs that run at once; None where a queue takes all and decides."""
+        """The most jobs that run at once; None where a queue accepts all and decides."""
         ...
 
     outlive: bool
-    """Whether jobs go on when the launcher is interrupted, without being asked to stop."""
+    """Whether jobs go on after the launcher is interrupted, rather than being asked to stop."""
 
     def start(self, starts: Sequence[Start]) -> list[str]:
-        """Start jobs, no more than there are free slots. The names of those that were taken.
+        """Start jobs, at most one for each free slot. The names of those that were accepted.
 
-        OSError where a folder cannot be written, as on a full disk; ConfigError where what is asked
-        for is refused.
+        OSError where a folder cannot be written, as on a full disk; ConfigError where Slurm refuses
+        the resources.
         """
         ...
 
     def over(self, state: RunState) -> bool:
-        """Whether the job that was started here for a run in this state has ended."""
+        """Whether the job that this executor started for the run has ended."""
         ...
 
 
@@ -93,7 +94,7 @@ class Inline:
     outlive = False
 
     def __init__(self, should_stop: Callable[[], bool], train: str = TRAIN) -> None:
-        """`should_stop` is asked after every iteration, and so may also show progress."""
+        """`should_stop` is called after every iteration, so it may also show progress."""
         self.should_stop, self.train = should_stop, train
         self.gpu = next(iter(environment.gpus()), None)
 
@@ -106,7 +107,7 @@ class Inline:
                 gpus=float(self.gpu is not None),
             )
             os.environ.update(job.variables())
-            with environment.changed(dict.fromkeys(environment.strays())), stays():
+            with environment.changed(dict.fromkeys(environment.job_variables())), stays():
                 job.run(self.should_stop)
         return [start.name for start in starts[:1]]
 
@@ -121,10 +122,10 @@ class _Process(Protocol):
 
 
 class Local:
-    """Processes on this machine, each with its own threads and GPU, never more than the slots.
+    """Processes on this machine, each with its own threads and GPU, at most one for each slot.
 
-    The processes outlive their launcher and hear nothing of its terminal: they end when they are
-    done, or when they find a stop file in the run's folder.
+    The processes outlive their launcher and ignore its terminal's signals: they end when they are
+    done, or when they see a stop file in the run's folder.
     """
 
     outlive = False
@@ -141,13 +142,13 @@ class Local:
 
     def start(self, starts: Sequence[Start]) -> list[str]:
         assert self.slots is not None
-        # Jobs of an earlier launcher occupy slots too; theirs are taken to be the last ones.
+        # Jobs of an earlier launcher occupy slots too; the last ones are assumed to be theirs.
         free = sorted(set(range(self.slots)) - {slot for slot, _ in self._active.values()})
-        taken = []
+        accepted = []
         for slot, start in zip(free, starts, strict=False):
             self._active[start.name] = (slot, self._start(slot, start))
-            taken.append(start.name)
-        return taken
+            accepted.append(start.name)
+        return accepted
 
     def _start(self, slot: int, start: Start) -> _Process:
         import submitit
@@ -162,9 +163,9 @@ class Local:
             cores=_cores(slot, self.slots or 1),
         )
         executor = submitit.LocalExecutor(folder=_fresh(start.folder / "log"))
-        # submitit kills what takes longer than its limit, and its limit cannot be left out.
+        # submitit kills jobs at its time limit, which cannot be left out.
         executor.update_parameters(timeout_min=_NO_TIME_LIMIT_MIN, stderr_to_stdout=True)
-        variables: dict[str, str | None] = dict.fromkeys(environment.strays())
+        variables: dict[str, str | None] = dict.fromkeys(environment.job_variables())
         variables |= job.variables() | (self.snapshot.variables() if self.snapshot else {})
         with environment.changed(variables), _signals_held_back():
             process: _Process = executor.submit(job)
@@ -179,17 +180,17 @@ class Local:
 
 
 def _cores(slot: int, slots: int) -> tuple[int, ...]:
-    """The cores of a slot, where there are enough for each to have its own; else none."""
+    """The cores of a slot if there are enough for all slots, else none."""
     if not hasattr(os, "sched_getaffinity"):
         return ()
-    mine = sorted(os.sched_getaffinity(0))
-    return (
-        tuple(mine[slot * THREADS : (slot + 1) * THREADS]) if slots * THREADS <= len(mine) else ()
-    )
+    cores = sorted(os.sched_getaffinity(0))
+    if slots * THREADS > len(cores):
+        return ()
+    return tuple(cores[slot * THREADS : (slot + 1) * THREADS])
 
 
 def _fresh(logs: Path) -> Path:
-    """A folder that no earlier start used: submitit would find that one's results."""
+    """A new folder for one start: in an old one submitit would read the old results."""
     logs.mkdir(exist_ok=True)
     taken = [int(p.name[5:]) for p in logs.glob("start*") if p.name[5:].isdigit()]
     folder = logs / f"start{max(taken, default=0) + 1:03d}"
@@ -199,10 +200,10 @@ def _fresh(logs: Path) -> Path:
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Children inherit what is blocked here, so a terminal's Ctrl-C or end does not reach them.
+    """Block a terminal's signals, so that children, which inherit the block, do not get them.
 
-    This process gets what arrived meanwhile when it is unblocked. submitit starts its processes in
-    the launcher's own process group and leaves no other way in.
+    This process gets what arrived meanwhile afterwards. submitit starts its processes in the
+    launcher's process group and offers no other way to separate them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
     try:

@@ -1,8 +1,8 @@
 """The evaluation before training, made once for all runs that begin with the same weights.
 
-It depends on the weights, the prompts, the rewards and how images are drawn and on the seed, and on
-nothing that training does: the arms of a sweep have it in common. It is kept beside the stored runs
-(`harness.runs.store`), under a digest of all that it depends on.
+It depends on the weights, the prompts, the rewards, the evaluation's sampler and the seed, and not
+on how training is done: the arms of a sweep share it. It is cached beside the stored runs
+(`harness.runs.store`), under a digest of everything that it depends on.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ FOLDER = "evaluations"
 """In the store."""
 _LINE, _SAMPLES = "evaluation.json", "samples"
 _OF_TRAINING = ("iterations", "window", "optimizer", "objective", "rollout", "sampler")
-"""Settings that the untrained weights and their evaluation know nothing of."""
+"""Settings that do not change the untrained weights or their evaluation."""
 
 
 def take(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> bool:
-    """Give a run that has nothing yet the evaluation before training, if one is kept. Whether it
-    was. To be called by the owner of the run's `folder`; OSError for a full disk."""
+    """Copy the evaluation before training into a run that has no measurements yet, if it is cached.
+    Whether it was. For the holder of the run's lease; OSError for a full disk."""
     kept = _kept(store, config, made_on)
     if any((folder / name).exists() for name in (METRICS, EVALUATIONS)):
         return False
@@ -51,8 +51,8 @@ def take(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> bool:
 
 
 def keep(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> None:
-    """Keep the evaluation before training that this run made. What fails costs the others time, and
-    nothing else."""
+    """Cache the evaluation before training that this run made. A failure costs the other runs only
+    time."""
     partial = None
     with contextlib.suppress(OSError, ConfigError, DamagedFileError, UnfitError):
         kept = _kept(store, config, made_on)

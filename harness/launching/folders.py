@@ -1,7 +1,7 @@
-"""The folder in which a run of a sweep is computed: found in the store, or made there.
+"""The folders in which the runs of a sweep are computed.
 
-What a launcher does before it starts a run: see whether the run is stored already, whichever sweep
-asked for it; make its folder; find a run of another length from whose checkpoint it can go on.
+Before a launcher starts a run, it checks whether the run is stored already, whichever sweep asked
+for it, makes its folder, and looks for a run of another length whose checkpoint it can start from.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from mixgrpo.runs.location import locate
 
 
 class HasRuns(Protocol):
-    """What says which runs there are."""
+    """Something that knows which runs there are."""
 
     @property
     def sweep(self) -> Sweep:
-        """The runs there are now."""
+        """The runs at the moment; a search adds some later."""
         ...
 
 
@@ -41,39 +41,40 @@ class Folders:
         share: bool,
         accept_code_change: bool,
     ) -> None:
-        """Without `share` every run is computed from its beginning, in the sweep's own folder. With
-        `accept_code_change` a finished run that differs in the user's own code alone is taken for
+        """Without `share` every run is computed from its beginning, in the sweep's folder. With
+        `accept_code_change` a finished run that differs only in the user's own code is accepted as
         the same."""
         self.work, self.runs_dir, self.say = work, runs_dir, say
         self.share, self.accept_code_change = share, accept_code_change
-        self._looked_for: set[str] = set()
-        """Folder names of the runs that were looked for in the store and in other sweeps."""
+        self._looked_up: set[str] = set()
+        """Folder names of the runs that were looked up in the store and in other sweeps."""
         self._beginnings: dict[str, Beginning] | None = None
-        """From which runs of other lengths runs start, by folder name; None before any start."""
+        """The checkpoints that runs start from, by folder name; None before the first start."""
 
     def take_stored(self, waiting: list[Run]) -> bool:
-        """Link the runs that are there already, whichever sweep asked for them. Whether any was.
+        """Link the runs that exist already, whichever sweep asked for them. Whether any did.
 
-        Each run is looked for once.
+        Each run is looked up once.
         """
         if not self.share:
             return False
-        new = {r.folder_name: r for r in waiting if r.folder_name not in self._looked_for}
-        self._looked_for |= set(new)
-        found = find_stored(new.values(), self.runs_dir)
-        uses = links(self.runs_dir) if found else {}
-        for name, folder in found.items():
+        new = {r.folder_name: r for r in waiting if r.folder_name not in self._looked_up}
+        self._looked_up |= set(new)
+        stored = find_stored(new.values(), self.runs_dir)
+        uses = links(self.runs_dir) if stored else {}
+        for name, folder in stored.items():
             paths = uses.get(folder.resolve(), [folder])
             self._link(new[name], folder)
             self.say(f"{new[name].name}: the same run as {paths[0]}, which it shares")
         if self.accept_code_change:
-            left = [run for name, run in new.items() if name not in found]
+            left = [run for name, run in new.items() if name not in stored]
             for name, source in find_of_other_code(left, self.runs_dir).items():
-                found |= {name: source} if self._accept(new[name], source) else {}
-        return bool(found)
+                if self._accept(new[name], source):
+                    stored[name] = source
+        return bool(stored)
 
     def _accept(self, run: Run, source: Path) -> bool:
-        """Take over a finished run of other code. Whether that went well."""
+        """Copy a finished run of other code. Whether that succeeded."""
         accepted, folder = accepting(source, run), stored_folder(run, self.runs_dir)
         try:
             adopt_accepted(folder, run.config, source, accepted)
@@ -87,18 +88,18 @@ class Folders:
         return True
 
     def _link(self, run: Run, folder: Path) -> Path:
-        """Make a run's name in the sweep lead to a folder. The path to use it by."""
+        """Link a run's name in the sweep to a folder, and return the path to use."""
         path = self._folder() / run.folder_name
         link(path, folder.resolve())
         return locate(path)
 
     def make(self, run: Run) -> Path:
-        """The folder of a run that is to be started, made where it is not there."""
+        """The folder of a run that is to be started, made if it does not exist."""
         path = self._folder() / run.folder_name
         folder = locate(path)
         if folder.is_dir():
             return folder
-        if folder != path or path.is_symlink():  # what it led to was moved to the trash (--rerun)
+        if folder != path or path.is_symlink():  # its target was moved to the trash (--rerun)
             folder.resolve().mkdir(parents=True, exist_ok=True)
             return folder
         if not self.share:
@@ -109,7 +110,7 @@ class Folders:
         return self._link(run, stored)
 
     def start(self, run: Run, folder: Path) -> Start:
-        """From where a run starts: a run of another length, where that has the same beginning."""
+        """What the executor needs to start a run, and a run of another length to start it from."""
         store = self.runs_dir.resolve() / STORE if self.share else None
         start = Start(run, folder, self.work.sweep.name, store)
         if not self.share or checkpoints_of(folder):
@@ -120,15 +121,15 @@ class Folders:
             self._beginnings, why_from_zero = beginnings(sweep, self.runs_dir, new)
             for text in why_from_zero:
                 self.say(text)
-        found = self._beginnings.get(start.name)
-        if found is None:
+        beginning = self._beginnings.get(start.name)
+        if beginning is None:
             return start
-        self.say(f"{run.name}: {found.text}")
-        source = found.source.parent.resolve() / found.source.name
-        return replace(start, source=source, source_iterations=found.iterations)
+        self.say(f"{run.name}: {beginning.text}")
+        source = beginning.source.parent.resolve() / beginning.source.name
+        return replace(start, source=source, source_iterations=beginning.iterations)
 
     def _is_new(self, run: Run) -> bool:
-        """Whether a run has nothing of its own that it would continue from."""
+        """Whether a run has neither a result nor a checkpoint."""
         folder = locate(self._folder() / run.folder_name)
         return not ((folder / RESULT).exists() or checkpoints_of(folder))
 

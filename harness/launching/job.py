@@ -1,13 +1,12 @@
-"""What runs inside a job: own the run's folder, train, and leave a record of how it ended.
+"""What runs inside a job: take the lease of the run's folder, train, and record how it ended.
 
-A job that is killed at any moment leaves the folder so that the next one continues; a job that
-finds the folder owned by another leaves it alone. Under Slurm a job that is told that its time is
-over takes a checkpoint and puts itself back into the queue. All it needs to know of where it runs
-stands in its environment (`harness.launching.place`).
+A job may be killed at any moment, and the next one continues; a job whose run another one has
+leased does nothing. Under Slurm a job that nears its time limit takes a checkpoint and requeues
+itself. What it must know of its surroundings is in `harness.launching.job_environment`.
 
     python -m harness.launching.job     one job, JSON on the standard input, in its own process
 
-It is long because a job's life stands in one place: signals, ranks, taking over, every way to end.
+It is long because it holds a job's whole life: ranks, copying, training, every way to end.
 """
 
 import contextlib
@@ -15,7 +14,6 @@ import importlib
 import json
 import logging
 import os
-import signal
 import sys
 import time
 import warnings
@@ -30,12 +28,20 @@ from harness.launching.attempt import (
     NO_SPACE,
     Record,
     explain,
+    log_line,
     log_to,
     reason_of,
-    tell,
-    trainer_heard,
+    trainer_progress_shown,
 )
-from harness.launching.place import Here, here, join_ranks
+from harness.launching.job_environment import (
+    JobEnvironment,
+    catch_signals,
+    is_preempted,
+    join_ranks,
+    leave_ranks,
+    read_job_environment,
+    requeue,
+)
 from harness.runs import environment
 from harness.runs.folder import (
     ENDED_BY_ITSELF,
@@ -45,8 +51,7 @@ from harness.runs.folder import (
     read_attempts,
     without_progress,
 )
-from harness.slurm import commands as slurm
-from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.errors import ConfigError
 from mixgrpo.files import lease
 from mixgrpo.files.atomic import write_json
 from mixgrpo.files.records import ORIGIN
@@ -60,90 +65,85 @@ log = logging.getLogger("mixgrpo.job")
 
 TRAIN = "mixgrpo.train:run"
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-YIELD_SIGNAL = signal.SIGUSR2
-"""What Slurm sends some time before the time limit and, at most sites, at a preemption."""
-TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""A terminal's Ctrl-C and end are for the launcher, which then asks the jobs to stop."""
-
 MAX_TRIES = 3
-"""So many attempts in a row without a checkpoint, and a run is not tried again by itself."""
+"""After this many attempts in a row without a new checkpoint, a run is not retried."""
 YIELDED = 85
-"""Exit code of a job in a pack that made room and is to be queued again."""
+"""Exit code of a job in a pack that took a checkpoint and is to be requeued."""
 
-_PATIENCE_WITH_RANKS_S = 5.0
-"""The first rank records why a run ended; the others leave it time to."""
+_RANK_WAIT_S = 5.0
+"""How long the other ranks wait for the first one, which records why a run ended."""
 
 Outcome = Reason | Literal["busy", "gone"]
-"""`busy`: another process owns the run. `gone`: its folder is not there, or not any more."""
+"""`busy`: another process holds the run's lease. `gone`: its folder does not exist any more."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at one run. Holds nothing but text and numbers, so that it can be pickled."""
+    """One attempt at one run. Holds only text and numbers, so that it can be pickled."""
 
     folder: str
     config: str
     """The resolved run configuration, as JSON."""
     threads: int = 1
     cores: tuple[int, ...] = ()
-    """The CPU cores to stay on; none leaves that to the system."""
+    """The CPU cores to use; none leaves that to the system."""
     gpu: str | None = None
-    """The GPU to use, as CUDA_VISIBLE_DEVICES takes it; empty hides them all, None leaves what the
-    scheduler gave."""
+    """The GPU to use, as CUDA_VISIBLE_DEVICES takes it; empty hides all, None keeps those that the
+    scheduler assigned."""
     train: str = TRAIN
     """The training function, as module:name."""
     executor: str = "inline"
-    """What started the job, for its record."""
+    """Which executor started the job, for its record."""
     gpus: float = 0.0
-    """The GPUs that the run occupies, for the ledger; a part of one where runs share it."""
+    """The GPUs that the run occupies, for the ledger; a fraction where runs share one."""
     ranks: bool = False
     """Whether this is one of several processes of the run, as Slurm started them."""
     sharded: bool = False
     """Whether they shard the network (FSDP2)."""
     packed: bool = False
-    """Whether other runs share the scheduler's job: then it is not this one that requeues it."""
+    """Whether other runs share Slurm's job: then the pack requeues it."""
     sweep: str = ""
-    """Name of the sweep that asked for it: others may have the same run."""
+    """Name of the sweep that asked for the run; others may share it."""
     store: str = ""
     """The folder in which runs are stored once; "" where nothing is shared."""
     source: str = ""
-    """The folder of a run that is the same for `source_iterations`: its checkpoint is taken."""
+    """The folder of a run that is the same for its first `source_iterations`, whose checkpoint is
+    copied; "" for none."""
     source_iterations: int = 0
     identity: str = ""
-    """The hash of the run as it was planned; "" where nobody says. What gives another one by the
-    time the job begins, by other code, weights or prompts, is refused."""
+    """The hash of the run as it was planned; "" for any. A job whose code, weights or prompts have
+    changed since then, and so its hash, is refused."""
 
     def __call__(self) -> str:
-        """The job in a process of its own: SIGTERM, SIGUSR1 and SIGUSR2 make it stop."""
+        """Run the job in its own process: SIGTERM, SIGUSR1 and SIGUSR2 make it stop."""
         signals = catch_signals()
         os.environ.update(self.variables())
         if self.cores:
             os.sched_setaffinity(0, self.cores)
-        where = here()
+        job = read_job_environment()
         if self.ranks:
             join_ranks(self.sharded)
-            if where.rank:
-                return self._follow(where, lambda: bool(signals))
-        outcome = self.run(lambda: bool(signals), lambda: _place_is_wanted(signals, where), where)
-        tell(f"{self.folder}: {outcome}", sys.stdout)
+            if job.rank:
+                return self._run_as_other_rank(job, lambda: bool(signals))
+        outcome = self.run(lambda: bool(signals), lambda: is_preempted(signals, job), job)
+        log_line(f"{self.folder}: {outcome}", sys.stdout)
         if self.ranks:
             leave_ranks()
             if outcome in ("busy", "gone"):
                 # The others wait for this one: srun ends them when it fails.
                 sys.exit(lease.TAKEN_OVER)
         if outcome == "yielded" and not self.packed:
-            requeue(where)
+            requeue(job)
         return outcome
 
     def checkpoint(self) -> Any:
-        """For submitit: at a signal before `__call__` has begun, the same job again."""
+        """For submitit, after a signal before `__call__` has begun: the same job again."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
     def variables(self) -> dict[str, str]:
-        """The environment that torch must find when it is imported."""
+        """The variables that must be set before torch is imported."""
         threads = dict.fromkeys(environment.THREAD_VARIABLES, str(self.threads))
         return threads if self.gpu is None else {**threads, "CUDA_VISIBLE_DEVICES": self.gpu}
 
@@ -151,49 +151,49 @@ class Job:
         self,
         should_stop: Callable[[], bool],
         should_yield: Callable[[], bool] = lambda: False,
-        where: Here | None = None,
+        job: JobEnvironment | None = None,
     ) -> Outcome:
-        """One attempt in this process. Every end that leaves a word is returned, none raised.
+        """One attempt in this process. How it ended is returned, never raised.
 
-        `should_yield` says whether the scheduler wants the job's place; `where` it runs is known
-        for a process of its own, whose output then goes to a log of the attempt.
+        `should_yield` says whether the scheduler preempts the job. With `job` this process is the
+        job's alone, and its output goes to a log of the attempt.
         """
         folder = Path(self.folder).absolute()
         try:
             owner = lease.acquire(folder / OWNER, patience_s=2.0)
         except (FileNotFoundError, NotADirectoryError):
-            tell(f"{folder}: is not there any more; nothing is begun in its place")
+            log_line(f"{folder}: no longer exists, and is not made again")
             return "gone"
         if owner is None:
             return "busy"
-        owner.ends_process = self.executor != "inline"  # the launcher's own process says more
+        owner.ends_process = self.executor != "inline"  # the launcher's process goes on
         try:
-            if self.packed and (ended := _ended_by_itself(folder, where)):
+            if self.packed and (ended := _ended_before_requeue(folder, job)):
                 return ended
             try:
-                record = self._record(folder, where, owner)
+                record = self._record(folder, job, owner)
             except OSError as full:
                 if full.errno not in NO_SPACE:
                     raise
-                tell(f"{folder}: cannot record that it began: {full}")
+                log_line(f"{folder}: cannot record that it began: {full}")
                 return "no-space"
             file = record.attempt.log
             with (
                 log_to(folder / file) if file else contextlib.nullcontext(),
-                trainer_heard(bool(file)),
+                trainer_progress_shown(bool(file)),
             ):
                 return self._attempt(folder, record, should_stop, should_yield)
         except lease.FolderGoneError as gone:
-            tell(f"error: {gone}")
+            log_line(f"error: {gone}")
             return "gone"
         finally:
             owner.release()
 
-    def _record(self, folder: Path, where: Here | None, owner: lease.Lease) -> Record:
+    def _record(self, folder: Path, job: JobEnvironment | None, owner: lease.Lease) -> Record:
         return Record(
             folder,
             owner,
-            where,
+            job,
             environment.describe(self.threads, self.gpu),
             int(os.environ.get("SLURM_NTASKS", "1")) if self.ranks else 1,
             self.sharded,
@@ -221,48 +221,47 @@ class Job:
             write_json(folder / "env.json", record.environment)
             if asked_to_stop():
                 reason = "stopped"
-            elif record.attempt.restarts and (hopeless := _hopeless(folder, MAX_TRIES + 1)):
-                reason, error = "no-progress", hopeless
+            elif record.attempt.restarts and (why := _why_no_retry(folder, MAX_TRIES + 1)):
+                reason, error = "no-progress", why
             else:
-                config = self._planned()
-                self._take_over(folder, config, record)
+                config = self._planned_config()
+                self._copy_from_other_run(folder, config, record)
                 with warnings.catch_warnings():
                     warnings.showwarning = record.warned
                     train = load(self.train)
-                    record.owner.check()  # to import it took a while
+                    record.owner.check()  # the import took a while
                     reason = train(config, folder, asked_to_stop)
                 if self.store and record.attempt.number == 1:
                     first_evaluation.keep(Path(self.store), folder, config, record.made_on)
         except lease.FolderGoneError:
             raise
-        except BaseException as caught:  # what would end the process, too: sys.exit of other code
-            record.owner.check()  # what failed may be that the folder is gone
+        except BaseException as caught:  # also sys.exit called by other code
+            record.owner.check()  # it may have failed because the folder is gone
             reason, error = reason_of(caught), explain(caught)
-            tell(error)
+            log_line(error)
         if reason == "stopped" and should_yield() and not stop_file.exists():
-            error = _hopeless(folder, MAX_TRIES)
+            error = _why_no_retry(folder, MAX_TRIES)
             reason = "no-progress" if error else "yielded"
         record.end(reason, error)
         return reason
 
-    def _planned(self) -> RunConfig:
-        """The run's configuration. ConfigError where what it names is not what was planned."""
+    def _planned_config(self) -> RunConfig:
+        """The run's configuration. ConfigError where its hash is not the planned one."""
         config = RunConfig.model_validate_json(self.config)
         now = config_hash(config) if self.identity else ""
         if now != self.identity:
             code = "".join(f"the code of {what}, " for what in user_code(config))
             raise ConfigError(
                 f"{code}its weights or its prompts changed after the run was planned (its hash was "
-                f"{self.identity}, here it is {now}); the sweep's command run again plans what "
-                "there is now, as another run; what was there before, restored, continues this one "
-                "(--snapshot copies the files that git tracks, and no others)"
+                f"{self.identity}, here it is {now}); run the sweep's command again to plan the "
+                "changed ones, as another run, or restore the old ones to continue this one "
+                "(--snapshot copies only the files that git tracks)"
             )
         return config
 
-    def _take_over(self, folder: Path, config: RunConfig, record: Record) -> None:
-        """Take what another run has computed, if the run has no checkpoint of its own yet: its
-        first iterations, or the evaluation before training. Where that is not to be had, the run
-        computes it."""
+    def _copy_from_other_run(self, folder: Path, config: RunConfig, record: Record) -> None:
+        """Copy what another run has computed, if this run has no checkpoint yet: its first
+        iterations, or the evaluation before training. What cannot be copied is computed."""
         if record.attempt.began_at:
             return
         (folder / ORIGIN).unlink(missing_ok=True)
@@ -270,94 +269,58 @@ class Job:
         try:
             if self.source:
                 adopt(folder, config, source, done, record.made_on)
-                tell(f"starts after {done} iterations from {self.source}")
+                log_line(f"starts after {done} iterations from {self.source}")
                 record.began(done)
             elif self.store and first_evaluation.take(
                 Path(self.store), folder, config, record.made_on
             ):
                 record.took_evaluation()
-                log.info("the evaluation before training is that of another run")
+                log.info("the evaluation before training is copied from another run")
         except (UnfitError, OSError) as why:
             if isinstance(why, OSError) and why.errno in NO_SPACE:
                 raise
-            text = f"does not start from {self.source}, but from nothing: {why}"
+            text = f"starts from zero, not from {self.source}: {why}"
             record.warned(text, UserWarning, __file__, 0)
 
-    def _follow(self, where: Here, should_stop: Callable[[], bool]) -> str:
-        """The part of a rank that is not the first: the first one owns the folder and records."""
+    def _run_as_other_rank(self, job: JobEnvironment, should_stop: Callable[[], bool]) -> str:
+        """Run as a rank that is not the first: only the first one holds the lease and records."""
         folder = Path(self.folder)
-        with log_to(folder / "log" / f"{where.job}.rank{where.rank}.log"):
+        with log_to(folder / "log" / f"{job.job}.rank{job.rank}.log"):
             try:
-                config = self._planned()
+                config = self._planned_config()
                 stop_file = folder / STOP
                 stops = load(self.train)(
                     config, folder, lambda: should_stop() or stop_file.exists()
                 )
             except BaseException as caught:
-                tell(explain(caught))
+                log_line(explain(caught))
                 leave_ranks()
-                time.sleep(_PATIENCE_WITH_RANKS_S)
+                time.sleep(_RANK_WAIT_S)
                 sys.exit(1)
         leave_ranks()
         return stops
 
 
-def catch_signals() -> list[int]:
-    """Keep the signals that stop a job in the list from now on, and do not hear a terminal's."""
-    signals: list[int] = []
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda n, _: signals.append(n))
-    for number in TERMINAL_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    return signals
-
-
-def _place_is_wanted(signals: list[int], where: Here) -> bool:
-    """Whether signals mean that Slurm wants the job's place, not that somebody cancelled it."""
-    if where.raw_job is None or not signals:
-        return False
-    if YIELD_SIGNAL in signals:
-        return True
-    try:
-        return slurm.is_running(where.raw_job)
-    except slurm.Unreachable:
-        return True
-
-
-def requeue(where: Here) -> None:
-    """Put this job back into Slurm's queue; its end follows. A refusal is for the launcher."""
-    try:
-        slurm.requeue(str(where.raw_job))
-    except RunError as refused:
-        tell(f"cannot be queued again: {refused}")
-
-
-def leave_ranks() -> None:
-    from mixgrpo.compute.ranks import leave
-
-    leave()
-
-
-def _hopeless(folder: Path, most: int) -> str | None:
-    """Why a run is not queued again: so many attempts in a row came to no checkpoint."""
+def _why_no_retry(folder: Path, most: int) -> str | None:
+    """Why a run is not tried again: `most` attempts in a row came to no new checkpoint."""
     tries = without_progress(read_attempts(folder), newest_checkpoint(folder))
     if tries < most:
         return None
     return (
-        f"{tries} attempts in a row ended before they came to a checkpoint; give the run more time "
+        f"{tries} attempts in a row ended without a new checkpoint; give the run more time "
         "(slurm.time) or memory, or more frequent checkpoints (output.checkpoint_every)"
     )
 
 
-def _ended_by_itself(folder: Path, where: Here | None) -> Reason | None:
-    """How a run of a pack ended before Slurm queued the pack again for the sake of others."""
+def _ended_before_requeue(folder: Path, job: JobEnvironment | None) -> Reason | None:
+    """How a run of a pack ended before Slurm requeued the pack for its other runs; None where it
+    did not."""
     attempts = read_attempts(folder)
-    if where is None or not where.restarts or not attempts:
+    if job is None or not job.restarts or not attempts:
         return None
     last = attempts[-1]
     ends: tuple[Reason, ...] = (*ENDED_BY_ITSELF, "stopped")
-    return next((end for end in ends if last.job_id == where.job and last.reason == end), None)
+    return next((end for end in ends if last.job_id == job.job and last.reason == end), None)
 
 
 def load(
@@ -368,12 +331,12 @@ def load(
 
 
 def make_job(folder: Path, config: RunConfig, **rest: Any) -> Job:
-    """The job that begins or continues the run in `folder`; `rest` are further fields of Job."""
+    """The job that starts or continues the run in `folder`; `rest` are further fields of Job."""
     return Job(str(folder), json.dumps(config.model_dump(mode="json")), **rest)
 
 
 def main() -> int:
-    """One job in a process of its own, as a pack starts it."""
+    """Run one job in its own process, as a pack starts it."""
     outcome = Job(**json.load(sys.stdin))()
     return YIELDED if outcome == "yielded" else 0
 

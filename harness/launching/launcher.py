@@ -1,28 +1,28 @@
-"""Makes the run folders match what is asked for: starts what is missing, follows it, stops cleanly.
+"""Starts the missing runs of a sweep, follows them, and stops them cleanly.
 
-Decides only from what the folders and the scheduler show, so it can be killed and started again at
-any time, and picks up jobs that an earlier launcher left running. One launcher at a time works on a
-sweep (`harness.launching.sweep_lease`). Which runs there are is its source of work's to say: a
-sweep file, or a search whose trials come one after the other.
+It decides only from what the folders and the scheduler show, so it can be killed and started again
+at any time, and picks up jobs that an earlier launcher left running. One launcher at a time works
+on a sweep (`harness.launching.sweep_lease`). Its source of work says which runs there are: a sweep
+file, or a search whose trials come one after the other. What is tried again is decided in `retry`.
 
-It is long because the states of a run and the answers to each of them stand in one place.
+It is long because starting, following and stopping share the states of the runs.
 """
 
 import contextlib
-import os
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from harness.launching.dispatch import Executor
 from harness.launching.folders import Folders, HasRuns
 from harness.launching.job import MAX_TRIES
+from harness.launching.retry import Retries, Retry
 from harness.launching.screen import Progress
-from harness.runs.folder import STOP, is_of, newest_checkpoint
+from harness.runs.folder import STOP, ask_to_stop, is_of
 from harness.runs.result import read_result
 from harness.runs.state import LIVE, RunState, State, look, sweep_folder
 from harness.slurm import commands as slurm
@@ -34,31 +34,25 @@ from mixgrpo.files import lease
 from mixgrpo.files.records import DamagedFileError, check_lines
 from mixgrpo.runs.folder import is_finished
 
-Retry = Literal["none", "lost", "failed"]
-"""What runs again: nothing that ended by itself, infrastructure failures, exceptions as well."""
-
 STOP_PATIENCE_S = 120.0
 """How long a launcher waits for its jobs to finish their iteration and checkpoint."""
 PAUSE_S = 0.25
-RETRY_PAUSE_S = float(os.environ.get("MIXGRPO_RETRY_SECONDS", "60"))
-"""A run whose reward cannot be reached, or whose disk fails, is tried again after this time, and
-after twice this time the next time."""
 _PAUSE_PER_LOOK = 4
-"""After a look at the runs the launcher sleeps this many times as long as the look took, so that it
-uses a fifth of a core at most."""
+"""After each look at the runs, pause 4 times as long as the look took: the launcher then uses at
+most a fifth of a core."""
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Work(HasRuns, Protocol):
-    """Where a launcher's runs come from."""
+    """A source of work: says which runs there are."""
 
     def wants(self, run: Run) -> bool:
-        """Whether a run may be started, as far as the source of work is concerned."""
+        """Whether the source of work wants a run to be started now."""
         ...
 
     def advance(self, states: list[RunState], launcher: "Launcher") -> bool:
-        """Act on what the runs show. Whether there may be other runs now."""
+        """Act on the states of the runs. Whether there may be other runs now."""
         ...
 
 
@@ -76,7 +70,7 @@ class SweepWork:
 
 
 class Launcher:
-    """Owns a sweep while it runs. Use it with the sweep's lease held (`sweep_lease`)."""
+    """Runs one sweep. Use it with the sweep's lease held (`sweep_lease`)."""
 
     def __init__(
         self,
@@ -90,36 +84,28 @@ class Launcher:
         accept_code_change: bool = False,
         held: lease.Lease | None = None,
     ) -> None:
-        """`make_executor` is given what an inline job asks after every iteration. `share` and
-        `accept_code_change` are those of `Folders`. `held` is the sweep's lease."""
+        """`make_executor` is given the function that an inline job calls after every iteration.
+        `share` and `accept_code_change` are those of `Folders`. `held` is the sweep's lease."""
         # Absolute: code that an inline run calls may change the working directory.
         self.work, self.runs_dir, self.progress = work, runs_dir.absolute(), progress
-        self.retry, self.scheduler, self.held = retry, scheduler, held
+        self.retries, self.scheduler, self.held = Retries(retry), scheduler, held
         self.folders = Folders(work, self.runs_dir, progress.say, share, accept_code_change)
         self.executor = make_executor(self._after_iteration)
         self.signals = 0
         self.exit_code = 0
-        """That of the signal which interrupted it."""
+        """The exit code for the signal that interrupted it."""
         self.active: set[str] = set()
         """Folder names of the runs whose jobs were started here and are not over."""
-        self.starts: dict[str, int] = {}
-        self.no_space = False
-        self._broken: Exception | None = None
-        """What ends the launcher before its time. Jobs are still followed."""
-        self._tries: dict[str, tuple[int, int]] = {}
-        """By folder name: starts in a row without progress, and the checkpoint at the last one."""
-        self._not_before: dict[str, float] = {}
-        """When a run that failed by what is around it may be tried again."""
-        self._followed: set[str] = set()
-        """Runs that were under way when this launcher saw them, whoever had started them."""
+        self._error: Exception | None = None
+        """What ends the launcher early. Jobs are still followed."""
         self._released: dict[str, tuple[float, int]] = {}
-        """When, and how often, jobs were released that Slurm had held, by task."""
+        """When, and how often, jobs that Slurm held were released, by task."""
         self._states: dict[str, RunState] = {}
         self._watch = lease.Watch()
         self.vanished: set[str] = set()
-        """Folder names of runs whose folder was there and is not any more."""
+        """Folder names of runs whose folder disappeared while this launcher worked."""
         self._seen: set[str] = set()
-        """Folder names of runs whose folder was there."""
+        """Folder names of runs whose folder existed at some moment."""
 
     @property
     def sweep(self) -> Sweep:
@@ -132,8 +118,8 @@ class Launcher:
     def go(self) -> bool:
         """Run until nothing is left to do. False where it was interrupted.
 
-        RunError where a disk is full, or the sweep's folder was renamed, removed or replaced. What
-        ends it, whatever that is, asks the jobs of this machine to stop before.
+        RunError where a disk is full, or the sweep's folder was renamed, removed or replaced.
+        Before any error ends it, the jobs of this machine are asked to stop.
         """
         complete = False
         with signals.handling(self._interrupt, _ENDING_SIGNALS):
@@ -142,14 +128,14 @@ class Launcher:
             except BrokenPipeError:  # whoever read the output (`| head`) has gone
                 raise
             except Exception as error:
-                self._broken = self._broken or error
+                self._error = self._error or error
                 with contextlib.suppress(RunError, ConfigError, OSError):
                     self._stop()
-        if isinstance(self._broken, OSError):
+        if isinstance(self._error, OSError):
             self._check_folder()
-            raise self._no_room(self._broken) from self._broken
-        if self._broken is not None:
-            raise self._broken
+            raise self._disk_error(self._error) from self._error
+        if self._error is not None:
+            raise self._error
         return complete
 
     def _go(self) -> bool:
@@ -165,7 +151,9 @@ class Launcher:
             started = self._start_missing(states)
             save_answers(self.scheduler)
             self._release(states)
-            if not (started or self._busy(states) or self._waiting(states) or self.signals):
+            if not (
+                started or self._under_way(states) or self._has_work_left(states) or self.signals
+            ):
                 self.progress.update(self._shown, self.executor.slots, force=True)
                 return True
             self.progress.update(self._shown, self.executor.slots)
@@ -173,8 +161,8 @@ class Launcher:
                 self._pause(max(PAUSE_S, _PAUSE_PER_LOOK * (time.monotonic() - begin)))
 
     def _check_folder(self) -> None:
-        """RunError where the sweep's folder is not the one in which this launcher began. What the
-        jobs do then is said, for their records cannot be read any more."""
+        """RunError where the sweep's folder is not the one in which this launcher began. It says
+        what the jobs will do, for their records cannot be read any more."""
         if self.held is None or not self.held.gone():
             return
         live = [s for name, s in self._states.items() if s.state in LIVE or name in self.active]
@@ -182,8 +170,8 @@ class Launcher:
         if live and self.executor.outlive:
             tasks = sorted({state.job.task for state in live if state.job is not None})
             jobs = (
-                f"; {len(live)} run(s) in Slurm end by themselves, those that run at once and "
-                "those that wait when they begin"
+                f"; {len(live)} run(s) in Slurm end by themselves: running ones now, waiting ones "
+                "when they begin"
             )
             if tasks:
                 jobs += f" (scancel {' '.join(tasks)} ends them now)"
@@ -197,7 +185,7 @@ class Launcher:
         )
 
     def _has_vanished(self, state: RunState) -> bool:
-        """Whether a run's folder was there and is not any more: then nothing makes it again."""
+        """Whether a run's folder disappeared while this launcher worked: it is not made again."""
         name = state.run.folder_name
         if name not in self._seen or state.folder.is_dir():
             return False
@@ -210,15 +198,15 @@ class Launcher:
             )
         return True
 
-    def _no_room(self, error: OSError) -> RunError:
+    def _disk_error(self, error: OSError) -> RunError:
         return RunError(
             f"no space (or not writable) under {self.runs_dir}: {error.strerror or error}; "
             "everything is resumable: make room and run the same command again"
         )
 
     def _set_aside(self, state: RunState) -> bool:
-        """Look into all lines of a finished run, as `look` does not: where some are not those of
-        the result, it is set aside, so that the run makes them again. Whether that was so."""
+        """Check every line of a finished run, which `look` does not. Where one does not match the
+        result, set the result aside, so that the run continues. Whether that was done."""
         result = read_result(state.folder)
         try:
             if result is not None:
@@ -233,36 +221,36 @@ class Launcher:
         return True
 
     def _look(self) -> list[RunState]:
-        """All states, after what they mean for the source of work was done."""
+        """All states, after the source of work has acted on them."""
         states = self._look_once()
-        while self._broken is None and self.work.advance(states, self):
+        while self._error is None and self.work.advance(states, self):
             states = self._look_once()
         return states
 
     def _look_once(self) -> list[RunState]:
         """All states; those of finished runs are remembered, for they do not change."""
-        places = self.scheduler.job_states()
+        jobs = self.scheduler.job_states()
         states = []
         for run in self.sweep.runs:
             known = self._states.get(run.folder_name)
             if known is None or known.state != "finished":
-                known = look(self.sweep, run, self.runs_dir, places, self._watch)
+                known = look(self.sweep, run, self.runs_dir, jobs, self._watch)
                 if known.state == "finished" and self._set_aside(known):
-                    known = look(self.sweep, run, self.runs_dir, places, self._watch)
+                    known = look(self.sweep, run, self.runs_dir, jobs, self._watch)
                 self._states[run.folder_name] = known
                 if known.state in LIVE:
-                    self._followed.add(run.folder_name)
+                    self.retries.seen_live(known)
                 if known.attempts:
                     self._seen.add(run.folder_name)
             states.append(known)
         return states
 
     def _shown(self) -> list[RunState]:
-        """`_look` for people: a job that was started here and has not come to its lease is under
-        way, whatever the folder says of the attempts before it."""
-        way: State = "queued" if self.executor.outlive else "running"
+        """The states to show: a job that was started here and has not yet taken its lease counts
+        as under way, whatever its folder says of earlier attempts."""
+        under_way: State = "queued" if self.executor.outlive else "running"
         return [
-            replace(state, state=way, phase="starting")
+            replace(state, state=under_way, phase="starting")
             if state.run.folder_name in self.active and state.state not in (*LIVE, "finished")
             else state
             for state in self._look()
@@ -270,15 +258,15 @@ class Launcher:
 
     def _reap(self, states: list[RunState]) -> None:
         """Take note of the jobs that are over, and say how they ended."""
-        places, before = self.scheduler.job_states() if self.active else {}, len(self.active)
+        jobs, before = self.scheduler.job_states() if self.active else {}, len(self.active)
         for index, seen in enumerate(states):
             name = seen.run.folder_name
             if name not in self.active or not self.executor.over(seen):
                 continue
             self.active.discard(name)
-            state = look(self.sweep, seen.run, self.runs_dir, places, self._watch)
+            state = look(self.sweep, seen.run, self.runs_dir, jobs, self._watch)
             self._states[name] = states[index] = state
-            self.no_space = self.no_space or state.reason == "no-space"
+            self.retries.no_space = self.retries.no_space or state.reason == "no-space"
             if self._has_vanished(state):
                 continue
             self.progress.warnings([state])
@@ -286,29 +274,29 @@ class Launcher:
         if len(self.active) < before:
             states[:] = self._look()
 
-    def _busy(self, states: list[RunState]) -> set[str]:
-        """Folder names of what is under way, whoever started it."""
+    def _under_way(self, states: list[RunState]) -> set[str]:
+        """Folder names of the runs that are under way, whoever started them."""
         return {s.run.folder_name for s in states if s.state in LIVE} | self.active
 
-    def _own(self, states: list[RunState]) -> set[str]:
-        """The same without what another sweep has started, which has the same run."""
+    def _under_way_for_this_sweep(self, states: list[RunState]) -> set[str]:
+        """The same without the runs that another sweep, which shares them, has started."""
         others = {
             s.run.folder_name
             for s in states
             if s.attempts and not is_of(self.sweep.name, s.folder, s.attempts[-1])
         }
-        return self.active | (self._busy(states) - others)
+        return self.active | (self._under_way(states) - others)
 
-    def _waiting(self, states: list[RunState]) -> bool:
-        """Whether a queue may yet take what it did not take now."""
+    def _has_work_left(self, states: list[RunState]) -> bool:
+        """Whether a run is to be started that the queue did not accept, or that must wait."""
         return any(
-            (self.executor.outlive and self._wants(state)) or self._wants_later(state)
+            (self.executor.outlive and self._wants(state)) or self.retries.may_start_later(state)
             for state in states
         )
 
     def _start_missing(self, states: list[RunState]) -> bool:
         """Fill the free slots. Whether anything changed."""
-        busy = self._busy(states)
+        busy = self._under_way(states)
         wanted = [s for s in states if s.run.folder_name not in busy and self._wants(s)]
         if self.folders.take_stored([s.run for s in wanted if s.state == "waiting"]):
             return True
@@ -316,7 +304,7 @@ class Launcher:
             elsewhere = {s.run.folder_name for s in states if s.in_queue} - self.active
             wanted = wanted[: max(0, self.executor.slots - len(busy - elsewhere))]
         started = False
-        # A process is started while the others wait, a queue takes all at once.
+        # Processes are started one by one; a queue takes all runs at once.
         batches = [wanted] if self.executor.outlive else [[state] for state in wanted]
         for batch in filter(None, batches):
             if self.signals:
@@ -325,49 +313,14 @@ class Launcher:
         return started
 
     def _wants(self, state: RunState) -> bool:
-        """Whether a run that is not under way should be."""
+        """Whether a run that is not under way is to be started."""
         return self.work.wants(state.run) and self._may_start(state)
 
     def _may_start(self, state: RunState) -> bool:
-        """The same, whatever the source of work says."""
-        name = state.run.folder_name
-        fresh = name not in self.starts and name not in self._followed
-        tries, began_at = self._tries.get(name, (0, 0))
-        if self._has_vanished(state):
-            return False
-        if self.no_space or (tries >= MAX_TRIES and newest_checkpoint(state.folder) <= began_at):
-            return False
-        match state.state:
-            case "waiting":
-                return True
-            case "stopped":
-                return fresh
-            case "lost":
-                # What was killed may do better at once, a server that was away after a while;
-                # another failure is for the user to fix.
-                if fresh or self.retry == "none":
-                    return fresh and self.retry != "none"
-                if state.reason == "run-error":
-                    return time.monotonic() >= self._not_before.get(name, 0.0)
-                return state.reason not in _FOR_THE_USER
-            case "failed":
-                return self.retry == "failed" and fresh
-            case _:
-                return False
-
-    def _wants_later(self, state: RunState) -> bool:
-        """Whether a run that failed by what is around it waits to be tried again."""
-        name = state.run.folder_name
-        return (
-            (state.state, state.reason) == ("lost", "run-error")
-            and self.retry != "none"
-            and not self.no_space
-            and name in self.starts
-            and self._tries[name][0] < MAX_TRIES
-        )
+        return not self._has_vanished(state) and self.retries.may_start(state)
 
     def _start(self, states: list[RunState]) -> bool:
-        """Start these runs, as many as are taken. Whether any was."""
+        """Start these runs, as many as the executor accepts. Whether it accepted any."""
         wanted = {}
         self._check_folder()
         for state in states:
@@ -375,25 +328,18 @@ class Launcher:
             self._seen.add(state.run.folder_name)
             (folder / STOP).unlink(missing_ok=True)
             wanted[state.run.folder_name] = (state, self.folders.start(state.run, folder))
-        if not self.executor.outlive:  # said before: an inline run takes its time
+        if not self.executor.outlive:  # announced before: an inline run takes its time
             for state in states:
-                self._note(state)
-        taken = self.executor.start([start for _, start in wanted.values()])
-        for name in taken:
+                self._count_start(state)
+        accepted = self.executor.start([start for _, start in wanted.values()])
+        for name in accepted:
             if self.executor.outlive:
-                self._note(wanted[name][0])
+                self._count_start(wanted[name][0])
             self.active.add(name)
-        return bool(taken)
+        return bool(accepted)
 
-    def _note(self, state: RunState) -> None:
-        """Count a start, and say it."""
-        name = state.run.folder_name
-        tries, began_at = self._tries.get(name, (0, 0))
-        checkpoint = newest_checkpoint(state.folder)
-        self._tries[name] = (1 if checkpoint > began_at else tries + 1, checkpoint)
-        self.starts[name] = self.starts.get(name, 0) + 1
-        self._not_before[name] = time.monotonic() + RETRY_PAUSE_S * self._tries[name][0]
-        self.progress.started(state.run, self.starts[name])
+    def _count_start(self, state: RunState) -> None:
+        self.progress.started(state.run, self.retries.count_start(state))
 
     def _release(self, states: list[RunState]) -> None:
         """Let jobs start that Slurm holds because a node failed while it started them."""
@@ -406,10 +352,10 @@ class Launcher:
         }
         for task in sorted(held):
             asked, tries = self._released.get(task, (float("-inf"), 0))
-            # The queue is asked again only now and then, and shows the old state until then.
+            # The queue is read every poll_s and shows the old state until then.
             if tries < MAX_TRIES and time.monotonic() - asked > 2 * self.scheduler.poll_s:
                 self._released[task] = (time.monotonic(), tries + 1)
-                with contextlib.suppress(RunError):  # asked again, as long as it is held
+                with contextlib.suppress(RunError):  # tried again while it is held
                     slurm.release([task])
                     self.progress.say(f"job {task} was held after a failed start: released")
 
@@ -420,8 +366,8 @@ class Launcher:
         except (ConfigError, RunError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            # What ends the launcher is no fault of the run in which it shows.
-            self._broken = error
+            # What ends the launcher is not the fault of the run that is computed meanwhile.
+            self._error = error
             self.signals += 1
         return self.signals > 0
 
@@ -430,28 +376,19 @@ class Launcher:
         while not self.signals and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, PAUSE_S))
 
-    # -- what a source of work asks
+    # -- what a source of work may call
 
-    def is_hopeless(self, state: RunState) -> bool:
-        """Whether a run has failed, or was lost so often, that it is not started again."""
-        # While its job is under way, its folder may still show how the one before ended.
-        under_way = state.run.folder_name in self.active
-        if under_way or self._may_start(state) or self._wants_later(state):
-            return False
-        if state.state != "lost":
-            return state.state == "failed"
-        if self.no_space or self.retry == "none":  # the same command continues
-            return False
-        tries, began_at = self._tries.get(state.run.folder_name, (0, 0))
-        stuck = tries >= MAX_TRIES and newest_checkpoint(state.folder) <= began_at
-        return state.reason in _LEADS_NOWHERE or (stuck and state.reason != "no-space")
+    def has_given_up(self, state: RunState) -> bool:
+        """Whether a run has failed, or was lost for good, so that it is not started again."""
+        # While its job is starting, its folder still shows how the attempt before ended.
+        return state.run.folder_name not in self.active and self.retries.has_given_up(state)
 
     def end(self, live: Iterable[RunState]) -> None:
         """Ask living jobs to stop."""
         live = list(live)
         queued = {s.run.folder_name for s in live if s.state == "queued"}
         if queued:
-            with contextlib.suppress(RunError):  # then it starts, and finds its stop file
+            with contextlib.suppress(RunError):  # then it starts, and sees its stop file
                 self.scheduler.cancel(queued)
         ask_to_stop([s.folder for s in live if s.folder.is_dir()])
 
@@ -462,11 +399,11 @@ class Launcher:
         self.exit_code = self.exit_code or signals.exit_code(number)
 
     def _stop(self) -> bool:
-        """Ask every running job to checkpoint and stop, and wait; jobs of a queue go on."""
+        """Ask every running job to checkpoint and stop, and wait; jobs in a queue go on."""
         if self.held is not None and self.held.gone():
             return False
         states = self._look()
-        running = self._own(states)
+        running = self._under_way_for_this_sweep(states)
         if self.executor.outlive:
             if running:
                 self.progress.say(
@@ -474,7 +411,7 @@ class Launcher:
                     "follows them again, and --cancel ends them"
                 )
             return False
-        with contextlib.suppress(OSError):  # a disk too full to be asked ends the jobs by itself
+        with contextlib.suppress(OSError):  # a disk too full for the stop file ends the jobs
             ask_to_stop([s.folder for s in states if s.run.folder_name in running])
         if running:
             self.progress.say(
@@ -486,22 +423,10 @@ class Launcher:
             time.sleep(PAUSE_S)
             states = self._look()
             self._reap(states)
-            running = self._own(states)
+            running = self._under_way_for_this_sweep(states)
             self.progress.update(self._shown, self.executor.slots)
         if running:
             self.progress.say(
                 f"{len(running)} run(s) are still busy with an iteration and stop after it"
             )
         return False
-
-
-_FOR_THE_USER = ("no-space", "no-progress", "finished")
-"""Reasons of a loss that starting again at once would only repeat."""
-_LEADS_NOWHERE = ("no-progress", "finished")
-"""Reasons of a loss that starting again repeats, whoever fixes what is around it."""
-
-
-def ask_to_stop(folders: list[Path]) -> None:
-    """Ask the jobs of these runs to checkpoint and stop after their iteration."""
-    for folder in folders:
-        (folder / STOP).touch()

@@ -1,7 +1,7 @@
-"""Runs of a sweep's folder that are runs of the file but for how long they are.
+"""Runs in a sweep's folder that differ from a run of the file only in their number of iterations.
 
-A changed number of iterations makes another run in another folder; the one that was there stays.
-Wherever nothing before its last checkpoint depends on that number, the new run starts from there.
+A changed number of iterations makes another run in another folder, and the old one stays. If
+nothing before its last checkpoint depends on that number, the new run starts from that checkpoint.
 """
 
 import os
@@ -33,17 +33,17 @@ _UNHASHED = re.compile(r"^(?:health|output):\n(?: .*\n)*", re.MULTILINE)
 
 @dataclass(frozen=True)
 class OtherLength:
-    """A run of another length, beside the one of the file."""
+    """A run that differs from a run of the file only in its length."""
 
     run: Run
-    """As its folder has it."""
+    """As its folder records it."""
     wanted: Run
     """The run of the file: the same arm and seed."""
     folder: Path
 
     @property
     def remark(self) -> str:
-        """What it is, for a list of run folders."""
+        """A description for a list of run folders."""
         return (
             f"{self.wanted.name} with {self.run.config.iterations} iterations, not "
             f"{self.wanted.config.iterations}"
@@ -57,7 +57,7 @@ class OtherLength:
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a run starts that has nothing yet: a checkpoint of the same run of another length."""
+    """A checkpoint of a run of another length, from which a new run starts."""
 
     source: Path
     """The folder of that run."""
@@ -71,9 +71,9 @@ class Beginning:
 def beginnings(
     sweep: Sweep, runs_dir: Path, starting: Iterable[Run]
 ) -> tuple[dict[str, Beginning], list[str]]:
-    """From where runs start that have nothing yet, by the names of their folders; and why others
-    start from zero though a run of another length is there, a line for each reason."""
-    found: dict[str, Beginning] = {}
+    """The checkpoints from which new runs start, by the names of their folders; and, a line per
+    reason, why others start from zero though a run of another length exists."""
+    starts: dict[str, Beginning] = {}
     reasons: dict[str, dict[str, OtherLength]] = {}
     for other in other_lengths(sweep, runs_dir, starting):
         name = other.wanted.folder_name
@@ -82,11 +82,11 @@ def beginnings(
             continue
         common = common_iterations(other.run.config, other.wanted.config)
         point = max(m for m in checkpoints_of(other.folder) if m <= common)
-        if name not in found or point > found[name].iterations:
-            found[name] = Beginning(other.folder, point)
+        if name not in starts or point > starts[name].iterations:
+            starts[name] = Beginning(other.folder, point)
     lines = []
     for why, by_name in reasons.items():
-        others = [other for name, other in by_name.items() if name not in found]
+        others = [other for name, other in by_name.items() if name not in starts]
         if others:
             more = f" and {len(others) - 1} more runs start" if len(others) > 1 else " starts"
             first = others[0].run
@@ -94,16 +94,16 @@ def beginnings(
                 f"{others[0].wanted.name}{more} from zero, not from {first.folder_name} with its "
                 f"{first.config.iterations} iterations: {why}"
             )
-    return found, lines
+    return starts, lines
 
 
 def other_lengths(sweep: Sweep, runs_dir: Path, wanted: Iterable[Run]) -> list[OtherLength]:
-    """The runs of other lengths that lie in the sweep's folder, for these runs of the file."""
+    """The runs in the sweep's folder that are other lengths of the `wanted` runs of the file."""
     folder = sweep_folder(sweep, runs_dir)
-    own = {run.folder_name for run in sweep.runs}
+    listed = {run.folder_name for run in sweep.runs}
     others: dict[str, list[str]] = {}
     for name in _names(folder):
-        if name not in own:
+        if name not in listed:
             others.setdefault(_stem(name), []).append(name)
     return [
         OtherLength(
@@ -129,10 +129,10 @@ def _names(folder: Path) -> list[str]:
 
 
 def _config_of(folder: Path, wanted: RunConfig) -> RunConfig | None:
-    """The configuration of the run in `folder` where it differs from `wanted` in its length alone.
+    """The configuration of the run in `folder` if it differs from `wanted` only in its length.
 
-    Of thousands of files few are parsed: the folder's hash says what its settings are, but for
-    those that change no result.
+    Few files are parsed, for there may be thousands: the hash in the folder's name covers all
+    settings except those that change no result.
     """
     try:
         text = read_regular(locate(folder) / "config.yaml", MOST_BYTES).decode()
@@ -143,12 +143,12 @@ def _config_of(folder: Path, wanted: RunConfig) -> RunConfig | None:
         if not (folder.name.endswith(config_hash(config)) and _unhashed(text) == _dumped(wanted)):
             config = load_config(locate(folder) / "config.yaml")
     except (OSError, ConfigError, ValueError, LookupError, DamagedFileError):
-        return None  # it is no run, or one of another version
+        return None  # not a run, or one of another version
     return config if config.seed == wanted.seed and length_alone(config, wanted) else None
 
 
 def _unhashed(text: str) -> str:
-    """What a run's file says of health and output."""
+    """The text of the sections health and output, which the hash does not cover."""
     return "".join(_UNHASHED.findall(text))
 
 

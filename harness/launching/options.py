@@ -1,4 +1,4 @@
-"""Options that the command lines share which start runs."""
+"""The options that the commands that start runs share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import typer
 
 from harness.launching import job
 from harness.launching.dispatch import Executor, ExecutorName, Inline, Local
-from harness.launching.launcher import Retry
 from harness.launching.resources import Slurm
+from harness.launching.retry import Retry
 from harness.launching.snapshot import take
 from mixgrpo import cli
 from mixgrpo.errors import ConfigError
@@ -37,14 +37,14 @@ AcceptCodeOption = Annotated[
     bool,
     typer.Option(
         "--accept-code-change",
-        help="Take finished runs for the same whose reward's or model's own code alone differs.",
+        help="Accept finished runs that differ only in a reward's or model's code of your own.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Launching:
-    """Where and how a command runs things."""
+    """Where and how a command runs jobs."""
 
     executor: ExecutorName
     jobs: int | None
@@ -56,8 +56,8 @@ class Launching:
     def executor_maker(
         self, sweep: str, folder: Path, say: Callable[[str], None]
     ) -> Callable[[Callable[[], bool]], Executor]:
-        """Makes the executor for the launcher of a sweep of this name and `folder`; it is given
-        what an inline job asks after every iteration."""
+        """A function that makes the executor for the launcher of a sweep with this name and folder,
+        given the function that an inline job calls after every iteration."""
 
         def make(should_stop: Callable[[], bool]) -> Executor:
             if self.executor == "inline":
@@ -75,7 +75,7 @@ class Launching:
 def check_executor(
     executor: ExecutorName, jobs: int | None, slurm: list[str] | None, snapshot: bool
 ) -> None:
-    """ConfigError for an option that the executor does not have."""
+    """ConfigError for an option that does not fit the executor."""
     if executor != "local" and jobs is not None and (executor, jobs) != ("inline", 1):
         fix = (
             "the inline executor runs one job at a time; leave it out"
@@ -84,6 +84,6 @@ def check_executor(
         )
         raise ConfigError(f"--jobs: {fix}")
     if slurm and executor != "slurm":
-        raise ConfigError("--slurm: only --executor slurm asks Slurm for anything; add it")
+        raise ConfigError("--slurm: only --executor slurm uses Slurm; add it")
     if snapshot and executor == "inline":
-        raise ConfigError("--snapshot: an inline run has this process's code; leave it out")
+        raise ConfigError("--snapshot: an inline run uses this process's code; leave it out")

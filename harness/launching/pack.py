@@ -1,4 +1,4 @@
-"""Several small runs in one job of the scheduler, each in a process of its own."""
+"""Several small runs in one job of Slurm, each in its own process."""
 
 import json
 import os
@@ -9,32 +9,37 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from harness.launching.job import STOP_SIGNALS, YIELDED, Job, catch_signals, requeue
-from harness.launching.place import here
+from harness.launching.job import YIELDED, Job
+from harness.launching.job_environment import (
+    STOP_SIGNALS,
+    catch_signals,
+    read_job_environment,
+    requeue,
+)
 
 _PAUSE_S = 0.1
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Runs that share a job and its GPUs. Each has its own folder, state and log."""
+    """Runs that share a job and its GPUs. Each has a folder, a state and a log."""
 
     jobs: tuple[Job, ...]
 
     def __call__(self) -> str:
-        """Run all of them; signals go on to each. Requeues the job where any made room."""
+        """Run all of them and pass signals on; requeue the job if any run is to continue."""
         signals = catch_signals()
         children = [_start(job) for job in self._with_gpus()]
-        told = 0
+        forwarded = 0
         while any(child.poll() is None for child in children):
-            for number in signals[told:]:
-                _tell(children, number)
-            told = len(signals)
+            for number in signals[forwarded:]:
+                _signal(children, number)
+            forwarded = len(signals)
             time.sleep(_PAUSE_S)
         codes = [child.returncode for child in children]
         print(f"exit codes of the {len(codes)} runs: {codes}", flush=True)
         if YIELDED in codes:
-            requeue(here())
+            requeue(read_job_environment())
         return "finished"
 
     def _with_gpus(self) -> list[Job]:
@@ -45,14 +50,14 @@ class Pack:
         return [replace(job, gpu=visible[i % len(visible)]) for i, job in enumerate(self.jobs)]
 
     def checkpoint(self) -> Any:
-        """For submitit: at a signal before `__call__` has begun, the same pack again."""
+        """For submitit, after a signal before `__call__` has begun: the same pack again."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def _start(job: Job) -> "subprocess.Popen[str]":
-    # Slurm signals all processes of the job: what comes before the child listens waits for it.
+    # Slurm signals all processes of the job: a signal waits until the child handles it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         child = subprocess.Popen(
@@ -69,7 +74,7 @@ def _start(job: Job) -> "subprocess.Popen[str]":
     return child
 
 
-def _tell(children: "list[subprocess.Popen[str]]", number: int) -> None:
+def _signal(children: "list[subprocess.Popen[str]]", number: int) -> None:
     for child in children:
         if child.poll() is None:
             child.send_signal(signal.Signals(number))

@@ -1,4 +1,4 @@
-"""What a sweep would do, in text: runs, windows, network evaluations, seconds. Starts nothing."""
+"""The plan of a sweep, in text: runs, windows, network evaluations, seconds. Starts nothing."""
 
 import itertools
 from collections.abc import Iterator
@@ -20,22 +20,22 @@ from mixgrpo.text.words import duration
 _MANY_STRETCHES = 6
 _MANY_STAYS = 10_000
 _MOST = 20
-"""Arms, and groups of them, that are listed one by one."""
+"""The most arms, and groups of arms, that are listed one by one."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What need not be computed, by the names of the runs' folders."""
+    """What need not be computed again, by the names of the runs' folders."""
 
     stored: dict[str, Path]
-    """Runs that are finished already, for another sweep: where they lie."""
+    """The folders of runs that are finished already, for another sweep."""
     beginnings: dict[str, Beginning]
-    """From which checkpoints others start."""
+    """The checkpoints from which other runs start."""
     from_zero: list[str]
-    """Why runs start from zero though runs of another length are there."""
+    """Why runs start from zero though runs of another length exist, a line for each reason."""
 
     def iterations(self, state: RunState) -> int:
-        """Those that a run gets from another one."""
+        """The iterations that a run need not compute."""
         name = state.run.folder_name
         if name in self.stored:
             return state.total
@@ -45,8 +45,8 @@ class Saved:
 def foresee(
     sweep: Sweep, states: list[RunState], runs_dir: Path, accept_code_change: bool = False
 ) -> Saved:
-    """What the launcher would not compute again, given the states of the sweep's runs or of a part
-    of them."""
+    """What the launcher would not compute again. `states`: those of the sweep's runs, or of some of
+    them."""
     waiting = [state.run for state in states if state.state == "waiting"]
     stored = find_stored(waiting, runs_dir)
     if accept_code_change:
@@ -65,8 +65,7 @@ def foresee(
 def describe(
     sweep: Sweep, states: list[RunState], slots: int | None, saved: Saved | None = None
 ) -> str:
-    """The plan of `sweep` on `slots` slots, or for a queue, given the states of its runs and what
-    of them need not be computed."""
+    """The plan of `sweep` for `slots` slots (None: a queue). `saved`: what need not be computed."""
     lines = [
         f"{sweep.name}{f' ({sweep.profile})' if sweep.profile else ''}: {len(sweep.arms)} arms x "
         f"{len(sweep.seeds)} seeds = {_runs(sweep)}; reference {sweep.reference}, "
@@ -80,12 +79,12 @@ def describe(
     arms = [arm for arm in sweep.arms if arm.name in states_of]
     shown = _shown(sweep, arms)
     for arm in arms:
-        own = states_of[arm.name]
-        missing = [state for state in own if state.state != "finished"]
-        seconds = seconds_per_run(own)
+        of_arm = states_of[arm.name]
+        missing = [state for state in of_arm if state.state != "finished"]
+        seconds = seconds_per_run(of_arm)
         if arm.name in shown:
-            lines += ["", *_arm(sweep, arm, own, seconds)]
-            lines += _shared_by(own, saved) if saved else []
+            lines += ["", *_arm(sweep, arm, of_arm, seconds)]
+            lines += _first_beginning(of_arm, saved) if saved else []
         if seconds is None:
             unknown += len(missing)
         else:
@@ -146,16 +145,17 @@ def _arm(sweep: Sweep, arm: Arm, states: list[RunState], seconds: float | None) 
     )
 
 
-def _shared_by(states: list[RunState], saved: Saved) -> Iterator[str]:
-    """Where the first of an arm's runs starts that does not start from nothing."""
+def _first_beginning(states: list[RunState], saved: Saved) -> Iterator[str]:
+    """The first of an arm's runs that starts from another run's checkpoint."""
     for state in states:
-        if found := saved.beginnings.get(state.run.folder_name):
-            yield f"  continues    {found.source.name} after its {found.iterations} iterations"
+        if beginning := saved.beginnings.get(state.run.folder_name):
+            done = beginning.iterations
+            yield f"  continues    {beginning.source.name} after its {done} iterations"
             return
 
 
 def _shared(states: list[RunState], saved: Saved) -> Iterator[str]:
-    """What is not computed again, in one line; none where nothing is."""
+    """What is not computed again, in one line; no line where that is nothing."""
     missing = [state for state in states if state.state != "finished"]
     stored = [state for state in missing if state.run.folder_name in saved.stored]
     starting = [state for state in missing if state.run.folder_name in saved.beginnings]
@@ -199,7 +199,7 @@ def evaluations(config: RunConfig) -> int:
 
 
 def window_path(config: RunConfig) -> str:
-    """Where the window goes, in words: `steps 0-3 to 19-22: start 0-19, 5 iterations each`."""
+    """The window's path, in words: `steps 0-3 to 19-22: start 0-19, 5 iterations each`."""
     window, size = config.make_window(), config.window.size
     starts = window.iterations_at(config.iterations)
     lowest, highest = min(starts), max(starts)
@@ -208,7 +208,7 @@ def window_path(config: RunConfig) -> str:
         return f"{span} all the time"
     span += f" to {_steps(highest, size)}"
     if config.window.strategy == "random":
-        return f"{span}, drawn anew at every iteration"
+        return f"{span}, drawn at every iteration"
     stays = list(itertools.islice(window.stays(config.iterations), _MANY_STAYS + 1))
     stretches = _stretches(stays)
     if len(stretches) > _MANY_STRETCHES:
@@ -230,7 +230,7 @@ def _steps(start: int, size: int) -> str:
 
 
 def _stretches(stays: list[tuple[int, int]]) -> list[str]:
-    """Stays of the same length and an even stride, put together."""
+    """The window's stays, (start, iterations), with those of equal length and stride merged."""
     groups: list[list[tuple[int, int]]] = []
     for start, length in stays:
         group = groups[-1] if groups else []

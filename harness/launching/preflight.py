@@ -1,7 +1,7 @@
-"""What is checked at `--plan`, and before a command that starts runs writes anything.
+"""The checks of `--plan`, and of a command that starts runs before it writes anything.
 
-Code that a run names is imported in a process of its own (`mixgrpo.training.preflight`), one for
-all runs, and only where something other than built-in code is named.
+Code that runs name is imported in one separate process for all of them
+(`mixgrpo.training.preflight`), and only if it is not built in.
 """
 
 import contextlib
@@ -33,25 +33,25 @@ from mixgrpo.settings.layers import Layers
 from mixgrpo.settings.paths import check_folder
 from mixgrpo.training.preflight import check_count, is_plain
 
-PATIENCE_S = 180.0
-"""The most that all imports together may take."""
+IMPORTS_TIMEOUT_S = 180.0
+"""The longest that all imports together may take."""
 _OF_GPUS = re.compile(r"\b(CUDA|NVIDIA|HIP|ROCm)\b", re.IGNORECASE)
 
 Named = tuple[RunConfig, Layers]
-"""A configuration, and where its settings were written."""
+"""A configuration, and its settings with where they are written."""
 
 
-def check_places(sweep: Sweep, runs_dir: Path, reports_dir: Path, on_slurm: bool) -> None:
-    """ConfigError where the folders of the runs and of the report cannot be made or written, belong
+def check_folders(sweep: Sweep, runs_dir: Path, reports_dir: Path, on_slurm: bool) -> None:
+    """ConfigError where the folders of the runs or of the report cannot be made or written, belong
     to another file of the same name, or cannot be used by Slurm."""
     folder = sweep_folder(sweep, runs_dir)
     check_paths([folder, *(folder / run.folder_name for run in sweep.runs)], f"--runs {runs_dir}")
     check_paths([reports_dir / sweep.report_name], f"--reports {reports_dir}")
-    for place in (folder / run.folder_name for run in sweep.runs):
-        if place.is_symlink() and not place.exists():
+    for path in (folder / run.folder_name for run in sweep.runs):
+        if path.is_symlink() and not path.exists():
             raise ConfigError(
-                f"{place}: is a link to {place.readlink()}, which is not there; bring back what it "
-                "leads to, or remove the link to make the run anew"
+                f"{path}: is a link to {path.readlink()}, which does not exist; restore its "
+                "target, or remove the link to compute the run again"
             )
     check_folder("--runs", folder)
     check_folder("--reports", reports_dir / sweep.report_name)
@@ -64,35 +64,35 @@ def check_runs(
     sweep: Sweep,
     states: Sequence[RunState],
     executor: ExecutorName,
-    wishes: Mapping[str, Slurm],
+    asked: Mapping[str, Slurm],
     runs_dir: Path,
     say: Callable[[str], None],
 ) -> None:
-    """ConfigError where runs that are not finished could not be run as they are asked for; what
-    may yet go well is said. `wishes`: what each arm asks of Slurm."""
+    """ConfigError where unfinished runs could not run as configured; doubtful cases are warned of
+    with `say`. `asked`: what each arm asks of Slurm."""
     left = {state.run.arm: state.run.config for state in states if state.state != "finished"}
-    asked = _asked_elsewhere(sweep) if executor != "slurm" else {}
+    for_slurm = _resources_for_slurm(sweep) if executor != "slurm" else {}
     for arm in left:
-        check_processes(executor, asked.get(arm, Slurm()), sweep.file, f"arm {arm}")
-    elsewhere = {arm for arm in left if arm in wishes and wishes[arm].python is not None}
-    named = [(left[arm], sweep.layers[arm]) for arm in left if arm not in elsewhere]
-    if any(not is_plain(left[arm]) for arm in elsewhere):
-        say("the code that runs name is checked by the jobs alone: slurm.python starts another one")
+        check_processes(executor, for_slurm.get(arm, Slurm()), sweep.file, f"arm {arm}")
+    other_python = {arm for arm in left if arm in asked and asked[arm].python is not None}
+    named = [(left[arm], sweep.layers[arm]) for arm in left if arm not in other_python]
+    if any(not is_plain(left[arm]) for arm in other_python):
+        say("slurm.python starts another Python: only the jobs check the code that runs name")
     disk = check_code(named, executor != "slurm", say)
     runs = sum(state.state != "finished" for state in states)
     _say_disk(disk * runs, runs_dir, say)
 
 
-def _asked_elsewhere(sweep: Sweep) -> dict[str, Slurm]:
-    """What each arm of the file asks of Slurm, for an executor that is another one."""
+def _resources_for_slurm(sweep: Sweep) -> dict[str, Slurm]:
+    """What each arm would ask of Slurm if that were the executor."""
     try:
         return resources(sweep, site=False)
-    except ConfigError:  # the site's file may be what is missing
+    except ConfigError:  # it may be incomplete without the site's file
         return resources(sweep)
 
 
 def check_processes(executor: str, asked: Slurm, file: Path, whose: str = "a trial") -> None:
-    """ConfigError where a run is to have several processes, which Slurm alone gives it."""
+    """ConfigError where a run is to have several processes, which only Slurm can start."""
     if executor == "slurm" or asked.processes == 1:
         return
     gpus = f"{asked.gpus * asked.nodes} GPUs" if asked.gpus else f"{asked.nodes} node(s)"
@@ -104,10 +104,10 @@ def check_processes(executor: str, asked: Slurm, file: Path, whose: str = "a tri
 
 
 def check_code(named: Iterable[Named], here: bool, say: Callable[[str], None]) -> int:
-    """Check what the configurations name. ConfigError with all that is wrong and its places.
+    """Check the code, models and data that configurations name. ConfigError with all mistakes.
 
-    `here`: they would run on this machine. Bytes that one run's checkpoints take, where that is
-    known, else 0.
+    `here`: they would run on this machine. Returns the bytes of one run's checkpoints, 0 if that is
+    not known.
     """
     errors = ErrorList()
     distinct: dict[str, Named] = {}
@@ -116,13 +116,13 @@ def check_code(named: Iterable[Named], here: bool, say: Callable[[str], None]) -
             check_count(config)
         if not is_plain(config) or (here and config.model.name in DIFFUSION):
             distinct.setdefault(_what_is_checked(config), (config, layers))
-    asked = list(distinct.values())
-    answer = _ask([config for config, _ in asked], here) if asked else _Answer()
-    for at, text in answer.errors:
+    checks = list(distinct.values())
+    answer = _ask([config for config, _ in checks], here) if checks else _Answer()
+    for index, text in answer.errors:
         if not here and not environment.gpus() and _OF_GPUS.search(text):
-            say(f"warning: {text} (which may be otherwise on a node with a GPU)")
+            say(f"warning: {text} (a node with a GPU may differ)")
             continue
-        errors.errors.append(located_error(text, asked[at][1]))
+        errors.errors.append(located_error(text, checks[index][1]))
     for text in dict.fromkeys(answer.warnings):
         say(f"warning: {text}")
     errors.raise_all()
@@ -151,72 +151,73 @@ class _Answer:
 
 
 def _ask(configs: list[RunConfig], here: bool) -> _Answer:
-    """What the process says that imports the code; its own end is an error of what it was at."""
+    """The answer of the process that imports the code. If it ends early, that is an error of the
+    configuration that it was checking."""
     lines = [
         json.dumps({"config": config.model_dump(mode="json"), "here": here}) for config in configs
     ]
     variables = {**os.environ, **dict.fromkeys(environment.THREAD_VARIABLES, "1")}
     command = [sys.executable, "-m", "mixgrpo.training.preflight"]
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=log,
             text=True,
             errors="replace",
             env=variables,
-            start_new_session=True,  # so that what it starts can be ended with it
+            start_new_session=True,  # so that its children can be killed with it
         )
         late = False
         try:
-            output, _ = process.communicate("\n".join(lines), PATIENCE_S)
+            output, _ = process.communicate("\n".join(lines), IMPORTS_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             late = True
-            _end(process)
+            _kill(process)
             output, _ = process.communicate()
         except BaseException:
-            _end(process)
+            _kill(process)
             raise
-        said.seek(0)
-        last = next(iter(said.read().strip().splitlines()[::-1]), "")
-    answer, at, begun, over = _Answer(), 0, "", False
+        log.seek(0)
+        last = next(iter(log.read().strip().splitlines()[::-1]), "")
+    answer, index, begun, over = _Answer(), 0, "", False
     for line in map(_as_json, output.splitlines()):
-        at, begun = line.get("at", at), line.get("begins", begun)
+        index, begun = line.get("at", index), line.get("begins", begun)
         if "error" in line:
-            answer.errors.append((at, line["error"]))
+            answer.errors.append((index, line["error"]))
         if "warning" in line:
             answer.warnings.append(line["warning"])
         if "disk" in line:
             answer.disk.append(line["disk"])
         over = over or "over" in line
     if late:
-        why = f"takes longer than {PATIENCE_S:g} s"
+        why = f"takes longer than {IMPORTS_TIMEOUT_S:g} s"
     else:
         code = process.returncode
         why = "ended the process (" + (f"signal {-code}" if code < 0 else f"exit code {code}") + ")"
     if late or not over:
-        answer.errors.append((at, f"{begun}: what is imported for it {why}{last and f': {last}'}"))
+        answer.errors.append((index, f"{begun}: importing its code {why}{last and f': {last}'}"))
     return answer
 
 
 def _as_json(line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except ValueError:  # cut short
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    """End the process with all that it started."""
+def _kill(process: "subprocess.Popen[str]") -> None:
+    """Kill the process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _say_disk(needed: int, runs_dir: Path, say: Callable[[str], None]) -> None:
-    place = runs_dir.absolute()
-    nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+    path = runs_dir.absolute()
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     free = shutil.disk_usage(nearest).free
     if needed > free:
         say(

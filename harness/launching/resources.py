@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from harness.study.arms import Arm
+from harness.study.profiles import Chosen
 from harness.study.spec import Sweep
-from harness.study.sweepfile import Chosen
 from mixgrpo.errors import ConfigError, Place, all_errors, shown
 from mixgrpo.files.regular import is_there, read_regular
 from mixgrpo.settings.config import Section
@@ -26,7 +26,7 @@ SITE_VARIABLE = "MIXGRPO_SLURM"
 """Names another file than ~/.config/mixgrpo/slurm.yaml."""
 
 
-_OWN_WORDS = {
+_KEY_OF_OPTION = {
     **{word: word for word in ("partition", "account", "qos", "constraint", "time", "nodes")},
     "ntasks-per-node": "tasks_per_node",
     "cpus-per-task": "cpus",
@@ -44,7 +44,7 @@ _RESERVED = (
     "wrap",
     "ntasks",
 )
-"""What a submission is found by, or a run is told by."""
+"""Options of sbatch that this program sets."""
 
 
 def _one_line(value: str | int | bool) -> str | int | bool:
@@ -54,13 +54,13 @@ def _one_line(value: str | int | bool) -> str | int | bool:
 
 
 Word = Annotated[str, AfterValidator(_one_line)]
-"""It stands on a line of the script that sbatch gets, which another line would end."""
+"""Text on one line of the script for sbatch."""
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Slurm(Section):
-    """What one run (or one pack of runs) asks for. The words are sbatch's where it has one."""
+    """What one run, or one pack of runs, asks of Slurm. Keys are called as sbatch's options."""
 
     partition: Word | None = None
     account: Word | None = None
@@ -107,10 +107,10 @@ class Slurm(Section):
 
     @model_validator(mode="after")
     def _one_way_to_share(self) -> "Slurm":
-        found: list[Conflict] = []
+        conflicts: list[Conflict] = []
 
         def wrong(key: str, message: str) -> None:
-            found.append(Conflict(message, key))
+            conflicts.append(Conflict(message, key))
 
         if self.pack > 1 and self.processes > 1:
             wrong("pack", "runs of several processes cannot share a job; leave pack out")
@@ -130,12 +130,12 @@ class Slurm(Section):
             )
         for key in self.sbatch:
             word = key.replace("_", "-")
-            if word in _OWN_WORDS:
-                wrong("sbatch", f"{key} has a word of its own; write {_OWN_WORDS[word]}:")
+            if word in _KEY_OF_OPTION:
+                wrong("sbatch", f"{key} has a key here; write {_KEY_OF_OPTION[word]}:")
             if word in _RESERVED:
                 wrong("sbatch", f"{key} is set by this program; leave it out")
-        if found:
-            raise all_conflicts(found)
+        if conflicts:
+            raise all_conflicts(conflicts)
         return self
 
     @property
@@ -145,7 +145,7 @@ class Slurm(Section):
 
     @property
     def gpus_per_run(self) -> float:
-        """For the ledger: a run in a pack pays its part. A shard's part of a GPU is the site's."""
+        """For the ledger; a fraction for packed runs. 0 with shards, whose size the site sets."""
         return 0.0 if self.shards else self.gpus * self.nodes / self.pack
 
 
@@ -168,7 +168,7 @@ def minutes(text: str) -> int:
 
 
 def site_file() -> Path:
-    """The user's own file of defaults for the cluster."""
+    """The user's file of defaults for the cluster."""
     named = os.environ.get(SITE_VARIABLE)
     if named:
         return Path(named)
@@ -179,7 +179,7 @@ def site_file() -> Path:
 def resources(
     sweep: Sweep, overrides: list[str] | None = None, site: bool = True
 ) -> dict[str, Slurm]:
-    """What each arm asks for, by the arm's name. ConfigError names place, key and mend.
+    """What each arm asks for, by the arm's name. ConfigError names file, line, key and fix.
 
     The site's file (left out without `site`), the sweep's `slurm`, its profile's, the arm's and
     `KEY=VALUE` overrides lie on top of each other.
@@ -187,7 +187,7 @@ def resources(
     chosen = Chosen(sweep.file, sweep.profile or None)
     shared = _site() if site else {}
     for part, prefix in chosen.parts:
-        _lay(
+        _lay_on_top(
             shared,
             part.slurm or {},
             lambda key, p=prefix: chosen.document.place((*p, "slurm", key)),
@@ -198,23 +198,24 @@ def resources(
 def layered(
     parts: Sequence[tuple[dict[str, Any], Callable[[str], Place]]], file: str, overrides: list[str]
 ) -> Slurm:
-    """The site's settings, then `parts`, each with the place of a key in `file`, then overrides.
+    """The site's settings, then `parts`, each with the function that locates a key in `file`, then
+    overrides.
 
-    For what has no arms. ConfigError names place, key and mend.
+    For searches, which have no arms. ConfigError names file, line, key and fix.
     """
     given = _site()
     for part, place in parts:
-        _lay(given, part, place)
+        _lay_on_top(given, part, place)
     return _with_overrides(given, overrides, file)
 
 
 def _site() -> dict[str, tuple[Any, Place]]:
-    """The settings of the user's own file, each with its place."""
+    """The settings of the user's file, each with where it is written."""
     given: dict[str, tuple[Any, Place]] = {}
     site = site_file()
     if is_there(site) and not _is_empty(site):
         document = read_yaml(site)
-        _lay(given, document.data, lambda key: document.place((key,)))
+        _lay_on_top(given, document.data, lambda key: document.place((key,)))
     elif not is_there(site) and os.environ.get(SITE_VARIABLE):
         raise ConfigError(f"no such file; {SITE_VARIABLE} names it", place=Place(str(site)))
     return given
@@ -224,7 +225,7 @@ def _is_empty(file: Path) -> bool:
     """Whether a file has nothing but comments."""
     try:
         lines = read_regular(file, MOST_BYTES).decode().splitlines()
-    except (OSError, UnicodeDecodeError):  # whoever reads it says what is wrong
+    except (OSError, UnicodeDecodeError):  # reading it as YAML says what is wrong
         return False
     return all(line.lstrip()[:1] in ("", "#") for line in lines)
 
@@ -236,18 +237,18 @@ def _of_arm(
     arms = chosen.get("arms")
     if arms is not None:
         name = arm.name.split(",")[0]  # a grid's values stand after it
-        own = (arms.value.get(name) or {}).get("slurm") or {}
+        of_arm = (arms.value.get(name) or {}).get("slurm") or {}
         key = (*arms.key, name, "slurm")
-        if not isinstance(own, dict):
-            raise chosen.error(key, f"expected keys with values, not {own!r}")
-        _lay(given, own, lambda word: chosen.document.place((*key, word)))
+        if not isinstance(of_arm, dict):
+            raise chosen.error(key, f"expected keys with values, not {of_arm!r}")
+        _lay_on_top(given, of_arm, lambda word: chosen.document.place((*key, word)))
     return _with_overrides(given, overrides, str(chosen.document.file))
 
 
 def _with_overrides(given: dict[str, tuple[Any, Place]], overrides: list[str], file: str) -> Slurm:
     for text in overrides:
         word, value, place = read_override(text, "--slurm", "partition=gpu")
-        _lay(given, {word: value}, lambda _, p=place: p)
+        _lay_on_top(given, {word: value}, lambda _, p=place: p)
     try:
         return Slurm.model_validate({word: value for word, (value, _) in given.items()})
     except ValidationError as error:
@@ -256,10 +257,10 @@ def _with_overrides(given: dict[str, tuple[Any, Place]], overrides: list[str], f
         ) from None
 
 
-def _lay(on: dict[str, tuple[Any, Place]], settings: dict[str, Any], place: Any) -> None:
-    """Put settings on top, each with its place; what is a mapping is laid on top by key."""
+def _lay_on_top(on: dict[str, tuple[Any, Place]], settings: dict[str, Any], place: Any) -> None:
+    """Lay settings on top, each with where it is written; mappings are merged key by key."""
     for word, value in settings.items():
-        word = str(word)  # YAML's own keys may be numbers
+        word = str(word)  # keys in YAML may be numbers
         before = on.get(word)
         if isinstance(value, dict) and before and isinstance(before[0], dict):
             value = before[0] | value
@@ -286,9 +287,9 @@ def _explain_key(error: ErrorDetails, given: dict[str, tuple[Any, Place]]) -> Co
     key, place = f"slurm: {word}", given[word][1]
     if kind == "extra_forbidden":
         hint = did_you_mean(word, Slurm.model_fields, SLURM)
-        message = f"unknown key{hint}; sbatch's own go below `sbatch:`"
+        message = f"unknown key{hint}; other options of sbatch go below `sbatch:`"
     elif word == "time":
-        message = f"{value} is no time; write minutes or 4:00:00"
+        message = f"{value} is not a time; write minutes or 4:00:00"
     elif kind == "tuple_type":
         message = f"expected a list, such as [a, b], not {value}"
     elif kind == "dict_type":

@@ -1,11 +1,11 @@
-"""What a launcher shows while its runs go on: a live table on a terminal, plain lines elsewhere."""
+"""A launcher's output while runs go on: a live table on a terminal, plain lines elsewhere."""
 
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from harness.runs.progress import Warned, _key, by_kind, cells, score, summary, warned
+from harness.runs.progress import Warned, by_kind, cells, score, summary, warned, warning_key
 from harness.runs.state import RunState
 from harness.study.spec import Run
 from mixgrpo import cli
@@ -21,7 +21,7 @@ LIVE_EVERY_S = 0.5
 
 
 class Progress:
-    """The screen of one launcher. Use as a context."""
+    """The output of one launcher. Use as a context."""
 
     def __init__(self, measure: str, terminal: bool | None = None) -> None:
         self.measure = measure
@@ -29,7 +29,7 @@ class Progress:
         self._live: Live | None = None
         self._shown = 0.0
         self._seen: set[tuple[str, int, str]] | None = None
-        """Run, attempt and text of the warnings that were said or older; None before any look."""
+        """Run, attempt and text of warnings that were shown or are older; None before any look."""
         self._warned: dict[str, Warned] = {}
         """By kind."""
 
@@ -49,7 +49,7 @@ class Progress:
             self._live = None
 
     def say(self, text: str) -> None:
-        """One line that stays, above whatever moves."""
+        """Print a line that stays, above the live table."""
         if self._live is not None:
             from rich.text import Text
 
@@ -69,7 +69,7 @@ class Progress:
         elif state.state in ("stopped", "lost", "failed"):
             text += f" after {state.iteration}/{state.total} iterations"
             if not state.attempts:
-                text += ": its job ended before the run began; harness.logs shows what it said"
+                text += ": its job ended before the run began; harness.logs shows its output"
             elif state.reason == "killed":
                 text += ": its process was killed, or ended without a word"
             elif state.attempts and state.attempts[-1].last_line:
@@ -79,17 +79,17 @@ class Progress:
         self.say(text)
 
     def warnings(self, states: list[RunState]) -> None:
-        """Say what the jobs warned of, each kind once, and nothing of what was over before."""
-        found = [
+        """Show the warnings of jobs, each kind once, but none of attempts that were over before."""
+        every = [
             (state, attempt.number, text)
             for state in states
             for attempt in state.attempts
             for text in attempt.warnings
         ]
         if self._seen is None:
-            self._seen = {_key(*one) for one in found if one[0].state != "running"}
-        new = [one for one in found if _key(*one) not in self._seen]
-        self._seen |= {_key(*one) for one in new}
+            self._seen = {warning_key(*one) for one in every if one[0].state != "running"}
+        new = [one for one in every if warning_key(*one) not in self._seen]
+        self._seen |= {warning_key(*one) for one in new}
         for kind, ones in by_kind((state, text) for state, _, text in new).items():
             runs = self._warned.setdefault(kind, Warned())
             runs.names |= {state.run.name for state, _ in ones}
@@ -99,7 +99,7 @@ class Progress:
                 self.say(warned(ones, len(states)))
 
     def _repeat_warnings(self) -> None:
-        """Say of how many runs a warning came to be true after it was said of the first."""
+        """Say how many runs gave a warning in the end, if more than when it was shown."""
         for seen in self._warned.values():
             if len(seen.names) > seen.said:
                 self.say(f"{len(seen.names)} runs in all warned: {seen.text}")
@@ -107,7 +107,7 @@ class Progress:
     def update(
         self, look: Callable[[], list[RunState]], slots: int | None, force: bool = False
     ) -> None:
-        """Show where things stand, unless that was done a moment ago."""
+        """Show the state of all runs, unless that was done a moment ago."""
         now = time.monotonic()
         every = LIVE_EVERY_S if self._live is not None else PLAIN_EVERY_S
         if now - self._shown < every and not force:

@@ -1,4 +1,4 @@
-"""What a sweep would hand to Slurm, in text: arrays, GPU hours, sbatch text. Submits nothing."""
+"""What a sweep would submit to Slurm, in text: arrays, GPU hours, sbatch text. Submits nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +21,8 @@ def describe_arrays(
     resources: Mapping[str, Slurm],
     snapshot: bool = False,
 ) -> str:
-    """The arrays that would be submitted for what is neither finished nor under way, also on a
-    machine without Slurm. ConfigError for a folder whose name is none for Slurm.
+    """The arrays that would be submitted for the runs that are neither finished nor under way, also
+    on a machine without Slurm. ConfigError for a folder whose path Slurm cannot use.
     """
     folder = sweep_folder(sweep, runs_dir)
     code = locate(folder) if snapshot else None
@@ -46,7 +46,7 @@ def describe_arrays(
             if seconds is None:
                 unknown += 1
             else:
-                total += seconds / 3600 * array.asked.gpus_per_run
+                total += seconds / 3600 * array.resources.gpus_per_run
     if arrays:
         lines.append(_hours(total, unknown, arrays))
         lines += _too_long(arrays, by_name, paces)
@@ -54,15 +54,15 @@ def describe_arrays(
         slurm.check()
     except ConfigError as error:
         return "\n".join([*lines, "", f"nothing can be submitted from here: {error}"])
-    # Arrays that differ only in their length: one is enough to be read.
-    different = {array.asked.model_dump_json(): array for array in reversed(arrays)}
+    # One of the arrays that differ only in their length is enough.
+    different = {array.resources.model_dump_json(): array for array in reversed(arrays)}
     for number, array in enumerate(reversed(list(different.values())), 1):
         lines += ["", f"--- sbatch text {number} ---", cluster.text(array)]
     return "\n".join(lines)
 
 
 def _array(array: Array, runs: list[RunState]) -> str:
-    asked = array.asked
+    asked = array.resources
     jobs = len(array.packs)
     text = f"{jobs} job{'' if jobs == 1 else 's'}"
     if asked.pack > 1:
@@ -77,13 +77,13 @@ def _array(array: Array, runs: list[RunState]) -> str:
 
 
 def _paces(states: list[RunState]) -> dict[str, float]:
-    """Seconds per iteration that were seen, by arm: finished runs before unfinished ones."""
-    found: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
+    """Measured seconds per iteration by arm, of finished runs or else of unfinished ones."""
+    paces: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
     for state in states:
         if state.seconds_per_iteration is not None:
-            by_arm = found[state.state == "finished"]
+            by_arm = paces[state.state == "finished"]
             by_arm.setdefault(state.run.arm, []).append(state.seconds_per_iteration)
-    return {arm: sum(p) / len(p) for arm, p in (found[False] | found[True]).items()}
+    return {arm: sum(p) / len(p) for arm, p in (paces[False] | paces[True]).items()}
 
 
 def _seconds_left(state: RunState, paces: dict[str, float]) -> float | None:
@@ -95,7 +95,7 @@ def _hours(total: float, unknown: int, arrays: list[Array]) -> str:
     runs = sum(len(pack) for array in arrays for pack in array.packs)
     if unknown == runs:
         return "GPU hours: unknown; no iteration of these configurations has been finished yet"
-    if not any(array.asked.gpus_per_run for array in arrays):
+    if not any(array.resources.gpus_per_run for array in arrays):
         return "GPU hours: none asked for"
     text = f"GPU hours: about {total:,.2f}, from the iterations finished so far, without start-up"
     return f"{text} and without {unknown} run(s) whose pace is unknown" if unknown else text
@@ -104,23 +104,24 @@ def _hours(total: float, unknown: int, arrays: list[Array]) -> str:
 def _too_long(
     arrays: list[Array], states: dict[str, RunState], paces: dict[str, float]
 ) -> list[str]:
-    """Arms whose runs outlast their time limit, or whose iterations the warning before it."""
-    found = {}
+    """Arms whose runs take longer than the time limit, or whose iterations take longer than the
+    signal comes before it."""
+    lines = {}
     for array in arrays:
-        limit, warning = 60 * array.asked.time, array.asked.signal_s
+        limit, warning = 60 * array.resources.time, array.resources.signal_s
         for start in (start for pack in array.packs for start in pack):
             arm = start.run.arm
             seconds = _seconds_left(states[start.name], paces)
             if seconds is None or seconds <= limit:
                 continue
-            found[arm] = (
+            lines[arm] = (
                 f"{arm}: a run takes about {duration(seconds)}, longer than the limit of "
                 f"{duration(limit)}: it is stopped with a checkpoint and queued again"
             )
             if paces[arm] > warning:
-                found[arm] = (
-                    f"{arm}: an iteration takes about {duration(paces[arm])}, and a run is told "
-                    f"{duration(warning)} before its time limit, too late for a checkpoint; ask "
-                    f"for signal_s={2 * round(paces[arm])}"
+                lines[arm] = (
+                    f"{arm}: an iteration takes about {duration(paces[arm])}, and a run gets the "
+                    f"signal {duration(warning)} before its time limit, too late for a checkpoint; "
+                    f"set signal_s={2 * round(paces[arm])}"
                 )
-    return list(found.values())
+    return list(lines.values())

@@ -1,4 +1,4 @@
-"""A copy of the code at the moment of submission, so that what is queued does not change with it.
+"""A copy of the code at submission, so that later changes do not reach queued runs.
 
 runs/<sweep>/code/<commit>-<digest>/     the tracked files, as they were, changes included
 """
@@ -20,60 +20,60 @@ CODE = "code"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the tracked files."""
+    """A copy of the files that git tracks."""
 
     folder: Path
 
     def variables(self) -> dict[str, str]:
-        """The environment in which Python imports the copy, and after it what it would have."""
+        """The variables with which Python imports the copy first."""
         paths = [str(self.folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
         # Without it `python -m` would look into the working directory first.
         return {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
 
 
 def locate(sweep_folder: Path) -> Snapshot:
-    """Where the copy of the code as it is now stands, or would stand.
+    """The copy of the code as it is now, which need not exist yet.
 
-    ConfigError where the code does not stand in a git checkout.
+    ConfigError where the code is not in a git checkout.
     """
     root, digest = _root(), hashlib.sha256()
     for name in _tracked(root):
         digest.update(name.encode() + b"\0" + (root / name).read_bytes())
     commit = (environment.commit()[0] or "none")[:10]
-    place = (sweep_folder / CODE / f"{commit}-{digest.hexdigest()[:10]}").resolve()
-    for folder in (place, Path.cwd()):
+    copy = (sweep_folder / CODE / f"{commit}-{digest.hexdigest()[:10]}").resolve()
+    for folder in (copy, Path.cwd()):
         if os.pathsep in str(folder):
             raise ConfigError(
-                f"--snapshot: {folder} has a {os.pathsep} in it, which PYTHONPATH would be split "
-                "at; rename that folder, or leave --snapshot out"
+                f"--snapshot: {folder} contains a {os.pathsep}, at which PYTHONPATH would be "
+                "split; rename that folder, or leave --snapshot out"
             )
-    return Snapshot(place)
+    return Snapshot(copy)
 
 
 def take(sweep_folder: Path) -> Snapshot:
-    """Copy the tracked files of this checkout, unless the same ones were copied before.
+    """Copy the tracked files of this checkout, unless the same copy exists.
 
-    ConfigError where the code does not stand in a git checkout.
+    ConfigError where the code is not in a git checkout.
     """
-    found, root = locate(sweep_folder), _root()
-    if found.folder.exists():
-        return found
-    found.folder.parent.mkdir(exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".", dir=found.folder.parent))
+    snapshot, root = locate(sweep_folder), _root()
+    if snapshot.folder.exists():
+        return snapshot
+    snapshot.folder.parent.mkdir(exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".", dir=snapshot.folder.parent))
     try:
         partial.chmod(0o755)
         for name in _tracked(root):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, partial / name)
         commit, dirty = environment.commit()
-        said = json.dumps({"commit": commit, "dirty": dirty})
-        (partial / environment.SNAPSHOT).write_text(said)
-        partial.rename(found.folder)
+        version = json.dumps({"commit": commit, "dirty": dirty})
+        (partial / environment.SNAPSHOT).write_text(version)
+        partial.rename(snapshot.folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if not found.folder.exists():  # or another launcher was quicker
+        if not snapshot.folder.exists():  # another launcher made it meanwhile
             raise
-    return found
+    return snapshot
 
 
 def _root() -> Path:
@@ -92,7 +92,7 @@ def _git(root: Path, *arguments: str) -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         raise ConfigError(
-            f"--snapshot: {root} is no git checkout, so it is not known which files are the code; "
+            f"--snapshot: {root} is not a git checkout, so the files of the code are unknown; "
             "leave it out, or run from a clone"
         ) from None
     return done.stdout

@@ -1,10 +1,10 @@
-"""Takes run folders out of a sweep, to a place from which they can be put back.
+"""Moves run folders of a sweep to its trash, from where they can be restored.
 
     runs/<sweep>/.trash/<date>-<time>/<run>
 
-Each folder is moved by one rename, so that a crash leaves it in one of the two places. A stored
-run is moved itself where no other sweep uses it (`harness.runs.store`), and otherwise the link to
-it alone, as every link that leads out of the store.
+Each folder is moved by one rename, so a crash leaves it in one of the two locations. A stored run
+(`harness.runs.store`) is moved if no other sweep uses it; otherwise only the link to it is moved,
+as is any link that leads out of the store.
 """
 
 import os
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import typer
 
-from harness.launching.launcher import STOP_PATIENCE_S, ask_to_stop
-from harness.runs.folder import newest_checkpoint
+from harness.launching.launcher import STOP_PATIENCE_S
+from harness.runs.folder import ask_to_stop, newest_checkpoint
 from harness.runs.store import STORE, links
 from mixgrpo.cli import say
 from mixgrpo.errors import ConfigError, RunError
@@ -43,9 +43,9 @@ class Item:
     """Bytes, of a link 0."""
     remark: str = ""
     stored: Path | None = None
-    """What is moved where `folder` leads to a stored run; None where `folder` itself is."""
+    """The stored run to be moved, to which `folder` leads; None where `folder` itself is moved."""
     keeps_link: bool = False
-    """Whether the run is made anew where it was, for all that lead there."""
+    """Whether the run is computed again at the same location, for all sweeps that use it."""
 
     @property
     def is_live(self) -> bool:
@@ -58,35 +58,35 @@ class Item:
 
 
 def look_at(
-    folder: Path, queued: Collection[str] = (), remark: str = "", anew: bool = False
+    folder: Path, queued: Collection[str] = (), remark: str = "", again: bool = False
 ) -> Item:
-    """What would be moved of one run. `queued`: names of the folders whose jobs wait in Slurm;
-    `anew`: it is run again, for all sweeps that use it."""
+    """What would be moved for one run. `queued`: names of the folders whose jobs wait in Slurm.
+    `again`: the run is computed again, for all sweeps that use it."""
     stored, runs_dir = None, folder.parent.parent
     if folder.is_symlink() or folder.is_file():
         stored = locate(folder).resolve()
         uses = [path.parent.name for path in links(runs_dir).get(stored, []) if path != folder]
-        if stored.parent != (runs_dir / STORE).resolve() or (uses and not anew):
-            why = f", which {' and '.join(sorted(set(uses)))} uses" if uses else ""
-            words = f"a link to {os.path.relpath(stored, folder.parent)}{why}, which itself stays"
-            return Item(folder, f"{words} where it is", 0, remark)
+        if stored.parent != (runs_dir / STORE).resolve() or (uses and not again):
+            users = f" (used by {' and '.join(sorted(set(uses)))})" if uses else ""
+            target = os.path.relpath(stored, folder.parent)
+            return Item(folder, f"a link to {target}{users}, which stays", 0, remark)
         if uses:
             remark = f"{', '.join(sorted(set(uses)))} uses it, too, and gets the new one"
-    place = stored or folder
-    done = newest_checkpoint(place)
-    if lease.is_held(place / OWNER):
+    run = stored or folder
+    done = newest_checkpoint(run)
+    if lease.is_held(run / OWNER):
         state = "running"
     elif folder.name in queued:
         state = "queued"
-    elif (place / RESULT).exists():
+    elif (run / RESULT).exists():
         state = "finished"
     else:
         state = f"unfinished, with a checkpoint of {done} iterations" if done else "unfinished"
-    return Item(folder, state, size_of(place), remark, stored, anew)
+    return Item(folder, state, size_of(run), remark, stored, again)
 
 
 def confirmed(items: list[Item], option: str, yes: bool) -> bool:
-    """Say what is to be moved, and ask. ConfigError where nobody can be asked without `yes`."""
+    """Say what is to be moved, and ask unless `yes`. ConfigError without a terminal to ask on."""
     total = size_text(sum(item.size for item in items))
     say(f"{option} moves {len(items)} run(s), {total}, to {items[0].folder.parent / TRASH}:")
     for item in items:
@@ -106,11 +106,10 @@ def move(
     say: Callable[[str], None],
     cancel: Callable[[set[str]], set[str]],
 ) -> Path:
-    """Move runs to a new folder of the trash, and say how to put them back: where they are made
-    anew meanwhile, in place of the new ones.
+    """Move runs to a new folder of the trash, which is returned, and say how to restore them.
 
-    Running ones are stopped first, and queued ones are taken out of the queue by `cancel`. RunError
-    for one that cannot be stopped; what was moved by then stays in the trash, the rest in place.
+    Running ones are stopped first; queued ones are taken out of the queue by `cancel`. RunError for
+    one that cannot be stopped; those that were moved before stay in the trash.
     """
     live = [item for item in items if item.is_live]
     ask_to_stop([item.folder for item in live])
@@ -121,41 +120,42 @@ def move(
             "with --cancel first, or wait until that job is over"
         )
     sweep_folder = items[0].folder.parent
-    place = _new_place(sweep_folder / TRASH)
+    trash = _new_folder(sweep_folder / TRASH)
     begin = time.monotonic()
     try:
         for item in items:
             patience = STOP_PATIENCE_S - (time.monotonic() - begin) if item.is_live else 1.0
-            _move_one(item, place / item.folder.name, patience)
-            say(f"moved {item.folder} to {place}")
+            _move_one(item, trash / item.folder.name, patience)
+            say(f"moved {item.folder} to {trash}")
     finally:
-        flush(place)
+        flush(trash)
         flush(sweep_folder)
-        if not any(place.iterdir()):
-            place.rmdir()
+        if not any(trash.iterdir()):
+            trash.rmdir()
         else:
-            for line in how_to_restore(place, items):
+            for line in how_to_restore(trash, items):
                 say(line)
-    return place
+    return trash
 
 
-def how_to_restore(place: Path, items: Iterable[Item]) -> Iterable[str]:
-    """The commands that put back what lies in a folder of the trash, and that free its space."""
-    there = shlex.quote(str(place))
-    anew = [item for item in items if item.keeps_link and (place / item.folder.name).exists()]
-    if anew:
+def how_to_restore(trash: Path, items: Iterable[Item]) -> Iterable[str]:
+    """The commands that restore the runs in a folder of the trash, and that free its space. A run
+    that is computed again meanwhile is moved aside first."""
+    there = shlex.quote(str(trash))
+    again = [item for item in items if item.keeps_link and (trash / item.folder.name).exists()]
+    if again:
         steps = [f"mkdir {there}-new"]
-        for item in anew:
+        for item in again:
             name, home = shlex.quote(item.folder.name), shlex.quote(str(item.stored or item.folder))
             steps += [f"mv {home} {there}-new/{name}", f"mv {there}/{name} {home}"]
         yield f"to put them back: {' && '.join(steps)}"
     else:
-        yield f"to put them back: mv {there}/* {shlex.quote(str(place.parents[1]))}/"
+        yield f"to put them back: mv {there}/* {shlex.quote(str(trash.parents[1]))}/"
     yield f"to free the space: rm -r {there}"
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder, each once; links are not followed."""
+    """Bytes of the files in a folder. Hard links count once, symbolic links are not followed."""
     sizes = {}
     for root, _, names in os.walk(folder):
         for name in names:
@@ -168,23 +168,23 @@ def size_of(folder: Path) -> int:
 
 
 def size_text(count: float) -> str:
-    """Bytes as people say them: 512 bytes, 3.1 MB."""
+    """Bytes with a unit: 512 bytes, 3.1 MB."""
     unit = 0
     while count >= 999.5 and unit + 1 < len(_UNITS):
         count, unit = count / 1000, unit + 1
     return f"{count:.{int(unit > 0 and count < 10)}f} {_UNITS[unit]}"
 
 
-def _new_place(trash: Path) -> Path:
+def _new_folder(trash: Path) -> Path:
     trash.mkdir(exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in range(1, 1000):
-        place = trash / (stamp if number == 1 else f"{stamp}-{number}")
+        folder = trash / (stamp if number == 1 else f"{stamp}-{number}")
         try:
-            place.mkdir()
+            folder.mkdir()
         except FileExistsError:
             continue
-        return place
+        return folder
     raise RunError(f"{trash}: has a thousand folders of this second; remove some")
 
 
@@ -193,17 +193,17 @@ def _move_one(item: Item, target: Path, patience_s: float) -> None:
         item.folder.rename(target)
         return
     run = item.stored or item.folder
-    # Owning the run keeps a job from beginning in it while it is moved.
-    owned = lease.acquire(run / OWNER, patience_s)
-    if owned is None:
+    # While the lease is held, no job begins in the run.
+    held = lease.acquire(run / OWNER, patience_s)
+    if held is None:
         raise RunError(
             f"{item.folder}: still runs and was not moved; it stops after its iteration: run the "
             "same command again then"
         )
-    owned.ends_process = False
+    held.ends_process = False
     try:
         run.rename(target)
         if item.stored is not None and not item.keeps_link:
             item.folder.unlink()
     finally:
-        owned.release()
+        held.release()

@@ -1,4 +1,4 @@
-"""What a sweep's probes ask of which finished run, and what has been measured."""
+"""The measurements that a sweep's probes make on finished runs, and what has been measured."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
-"""Raised when a measurement means something else than before."""
+"""Increased when the meaning of a measurement changes."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Task:
         return self.folder / "probes" / f"{self.name}.json"
 
     def identity(self) -> dict[str, Any]:
-        """What the measurement depends on. `weights`: the digest of the averaged weights in the
-        run's last checkpoint, None where there is no such checkpoint."""
+        """All that the measurement depends on. `weights`: the digest of the averaged weights in the
+        run's last checkpoint; None where that checkpoint does not exist."""
         manifest = self.folder / "checkpoints" / f"{self.run.config.iterations:06d}/manifest.json"
         weights = None
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
@@ -56,9 +56,9 @@ class Task:
         return identity | {"digest": hashlib.sha256(text.encode()).hexdigest()}
 
     def read(self) -> list[dict[str, Any]] | None:
-        """The rows that were measured; None where there are none of this run and these options.
+        """The measured rows; None where there are none for this run and these options.
 
-        Without the run's last checkpoint they are of the weights that it had.
+        Without the run's last checkpoint, measured rows are accepted whatever their weights.
         """
         try:
             with open_regular(self.file) as stream:
@@ -72,28 +72,28 @@ class Task:
             return None
 
     def write(self, rows: Sequence[dict[str, Any]], seconds: float) -> None:
-        """Keep rows. ValueError for NaN and Inf, OSError for a disk that does not take them."""
+        """Save rows. ValueError for NaN and Inf, OSError for a full disk."""
         self.file.parent.mkdir(exist_ok=True)
         write_json(self.file, {**self.identity(), "seconds": seconds, "rows": list(rows)})
 
 
 def tasks(sweep: Sweep, runs_dir: Path, damaged: list[str] | None = None) -> list[Task]:
-    """Every probe of every finished run, arm by arm; what is wrong with a damaged one is added to
-    `damaged`. RunError for a folder of another version."""
+    """Every probe of every finished run, arm by arm; errors of damaged runs are added to `damaged`.
+    RunError for a folder of another version."""
 
     def is_finished(run: Run) -> bool:
         try:
-            return read_result(place / run.folder_name, run.config.evaluation.every) is not None
+            return read_result(folder / run.folder_name, run.config.evaluation.every) is not None
         except DamagedFileError as error:
             if damaged is not None:
                 damaged.append(f"{run.name}: {error}")
             return False
 
-    place = sweep_folder(sweep, runs_dir)
+    folder = sweep_folder(sweep, runs_dir)
     order = {arm.name: index for index, arm in enumerate(sweep.arms)}
     runs = sorted(sweep.runs, key=lambda run: (order[run.arm], run.seed))
     return [
-        Task(run, place / run.folder_name, name, options)
+        Task(run, folder / run.folder_name, name, options)
         for run in runs
         if sweep.probes and is_finished(run)
         for name, options in sweep.probes.items()
@@ -101,8 +101,8 @@ def tasks(sweep: Sweep, runs_dir: Path, damaged: list[str] | None = None) -> lis
 
 
 def read_probes(sweep: Sweep, runs_dir: Path) -> "pd.DataFrame | None":
-    """All rows that were measured, with arm, seed and probe; arm by arm, then by seed. None where
-    there are none."""
+    """All measured rows, with arm, seed and probe, ordered by arm and seed. None where there are
+    none."""
     import pandas as pd
 
     rows = [

@@ -1,7 +1,7 @@
-"""A process that measures on finished runs, for `harness.probe`: a task a line, an answer a line.
+"""A process that measures finished runs for `harness.probe`: one line per task and per answer.
 
-The libraries are imported once for all of them. It ends with its input, so that it does not outlive
-a command that was killed by more than the task in hand, which is kept.
+The libraries are imported once for all tasks. The process ends with its input: after its command
+was killed, it finishes and saves the current task.
 """
 
 import importlib
@@ -27,33 +27,33 @@ from mixgrpo.settings.trust import named_code
 
 
 def measure(task: Task) -> str | None:
-    """Measure and keep it. Why that failed, in one line; None where it did not."""
+    """Measure and save. Returns the error in one line, or None."""
     begin = time.perf_counter()
     try:
         module, _, function = PROBES[task.name].measure.partition(":")
-        found: Any = getattr(importlib.import_module(module), function)
+        probe: Any = getattr(importlib.import_module(module), function)
         options = options_of(task.name, task.options)
         if named_code(load_config(task.folder / "config.yaml")) != named_code(task.run.config):
             raise ConfigError(f"{task.folder}: names other code than the sweep; it is not measured")
-        rows = found(task.folder, task.run.config.iterations, options)
+        rows = probe(task.folder, task.run.config.iterations, options)
         task.write(rows, time.perf_counter() - begin)
     except CorruptCheckpointError as error:
         result = shlex.quote(str(task.folder / RESULT))
-        return f"{error.what}; `mv {result} {result}.old` and run the sweep again: it is made again"
+        return f"{error.what}; `mv {result} {result}.old` and run the sweep again to compute it"
     except (ConfigError, RunError) as error:
         return str(error)
     except OSError as error:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except BaseException as error:  # the other runs go on
+    except BaseException as error:  # the other tasks go on
         return in_words(error)
     return None
 
 
 def _task(line: str) -> Task:
-    said = json.loads(line)
-    config = RunConfig.model_validate(as_tuples(said["config"]))
-    run = Run(said["arm"], said["seed"], config, said["hash"])
-    return Task(run, Path(said["folder"]).absolute(), said["name"], said["options"])
+    fields = json.loads(line)
+    config = RunConfig.model_validate(as_tuples(fields["config"]))
+    run = Run(fields["arm"], fields["seed"], config, fields["hash"])
+    return Task(run, Path(fields["folder"]).absolute(), fields["name"], fields["options"])
 
 
 def serve(tasks: TextIO, answers: TextIO) -> None:
@@ -64,7 +64,7 @@ def serve(tasks: TextIO, answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # What a library prints is no answer.
+    # Output of libraries must not mix with the answers.
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
         cli.say_warnings()

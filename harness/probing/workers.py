@@ -1,4 +1,4 @@
-"""Measures in processes of their own what is missing of a sweep's probes."""
+"""Measures what is missing of a sweep's probes, in separate processes."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.probing.tasks import Task, tasks
 from harness.runs import environment
@@ -18,12 +17,8 @@ from harness.text import command_for
 from mixgrpo.cli import say
 from mixgrpo.text.words import duration
 
-if TYPE_CHECKING:
-    pass
-
-
 THREADS = 1
-"""CPU threads of a process: as in a local run, whose evaluations are to come out again."""
+"""CPU threads of a process: as in a local run, whose evaluations must be reproduced."""
 
 WORKER = "harness.probing.worker"
 
@@ -33,13 +28,14 @@ def measure_missing(
 ) -> list[str]:
     """Measure what is missing, in `jobs` processes: by default one for each GPU, or else core.
 
-    The lines of what failed; the others are measured all the same. Each is also said.
+    Returns the errors, one line each, which are also said; the other tasks are still measured.
     """
     missing = [task for task in tasks(sweep, runs_dir) if task.read() is None]
     gpus = environment.gpus()
     count = min(jobs or len(gpus) or environment.cores(), len(missing))
     waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    for task in sorted(missing, key=lambda task: task.run.seed):  # compares all arms at any time
+    # Ordered by seed, so that all arms can be compared at any time.
+    for task in sorted(missing, key=lambda task: task.run.seed):
         waiting.put(task)
     failed: list[str] = []
     done = 0
@@ -57,13 +53,13 @@ def measure_missing(
             error = worker.measure(task)
             with lock:
                 done += 1
-                place = f"{task.run.name}: {task.name}"
+                name = f"{task.run.name}: {task.name}"
                 if error is not None:
-                    failed.append(f"{place}: {error}")
+                    failed.append(f"{name}: {error}")
                     say(f"error: {failed[-1]}")
                 else:
                     took = duration(time.monotonic() - begin)
-                    say(f"{place}: measured in {took} ({done} of {len(missing)})")
+                    say(f"{name}: measured in {took} ({done} of {len(missing)})")
 
     threads = [threading.Thread(target=work, args=(w,), daemon=True) for w in workers]
     try:
@@ -78,8 +74,8 @@ def measure_missing(
 
 
 def after_training(sweep: Sweep, runs_dir: Path, jobs: int | None, on_slurm: bool) -> list[str]:
-    """What a sweep does when its runs have ended: measure what is missing on the finished ones, or
-    say the command that does so on a cluster. The lines of what failed."""
+    """Measure what is missing on finished runs, or on a cluster say the command that does so.
+    Returns the errors, one line each."""
     if not on_slurm:
         return measure_missing(sweep, runs_dir, jobs, say)
     count = sum(task.read() is None for task in tasks(sweep, runs_dir))
@@ -90,11 +86,11 @@ def after_training(sweep: Sweep, runs_dir: Path, jobs: int | None, on_slurm: boo
 
 
 class _Worker:
-    """A process that measures one task after the other: to import the libraries takes seconds."""
+    """A process that measures one task after the other: importing the libraries takes seconds."""
 
     def __init__(self, gpu: str) -> None:
         self.environment = {
-            **{k: v for k, v in os.environ.items() if k not in environment.strays()},
+            **{k: v for k, v in os.environ.items() if k not in environment.job_variables()},
             **dict.fromkeys(environment.THREAD_VARIABLES, str(THREADS)),
             "CUDA_VISIBLE_DEVICES": gpu,
         }
@@ -112,7 +108,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                start_new_session=True,  # a Ctrl-C of the terminal is this process's to handle
+                start_new_session=True,  # this process handles the terminal's Ctrl-C
             )
         process = self.process
         assert process.stdin is not None
@@ -124,12 +120,12 @@ class _Worker:
         except OSError:
             reply = ""
         if not reply:
-            return f"its process ended unasked ({_ending(process.wait())}); run it again"
+            return f"its process ended unexpectedly ({_ending(process.wait())}); run it again"
         error: str | None = json.loads(reply)["error"]
         return error
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self.over = True
         if self.process is not None:
             self.process.kill()

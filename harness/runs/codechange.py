@@ -1,9 +1,8 @@
-"""Finished runs of other code than the sweep's own: which they are, and which the user accepts.
+"""Finished runs that were made before the user's code changed, and which of them are accepted.
 
-A reward or model of the user's own whose code was changed makes another run
-(`mixgrpo.settings.usercode`). The runs of the old code stay where they are. With
---accept-code-change a finished one is copied into the folder of the run that differs from it in its
-code alone, with a note that says so.
+A change in the code of the user's rewards or models makes other runs (`mixgrpo.settings.usercode`).
+The runs of the old code stay where they are. With --accept-code-change a finished one is copied to
+the folder of the run that differs from it only in that code, with a record of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,11 +18,11 @@ from mixgrpo.settings.identity import settings_hash
 from mixgrpo.settings.usercode import Modules, changes, read_record, user_code
 
 FILE = "accepted.json"
-"""In the folder of a run that was taken over: which code made it."""
+"""In the folder of a run that was accepted: the record of which code made it."""
 
 
 class AcceptedCode(BaseModel):
-    """That a run was made by other code than its hash says, and that the user accepted it."""
+    """The record that a run was made by other code than its hash says, and was accepted."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -32,13 +31,13 @@ class AcceptedCode(BaseModel):
     hash: str
     """Its hash."""
     code: dict[str, Modules]
-    """The code that made it; {} where an earlier version had not noted it."""
+    """The code that made it; {} where an earlier version did not record it."""
     changed: str
-    """What differs from the code of the run's own hash, in words."""
+    """What differs from the code that the run's hash stands for, in words."""
 
 
 def read_accepted(folder: Path) -> AcceptedCode | None:
-    """What was accepted for a run; None for one that its own code made."""
+    """The record of an accepted run; None for a run of the code that its hash stands for."""
     try:
         text = read_regular(folder / FILE, MOST_OF_A_RECORD)
         return AcceptedCode.model_validate_json(text)
@@ -47,7 +46,7 @@ def read_accepted(folder: Path) -> AcceptedCode | None:
 
 
 def accepting(source: Path, run: Run) -> AcceptedCode:
-    """What is noted where `run` takes over the finished run in `source`."""
+    """The record for accepting the finished run in `source` as `run`."""
     record, before = read_record(source), read_accepted(source)
     made_by = before.code if before else record.code if record else {}
     return AcceptedCode(
@@ -59,18 +58,18 @@ def accepting(source: Path, run: Run) -> AcceptedCode:
 
 
 def of_other_code(folders: Iterable[Path], runs: Sequence[Run]) -> dict[Path, str]:
-    """Those of the folders that hold a run which differs from one of `runs` in its code alone, and
-    the folder's name of that one."""
-    found: dict[Path, str] = {}
+    """The folders whose run differs from one of `runs` only in the user's code, each with the
+    folder's name of that one."""
+    matches: dict[Path, str] = {}
     wanted: dict[str, Run] | None = None
     for folder in folders:
-        if wanted is None:  # looked up where there is any
+        if wanted is None:  # made only if there is a folder
             wanted = {settings_hash(run.config): run for run in runs if user_code(run.config)}
         if not wanted:
             return {}
-        # Earlier versions noted no code, and named their runs by the settings alone.
-        record, named = read_record(folder), folder.name.rpartition("-")[2]
-        run = wanted.get(record.settings if record else named)
-        if run is not None and named != run.hash:
-            found[folder] = run.folder_name
-    return found
+        # Earlier versions recorded no code, and named runs by the settings alone.
+        record, hash_in_name = read_record(folder), folder.name.rpartition("-")[2]
+        run = wanted.get(record.settings if record else hash_in_name)
+        if run is not None and hash_in_name != run.hash:
+            matches[folder] = run.folder_name
+    return matches

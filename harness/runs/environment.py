@@ -1,4 +1,4 @@
-"""What a result was computed with: code, versions, device. For env.json; imports no torch."""
+"""The environment of a result: code, versions, device. For env.json; does not import torch."""
 
 import hashlib
 import importlib.metadata
@@ -21,27 +21,31 @@ from mixgrpo.compute.machine import processor
 PACKAGES = ("mixgrpo", "torch", "diffusers", "numpy", "scipy")
 
 SNAPSHOT = "snapshot.json"
-"""Says in a copy of the code which commit it is of (`harness.launching.snapshot`)."""
+"""Names the commit in a copy of the code (`harness.launching.snapshot`)."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Read by numerical libraries when they are loaded, so they must be set before torch is."""
+"""Read by numerical libraries when they are loaded, so set before torch is imported."""
 
 
-_OF_LAUNCHERS = re.compile(
+_JOB_VARIABLES = re.compile(
     r"(MASTER_(ADDR|PORT)|((LOCAL|GROUP|ROLE|NODE|GLOBAL)_)?(RANK|WORLD_SIZE)|NPROC_PER_NODE)"
     r"|(ACCELERATE|FSDP|DEEPSPEED|TORCHELASTIC|TORCH_NCCL|OMPI|PMI|PMIX|MPI|MV2|HYDRA"
     r"|SLURM|SLURMD|SRUN|SUBMITIT)_.*"
 )
 """Variables by which launchers (accelerate, torchrun, MPI, Slurm, submitit) tell a process which of
 several it is, and with what settings."""
-_OF_SITES = {"SLURM_CONF"}
-"""Variables of these names that say where the cluster is, not which job this is."""
+_SITE_VARIABLES = {"SLURM_CONF"}
+"""Variables among them that describe the cluster, not the job."""
 
 
-def strays() -> list[str]:
-    """The variables of this process that say which of several processes a job is: what a shell or
-    an allocation left there must not reach a job that is one alone."""
-    return [name for name in os.environ if _OF_LAUNCHERS.fullmatch(name) and name not in _OF_SITES]
+def job_variables() -> list[str]:
+    """The names of variables of a job of several processes. Set by a shell or an allocation, they
+    must not reach a job of one process."""
+    return [
+        name
+        for name in os.environ
+        if _JOB_VARIABLES.fullmatch(name) and name not in _SITE_VARIABLES
+    ]
 
 
 @contextmanager
@@ -79,7 +83,7 @@ def gpus() -> list[str]:
 
 
 def describe(threads: int, gpu: str | None) -> dict[str, Any]:
-    """The contents of env.json. `gpu` as CUDA_VISIBLE_DEVICES takes it; None for what is there."""
+    """The contents of env.json. `gpu` as CUDA_VISIBLE_DEVICES takes it; None for the first GPU."""
     used = next(iter(gpus()), "") if gpu is None else gpu
     code, dirty = commit()
     return {
@@ -95,12 +99,12 @@ def describe(threads: int, gpu: str | None) -> dict[str, Any]:
 
 
 def decisive(env: dict[str, Any], processes: int, sharded: bool) -> dict[str, Any]:
-    """What a run's bytes depend on beside its settings, of what `describe` gave and of the job."""
+    """What a run's bytes depend on beside its settings. `env`: what `describe` returns."""
     keys = ["python", "versions", "system", "threads", "device"]
     if env["device"] == "cpu":
         keys.append("cpu")
-    found = {key: env[key] for key in keys}
-    return {"code": code(), **found, "processes": processes, "sharded": sharded}
+    described = {key: env[key] for key in keys}
+    return {"code": code(), **described, "processes": processes, "sharded": sharded}
 
 
 @lru_cache(maxsize=1)
@@ -127,11 +131,11 @@ def in_words(env: Environment) -> str:
 
 @dataclass(frozen=True, order=True)
 class Machine:
-    """What a report says of the machine and the versions that runs had."""
+    """The description in a report of the machine and the versions of its runs."""
 
     words: str
     one_core: bool
-    """Whether each run had one thread of a CPU: its time on the processor is what it costs then."""
+    """Whether each run had one thread of a CPU: then its CPU time is its cost."""
 
     @classmethod
     def of(cls, env: Environment) -> "Machine":
@@ -139,7 +143,7 @@ class Machine:
 
     @classmethod
     def read(cls, kept: Any) -> "Machine":
-        """What a report kept of one: version 0.1 kept the words alone."""
+        """From a report's kept measurements, in which version 0.1 kept only the words."""
         if isinstance(kept, dict):
             return cls(str(kept["words"]), kept["one_core"] is True)
         processor, _, rest = str(kept).partition(", 1 thread per run, ")
@@ -155,18 +159,18 @@ def _version(package: str) -> str | None:
 
 def commit() -> tuple[str | None, bool | None]:
     """The commit of the code and whether it was changed since; None outside a checkout."""
-    place = Path(__file__).resolve().parents[1]
-    copied = place.parent / SNAPSHOT
+    package = Path(__file__).resolve().parents[1]
+    copied = package.parent / SNAPSHOT
     if copied.exists():
-        said = json.loads(copied.read_text())
-        return said["commit"], said["dirty"]
-    found = _output(["git", "-C", str(place), "rev-parse", "HEAD"])
-    if not found:
+        version = json.loads(copied.read_text())
+        return version["commit"], version["dirty"]
+    head = _output(["git", "-C", str(package), "rev-parse", "HEAD"])
+    if not head:
         return None, None
-    # Only the two packages: what else lies about changes no result.
-    code = [str(place), str(place.parent / "mixgrpo")]
-    changed = _output(["git", "-C", str(place), "status", "--porcelain", "--", *code])
-    return found[0], bool(changed)
+    # Only the two packages: other files change no result.
+    code = [str(package), str(package.parent / "mixgrpo")]
+    changed = _output(["git", "-C", str(package), "status", "--porcelain", "--", *code])
+    return head[0], bool(changed)
 
 
 def _gpu_name(gpu: str) -> str:

@@ -1,5 +1,6 @@
-"""What a run's folder says beside its measurements: attempts, checkpoints, where it began."""
+"""What a run's folder records beside its measurements: attempts, checkpoints, what was copied."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,13 @@ from mixgrpo.runs.folder import OWNER
 STOP = "stop"
 """A file of this name in a run's folder asks its job to checkpoint and stop."""
 
+
+def ask_to_stop(folders: list[Path]) -> None:
+    """Ask the jobs of these runs to checkpoint and stop after their iteration."""
+    for folder in folders:
+        (folder / STOP).touch()
+
+
 Reason = Literal[
     "finished",
     "stopped",
@@ -26,9 +34,9 @@ Reason = Literal[
     "no-progress",
     "killed",
 ]
-"""Why an attempt ended. `yielded`: it took a checkpoint because the scheduler wanted its place.
-`no-progress`: it was not begun, or not queued again, for the attempts before it led nowhere.
-`killed` means that it left no word, or that the next attempt says so."""
+"""Why an attempt ended. `yielded`: it took a checkpoint because the scheduler needed its node.
+`no-progress`: it was not begun, or not queued again, because the attempts before it came to no new
+checkpoint. `killed`: it recorded no end; the next attempt does."""
 
 ENDED_BY_ITSELF: tuple[Reason, ...] = (
     "config",
@@ -37,16 +45,15 @@ ENDED_BY_ITSELF: tuple[Reason, ...] = (
     "run-error",
     "no-progress",
 )
-"""Reasons that the run has, whatever became of its job."""
+"""Reasons that lie in the run, whatever Slurm says of its job."""
 
 
 def look_at_attempts(folder: Path) -> tuple[tuple[Attempt, ...], tuple[str, ...]]:
-    """The attempts of a run, the oldest first, one without an end by the time it was last seen; and
-    what is wrong with those of the records that are damaged."""
-    found, damaged = [], []
+    """The attempts of a run, the oldest first, and what is wrong with damaged records."""
+    attempts, damaged = [], []
     files = _attempt_files(folder)
-    if not files and os.path.isfile(place := f"{folder}/attempts"):  # noqa: PTH113
-        damaged.append(f"{place}: is no folder; remove it, the run itself is unharmed")
+    if not files and os.path.isfile(path := f"{folder}/attempts"):  # noqa: PTH113
+        damaged.append(f"{path}: is no folder; remove it, the run itself is unharmed")
     for file in files:
         try:
             attempt = read(Attempt, file)
@@ -54,17 +61,17 @@ def look_at_attempts(folder: Path) -> tuple[tuple[Attempt, ...], tuple[str, ...]
             damaged.append(f"{error}; remove it, the run itself is unharmed")
             continue
         if attempt is not None:
-            found.append(attempt)
-    return tuple(sorted(found, key=lambda attempt: attempt.number)), tuple(sorted(damaged))
+            attempts.append(attempt)
+    return tuple(sorted(attempts, key=lambda attempt: attempt.number)), tuple(sorted(damaged))
 
 
 def read_attempts(folder: Path) -> tuple[Attempt, ...]:
-    """The attempts of a run, the oldest first, but for damaged records."""
+    """The attempts of a run, the oldest first, without damaged records."""
     return look_at_attempts(folder)[0]
 
 
 def next_attempt(folder: Path) -> int:
-    """The number of a new attempt: damaged records keep theirs."""
+    """The number of a new attempt; damaged records count."""
     names = (Path(file).stem for file in _attempt_files(folder))
     return max((int(name) for name in names if is_checkpoint_name(name)), default=0) + 1
 
@@ -94,16 +101,11 @@ def checkpoints_of(folder: Path) -> list[int]:
 def without_progress(attempts: tuple[Attempt, ...], checkpoint: int) -> int:
     """How many attempts in a row, the last included, began at the `checkpoint` that is still the
     newest."""
-    tail = 0
-    for attempt in reversed(attempts):
-        if attempt.began_at != checkpoint:
-            break
-        tail += 1
-    return tail
+    return len(list(itertools.takewhile(lambda a: a.began_at == checkpoint, reversed(attempts))))
 
 
 def last_seen(folder: Path, attempt: Attempt) -> float:
-    """When an attempt ended, or else the last moment at which its run gave a sign of life."""
+    """When an attempt ended, or else its run's last sign of life, in seconds since the epoch."""
     if attempt.ended is not None:
         return attempt.ended
     times = [attempt.started]
@@ -117,7 +119,7 @@ def last_seen(folder: Path, attempt: Attempt) -> float:
 def last_touch(folder: Path, attempt: Attempt) -> float | None:
     """When an attempt last touched the lease of its run, in seconds since the epoch.
 
-    None where the lease is another's by now, or was given back.
+    None where another process holds the lease by now, or where it was released.
     """
     try:
         files = [file for file in (folder / OWNER).iterdir() if file.name.isdigit()]
@@ -127,29 +129,31 @@ def last_touch(folder: Path, attempt: Attempt) -> float | None:
     except (OSError, ValueError, TypeError):
         return None
     pid, machine = owner.get("pid"), owner.get("machine")
-    # Who asks about an attempt before its own may have the same process id, and is not meant.
+    # This process may hold the lease now, with the process id of the attempt that is asked about.
     if pid != attempt.pid or (pid == os.getpid() and machine == lease.MACHINE):
         return None
     return touched or None
 
 
 def close_killed(folder: Path) -> None:
-    """Write the end of a run's last attempt, if it could not, and what it had taken over by then.
+    """Record the end of a run's last attempt if it was killed, and what it had copied by then.
 
-    To be called by the run's owner, before anything in the folder changes.
+    To be called by the holder of the run's lease, before anything in the folder changes.
     """
     attempts = read_attempts(folder)
     if not attempts or attempts[-1].ended is not None:
         return
-    killed, taken = attempts[-1], origin(folder)
-    done = taken["iterations"] if taken else 0
-    began_at = max(killed.began_at, done if done <= newest_checkpoint(folder) else 0)
+    killed, copied = attempts[-1], origin(folder)
+    iterations = copied["iterations"] if copied else 0
+    if iterations > newest_checkpoint(folder):  # it was killed while it copied
+        iterations = 0
+    began_at = max(killed.began_at, iterations)
     ended = last_seen(folder, killed)
     end = {"ended": ended, "reason": "killed", "began_at": began_at}
-    _write_attempt(folder, killed.model_copy(update=end))
+    write_attempt(folder, killed.model_copy(update=end))
 
 
-def _write_attempt(folder: Path, attempt: Attempt) -> None:
+def write_attempt(folder: Path, attempt: Attempt) -> None:
     (folder / "attempts").mkdir(exist_ok=True)
     write_json(folder / "attempts" / f"{attempt.number}.json", attempt.model_dump(mode="json"))
 
@@ -158,17 +162,17 @@ def origin(folder: Path) -> dict[str, Any] | None:
     """What was copied into a run's folder (`mixgrpo.files.records.Origin`); None if nothing was, or
     where that is not known."""
     try:
-        found = read_origin(folder)
+        copied = read_origin(folder)
     except DamagedFileError:
         return None
-    return found.model_dump() if found else None
+    return copied.model_dump() if copied else None
 
 
 def trained_by(folder: Path, iterations: int) -> str:
-    """The study that trained a run's first iterations, the last of them at least.
+    """The study that trained the last of a run's first `iterations`.
 
-    Noted with every copy: by now the original may itself be of another study. A note that lacks it,
-    as an earlier version's, names the study that was copied from.
+    It is recorded with every copy, for the original may itself be a copy. Earlier versions recorded
+    only the study that was copied from.
     """
     copied = origin(folder)
     if copied is None or copied["iterations"] < iterations:
@@ -178,9 +182,9 @@ def trained_by(folder: Path, iterations: int) -> str:
 
 
 def is_of(sweep: str, folder: Path, attempt: Attempt) -> bool:
-    """Whether a sweep asked for an attempt: the run in `folder` may be another one's, too.
+    """Whether `sweep` asked for an attempt at the run in `folder`, which other sweeps may share.
 
-    Earlier versions did not say it, and kept each run in the folder of its sweep.
+    Earlier versions did not record it, and kept each run in the folder of its sweep.
     """
     return sweep == (
         attempt.sweep or (folder.resolve().parent.name if folder.is_symlink() else sweep)
@@ -188,13 +192,14 @@ def is_of(sweep: str, folder: Path, attempt: Attempt) -> bool:
 
 
 def taken_over(folder: Path, sweep: str, iterations: int) -> Origin | None:
-    """What of a finished run was computed for another sweep, or copied. None where nothing was.
+    """The iterations of a finished run that were copied or computed for another sweep; None where
+    there are none.
 
     DamagedFileError for a damaged origin.json.
     """
-    noted = read_origin(folder)
-    if noted is not None:
-        return noted
+    copied = read_origin(folder)
+    if copied is not None:
+        return copied
     attempts = read_attempts(folder)
     others = [a for a in attempts if not is_of(sweep, folder, a)]
     if not others:

@@ -1,20 +1,15 @@
-"""Shows a sweep while it runs: a live table on a terminal, plain lines elsewhere.
+"""The progress of a sweep in numbers and lines: counts, pace, time left, warnings.
 
-Only shows; what is shown comes from `store`.
+Computed from the states of the runs (`harness.runs.state`).
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from harness.runs.state import RunState, State
 from mixgrpo.text.words import duration
-
-if TYPE_CHECKING:
-    pass
-
 
 _NUMBER = re.compile(r"[-+−]?\d+(\.\d+)?(e[-+]?\d+)?")
 
@@ -31,7 +26,7 @@ STATES: tuple[State, ...] = (
 
 
 def seconds_left(state: RunState, like: RunState | None = None) -> float | None:
-    """Seconds until a run is done, at its own pace or else at that of a run `like` it."""
+    """Seconds until a run is done, at its pace or else at that of a similar run, `like`."""
     paced = state if state.seconds_per_iteration is not None else like
     if paced is None or paced.seconds_per_iteration is None:
         return None
@@ -42,8 +37,8 @@ def seconds_left(state: RunState, like: RunState | None = None) -> float | None:
 def seconds_per_run(states: list[RunState]) -> float | None:
     """Mean wall time of the finished runs among `states`, start and evaluations included.
 
-    Of the runs that took one attempt from their first iteration on; what kills and stops have cost
-    elsewhere says nothing.
+    Only of runs that one attempt computed from the first iteration on: kills and stops distort the
+    time of the others.
     """
     seconds = [
         state.attempts[0].ended - state.attempts[0].started
@@ -66,7 +61,7 @@ def time_left(states: list[RunState], slots: int | None) -> float | None:
     by_arm: dict[str, list[RunState]] = {}
     for state in states:
         by_arm.setdefault(state.run.arm, []).append(state)
-    usual = {arm: seconds_per_run(own) or whole for arm, own in by_arm.items()}
+    usual = {arm: seconds_per_run(of_arm) or whole for arm, of_arm in by_arm.items()}
     left = []
     for state in states:
         like = paced.get(state.run.arm, anyone)
@@ -75,18 +70,18 @@ def time_left(states: list[RunState], slots: int | None) -> float | None:
         elif state.state in ("running", "stopped"):
             left.append(seconds_left(state, like) or 0.0)
     width = slots or sum(state.state == "running" for state in states) or 1
-    # The longest run is a bound of its own once there are fewer runs than slots.
+    # With fewer runs than slots, the longest run decides.
     return max(sum(left) / width, *left) if left else 0.0
 
 
 def counts(states: list[RunState]) -> dict[str, int]:
     """Runs by state, in the order of `STATES`."""
-    found = Counter(state.state for state in states)
-    return {name: found[name] for name in STATES if found[name]}
+    counter = Counter(state.state for state in states)
+    return {name: counter[name] for name in STATES if counter[name]}
 
 
 def summary(states: list[RunState], slots: int | None) -> str:
-    """The total line."""
+    """All runs in one line."""
     parts = [f"{n} {name}" for name, n in counts(states).items()]
     left = time_left(states, slots)
     if left:
@@ -95,7 +90,7 @@ def summary(states: list[RunState], slots: int | None) -> str:
 
 
 def cells(state: RunState, measure: str) -> tuple[str, ...]:
-    """One running run: name, iterations, evaluated and rollout reward, pace, time left."""
+    """A row for a running run: name, iterations, evaluated and rollout reward, pace, time left."""
     pace = state.seconds_per_iteration
     shown = f"{pace:.2f} s/it" if pace is not None else "starting"
     return (
@@ -109,24 +104,24 @@ def cells(state: RunState, measure: str) -> tuple[str, ...]:
 
 
 def score(state: RunState) -> str:
-    """The measure at the newest evaluation, and by how much it has risen: 0.612 (+0.094)."""
+    """The measure at the newest evaluation, and its gain: 0.612 (+0.094)."""
     gain = "" if state.gain is None or not state.iteration else f" ({state.gain:+.3f})"
     return f"{state.score:.3f}{gain}"
 
 
 @dataclass
 class Warned:
-    """A kind of warning: the runs that gave it, of how many it was said, and as what."""
+    """A kind of warning: the runs that gave it, and what was shown of it, for how many runs."""
 
     names: set[str] = field(default_factory=set)
     said: int = 0
     text: str = ""
 
 
-def by_kind(found: Iterable[tuple[RunState, str]]) -> dict[str, list[tuple[RunState, str]]]:
-    """Warnings with their runs by kind: numbers in them apart, they say the same."""
+def by_kind(warnings: Iterable[tuple[RunState, str]]) -> dict[str, list[tuple[RunState, str]]]:
+    """Warnings with their runs, grouped by text: numbers in it do not count."""
     kinds: dict[str, list[tuple[RunState, str]]] = {}
-    for state, text in found:
+    for state, text in warnings:
         kinds.setdefault(_NUMBER.sub("0", text), []).append((state, text))
     return kinds
 
@@ -140,5 +135,5 @@ def warned(ones: list[tuple[RunState, str]], total: int) -> str:
     return f"{who}: warning: {ones[0][1]}"
 
 
-def _key(state: RunState, attempt: int, text: str) -> tuple[str, int, str]:
+def warning_key(state: RunState, attempt: int, text: str) -> tuple[str, int, str]:
     return state.run.name, attempt, text

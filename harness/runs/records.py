@@ -1,5 +1,5 @@
-"""The files that the harness itself reads back, as models; what the trainer writes is in
-`mixgrpo.files.records`, whose errors these have too."""
+"""The files that the harness writes and reads, as models. Those of the trainer, and the errors, are
+in `mixgrpo.files.records`."""
 
 from pydantic import Field, JsonValue
 
@@ -7,12 +7,12 @@ from mixgrpo.files.records import Count, Record, Seconds
 
 
 class Attempt(Record):
-    """One record of attempts/: what one job did to a run. Earlier versions kept less."""
+    """One record in attempts/: what one job did to a run. Earlier versions recorded less."""
 
     number: Count
     pid: Count
     job_id: str | None = None
-    """The scheduler's name for the job, for its logs; nothing is keyed by it."""
+    """The scheduler's id of the job; ids are not unique over the life of a cluster."""
     started: Seconds
     """Seconds since the epoch, as `ended`."""
     ended: Seconds | None = None
@@ -22,19 +22,19 @@ class Attempt(Record):
     executor: str | None = None
     """inline, local or slurm: how the job was started."""
     sweep: str | None = None
-    """The sweep that asked for it; several may have the same run. Earlier versions: none."""
+    """The sweep that asked for it; several may share the run. Earlier versions recorded none."""
     host: str | None = None
-    """The machine or node, for its owner: whom a process id belongs to."""
+    """The machine or node, to which `pid` belongs."""
     warnings: tuple[str, ...] = ()
-    """What the job warned of, each text once; the log has them with their places."""
+    """The texts of the job's warnings, each once; the log has them with their locations."""
     restarts: Count | None = None
-    """How often Slurm had queued the job again before."""
+    """How often Slurm had requeued the job before."""
     began_at: Count = 0
     """Iterations of the newest checkpoint at its start."""
     evaluation_taken: bool = False
     """Whether the evaluation before training was made by another run."""
     gpus: float = Field(0.0, ge=0, lt=1e6)
-    """The GPUs it occupied; a part of one where runs share it."""
+    """The GPUs it occupied; a fraction where runs share one."""
     commit: str | None = None
     """The commit of the code that ran."""
     dirty: bool | None = None
@@ -42,7 +42,7 @@ class Attempt(Record):
     made_on: dict[str, JsonValue] | None = None
     """What its bytes depend on beside the settings: code, versions, machine, processes."""
     log: str | None = None
-    """Its output, as a path in the run's folder; None where that went to the terminal."""
+    """Its log, as a path in the run's folder; None where the output went to the terminal."""
 
     @property
     def last_line(self) -> str:

@@ -1,15 +1,13 @@
-"""Which file the folders of a study belong to, so that a copy of the file that kept its `name:`
-takes nothing over.
+"""Which file the folders of a study belong to. A copy of the file with the same `name:` is refused.
 
-The path of the file is kept with the runs (`runs/<name>/source.json`) and with the measurements of
-the report (`made.json`), as it is seen from there.
+The path of the file is recorded with the runs (`runs/<name>/source.json`) and with the measurements
+of the report (`made.json`), relative to these folders.
 """
 
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.files.atomic import write_json
@@ -17,13 +15,9 @@ from mixgrpo.files.records import MOST_OF_A_RECORD
 from mixgrpo.files.regular import read_regular
 from mixgrpo.settings.yamlfile import read_yaml
 
-if TYPE_CHECKING:
-    pass
-
-
-SOURCE = "source.json"
+SOURCE, MADE = "source.json", "made.json"
 _MADE_BY_SEARCHES = "confirm.yaml"
-"""Made anew beside every report of a search: the name of a file that is nobody's own."""
+"""The file that every search writes beside its report: its name is not unique."""
 
 
 def relative(file: Path, folder: Path) -> str:
@@ -32,8 +26,8 @@ def relative(file: Path, folder: Path) -> str:
 
 
 def check(name: str, file: Path, runs_folder: Path, report_folder: Path) -> None:
-    """ConfigError where one of a study's folders belongs to another file that is still there and
-    still has its name."""
+    """ConfigError where one of a study's folders belongs to another file, which still exists and
+    has the same name."""
     for folder, record in ((runs_folder, SOURCE), (report_folder, MADE)):
         other = _recorded(folder / record)
         if other is None or _is_same(other, file):
@@ -45,7 +39,7 @@ def check(name: str, file: Path, runs_folder: Path, report_folder: Path) -> None
 
 
 def clash(name: str, file: Path, other: Path, what: str = "") -> ConfigError:
-    """The error of two files of one name."""
+    """The error of two files with the same name."""
     return ConfigError(
         f"{read_yaml(file).place(('name',))}: name: {name} is taken by {_shown(other)}"
         f"{what and f', the file {what}'}; give one of the two files another name, or remove one"
@@ -53,7 +47,7 @@ def clash(name: str, file: Path, other: Path, what: str = "") -> ConfigError:
 
 
 def note(name: str, file: Path, runs_folder: Path, say: Callable[[str], None]) -> None:
-    """Keep with a study's runs which file is theirs; a move of the file is said."""
+    """Record with a study's runs which file they belong to, and say if the file was moved."""
     other = _recorded(runs_folder / SOURCE)
     if other is not None and _is_same(other, file):
         return
@@ -81,20 +75,17 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def name_in(file: Path) -> str | None:
-    """The study's name that a file has; None where there is no such file any more."""
+    """The study's name in a file; None where there is no such file any more."""
     try:
-        found = read_yaml(file).data.get("name")
+        name = read_yaml(file).data.get("name")
     except ConfigError:
         return None
-    return None if found is None else str(found)
+    return None if name is None else str(name)
 
 
 def _shown(file: Path) -> str:
-    """A path as people know it: from here, where it lies below."""
+    """A path relative to the working directory, if it is below it."""
     try:
         return file.resolve().relative_to(Path.cwd().resolve()).as_posix()
     except ValueError:
         return str(file)
-
-
-MADE = "made.json"

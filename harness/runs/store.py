@@ -1,11 +1,11 @@
-"""Every run is stored once, by its content; the sweeps that ask for it have links to it.
+"""The store: every run is stored once, by content, and the sweeps that ask for it link to it.
 
     runs/.store/<digest>/                  the run
     runs/<sweep>/<arm>-seed<k>-<hash>      a relative link to it, from each of the sweeps
 
-The digest is that of everything that changes a result (`mixgrpo.settings.identity`) and of what
-the folder is to hold beside it. So a run that five sweeps ask for is computed once, with one lease.
-Runs that earlier versions left in a sweep's own folder are used where they lie.
+The digest is taken over everything that changes a result (`mixgrpo.settings.identity`) and over
+what else the folder holds. A run that five sweeps ask for is computed once, with one lease. Runs
+that earlier versions stored in a sweep's folder are used where they are.
 """
 
 import errno
@@ -44,21 +44,21 @@ _EXPORT = "weights"
 
 
 def stored_folder(run: Run, runs_dir: Path) -> Path:
-    """Where the store has a run, or would have it.
+    """The folder of a run in the store, whether it exists or not.
 
-    What changes no result but what the folder holds (`health`, `output`) is part of the name: a run
-    that was measured otherwise, or kept less, is another folder.
+    Settings that change only what the folder holds (`health`, `output`) are part of its name, too.
     """
     output = run.config.output
-    held = [run.config.health.model_dump(), output.samples, output.export, sorted(output.keep)]
-    text = json.dumps([config_digest(run.config), held], sort_keys=True)
+    contents = [run.config.health.model_dump(), output.samples, output.export, sorted(output.keep)]
+    text = json.dumps([config_digest(run.config), contents], sort_keys=True)
     return runs_dir / STORE / hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def link(path: Path, folder: Path) -> None:
-    """Make `path` lead to the run in `folder`. OSError where neither a link nor a file can be made.
+    """Make `path` a link to the run in `folder`, or a JSON file that names it where the disk has no
+    links. An existing link is replaced atomically, a folder never.
 
-    `path` may be a link before, which is replaced at once; no folder is.
+    OSError where neither can be made.
     """
     target = os.path.relpath(folder, path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -78,14 +78,14 @@ def link(path: Path, folder: Path) -> None:
 
 
 def find_stored(runs: Iterable[Run], runs_dir: Path) -> dict[str, Path]:
-    """The folders, elsewhere than in their sweep, that have these runs already, finished or begun;
-    by the names of the runs' folders."""
-    found: dict[str, Path] = {}
+    """The folders outside their sweep that hold these runs already, finished or begun; by the names
+    of the runs' folders."""
+    stored: dict[str, Path] = {}
     left: dict[str, list[Run]] = {}
     for run in runs:
         folder = stored_folder(run, runs_dir)
         if folder.is_dir() and claimed(folder) in (None, run.hash):
-            found[run.folder_name] = folder
+            stored[run.folder_name] = folder
         else:
             left.setdefault(run.hash, []).append(run)
     if left:
@@ -93,26 +93,26 @@ def find_stored(runs: Iterable[Run], runs_dir: Path) -> dict[str, Path]:
             if folder.is_symlink():
                 continue
             for run in left.get(folder.name.rpartition("-")[2], ()):
-                if run.folder_name not in found and _is_finished(folder, run):
-                    found[run.folder_name] = folder
-    return found
+                if run.folder_name not in stored and _is_finished(folder, run):
+                    stored[run.folder_name] = folder
+    return stored
 
 
 def find_of_other_code(runs: Sequence[Run], runs_dir: Path) -> dict[str, Path]:
-    """The folders of finished runs that differ from these in the user's own code alone, by the
-    names of these runs' folders; of several the one that was finished last."""
+    """The folders of finished runs that differ from these only in the user's own code, by the names
+    of these runs' folders; of several the one that was finished last."""
     by_name = {run.folder_name: run for run in runs}
-    found: dict[str, Path] = {}
+    newest: dict[str, Path] = {}
     folders = (locate(path) for path in sweep_entries(runs_dir)) if by_name else ()
     for folder, name in of_other_code(folders, runs).items():
         identity = claimed(folder)
         run = by_name[name]
         if identity is None or not _is_finished(folder, replace(run, hash=identity)):
             continue
-        before = found.get(name)
+        before = newest.get(name)
         if before is None or _when_finished(folder) > _when_finished(before):
-            found[name] = folder
-    return found
+            newest[name] = folder
+    return newest
 
 
 def _when_finished(folder: Path) -> float:
@@ -120,26 +120,26 @@ def _when_finished(folder: Path) -> float:
 
 
 def sweep_entries(runs_dir: Path) -> Iterator[Path]:
-    """The runs in the sweeps' folders, or what leads to them, in the order of their names."""
+    """The entries of runs in the sweeps' folders, links or folders, in the order of their names."""
     if not runs_dir.is_dir():
         return
     for sweep in sorted(p for p in runs_dir.iterdir() if p.is_dir() and p.name != STORE):
-        with suppress(FileNotFoundError):  # it was removed meanwhile
+        with suppress(FileNotFoundError):  # a sweep was removed meanwhile
             yield from sorted(p for p in sweep.iterdir() if re.search(_NAME_IN_SWEEP, p.name))
 
 
 def links(runs_dir: Path) -> dict[Path, list[Path]]:
-    """What leads to each run, in whatever sweep; by the run's real path."""
-    found: dict[Path, list[Path]] = {}
+    """The links to each run, in any sweep; by the run's real path."""
+    by_run: dict[Path, list[Path]] = {}
     for path in sweep_entries(runs_dir):
         if path.is_symlink() or path.is_file():
             with suppress(DamagedFileError, OSError):
-                found.setdefault(locate(path).resolve(), []).append(path)
-    return found
+                by_run.setdefault(locate(path).resolve(), []).append(path)
+    return by_run
 
 
 def unused(runs_dir: Path) -> list[Path]:
-    """The stored runs to which no sweep leads any more."""
+    """The stored runs to which no sweep links any more."""
     store = runs_dir / STORE
     if not store.is_dir():
         return []
@@ -149,7 +149,7 @@ def unused(runs_dir: Path) -> list[Path]:
 
 
 def _is_finished(folder: Path, run: Run) -> bool:
-    """Whether the finished run in `folder` is this one, and holds all that is asked for."""
+    """Whether `folder` holds this run, finished, with everything that its settings ask for."""
     try:
         result = read_result(folder, run.config.evaluation.every)
     except RunError:
@@ -158,11 +158,11 @@ def _is_finished(folder: Path, run: Run) -> bool:
 
 
 def what_lacks(folder: Path, config: RunConfig) -> str | None:
-    """What a finished run of the same hash does not hold, or holds otherwise. None for nothing."""
+    """What a finished run of the same hash lacks of what `config` asks for; None for nothing."""
     try:
-        said: Any = yaml.load((folder / CONFIG).read_text(), _LOADER)
-        health = HealthConfig.model_validate(said["health"])
-        samples = said["output"]["samples"]
+        settings: Any = yaml.load((folder / CONFIG).read_text(), _LOADER)
+        health = HealthConfig.model_validate(settings["health"])
+        samples = settings["output"]["samples"]
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return "its settings cannot be read"
     if health != config.health:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from harness.searching.file import Search
 from harness.searching.space import Asked, suggest
 from harness.searching.storage import quiet
-from harness.study.sweepfile import error_at
+from harness.study.mistakes import error_at
 from mixgrpo.errors import ConfigError, ErrorList, shown
 
 _TRIES = 60

@@ -22,7 +22,8 @@ from harness.searching.schema import (
 from harness.searching.space import Asked, Range, Settings
 from harness.study.arms import value_in_name
 from harness.study.names import check_name, shorten
-from harness.study.sweepfile import MOST_RUNS, FileParts, Given, asked_of_slurm
+from harness.study.profiles import FileParts, Given, asked_of_slurm
+from harness.study.sweepfile import MOST_RUNS
 from mixgrpo.errors import ConfigError, ErrorList, Place
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import add_overrides

@@ -7,16 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
 from harness.searching.space import Asked, Range, Settings, settings, settings_in_order
-from harness.study.sweepfile import (
-    MOST_RUNS,
-    FileParts,
-    Given,
-    Seeds,
-    checked,
-    keys_of_parts,
-    of_runs,
-    unknown_key,
-)
+from harness.study.mistakes import checked, misplaced_setting, unknown_key
+from harness.study.profiles import FileParts, Given
+from harness.study.sweepfile import MOST_RUNS, Seeds, keys_of_parts
 from harness.text import command
 from mixgrpo.errors import ConfigError, ErrorList, Place, shown
 from mixgrpo.files.regular import is_folder
@@ -175,7 +168,9 @@ def _unknown_key(document: Document, key: Key) -> ConfigError:
     if "space" in key:
         return unknown_key(document, key, RangeText.model_fields, RANGE)
     known = Part.model_fields if "profiles" in key else SearchFile.model_fields
-    return unknown_key(document, key, known, SEARCH, of_runs(str(key[-1]), {*known, *SEARCH}))
+    return unknown_key(
+        document, key, known, SEARCH, misplaced_setting(str(key[-1]), {*known, *SEARCH})
+    )
 
 
 def read_space(file: FileParts) -> tuple[Range, ...]:
@@ -283,7 +278,7 @@ def read_enqueued(file: FileParts, given: Settings, key: Key, space: tuple[Range
         return ConfigError(message, place=line or file.document.place(key), key="enqueue")
 
     for name, value in values.items():
-        line = file.place_under(key, name)
+        line = file.setting_place(key, name)
         if name not in by_key:
             raise wrong(f"{name} is not in the space{did_you_mean(name, by_key)}", line)
         if not by_key[name].has(value):

@@ -45,14 +45,14 @@ class SearchWork:
         self._launcher = launcher
         by_name = {state.run.folder_name: state for state in states}
         changed = self.trials.judge(by_name, stopping=launcher.signals > 0)
-        if not launcher.signals and not launcher.no_space:
+        if not launcher.signals and not launcher.retries.no_space:
             changed = self.trials.ask() or changed
         if changed:
             self._lay_out(states, launcher.active)
         return changed
 
     def _is_hopeless(self, state: RunState) -> bool:
-        return self._launcher is not None and self._launcher.is_hopeless(state)
+        return self._launcher is not None and self._launcher.has_given_up(state)
 
     def _end(self, live: list[RunState]) -> None:
         if self._launcher is not None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.study.sweepfile import Chosen, Given, wrong_word_of_arm
+from harness.study.mistakes import wrong_word_of_arm
+from harness.study.profiles import Chosen, Given
 from mixgrpo.errors import ConfigError, ErrorList, Place, shown
 from mixgrpo.settings.yamlfile import Key
 
@@ -50,8 +51,7 @@ class Arm:
 
 
 def make_arms(chosen: Chosen, most: int) -> list[Arm]:
-    """The arms in the order of the file, at most so many. ConfigError where there is nothing to
-    compare."""
+    """The arms in the order of the file. ConfigError for none, or for more than `most`."""
     grid, arms = chosen.get("grid"), chosen.get("arms")
     if grid is None and arms is None:
         raise ConfigError(
@@ -59,7 +59,7 @@ def make_arms(chosen: Chosen, most: int) -> list[Arm]:
             "`grid: {window.interval: [15, 25]}` or `arms:`"
         )
     _check_number(chosen, grid, arms, most)
-    # Where one of them is missing, a single arm without name and settings stands for it.
+    # For a missing one, a single arm without name and settings takes part in the product.
     named, points = [Arm("", "", {})], [Arm("", "", {})]
     errors = ErrorList()
     with errors.collected():
@@ -87,7 +87,7 @@ def make_arms(chosen: Chosen, most: int) -> list[Arm]:
             raise chosen.error(
                 key,
                 f"the arms {labels[arm.label]} and {arm.name} have the same label {arm.label}, so "
-                "that no figure could tell them apart; give one another `label:`",
+                "that figures cannot distinguish them; give one another `label:`",
             )
         names.add(arm.name.lower())
         labels[arm.label] = arm.name
@@ -109,40 +109,40 @@ def _check_number(chosen: Chosen, grid: Given | None, arms: Given | None, most: 
 def _named_arms(chosen: Chosen, arms: Given) -> list[Arm]:
     if not arms.value:
         raise chosen.error(arms.key, "is empty: nothing to compare; add an arm")
-    found = []
+    named = []
     errors = ErrorList()
     for name, given in arms.value.items():
         with errors.collected():
-            found.append(_named_arm(chosen, arms, name, dict(given or {})))
+            named.append(_named_arm(chosen, arms, name, dict(given or {})))
     errors.raise_all()
-    return found
+    return named
 
 
 def _named_arm(chosen: Chosen, arms: Given, name: str, settings: dict[str, Any]) -> Arm:
-    place = (*arms.key, name)
-    own_base = "base" in settings
+    key = (*arms.key, name)
+    has_base = "base" in settings
     base = settings.pop("base", None)
-    if own_base and not isinstance(base, str):
+    if has_base and not isinstance(base, str):
         raise chosen.error(
-            (*place, "base"), f"expected the path of a run configuration, not {base!r}"
+            (*key, "base"), f"expected the path of a run configuration, not {base!r}"
         )
-    settings.pop("slurm", None)  # where it runs: harness.launching.resources
-    label = settings.pop("label", Path(base).stem if own_base and not settings else name)
+    settings.pop("slurm", None)  # read by harness.launching.resources
+    label = settings.pop("label", Path(base).stem if has_base and not settings else name)
     if not isinstance(label, str) or not label.strip():
-        raise chosen.error((*place, "label"), f"expected text, not {label!r}")
-    _check_words(chosen, settings, place)
-    return Arm(name, label, chosen.flat(settings, place), base)
+        raise chosen.error((*key, "label"), f"expected text, not {label!r}")
+    _check_words(chosen, settings, key)
+    return Arm(name, label, chosen.flat(settings, key), base)
 
 
-def _check_words(chosen: Chosen, settings: dict[str, Any], place: Key) -> None:
-    """ConfigError for what looks like an arm's own key and is none; settings are not judged."""
-    for key in settings:
-        wrong = wrong_word_of_arm(key)
+def _check_words(chosen: Chosen, settings: dict[str, Any], key: Key) -> None:
+    """ConfigError for a misspelt key of an arm; settings are not checked here."""
+    for word in settings:
+        wrong = wrong_word_of_arm(word)
         if wrong:
-            raise chosen.error((*place, key), wrong)
+            raise chosen.error((*key, word), wrong)
 
 
-def base_place(chosen: Chosen, arm: Arm) -> Given | None:
+def base_of(chosen: Chosen, arm: Arm) -> Given | None:
     """The run configuration that an arm stands on, and the key that names it."""
     if arm.base is None:
         return chosen.get("base")
@@ -175,17 +175,17 @@ def _grid_points(chosen: Chosen, grid: Given) -> list[Arm]:
 
 
 def _axis(chosen: Chosen, grid: Given, key: str, name: str, values: tuple[Any, ...]) -> list[Arm]:
-    place = (*grid.key, key)
-    chosen.check_setting(key, place)
+    grid_key = (*grid.key, key)
+    chosen.check_setting(key, grid_key)
     if not values:
-        raise chosen.error(place, "has no values; give a list such as [1, 2]")
+        raise chosen.error(grid_key, "has no values; give a list such as [1, 2]")
     axis = [_grid_arm(key, name, value) for value in values]
     first: dict[Any, int] = {}
     for j, value in enumerate(values):
         i = first.setdefault(_hashable(value), j)
         if i < j:
             raise chosen.error(
-                (*place, j),
+                (*grid_key, j),
                 f"{shown(value)} is given twice: the arms {axis[i].name} and {axis[j].name} are "
                 "the same configuration; keep one",
             )
@@ -193,7 +193,7 @@ def _axis(chosen: Chosen, grid: Given, key: str, name: str, values: tuple[Any, .
 
 
 def _hashable(value: Any) -> Any:
-    """What is equal for equal values, and can be looked up."""
+    """A hashable value that is equal for equal values."""
     if isinstance(value, dict):
         return frozenset((key, _hashable(inner)) for key, inner in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, tuple | list) else value
@@ -205,11 +205,11 @@ def place_of(chosen: Chosen, arm: Arm, key: str) -> Place:
     if grid and key in grid.value:
         index = grid.value[key].index(arm.settings[key])  # by identity first: NaN equals nothing
         return chosen.document.place((*grid.key, key, index))
-    return chosen.place_under((*arms.key, _name_in_file(arm)) if arms else (), key)
+    return chosen.setting_place((*arms.key, _name_in_file(arm)) if arms else (), key)
 
 
 def _name_in_file(arm: Arm) -> str:
-    """The name below `arms:` of an arm whose own name may have grid values after it."""
+    """The name below `arms:` of an arm, whose name may have grid values after it."""
     return arm.name.split(",")[0]
 
 
@@ -219,22 +219,22 @@ def _grid_arm(key: str, name: str, value: Any) -> Arm:
 
 
 def value_in_name(value: Any) -> str:
-    """A setting's value as a part of a folder's name: letters, digits and `_.+-` alone."""
+    """A setting's value as a part of a folder's name: only letters, digits and `_.+-`."""
     return re.sub(r"[^A-Za-z0-9_.+-]+", "_", value_text(value))
 
 
 def _distinct(arms: list[Arm]) -> list[Arm]:
-    """The arms of an axis, those that have an earlier one's name (in any case: some file systems
-    ignore it) with a digest of their value after it, such as `checkpoint=_a_b-1f03c2`."""
+    """The arms of an axis under distinct names: where an earlier arm has the same name, in upper or
+    lower case, a digest of the value is appended, as in `checkpoint=_a_b-1f03c2`."""
     taken: set[str] = set()
-    found = []
+    distinct = []
     for arm in arms:
         name = arm.name
         if name.lower() in taken:
             name += f"-{hashlib.sha256(arm.label.encode()).hexdigest()[:6]}"
         taken.add(name.lower())
-        found.append(replace(arm, name=name))
-    return found
+        distinct.append(replace(arm, name=name))
+    return distinct
 
 
 def symbol(key: str) -> str:
@@ -243,7 +243,7 @@ def symbol(key: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A setting's value as people write it: reward names with weight 1 go without it."""
+    """A setting's value in figures and tables: a reward of weight 1 is shown without its weight."""
     if isinstance(value, dict):
         return " + ".join(k if v == 1 else f"{value_text(v)} {k}" for k, v in value.items())
     if isinstance(value, tuple | list):
@@ -252,7 +252,7 @@ def value_text(value: Any) -> str:
 
 
 def ways_to_name(arm: Arm) -> list[str]:
-    """The texts by which `paper_rows` may call an arm; the last is its default row."""
+    """The names that `paper_rows` may use for an arm; the last is its default row."""
     if len(arm.settings) == 1 and "=" in arm.name:
         return [arm.name, value_text(next(iter(arm.settings.values())))]
     return [arm.name]

@@ -6,36 +6,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.study.arms import (
-    JOINT,
-    base_place,
-    make_arms,
-    place_of,
-    symbol,
-    value_text,
-    ways_to_name,
-)
 from harness.study.arms import Arm as Arm
+from harness.study.arms import make_arms, ways_to_name
+from harness.study.configs import arm_configs, arm_layers, check_distinct
+from harness.study.mistakes import wrong_settings
 from harness.study.names import check_name
 from harness.study.paper import TABLES
+from harness.study.profiles import Chosen, Given, asked_of_slurm
+from harness.study.references import references_of, within_label
 from harness.study.spec import Run, Sweep
-from harness.study.sweepfile import (
-    MOST_RUNS,
-    Chosen,
-    Given,
-    asked_of_slurm,
-    read_file,
-    wrong_settings,
-)
+from harness.study.sweepfile import MOST_RUNS, SweepFile, read_file
 from harness.study.views import DEFAULT, VIEWS
-from mixgrpo.errors import ConfigError, ErrorList, Place, all_errors
+from mixgrpo.errors import ConfigError, ErrorList
 from mixgrpo.settings.config import RunConfig
-from mixgrpo.settings.configfile import add_overrides, located_errors
-from mixgrpo.settings.identity import config_hash, config_hashes
-from mixgrpo.settings.keys import known_keys
+from mixgrpo.settings.configfile import located_errors
+from mixgrpo.settings.identity import config_hashes
 from mixgrpo.settings.layers import Layers
 from mixgrpo.settings.probes import PROBES, options_of
-from mixgrpo.settings.trust import check as check_trust
 from mixgrpo.settings.trust import check_jobs
 from mixgrpo.settings.yamlfile import Key
 from mixgrpo.text.suggest import did_you_mean
@@ -49,10 +36,10 @@ def profile_names(path: Path) -> list[str]:
 def load_sweep(
     path: Path, profile: str | None = None, overrides: Sequence[str] = (), trust: bool = True
 ) -> Sweep:
-    """The sweep that a file describes. ConfigError names place, key and mend.
+    """The sweep that a file describes. ConfigError names file, line, key and fix.
 
-    `overrides` are `KEY=VALUE` texts laid on top of every arm. Without `trust`, as whoever runs it
-    asks, files that are not the user's own may name no code (`mixgrpo.settings.trust`).
+    `overrides` are `KEY=VALUE` texts laid on top of every arm. Without `trust` a file of another
+    user may not name code to import (`mixgrpo.settings.trust`).
     """
     chosen = Chosen(path, profile)
     errors = ErrorList()
@@ -79,17 +66,17 @@ def load_sweep(
     with errors.collected():
         probes = _probes(chosen)
     if not arms:
-        errors.errors += wrong_settings(chosen.document)
+        errors.errors += wrong_settings(chosen.document, SweepFile)
     else:
         with errors.collected():
-            references = _references(chosen, arms)
+            references = references_of(chosen, arms)
         with errors.collected():
             paper_rows = _paper_rows(chosen, arms)
         with errors.collected():
-            layers = _layers(chosen, list(overrides), arms)
-            configs = _configs(layers, seeds[0] if seeds else 0, trust)
+            layers = arm_layers(chosen, list(overrides), arms)
+            configs = arm_configs(layers, seeds[0] if seeds else 0, trust)
             measure = _measure(chosen, configs)
-            _check_distinct(chosen, arms, configs, layers)
+            check_distinct(chosen, arms, configs, layers)
     with errors.collected():
         _check_names_of_runs(chosen, arms, seeds)
     errors.raise_all()
@@ -103,7 +90,6 @@ def load_sweep(
         for arm in arms
     ]
     notes = chosen.get("notes")
-    laid_on_top = tuple(overrides)
     return Sweep(
         name=chosen.file.name,
         question=chosen.file.question,
@@ -114,13 +100,13 @@ def load_sweep(
         runs=tuple(runs),
         reference=references[arms[0].name],
         within=references if chosen.file.within else {},
-        within_label=_within_label(chosen),
+        within_label=within_label(chosen),
         measure=measure,
         paper=chosen.file.paper,
         paper_rows=paper_rows,
         notes=notes.value.strip() if notes else "",
-        overrides=laid_on_top,
-        variant=chosen.variant(laid_on_top),
+        overrides=tuple(overrides),
+        variant=chosen.variant(overrides),
         views=views,
         answered_by=answered_by,
         probes=probes,
@@ -133,10 +119,10 @@ def _run(arm: str, config: RunConfig, seed: int, identity: str) -> Run:
 
 
 def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
-    """The run folders that belong to the file, whichever profile is chosen.
+    """The names of the run folders of all profiles of the file.
 
-    `loaded`, a sweep that was read from this file just now, is not read again. UnidentifiedError
-    where a profile needs files that are not at hand.
+    `loaded`: a sweep read from this file, which need not be read again. UnidentifiedError where a
+    profile needs files that are not on this machine.
     """
     sweeps = [] if loaded is None or loaded.overrides else [loaded]
     read = {sweep.profile for sweep in sweeps}
@@ -146,95 +132,8 @@ def known_folders(path: Path, loaded: Sweep | None = None) -> set[str]:
     return {run.folder_name for sweep in sweeps for run in sweep.runs}
 
 
-def _layers(chosen: Chosen, overrides: list[str], arms: list[Arm]) -> dict[str, Layers]:
-    """What every arm's configuration is made of."""
-    shared = {
-        arm.base: chosen.layers(base_place(chosen, arm))
-        for arm in {a.base: a for a in arms}.values()
-    }
-    stacks = {}
-    for arm in arms:
-        layers = stacks[arm.name] = shared[arm.base].copy()
-        for key, value in arm.settings.items():
-            layers.set(key, value, place_of(chosen, arm, key))
-    varied = {key for arm in arms for key in arm.settings} | _varied(list(stacks.values()))
-    for text in overrides:
-        key = text.partition("=")[0].strip()
-        place = Place(f"--set {text}")
-        if key == "seed":
-            raise ConfigError("the sweep file's `seeds:` sets the seeds", place=place)
-        if key in varied:
-            raise ConfigError(f"{key} is what the arms differ in; change the file", place=place)
-    for layers in stacks.values():
-        add_overrides(layers, overrides)
-    return stacks
-
-
-def _configs(stacks: dict[str, Layers], seed: int, trust: bool) -> dict[str, RunConfig]:
-    configs = {}
-    wrong: dict[str, tuple[ConfigError, list[str]]] = {}
-    for arm, layers in stacks.items():
-        try:
-            configs[arm] = layers.validate(seed)
-            check_trust(configs[arm], layers.place, trust)
-        except ConfigError as error:
-            for one in error.errors:
-                wrong.setdefault(str(one), (one, []))[1].append(arm)
-    if wrong:
-        raise all_errors(_of_arms(one, names, len(stacks)) for one, names in wrong.values())
-    return configs
-
-
-def _of_arms(error: ConfigError, names: list[str], count: int) -> ConfigError:
-    """An error of some arms, which it names."""
-    if len(names) == count > 1:
-        which = "every arm"
-    else:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        which = f"arm {names[0]}{more}"
-    return ConfigError(
-        f"{error.message} ({which})", place=error.place, key=error.key, fix=error.fix
-    )
-
-
-def _varied(stacks: list[Layers]) -> set[str]:
-    """The keys at which layers differ, such as those of two presets that two arms stand on."""
-    default = Layers(RunConfig().model_dump(mode="json"))
-    return {
-        key
-        for key in known_keys()
-        if any(_value(one, key, default) != _value(stacks[0], key, default) for one in stacks)
-    }
-
-
-def _value(layers: Layers, dotted: str, default: Layers) -> Any:
-    found: Any = layers.data
-    for part in dotted.split("."):
-        if not isinstance(found, dict) or part not in found:
-            return None if layers is default else _value(default, dotted, default)
-        found = found[part]
-    return found
-
-
-def _check_distinct(
-    chosen: Chosen, arms: list[Arm], configs: dict[str, RunConfig], layers: dict[str, Layers]
-) -> None:
-    first: dict[str, str] = {}
-    for arm in arms:
-        with located_errors(layers[arm.name]):
-            identity = config_hash(configs[arm.name])
-        if identity in first:
-            key = (chosen.get("arms") or chosen.get("grid") or Given(None, ())).key
-            raise chosen.error(
-                key,
-                f"the arms {first[identity]} and {arm.name} are the same configuration; "
-                "change one or remove it",
-            )
-        first[identity] = arm.name
-
-
 def _check_names_of_runs(chosen: Chosen, arms: list[Arm], seeds: Iterable[int]) -> None:
-    """ConfigError for an arm that is called as a run of another one is: `--only` takes both."""
+    """ConfigError for an arm with the name of another arm's run: `--only` takes both."""
     names, known = {arm.name for arm in arms}, set(map(str, seeds))
     for arm in arms:
         other, _, seed = arm.name.rpartition("-seed")
@@ -266,71 +165,6 @@ def _seeds(chosen: Chosen) -> tuple[int, ...]:
         if first.setdefault(seed, i) < i:
             raise chosen.error((*given.key, i), f"the seed {seed} is given twice; keep one")
     return seeds
-
-
-def _references(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
-    """By arm, the name of the arm that it is compared with."""
-    key = chosen.file.within
-    if key is None:
-        return dict.fromkeys([arm.name for arm in arms], _reference(chosen, arms))
-    lacking = next((arm.name for arm in arms if key not in arm.settings), None)
-    if lacking is not None:
-        known = sorted({name for arm in arms for name in arm.settings})
-        hint = did_you_mean(key, known)
-        raise chosen.error(("within",), f"arm {lacking} does not set {key}{hint}")
-    groups: dict[str, list[Arm]] = {}
-    for arm in arms:
-        groups.setdefault(repr(arm.settings[key]), []).append(arm)
-    found: dict[str, str] = {}
-    for group in groups.values():
-        found |= dict.fromkeys([arm.name for arm in group], _reference(chosen, group))
-    return found
-
-
-def _within_label(chosen: Chosen) -> str:
-    key, given = chosen.file.within, chosen.get("reference")
-    if key is None:
-        return ""
-    if given is None:
-        wanted = "the first"
-    elif isinstance(given.value, str):
-        arm = (chosen.get("arms") or Given({}, ())).value.get(given.value) or {}
-        wanted = arm.get("label", given.value)
-    else:
-        settings = chosen.flat(given.value, given.key)
-        wanted = JOINT.join(f"{symbol(name)} = {value_text(v)}" for name, v in settings.items())
-    return f"{wanted}{JOINT}same {symbol(key)}"
-
-
-def _reference(chosen: Chosen, arms: list[Arm]) -> str:
-    given = chosen.get("reference")
-    if given is None:
-        return arms[0].name
-    names = [arm.name for arm in arms]
-    if isinstance(given.value, str):
-        wanted = given.value
-        # With a grid beside the arms, the name of an arm of the file is that of one per point.
-        fits = [name for name in names if wanted in (name, name.partition(",")[0])]
-        if not fits:
-            hint = did_you_mean(wanted, names)
-            raise chosen.error(given.key, f"no such arm: {wanted}{hint}")
-    else:
-        settings = chosen.flat(given.value, given.key)
-        missing = object()
-        fits = [
-            arm.name
-            for arm in arms
-            if all(arm.settings.get(key, missing) == value for key, value in settings.items())
-        ]
-        wanted = ", ".join(f"{key} = {value}" for key, value in settings.items()) or "nothing"
-    if len(fits) == 1:
-        return fits[0]
-    raise chosen.error(
-        given.key,
-        f"no arm has {wanted}; the arms are {', '.join(names)}"
-        if not fits
-        else f"{wanted} fits the arms {', '.join(fits)}; say more, so that one is left",
-    )
 
 
 def _measure(chosen: Chosen, configs: dict[str, RunConfig]) -> str:
@@ -406,13 +240,13 @@ def _probes(chosen: Chosen) -> dict[str, dict[str, Any]]:
     given = chosen.get("probes")
     if given is None:
         return {}
-    found = {}
+    probes = {}
     for name, options in given.value.items():
         key: Key = (*given.key, name)
         if name not in PROBES:
             raise chosen.error(key, f"no such probe{did_you_mean(name, PROBES)}")
         try:
-            found[name] = options_of(name, options or {}).model_dump(mode="json")
+            probes[name] = options_of(name, options or {}).model_dump(mode="json")
         except ValidationError as error:
             first = error.errors()[0]
             for part in first["loc"]:
@@ -423,4 +257,4 @@ def _probes(chosen: Chosen) -> dict[str, dict[str, Any]]:
                 raise chosen.error(key, f"unknown option{hint}") from None
             text = first["msg"].replace("Input should be", "expected")
             raise chosen.error(key, f"{text}, not {first['input']!r}") from None
-    return found
+    return probes

@@ -1,4 +1,4 @@
-"""Names of folders that no file system refuses: long ones are shortened, the rest is said ahead."""
+"""Folder names that every file system accepts: long ones are shortened, others refused early."""
 
 import hashlib
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 from mixgrpo.errors import ConfigError, Place
 
 MOST_BYTES = 255
-"""Of one name, on every usual file system."""
+"""The longest name, in bytes, on all common file systems."""
 _SHORT = 120
-"""Bytes that a name which would be too long is shortened to."""
+"""The bytes to which a name that is too long is shortened."""
 _INSIDE = 200
-"""Bytes of the longest path inside a run's folder, temporary names included."""
+"""The longest path inside a run's folder, in bytes, temporary names included."""
 _MOST_OF_A_PATH = 4095
 _OF_ALL_REPORTS = {"figures", "readme.md", "index.html", "tables.tex"}
 _OF_WINDOWS = {"con", "prn", "aux", "nul"}
@@ -20,7 +20,7 @@ _OF_WINDOWS |= {f"{port}{number}" for port in ("com", "lpt") for number in range
 
 
 def shorten(text: str, most: int) -> str:
-    """`text`, or where it has more than `most` bytes its beginning and 8 digits of a digest."""
+    """`text`, or if it has more than `most` bytes, its beginning and 8 digits of a digest."""
     raw = text.encode()
     if len(raw) <= most:
         return text
@@ -29,8 +29,8 @@ def shorten(text: str, most: int) -> str:
 
 
 def run_folder(arm: str, seed: int | str, identity: str) -> str:
-    """The name of a run's folder: `ARM-seedSEED-HASH`, the arm's name shortened where that is
-    longer than a name may be."""
+    """The name of a run's folder: `ARM-seedSEED-HASH`, with the arm's name shortened if it would be
+    too long."""
     name = f"{arm}-seed{seed}-{identity}"
     if len(name.encode()) <= MOST_BYTES:
         return name
@@ -38,13 +38,13 @@ def run_folder(arm: str, seed: int | str, identity: str) -> str:
 
 
 def stem_of(run: str) -> str:
-    """What the folder of a run of this name, `ARM-seedSEED`, has before its hash."""
+    """The name of a run's folder without its hash, from the run's name `ARM-seedSEED`."""
     arm, _, seed = run.rpartition("-seed")
     return run_folder(arm, seed, "0" * 8).rpartition("-")[0] if arm else run
 
 
 def check_name(name: str, place: Place) -> None:
-    """ConfigError for a study's name that cannot name folders of its own everywhere."""
+    """ConfigError for a study's name that cannot be a folder's name on every system."""
     if name.casefold() in _OF_ALL_REPORTS:
         raise ConfigError(
             f"{place}: name: reports/{name} belongs to the report over all studies; take another "
@@ -58,17 +58,17 @@ def check_name(name: str, place: Place) -> None:
 
 
 def check_paths(folders: Iterable[Path], option: str) -> None:
-    """ConfigError where the file system that `folders` come to lie on has no room for a name of
-    theirs, or for a path below one of them; `option` is what the user may change."""
-    place = max(folders, key=lambda folder: len(os.fsencode(folder))).absolute()
-    length = len(os.fsencode(place))
+    """ConfigError where a name in these paths, or a path below them, is too long for their file
+    system. `option`: the command's option that the user may change."""
+    longest = max(folders, key=lambda folder: len(os.fsencode(folder))).absolute()
+    length = len(os.fsencode(longest))
     if length + _INSIDE > _MOST_OF_A_PATH:
         raise ConfigError(
             f"{option}: the path of a run's folder has {length} bytes, and with the files in it "
             f"more than the {_MOST_OF_A_PATH} that a path may have; name a shorter folder"
         )
-    most = _most_bytes(place)
-    for part in place.parts:
+    most = _most_bytes(longest)
+    for part in longest.parts:
         if len(os.fsencode(part)) > most:
             raise ConfigError(
                 f"{option}: the name {part[:40]}... has {len(os.fsencode(part))} bytes, and the "
@@ -77,9 +77,9 @@ def check_paths(folders: Iterable[Path], option: str) -> None:
             )
 
 
-def _most_bytes(place: Path) -> int:
-    """The bytes that a name may have on the file system that `place` is on, or comes to lie on."""
-    for folder in (place, *place.parents):
+def _most_bytes(path: Path) -> int:
+    """The longest name, in bytes, on the file system of `path`, which need not exist."""
+    for folder in (path, *path.parents):
         try:
             return os.pathconf(folder, "PC_NAME_MAX")
         except (OSError, ValueError):

@@ -2,9 +2,9 @@
 
 Measured on FLUX.1-dev with 32 GPUs and the 400 HPDv2 test prompts (SD3.5-M where a table says so):
 one run per row, no seeds, no intervals. The same setting differs by 0.03 to 0.08 in ImageReward
-between tables. They stand beside measured numbers, never in a test against them.
+between tables. They are shown beside measured numbers, never tested against them.
 
-What was printed twice (`REPEATED`) says how far such a number can be trusted (`noise`).
+Numbers that the paper prints twice (`REPEATED`) show how precise such a number is (`noise`).
 
 Columns: hps, clip, pick, ir, ur (HPS-v2.1, CLIP score, PickScore, ImageReward, UnifiedReward),
 nfe_old (network evaluations per image while sampling), nfe_theta (denoising steps per image that
@@ -191,14 +191,14 @@ TABLES: dict[str, PublishedTable] = {
 
 @dataclass(frozen=True)
 class Repeated:
-    """A setting whose score the paper prints several times, and differently."""
+    """A setting for which the paper prints several different scores."""
 
     setting: str
     score: str
     """Column of the scores."""
     printed: tuple[tuple[float, str, str | None], ...]
-    """Each value, with the table of `TABLES` and the row that have it, or with the place in words
-    and None where the value stands in none of them."""
+    """Each value with its table in `TABLES` and its row, or with a description of where it is
+    printed and None for a value outside of `TABLES`."""
 
     @property
     def spread(self) -> float:
@@ -230,12 +230,11 @@ REPEATED: tuple[Repeated, ...] = (
 
 def noise(score: str) -> tuple[float, float] | None:
     """The paper's visible noise in a score: the smallest and the largest spread of a setting that
-    it prints several times with different values; None where it prints none so.
+    it prints several times with different values; None where there is no such setting.
 
-    The range is the threshold: a difference above it is beyond the visible noise, one below it
-    within, one inside it of its size. Few pairs show it, so that even a difference beyond the
-    largest spread may be chance; and the smallest and the largest in ImageReward rest on values
-    whose tables are not among `TABLES`.
+    A difference above the range exceeds the visible noise, one below it is within, one inside it is
+    of the same size. The range rests on few settings, so even a difference above it may be chance;
+    in ImageReward both ends come from tables that are not among `TABLES`.
     """
     spreads = [round(repeated.spread, 6) for repeated in REPEATED if repeated.score == score]
     return (min(spreads), max(spreads)) if spreads else None
@@ -244,34 +243,34 @@ def noise(score: str) -> tuple[float, float] | None:
 def differences(name: str, reference: str, score: str) -> dict[str, tuple[float, ...]]:
     """Score of every other row of a table minus that of the row `reference`, by row.
 
-    The first is that of the table; others follow where either setting is printed elsewhere with
-    another score.
+    The first difference is the table's; others follow where the paper prints another score for
+    either setting elsewhere.
     """
     bases = printed(name, reference, score)
-    found = {}
+    by_row = {}
     for key in find(name).rows:
         values = printed(name, key, score)
         if key != reference and values and bases:
             # The paper prints three digits.
             every = (round(value - base, 6) for value in values for base in bases)
-            found[key] = tuple(dict.fromkeys(every))
-    return found
+            by_row[key] = tuple(dict.fromkeys(every))
+    return by_row
 
 
 def printed(name: str, key: str, score: str) -> tuple[float, ...]:
     """A row's score as the table has it, then the other values printed for the same setting."""
-    own = row(name, key).get(score)
-    if own is None:
+    in_table = row(name, key).get(score)
+    if in_table is None:
         return ()
-    values = [float(own)]
+    values = [float(in_table)]
     for repeated in REPEATED:
-        if repeated.score == score and any(place[1:] == (name, key) for place in repeated.printed):
+        if repeated.score == score and any(entry[1:] == (name, key) for entry in repeated.printed):
             values += [value for value, _, _ in repeated.printed]
     return tuple(dict.fromkeys(values))
 
 
 def find(name: str) -> PublishedTable:
-    """The published table `name`. ConfigError names the nearest one that exists."""
+    """The published table `name`. ConfigError, with the nearest name, where there is none."""
     if name not in TABLES:
         near = difflib.get_close_matches(name, TABLES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -283,21 +282,21 @@ def table(name: str) -> "pd.DataFrame":
     """The published table as a frame: its name, the row's key, then its columns."""
     import pandas as pd
 
-    found = find(name)
+    published = find(name)
     return pd.DataFrame(
         [
-            {"table": name, "key": key, **dict(zip(found.columns, values, strict=True))}
-            for key, values in found.rows.items()
+            {"table": name, "key": key, **dict(zip(published.columns, values, strict=True))}
+            for key, values in published.rows.items()
         ]
     )
 
 
 def row(name: str, key: str) -> dict[str, Any]:
     """One published row by column, without what the paper leaves empty."""
-    found = find(name)
-    if key not in found.rows:
+    published = find(name)
+    if key not in published.rows:
         raise ConfigError(
-            f"the published table {name} has no row {key} (known: {', '.join(found.rows)})"
+            f"the published table {name} has no row {key} (known: {', '.join(published.rows)})"
         )
-    values = zip(found.columns, found.rows[key], strict=True)
+    values = zip(published.columns, published.rows[key], strict=True)
     return {column: value for column, value in values if value is not None}

@@ -1,7 +1,6 @@
-"""A sweep file -> a validated list of runs, each with the hash that identifies its result.
+"""A sweep and its runs, as `harness.study.load` reads them from a sweep file.
 
-Reads one YAML file and the run configurations it stands on; knows nothing of what has run. Errors
-name file, line, key and the nearest valid one.
+Each run has the hash that identifies its result. Nothing here knows what has run.
 """
 
 import difflib
@@ -49,14 +48,14 @@ class Sweep:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     runs: tuple[Run, ...]
-    """Seed by seed, so that what is finished compares all arms at any time."""
+    """Ordered by seed, so that the finished runs compare all arms at any time."""
     reference: str
     """Name of the arm with which every other one is compared; with `within`, that of the first
     value."""
     measure: str
-    """The reward that answers the question, judged on held-out prompts."""
+    """The reward that answers the question, evaluated on held-out prompts."""
     paper: str | None
-    """The published table that has a row for (some of) the arms."""
+    """The published table that has rows for the arms, or for some of them."""
     paper_rows: dict[str, str]
     """Row of that table by arm name."""
     notes: str
@@ -66,11 +65,11 @@ class Sweep:
     within: Mapping[str, str] = field(default_factory=dict)
     """With `within`: by arm, the name of the arm that it is compared with."""
     within_label: str = ""
-    """With `within`: how figures and sentences call what an arm is compared with."""
+    """With `within`: what figures and sentences call the arm that an arm is compared with."""
     variant: str = ""
-    """What tells this sweep from the file's default one: its profile, its overrides."""
+    """The suffix of the report's name for another profile than the default, and for overrides."""
     views: tuple[str, ...] = ()
-    """What the page shows beside the usual (`harness.views`)."""
+    """Further views on the report's page (`harness.study.views`)."""
     answered_by: str = ""
     """The one of these views that answers the question; empty where the comparison of
     the arms does."""
@@ -78,16 +77,16 @@ class Sweep:
     """What is measured on every finished run besides its training (`mixgrpo.settings.probes`):
     options by name, the defaults filled in."""
     layers: Mapping[str, Layers] = field(default_factory=dict, repr=False, compare=False)
-    """By arm, its settings with the places where they were written."""
+    """By arm, its settings, each with where it is written."""
 
     @property
     def references(self) -> dict[str, str]:
-        """By arm, the name of the arm that it is compared with; a reference's own."""
+        """By arm, the name of the arm that it is compared with; for a reference its own name."""
         return {arm.name: self.within.get(arm.name, self.reference) for arm in self.arms}
 
     @property
     def reference_label(self) -> str:
-        """How figures and sentences call what an arm is compared with."""
+        """What figures and sentences call the arm that an arm is compared with."""
         labels = {arm.name: arm.label for arm in self.arms}
         return self.within_label or labels[self.reference]
 
@@ -100,8 +99,8 @@ class Sweep:
 def same_schedules(sweep: Sweep) -> list[tuple[str, ...]]:
     """Groups of arms that are configured differently and yet compute the same.
 
-    Their windows stand at the same steps in every iteration and all else is equal: with 300
-    iterations and tau = 25, an exponentially shrinking interval never comes to shrink.
+    Their windows are at the same steps in every iteration and all else is equal: with 300
+    iterations and tau = 25, an exponentially shrinking interval does not shrink yet.
     """
     seed = sweep.seeds[0]
     groups: dict[tuple[Any, ...], list[str]] = {}
@@ -117,14 +116,14 @@ _MOST_STAYS = 10_000
 def _schedule(config: RunConfig) -> tuple[Any, ...]:
     window = config.make_window()
     path: tuple[Any, ...] = tuple(islice(window.stays(config.iterations), _MOST_STAYS))
-    if len(path) == _MOST_STAYS:  # too many to compare one by one
+    if len(path) == _MOST_STAYS:  # too many to compare
         path = (window, config.iterations)
     rest = config.model_dump(mode="json", exclude={"window", "health", "output"})
     return (window.size, config.trained_per_image, path, repr(rest))
 
 
 def only(sweep: Sweep, names: Sequence[str], option: str = "--only") -> Sweep:
-    """The part of a sweep with these arms and single runs; all of it where none is named.
+    """The part of a sweep with these arms and single runs; all of it if none is named.
 
     A run is named as `harness.status` shows it, or by its folder. ConfigError for an unknown name.
     """

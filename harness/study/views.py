@@ -1,11 +1,5 @@
 """The views of a report by name, without importing one."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 VIEWS = {
     "budget": "harness.reporting.views.budget:budget",
     "drift": "harness.reporting.views.drift:drift",
@@ -16,8 +10,8 @@ VIEWS = {
     "hybrid": "harness.reporting.views.hybrid:hybrid",
     "solver-error": "harness.reporting.views.solver_error:solver_error",
 }
-"""Where each view is made: a function of (analysis, results, probes) that returns a `View`, or None
+"""The function that makes each view: of (analysis, results, probes), it returns a `View`, or None
 where there is no data for it."""
 
 DEFAULT = ("budget",)
-"""On every page, before those that the sweep file names."""
+"""The views on every page, before those that the sweep file names."""

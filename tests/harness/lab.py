@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.launching.status import Observer
 from harness.runs.state import RunState, look_at_all
 from harness.slurm.scheduler import Scheduler
-from harness.status import Observer
 from harness.study.load import load_sweep
 from harness.study.spec import Sweep
 

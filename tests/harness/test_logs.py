@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.logs import find_log, find_run
+from harness.runs.logs import find_log, find_run
 from harness.slurm import submissions
 from mixgrpo.errors import ConfigError
 
@@ -77,7 +77,7 @@ def test_the_folder_that_the_status_names_is_found_before_anything_began(runs: P
     folder = runs / "toy" / "interval=1-seed1-0a1b2c3d"
     folder.mkdir(parents=True)
     assert find_run(str(folder), runs) == folder
-    with pytest.raises(ConfigError, match="no job has begun here yet"):
+    with pytest.raises(ConfigError, match="no job has begun yet"):
         find_log(folder)
 
 
@@ -113,7 +113,7 @@ def test_the_newest_attempt_is_shown_or_the_one_asked_for(runs: Path) -> None:
 
 def test_what_cannot_be_shown_says_why(runs: Path) -> None:
     folder = make_run(runs, "tau=5-seed0-00000000")
-    with pytest.raises(ConfigError, match="no job has begun here yet"):
+    with pytest.raises(ConfigError, match="no job has begun yet"):
         find_log(folder)
     attempt(folder, 1, "gone soon")
     attempt(folder, 2, None)
@@ -261,7 +261,7 @@ def test_following_a_run_that_has_not_begun_waits_for_it(runs: Path) -> None:
         command(folder, "--follow"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    assert process.stderr.readline() == f"{folder}: no job has begun here yet; waiting\n"
+    assert process.stderr.readline() == f"{folder}: no job has begun yet; waiting\n"
     attempt(folder, 1, "one\n")
     seen, _ = process.communicate(timeout=20)
     assert (process.returncode, seen) == (0, "one\n")

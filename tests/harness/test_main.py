@@ -51,8 +51,8 @@ def test_a_terminal_that_lacks_a_sign_is_shown_its_code(encoding: str, tmp_path:
 
 
 def test_every_command_is_there_and_none_is_forgotten() -> None:
-    for place in COMMANDS.values():
-        assert callable(importlib.import_module(place.module).main)
+    for command in COMMANDS.values():
+        assert callable(importlib.import_module(command.module).main)
     files = [*ROOT.glob("harness/*.py"), *ROOT.glob("mixgrpo/*.py")]
     commands = {
         f"{file.parent.name}.{file.stem}"
@@ -60,14 +60,14 @@ def test_every_command_is_there_and_none_is_forgotten() -> None:
         if re.search(r"(cli\.run|run_command)\(main(, ranks=True)?\)", file.read_text())
     }
     own = {"harness.reference", "mixgrpo.reference", "mixgrpo.pretrain"}  # of developers
-    assert {place.module for place in COMMANDS.values()} == commands - own
+    assert {command.module for command in COMMANDS.values()} == commands - own
 
 
 def test_help_lists_them_without_importing_one() -> None:
     done = mixgrpo("--help")
     assert done.returncode == 0
-    for name, place in COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(place.about)}$", done.stdout, re.MULTILINE)
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.about)}$", done.stdout, re.MULTILINE)
     script = START.replace("main()", "\ntry: main()\nfinally: print('torch' in sys.modules)")
     asked = [sys.executable, "-c", script, "--help"]
     assert subprocess.check_output(asked, cwd=ROOT, text=True).endswith("False\n")

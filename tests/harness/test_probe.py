@@ -159,7 +159,7 @@ def test_a_run_that_fails_is_one_line_and_the_others_are_measured(place: Path) -
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("error: "))
     assert line.startswith(f"error: {broken.run.name}: hybrid: ")
     assert "000002: corrupt checkpoint (average.safetensors" in line
-    assert done.stdout.endswith("3 of 4 measurements are there\n")
+    assert done.stdout.endswith("3 of 4 measurements exist\n")
     assert len(files(place)) == 3
     # What it advises works: the run makes its last checkpoint again.
     subprocess.run(line.split("`")[1], shell=True, cwd=place, check=True)
@@ -173,7 +173,7 @@ def test_a_process_that_dies_costs_its_own_measurement_only(place: Path) -> None
     sweep = replace(sweep, runs=sweep.runs[:1])
     failed, _ = measured(place, sweep)
     assert len(failed) == 1
-    assert "hybrid: its process ended unasked (signal 9)" in failed[0]
+    assert "hybrid: its process ended unexpectedly (signal 9)" in failed[0]
     (kept,) = files(place)
     assert kept.endswith("probes/solver-error.json")
 

@@ -23,7 +23,7 @@ from scipy import stats
 from harness import search as command
 from harness import sweep as sweeps
 from harness.launching import job, screen
-from harness.launching import launcher as sweep_launcher
+from harness.launching import retry as sweep_retry
 from harness.launching.job import MAX_TRIES
 from harness.runs.folder import read_attempts
 from harness.searching import pruning
@@ -427,7 +427,7 @@ def test_a_failure_is_told_and_runs_again_when_asked(
 def test_what_stays_lost_is_told_as_failed_and_the_search_goes_on(
     lab: SearchLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_launcher, "RETRY_PAUSE_S", 0.0)
+    monkeypatch.setattr(sweep_retry, "RETRY_PAUSE_S", 0.0)
     lab.file.write_text(
         FILE.replace("trials: 6", "trials: 3").replace("parallel: 2", "parallel: 1")
     )

@@ -11,11 +11,11 @@ import pytest
 
 from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.screen import Progress
+from harness.launching.status import Observer, as_data, as_text
 from harness.runs.progress import cells, seconds_left, summary, time_left
 from harness.runs.records import Attempt
 from harness.runs.state import RunState
 from harness.slurm.scheduler import Scheduler
-from harness.status import Observer, as_data, as_text
 from mixgrpo.cli import say
 from mixgrpo.compute import phase
 from mixgrpo.compute.phase import PhaseFile

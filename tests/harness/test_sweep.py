@@ -18,9 +18,9 @@ from harness import sweep as sweeps
 from harness.launching.dispatch import Local, Start
 from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.screen import Progress
+from harness.launching.status import as_data, as_text
 from harness.launching.sweep_lease import LAUNCHER
 from harness.slurm.scheduler import Scheduler
-from harness.status import as_data, as_text
 from harness.study.spec import Sweep
 from mixgrpo.errors import RunError
 from mixgrpo.files.lease import Lease, is_held
@@ -307,11 +307,11 @@ def test_what_goes_to_the_background_takes_the_lease_along(
     """The command that returns does not give back what its child owns by then."""
     taken: list[Lease] = []
 
-    def to_background(sweep: Sweep, runs: Path, held: Lease, executor: str) -> bool:
+    def to_background(sweep: Sweep, runs: Path, held: Lease, *_: object) -> bool:
         taken.append(held)
         return False
 
-    monkeypatch.setattr(sweeps, "_go_to_background", to_background)
+    monkeypatch.setattr(sweeps, "go_to_background", to_background)
     lab.write(SMALL)
     assert sweeps.main(lab.file, runs=lab.runs, reports=lab.root / "reports", detach=True) == 0
     assert is_held(lab.runs / "toy" / LAUNCHER)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.launching.status import as_data, as_text
 from harness.runs.ledger import START_UP, ledger
 from harness.slurm import submissions
-from harness.status import as_data, as_text
 
 from ..harness.lab import SMALL, SWEEP, Lab
 from .cluster import Cluster
@@ -309,7 +309,7 @@ def test_a_run_that_slurm_itself_starts_again_and_again_is_given_up(
     assert launcher.returncode == 1, output
     last = lab.states()[NAME].attempts[-1]
     assert last.reason == "no-progress"
-    assert "attempts in a row ended before they came to a checkpoint" in str(last.error)
+    assert "attempts in a row ended without a new checkpoint" in str(last.error)
 
 
 def test_gpus_and_shares_of_them_are_what_a_job_gets(lab: Lab) -> None:

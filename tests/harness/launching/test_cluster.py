@@ -68,7 +68,7 @@ def test_a_full_queue_is_left_alone_for_a_while_and_an_empty_one_is_an_error(des
     desk.fake.answer("squeue", "1|N/A|RUNNING|None|n1|mine\n")
     assert desk.cluster.start(desk.starts) == []
     assert desk.said == [
-        "Slurm takes no more jobs now (QOSMaxSubmitJobPerUserLimit; Batch job submission failed: "
+        "Slurm accepts no more jobs now (QOSMaxSubmitJobPerUserLimit; Batch job submission failed: "
         "Job violates accounting/QOS policy (job submit limit, user s size and/or time limits)); "
         "trying again"
     ]

@@ -90,7 +90,7 @@ REFUSED = {
     OWN.format("a", "mine:PROMPTS"): "rewards.classes.a: mine:PROMPTS fails: AttributeError",
     OWN.format("a", "subprocess:Popen"): "rewards.classes.a: subprocess:Popen is of Python's",
     OWN.format("a", "subprocess:CompletedProcess"): "rewards.classes.a: subprocess:Completed",
-    OWN.format("a", "dies:Nope"): "rewards.classes.a: what is imported for it ended the process "
+    OWN.format("a", "dies:Nope"): "rewards.classes.a: importing its code ended the process "
     "(exit code 3): a last word",
     OWN.format("a", "leaves:Nope"): "rewards.classes.a: leaves:Nope fails: SystemExit: 0",
     "rewards: {classes: {good: 'mine:Good'}, held_out: [good], options: {good: {scal: 2}}}": (
@@ -228,15 +228,15 @@ def test_several_arms_are_asked_about_in_one_process(
 
 
 def test_an_import_that_does_not_end_is_ended(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "PATIENCE_S", 5.0)
+    monkeypatch.setattr(preflight, "IMPORTS_TIMEOUT_S", 5.0)
     text, _ = refusal(desk, "iterations: 2", OWN.format("a", "waits:Nope"))
-    assert text == "toy.yaml:5: rewards.classes.a: what is imported for it takes longer than 5 s"
+    assert text == "toy.yaml:5: rewards.classes.a: importing its code takes longer than 5 s"
 
 
 def test_code_that_wants_a_gpu_is_not_refused_where_the_gpus_are_elsewhere(desk: Path) -> None:
     text, said = refusal(desk, "iterations: 2", OWN.format("a", "needs_gpu:A"), here=False)
     assert text == ""
-    assert "Found no NVIDIA driver (which may be otherwise on a node with a GPU)" in said[0]
+    assert "Found no NVIDIA driver (a node with a GPU may differ)" in said[0]
     text, said = refusal(desk, "iterations: 2", OWN.format("a", "needs_gpu:A"), here=True)
     assert "Found no NVIDIA driver" in text
 

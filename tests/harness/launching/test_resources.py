@@ -185,7 +185,7 @@ def test_times_are_read_as_sbatch_reads_them(text: str, expected: int, desk: Des
         (("sbatch={job-name: mine}",), "job-name is set by this program; leave it out"),
         (("sbatch={job_name: mine}",), "job_name is set by this program; leave it out"),
         (("sbatch={array: 0-99}",), "array is set by this program"),
-        (("sbatch={mem: 4G}",), "mem has a word of its own; write memory_gb:"),
+        (("sbatch={mem: 4G}",), "mem has a key here; write memory_gb:"),
     ],
 )
 def test_what_would_break_a_submission_is_refused(
@@ -201,7 +201,7 @@ def test_what_would_break_a_submission_is_refused(
 def test_what_is_no_time_is_named_with_its_place(text: str, desk: Desk) -> None:
     said = desk.error(f"{ARMS}slurm:\n  time: {text}\n")
     assert said.startswith(f"{desk.file}:9: slurm: time: ")
-    assert said.endswith("is no time; write minutes or 4:00:00")
+    assert said.endswith("is not a time; write minutes or 4:00:00")
 
 
 # ---- errors ----------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_what_is_no_time_is_named_with_its_place(text: str, desk: Desk) -> None:
     ("given", "key", "mend"),
     [
         ("partitoin: gpu", "partitoin", "unknown key; did you mean partition?"),
-        ("exclusive: true", "exclusive", "sbatch's own go below `sbatch:`"),
+        ("exclusive: true", "exclusive", "other options of sbatch go below `sbatch:`"),
         ("cpus: many", "cpus", "valid integer, not 'many'"),
         ("cpus: '4'", "cpus", "valid integer, not '4'"),
         ("gpus: true", "gpus", "valid integer, not True"),

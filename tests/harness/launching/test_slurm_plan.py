@@ -122,8 +122,8 @@ def test_an_iteration_longer_than_the_warning_before_the_limit_is_told(desk: Des
     desk.finish("interval=1-seed0", 150.0)
     text = desk.plan(Slurm(time=240))
     assert (
-        "interval=1: an iteration takes about 2 min 30 s, and a run is told 2 min 00 s before its "
-        "time limit, too late for a checkpoint; ask for signal_s=300"
+        "interval=1: an iteration takes about 2 min 30 s, and a run gets the signal 2 min 00 s "
+        "before its time limit, too late for a checkpoint; set signal_s=300"
     ) in text
     assert "too late" not in desk.plan(Slurm(time=240, signal_s=300))
 
@@ -204,8 +204,8 @@ def test_a_machine_without_slurm_plans_for_it_and_says_that_it_cannot_submit(
     said = desk.plan(Slurm())
     assert "array 1 of 1: 4 jobs; each 1 GPU(s)" in said
     assert said.splitlines()[-1].startswith(
-        "nothing can be submitted from here: --executor slurm: Slurm's programs are here and know "
-        "no cluster (no slurm.conf)"
+        "nothing can be submitted from here: --executor slurm: Slurm is installed, but no cluster "
+        "is configured (no slurm.conf)"
     )
     for program in ("sbatch", "srun", "scontrol", "squeue"):
         fake.remove(program)

@@ -75,7 +75,7 @@ def test_of_a_linked_run_only_the_link_is_moved(tmp_path: Path) -> None:
     assert held is not None
     before = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()}
     item = trash.look_at(link)
-    assert "a link to ../store/content, which itself stays" in str(item)
+    assert "a link to ../store/content, which stays" in str(item)
     said: list[str] = []
     place = trash.move([item], said.append, nothing_queued)
     assert (place / link.name).is_symlink()
@@ -228,8 +228,8 @@ def test_a_run_that_is_a_link_to_nowhere_is_named(lab: Lab) -> None:
     code, output = lab.finish()
     assert (code, output) == (
         2,
-        f"error: {folder}: is a link to ../unmounted, which is not there; bring back what it leads "
-        "to, or remove the link to make the run anew\n",
+        f"error: {folder}: is a link to ../unmounted, which does not exist; restore its target, "
+        "or remove the link to compute the run again\n",
     )
     folder.rename(folder.with_name("old-seed0-00000000"))
     code, output = lab.finish("--prune", "--yes")

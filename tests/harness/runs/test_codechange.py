@@ -10,10 +10,10 @@ import pytest
 from harness.analysis.analyse import analyse
 from harness.analysis.results import collect
 from harness.launching.job import make_job
+from harness.launching.status import as_data, as_text
 from harness.reporting.notes import missing
 from harness.runs.codechange import AcceptedCode, read_accepted
 from harness.runs.folder import read_attempts
-from harness.status import as_data, as_text
 from mixgrpo.settings.identity import config_hash
 from tests.harness import lab as labs
 from tests.harness.lab import SMALL, Lab

@@ -183,9 +183,9 @@ def fields(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("file", RECORDS)
 def test_no_field_of_a_wrong_type_ends_a_look(file: str, place: Path, victim: Path) -> None:
+    from harness.launching.status import Observer, as_data, as_text
     from harness.runs.ledger import ledger
     from harness.slurm.scheduler import Scheduler
-    from harness.status import Observer, as_data, as_text
     from harness.study.load import load_sweep
 
     made = load_sweep(place / "tau.yaml")

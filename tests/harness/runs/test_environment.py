@@ -43,12 +43,14 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("shell")
-def test_strays_are_known_and_everything_else_stays() -> None:
-    assert STRAY.keys() <= set(environment.strays())
-    assert not KEPT.keys() & set(environment.strays())
-    assert {"PATH", "HOME"}.isdisjoint(environment.strays())
+def test_variables_of_a_job_are_known_and_everything_else_stays() -> None:
+    assert STRAY.keys() <= set(environment.job_variables())
+    assert not KEPT.keys() & set(environment.job_variables())
+    assert {"PATH", "HOME"}.isdisjoint(environment.job_variables())
     before = dict(os.environ)
-    with environment.changed({**dict.fromkeys(environment.strays()), "NEW": "1", "HF_HOME": "/x"}):
+    with environment.changed(
+        {**dict.fromkeys(environment.job_variables()), "NEW": "1", "HF_HOME": "/x"}
+    ):
         assert not STRAY.keys() & os.environ.keys()
         assert (os.environ["NEW"], os.environ["HF_HOME"]) == ("1", "/x")
     assert dict(os.environ) == before

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from harness.launching.status import as_text
 from harness.runs.folder import read_attempts
 from harness.runs.ledger import START_UP, Ledger, ledger
 from harness.runs.state import RunState, look
 from harness.slurm import submissions
 from harness.slurm.scheduler import JobState, JobStatus
-from harness.status import as_text
 from harness.study.spec import Run
 from mixgrpo.files import lease
 from mixgrpo.settings.config import SCHEMA_VERSION

@@ -199,7 +199,7 @@ def test_rerun_and_prune_know_who_else_uses_a_run(lab: Lab) -> None:
     lab.write(SMALL.replace("[1, 3]", "[1]"))
     code, output = lab.finish("--prune", "--yes", "--jobs", "2")
     assert code == 0, output
-    assert "which other uses, which itself stays where it is" in output
+    assert "(used by other), which stays" in output
     assert before["interval=3-seed0"].is_dir()
     shutil.rmtree(lab.runs / "other")
     assert unused(lab.runs) == [lab.runs / STORE / before["interval=3-seed0"].name]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.launching.place import here
+from harness.launching.job_environment import read_job_environment
 from harness.slurm import commands as slurm
 from harness.slurm.commands import Unreachable
 from mixgrpo.errors import ConfigError, RunError
@@ -275,13 +275,14 @@ def in_a_job(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_task_of_an_array_knows_its_place(in_a_job: pytest.MonkeyPatch) -> None:
-    place = here()
-    assert (place.job, place.raw_job, place.restarts) == ("7_1", "8", 0)
-    assert (place.node, place.rank) == ("n1", 3)
+def test_a_task_of_an_array_knows_its_environment(in_a_job: pytest.MonkeyPatch) -> None:
+    job = read_job_environment()
+    assert (job.job, job.raw_job, job.restarts) == ("7_1", "8", 0)
+    assert (job.node, job.rank) == ("n1", 3)
     in_a_job.setenv("SLURM_RESTART_COUNT", "2")
     in_a_job.delenv("SLURM_ARRAY_JOB_ID")
-    assert (here().job, here().restarts) == ("8", 2)
+    job = read_job_environment()
+    assert (job.job, job.restarts) == ("8", 2)
 
 
 def test_a_process_that_only_stands_in_a_users_allocation_is_no_job_of_ours(
@@ -289,10 +290,12 @@ def test_a_process_that_only_stands_in_a_users_allocation_is_no_job_of_ours(
 ) -> None:
     in_a_job.delenv("SUBMITIT_EXECUTOR")
     in_a_job.delenv("SUBMITIT_LOCAL_JOB_ID", raising=False)
-    assert (here().job, here().raw_job, here().restarts, here().rank) == (None, None, None, 0)
+    job = read_job_environment()
+    assert (job.job, job.raw_job, job.restarts, job.rank) == (None, None, None, 0)
     in_a_job.setenv("SUBMITIT_EXECUTOR", "local")
     in_a_job.setenv("SUBMITIT_LOCAL_JOB_ID", "4711")
-    assert (here().job, here().raw_job) == ("4711", None)
+    job = read_job_environment()
+    assert (job.job, job.raw_job) == ("4711", None)
 
 
 def test_the_fake_answers_as_told(fake: FakeSlurm) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.launching.status import Observer, as_data, as_text
 from harness.slurm import submissions
 from harness.slurm.commands import Unreachable
 from harness.slurm.scheduler import JobState, Scheduler, save_answers
 from harness.slurm.submissions import Submission
-from harness.status import Observer, as_data, as_text
 from mixgrpo.errors import RunError
 from mixgrpo.files.jsonlines import whole_lines
 from tests.harness.fake_slurm import FakeSlurm

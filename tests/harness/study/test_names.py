@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.logs import find_run
+from harness.runs.logs import find_run
 from harness.searching.file import load_search
 from harness.study.load import load_sweep
 from harness.study.names import MOST_BYTES, check_paths, run_folder, shorten
