@@ -73,13 +73,15 @@ class Command:
         return sweep_folder(self.sweep, self.runs)
 
     def scheduler(self) -> Scheduler:
-        polls = [resources.poll_s for resources in self.options.wishes.values()]
+        polls = [asked.poll_s for asked in self.options.resources.values()]
         return Scheduler(self.folder, min(polls, default=30.0), LAG_S)
 
     def check_runs(self, states: list[RunState]) -> None:
         """ConfigError where an unfinished run of the part could not run as asked for."""
         options = self.options
-        preflight.check_runs(self.sweep, states, options.executor, options.wishes, self.runs, warn)
+        preflight.check_runs(
+            self.sweep, states, options.executor, options.resources, self.runs, warn
+        )
 
 
 def main(
@@ -107,7 +109,7 @@ def main(
         typer.Option(
             "--rerun",
             metavar="RUN",
-            help="Run this one anew, and only it; its folder goes to the trash. Repeatable.",
+            help="Run only this one, again; its folder goes to the trash. Repeatable.",
         ),
     ] = None,
     retry: cli_launch.RetryOption = "lost",
@@ -194,7 +196,7 @@ def _plan(asked: Command) -> int:
 
         stored = saved.stored if saved else {}
         left = [state for state in states if state.run.folder_name not in stored]
-        say(describe_arrays(part, asked.runs, left, options.wishes, options.snapshot))
+        say(describe_arrays(part, asked.runs, left, options.resources, options.snapshot))
     say_unlisted(sweep, asked.runs, say)
     return 0
 
