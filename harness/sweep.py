@@ -23,8 +23,7 @@ from harness.launching.cancel import cancel as cancel_jobs
 from harness.launching.dispatch import Local
 from harness.launching.launcher import Launcher, SweepWork
 from harness.launching.resources import resources
-from harness.launching.retry import Retry
-from harness.launching.screen import Progress
+from harness.launching.screen import Progress, say_damage, say_unfinished, say_what_to_do
 from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease, wait_for_lease
 from harness.launching.trash import Item, confirmed, look_at, move
@@ -37,7 +36,6 @@ from harness.slurm import commands as slurm_commands
 from harness.slurm.scheduler import LAG_S, Scheduler
 from harness.study.load import load_sweep
 from harness.study.spec import Run, Sweep, only, single_runs
-from harness.text import command
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say, warn
 from mixgrpo.compute.signals import Interrupted
@@ -74,13 +72,15 @@ class Command:
         return sweep_folder(self.sweep, self.runs)
 
     def scheduler(self) -> Scheduler:
-        polls = [resources.poll_s for resources in self.options.wishes.values()]
+        polls = [asked.poll_s for asked in self.options.resources.values()]
         return Scheduler(self.folder, min(polls, default=30.0), LAG_S)
 
     def check_runs(self, states: list[RunState]) -> None:
         """ConfigError where an unfinished run of the part could not run as asked for."""
         options = self.options
-        preflight.check_runs(self.sweep, states, options.executor, options.wishes, self.runs, warn)
+        preflight.check_runs(
+            self.sweep, states, options.executor, options.resources, self.runs, warn
+        )
 
 
 def main(
@@ -108,7 +108,7 @@ def main(
         typer.Option(
             "--rerun",
             metavar="RUN",
-            help="Run this one anew, and only it; its folder goes to the trash. Repeatable.",
+            help="Run only this one, again; its folder goes to the trash. Repeatable.",
         ),
     ] = None,
     retry: cli_launch.RetryOption = "lost",
@@ -183,7 +183,7 @@ def _plan(asked: Command) -> int:
     slots = {"inline": 1, "local": Local(options.jobs).slots, "slurm": None}[options.executor]
     states = look_at_all(part, asked.runs, Scheduler(asked.folder).job_states())
     asked.check_runs(states)
-    _say_damage(states)
+    say_damage(states, say)
     saved = None
     if options.share:
         saved = foresee(sweep, states, asked.runs, options.accept_code_change)
@@ -195,7 +195,7 @@ def _plan(asked: Command) -> int:
 
         stored = saved.stored if saved else {}
         left = [state for state in states if state.run.folder_name not in stored]
-        say(describe_arrays(part, asked.runs, left, options.wishes, options.snapshot))
+        say(describe_arrays(part, asked.runs, left, options.resources, options.snapshot))
     say_unlisted(sweep, asked.runs, say)
     return 0
 
@@ -275,7 +275,7 @@ def _run(asked: Command, held: Lease) -> int:
     """Run what is missing with the sweep's lease held, and report. The exit code."""
     sweep, part, runs, options = asked.sweep, asked.part, asked.runs, asked.options
     source.note(sweep.name, sweep.file, asked.folder, say)
-    _say_damage(look_at_all(part, runs))
+    say_damage(look_at_all(part, runs), say)
     say_unlisted(sweep, runs, say)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:
@@ -300,8 +300,8 @@ def _run(asked: Command, held: Lease) -> int:
     unfinished = [state for state in ended if state.state != "finished"]
     took = f" ({duration(time.monotonic() - begin)})" if launcher.retries.starts else ""
     say(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished{took}")
-    _say_unfinished(unfinished, launcher.vanished)
-    _say_what_to_do(unfinished, options.retry)
+    say_unfinished(unfinished, launcher.vanished, say)
+    say_what_to_do(unfinished, options.retry, say)
     jobs = 1 if options.executor == "inline" else options.jobs
     not_measured = after_training(part, runs, jobs, options.executor == "slurm")
     report: Path | RunError | None = None
@@ -309,38 +309,6 @@ def _run(asked: Command, held: Lease) -> int:
         report = write_report(sweep, runs, asked.reports)
         say(f"report: {report}")
     return 1 if unfinished or not_measured or isinstance(report, PartialReport) else 0
-
-
-def _say_what_to_do(unfinished: list[RunState], retry: Retry) -> None:
-    """How what failed runs again."""
-    reasons = {state.reason for state in unfinished if state.state == "failed"}
-    again = " (with --retry failed where the file is the same)" if retry != "failed" else ""
-    if "config" in reasons:
-        say(
-            "what failed by a wrong setting fails again as it is: correct the file, or what the "
-            f"error names, and run the same command{again}"
-        )
-    if reasons - {"config"} and retry != "failed":
-        say("what failed by an exception runs again by the same command with --retry failed")
-
-
-def _say_unfinished(states: list[RunState], vanished: set[str]) -> None:
-    """Say of each unfinished run why it is, and where its log is."""
-    for state in states:
-        if state.run.folder_name in vanished:
-            say(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
-            continue
-        recorded = state.attempts[-1].last_line if state.attempts else "it never began"
-        why = state.damage or recorded or state.reason
-        log = command("harness.logs", state.folder)
-        say(f"{state.run.name}: {state.state}: {why}; log: {log}")
-
-
-def _say_damage(states: list[RunState]) -> None:
-    """Name the runs of which a file is damaged."""
-    for state in states:
-        for text in (*([state.damage] if state.damage else []), *state.unreadable):
-            say(f"{state.run.name}: {text}")
 
 
 class PartialReport(RunError):

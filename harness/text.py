@@ -23,20 +23,23 @@ def number(value: float, digits: int = 3, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def interval(found: "Interval", digits: int = 3, signed: bool = False) -> str:
-    """`mean [low, high]`, or the mean and why it has no interval that says anything.
+def interval(estimate: "Interval", digits: int = 3, signed: bool = False) -> str:
+    """`mean [low, high]`, or the mean and the reason why it has no meaningful interval.
 
-    With up to `MOST_DIGITS` where an end that is not zero would be written as if it were.
+    With up to `MOST_DIGITS` digits where an end that is not zero would be rounded to zero.
     """
-    if found.varies and found.sign:
-        while digits < MOST_DIGITS and 0 in (round(found.low, digits), round(found.high, digits)):
+    if estimate.varies and estimate.sign:
+        while digits < MOST_DIGITS and 0 in (
+            round(estimate.low, digits),
+            round(estimate.high, digits),
+        ):
             digits += 1
-    mean = number(found.mean, digits, signed)
-    if not found.known:
-        return f"{mean} (n = {found.n})" if found.n else NOTHING
-    if not found.varies:
+    mean = number(estimate.mean, digits, signed)
+    if not estimate.known:
+        return f"{mean} (n = {estimate.n})" if estimate.n else NOTHING
+    if not estimate.varies:
         return f"{mean} (every seed)"
-    low, high = number(found.low, digits, signed), number(found.high, digits, signed)
+    low, high = number(estimate.low, digits, signed), number(estimate.high, digits, signed)
     return f"{mean} [{low}, {high}]"
 
 
@@ -94,7 +97,7 @@ def command_for(
 
 
 MOST_NAMED = 20
-"""A sentence names so many arms or runs, and says how many more there are."""
+"""The most arms or runs that a sentence names; of the others it says the number."""
 
 
 def listed(parts: Sequence[str], most: int = MOST_NAMED) -> str:

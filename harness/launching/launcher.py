@@ -180,8 +180,8 @@ class Launcher:
         raise lease.FolderGoneError(
             f"{self.folder}: was renamed, removed or replaced while "
             f"this command worked in it; nothing more is written there{jobs}: put the folder back "
-            "and run the same command again to continue, or run it without the folder to begin "
-            "anew"
+            "and run the same command again to continue, or run it without the folder to start "
+            "again"
         )
 
     def _has_vanished(self, state: RunState) -> bool:
@@ -193,8 +193,8 @@ class Launcher:
             self.vanished.add(name)
             self.progress.say(
                 f"{state.run.name}: its folder was renamed or removed while this command ran; put "
-                "it back, or run the same command again, which goes on with what is stored of the "
-                f"run or begins it anew: {state.folder}"
+                "it back, or run the same command again, which continues what is stored of the "
+                f"run or starts it again: {state.folder}"
             )
         return True
 

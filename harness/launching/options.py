@@ -48,7 +48,7 @@ class Launching:
 
     executor: ExecutorName
     jobs: int | None
-    wishes: Mapping[str, Slurm]
+    resources: Mapping[str, Slurm]
     """What the runs of each arm ask of Slurm; empty for the other executors."""
     snapshot: bool
     retry: Retry
@@ -67,7 +67,7 @@ class Launching:
                 return Local(self.jobs, job.TRAIN, code)
             from harness.launching.cluster import Cluster
 
-            return Cluster(sweep, folder, self.wishes, say, job.TRAIN, code)
+            return Cluster(sweep, folder, self.resources, say, job.TRAIN, code)
 
         return make
 

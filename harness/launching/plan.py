@@ -12,6 +12,7 @@ from harness.runs.state import LIVE, RunState
 from harness.runs.store import find_of_other_code, find_stored
 from harness.study.arms import Arm
 from harness.study.spec import Sweep, same_schedules
+from harness.text import listed
 from mixgrpo.files.records import RESULT
 from mixgrpo.sampling.plan import run_cost
 from mixgrpo.settings.config import RunConfig
@@ -97,8 +98,8 @@ def describe(
     lines += [*_shared(states, saved), *saved.from_zero] if saved else []
     groups = same_schedules(sweep)
     lines += [
-        f"same schedule: {_names(group)} have their windows at the same steps in every iteration "
-        "and differ in nothing else; one of them is enough"
+        f"same schedule: {listed(group, _MOST)} have their windows at the same steps in every "
+        "iteration and differ in nothing else; one of them is enough"
         for group in groups[:_MOST]
     ]
     if len(groups) > _MOST:
@@ -116,12 +117,6 @@ def _shown(sweep: Sweep, arms: list[Arm]) -> set[str]:
     """The first arms, and the reference in any case."""
     first = [arm.name for arm in arms if arm.name != sweep.reference]
     return {sweep.reference, *first[: _MOST - 1]} & {arm.name for arm in arms}
-
-
-def _names(arms: tuple[str, ...]) -> str:
-    if len(arms) > _MOST:
-        return f"{', '.join(arms[:_MOST])} and {len(arms) - _MOST} more"
-    return f"{', '.join(arms[:-1])} and {arms[-1]}"
 
 
 def _arm(sweep: Sweep, arm: Arm, states: list[RunState], seconds: float | None) -> Iterator[str]:

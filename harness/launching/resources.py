@@ -204,8 +204,8 @@ def layered(
     For searches, which have no arms. ConfigError names file, line, key and fix.
     """
     given = _site()
-    for part, place in parts:
-        _lay_on_top(given, part, place)
+    for part, locate in parts:
+        _lay_on_top(given, part, locate)
     return _with_overrides(given, overrides, file)
 
 
@@ -257,7 +257,7 @@ def _with_overrides(given: dict[str, tuple[Any, Place]], overrides: list[str], f
         ) from None
 
 
-def _lay_on_top(on: dict[str, tuple[Any, Place]], settings: dict[str, Any], place: Any) -> None:
+def _lay_on_top(on: dict[str, tuple[Any, Place]], settings: dict[str, Any], locate: Any) -> None:
     """Lay settings on top, each with where it is written; mappings are merged key by key."""
     for word, value in settings.items():
         word = str(word)  # keys in YAML may be numbers
@@ -266,7 +266,7 @@ def _lay_on_top(on: dict[str, tuple[Any, Place]], settings: dict[str, Any], plac
             value = before[0] | value
         elif isinstance(value, list):
             value = tuple(value)
-        on[word] = (value, place(word))
+        on[word] = (value, locate(word))
 
 
 def _explain(

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from harness.launching.retry import Retry
 from harness.runs.progress import Warned, by_kind, cells, score, summary, warned, warning_key
 from harness.runs.state import RunState
 from harness.study.spec import Run
+from harness.text import command
 from mixgrpo import cli
 from mixgrpo.text.escape import visible, without_passwords
 
@@ -133,3 +135,36 @@ def _table(rows: list[tuple[str, ...]], total: str) -> "RenderableType":
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     return Group(table, Text(total, style="bold"))
+
+
+def say_unfinished(states: list[RunState], vanished: set[str], say: Callable[[str], None]) -> None:
+    """Say of each unfinished run why it ended, and where its log is. `vanished`: names of run
+    folders that disappeared."""
+    for state in states:
+        if state.run.folder_name in vanished:
+            say(f"{state.run.name}: its folder was renamed or removed: {state.folder}")
+            continue
+        recorded = state.attempts[-1].last_line if state.attempts else "it never began"
+        why = state.damage or recorded or state.reason
+        log = command("harness.logs", state.folder)
+        say(f"{state.run.name}: {state.state}: {why}; log: {log}")
+
+
+def say_what_to_do(unfinished: list[RunState], retry: Retry, say: Callable[[str], None]) -> None:
+    """How what failed runs again."""
+    reasons = {state.reason for state in unfinished if state.state == "failed"}
+    again = " (with --retry failed where the file is the same)" if retry != "failed" else ""
+    if "config" in reasons:
+        say(
+            "what failed by a wrong setting fails again as it is: correct the file, or what the "
+            f"error names, and run the same command{again}"
+        )
+    if reasons - {"config"} and retry != "failed":
+        say("what failed by an exception runs again by the same command with --retry failed")
+
+
+def say_damage(states: list[RunState], say: Callable[[str], None]) -> None:
+    """Name the runs of which a file is damaged."""
+    for state in states:
+        for text in (*([state.damage] if state.damage else []), *state.unreadable):
+            say(f"{state.run.name}: {text}")

@@ -17,7 +17,7 @@ from harness.runs.progress import by_kind, cells, counts, seconds_left, summary,
 from harness.runs.state import RunState, look_at_all, sweep_folder
 from harness.slurm.scheduler import Scheduler
 from harness.study.spec import Sweep
-from harness.text import command
+from harness.text import command, listed
 from mixgrpo.errors import UnidentifiedError
 from mixgrpo.files import lease
 from mixgrpo.text.words import duration
@@ -142,15 +142,15 @@ def as_text(seen: Observer) -> str:
     lines += _first(warned(ones, len(states)) for ones in kinds.values())
     stopped = [state.run.name for state in states if state.state == "stopped"]
     if stopped:
-        lines.append(f"stopped, the sweep's command continues them: {_names(stopped)}")
+        lines.append(f"stopped, the sweep's command continues them: {listed(stopped)}")
     unlisted = seen.unlisted
     other_code = of_other_code(unlisted, sweep.runs)
     if other_code:
-        names = _names([folder.name for folder in other_code])
+        names = listed([folder.name for folder in other_code])
         lines.append(f"made before your own code changed, and kept: {names}")
     others = [folder.name for folder in unlisted if folder not in other_code]
     if others:
-        lines.append(f"no longer in the file, or made with other --set values: {_names(others)}")
+        lines.append(f"no longer in the file, or made with other --set values: {listed(others)}")
     return "\n".join(lines)
 
 
@@ -195,11 +195,6 @@ def _first(rows: Iterable[str]) -> list[str]:
 
 def _more(count: int) -> list[str]:
     return [f"  ... and {count - MOST_ROWS} more (--json has all)"] if count > MOST_ROWS else []
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else ""
-    return ", ".join(names[:MOST_ROWS]) + more
 
 
 def _node(state: RunState) -> str:

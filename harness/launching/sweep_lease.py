@@ -57,7 +57,7 @@ def wait_for_lease(
                 raise lease.FolderGoneError(
                     f"{folder}: was renamed, removed or replaced while this command followed it; "
                     "nothing was started: put it back and run the same command again to continue, "
-                    "or run it without the folder to begin anew"
+                    "or run it without the folder to start again"
                 )
             if held is not None:
                 break

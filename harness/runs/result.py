@@ -39,7 +39,7 @@ def read_result(folder: Path, every: int | None = None) -> Result | None:
         if version != SCHEMA_VERSION:
             raise RunError(
                 f"{folder}: was written by another version (schema {version}; this one reads "
-                f"{SCHEMA_VERSION}); move the folder away to run it anew, or use the version that "
+                f"{SCHEMA_VERSION}); move the folder away to run it again, or use the version that "
                 "wrote it"
             )
         result = parse_result(file, text)

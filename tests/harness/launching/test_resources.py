@@ -1,4 +1,4 @@
-"""What a run asks of Slurm: layers, times, and errors that name place, key and mend."""
+"""What a run asks of Slurm: layers, times, and errors that name file, line, key and fix."""
 
 import re
 from pathlib import Path
@@ -208,7 +208,7 @@ def test_what_is_no_time_is_named_with_its_place(text: str, desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "key", "mend"),
+    ("given", "key", "fix"),
     [
         ("partitoin: gpu", "partitoin", "unknown key; did you mean partition?"),
         ("exclusive: true", "exclusive", "other options of sbatch go below `sbatch:`"),
@@ -233,20 +233,20 @@ def test_what_is_no_time_is_named_with_its_place(text: str, desk: Desk) -> None:
         ("sharded: true", "sharded", "raise tasks_per_node or nodes"),
     ],
 )
-def test_a_mistake_names_place_key_and_mend(given: str, key: str, mend: str, desk: Desk) -> None:
+def test_a_mistake_names_place_key_and_fix(given: str, key: str, fix: str, desk: Desk) -> None:
     own = given.replace("\n  ", "\n      ")
     arm = f"arms:\n  plain: {{}}\n  big:\n    window.interval: 3\n    slurm:\n      {own}\n"
     # The same in an arm, in the sweep and in the site's file.
     said = desk.error(arm)
     assert said.startswith(f"{desk.file}:10: slurm: {key}: ")
-    assert mend in said
+    assert fix in said
     if key != "1":  # a sweep's own keys are words, whatever they are for
         said = desk.error(f"{ARMS}slurm:\n  {given}\n")
         assert said.startswith(f"{desk.file}:9: slurm: {key}: ")
-        assert mend in said
+        assert fix in said
     said = desk.error(ARMS, site="# Ours.\n" + given.replace("\n  ", "\n") + "\n")
     assert said.startswith(f"{desk.site}:2: slurm: {key}: ")
-    assert mend in said
+    assert fix in said
 
 
 def test_a_mistake_on_the_command_line_names_the_option(desk: Desk) -> None:

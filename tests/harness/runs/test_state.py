@@ -182,7 +182,7 @@ def test_collect_is_quick_for_many_runs(lab: Lab) -> None:
     assert time.process_time() - begin < 5
 
 
-def test_a_result_of_another_version_names_the_folder_and_the_mend(
+def test_a_result_of_another_version_names_the_folder_and_the_fix(
     lab: Lab, run: Run, folder: Path
 ) -> None:
     finish(folder, schema=2)

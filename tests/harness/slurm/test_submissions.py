@@ -79,7 +79,7 @@ def test_tokens_grow_and_the_oldest_record_comes_first(folder: Path) -> None:
     assert tokens[3] not in [one.token for one in submissions.read(folder)]
 
 
-def test_a_record_that_is_none_is_named_with_its_mend(folder: Path) -> None:
+def test_a_record_that_is_none_is_named_with_its_fix(folder: Path) -> None:
     assert submissions.read(folder) == []
     made = hand_over(folder, ("a",))
     file = submissions.folder(folder) / f"{made.token}.json"
