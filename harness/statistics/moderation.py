@@ -19,7 +19,6 @@ Three things go beyond that paper.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,24 +87,37 @@ def moderate(
     """
     floors = floor if isinstance(floor, Mapping) else dict.fromkeys(differences, floor)
     spreads = {arm: plain(values, floors[arm]) for arm, values in differences.items()}
-    sharing = [arm for arm, spread in spreads.items() if spread.measured > 0]
-    if len(sharing) < ARMS_NEEDED:
+    measured = np.array([spread.measured for spread in spreads.values()])
+    own_df = np.array([spread.degrees_of_freedom for spread in spreads.values()])
+    if (measured > 0).sum() < ARMS_NEEDED:
         return spreads
-    own_df = {arm: spread.degrees_of_freedom for arm, spread in spreads.items()}
-    sharing_df = np.array([own_df[arm] for arm in sharing], dtype=float)
-    variances = np.array([spreads[arm].measured ** 2 for arm in sharing])
-    d0, s02 = prior_of(variances, sharing_df)
-    most = float(pooled_degrees_of_freedom(sharing_df))
-    moderated = {}
-    for arm, spread in spreads.items():
-        if own_df[arm] < 1:
-            moderated[arm] = spread
-            continue
-        variance, df = shrink(np.array(spread.measured**2), np.array(own_df[arm]), d0, s02, most)
-        least = floors[arm] if lowers else max(floors[arm], spread.measured)
-        sd = max(math.sqrt(float(variance)), least)
-        moderated[arm] = Spread(sd, float(df), spread.measured, True, floors[arm])
-    return moderated
+    variances, df = moderated(measured**2, own_df, lowers)
+    return {
+        arm: Spread(max(float(sd), floors[arm]), float(d), spread.measured, True, floors[arm])
+        if spread.degrees_of_freedom >= 1
+        else spread
+        for (arm, spread), sd, d in zip(spreads.items(), np.sqrt(variances), df, strict=True)
+    }
+
+
+def moderated(
+    variances: Values, degrees_of_freedom: Values, lowers: bool = False
+) -> tuple[Values, Values]:
+    """Variances [..., G] that intervals use and their degrees of freedom [..., G].
+
+    (d0 s0^2 + d s^2) / (d0 + d) on d0 + d degrees of freedom, at most those of all arms together,
+    with d0 and s0^2 by `prior_of`; not below s^2 unless `lowers`. Where d0 is 0 the plain ones.
+    """
+    d0, s02 = (x[..., None] for x in prior_of(variances, degrees_of_freedom))
+    most = pooled_degrees_of_freedom(degrees_of_freedom, takes_part(variances, degrees_of_freedom))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight = 1 / (1 + degrees_of_freedom / d0)
+    shrunk = weight * s02 + (1 - weight) * variances
+    total = np.minimum(d0 + degrees_of_freedom, most[..., None])
+    return (
+        shrunk if lowers else np.maximum(shrunk, variances),
+        np.maximum(degrees_of_freedom, total),
+    )
 
 
 def prior(variances: Sequence[float], degrees_of_freedom: Sequence[float]) -> Prior:
@@ -115,42 +127,46 @@ def prior(variances: Sequence[float], degrees_of_freedom: Sequence[float]) -> Pr
 
 
 def prior_of(variances: Values, degrees_of_freedom: Values) -> tuple[Values, Values]:
-    """d0 and s0^2 [...] of variances above zero [..., G] on their degrees of freedom [..., G].
+    """d0 and s0^2 [...] of the arms' variances s_g^2 and degrees of freedom d_g [..., G].
 
     With e_g = ln s_g^2 - digamma(d_g / 2) + ln(d_g / 2) and v = var(e) - mean trigamma(d_g / 2):
     v <= 0 gives d0 = infinity and s0^2 = exp(mean e), else trigamma(d0 / 2) = v and
-    s0^2 = exp(mean e + digamma(d0 / 2) - ln(d0 / 2)) (Smyth 2004; unequal d_g as in limma).
+    s0^2 = exp(mean e + digamma(d0 / 2) - ln(d0 / 2)) (Smyth 2004; unequal d_g as in limma). Arms
+    that do not vary take no part; where fewer than three do, both are 0.
     """
-    half = degrees_of_freedom / 2
-    least = LEAST_VARIANCE * np.median(variances, axis=-1, keepdims=True)
-    e = np.log(np.maximum(variances, least)) - special.digamma(half) + np.log(half)
-    centre = e.mean(-1)
-    v = e.var(-1, ddof=1) - special.polygamma(1, half).mean(-1)
+    part = takes_part(variances, degrees_of_freedom)
+    enough = part.sum(-1) >= ARMS_NEEDED
+    # Any three arms do where there are too few: the result is not used.
+    part = part | ~enough[..., None]
+    half = np.maximum(degrees_of_freedom, 1) / 2
+    known = np.where(part & (variances > 0), variances, 1.0)
+    median = np.nanmedian(np.where(part, known, math.nan), axis=-1, keepdims=True)
+    e = np.log(np.maximum(known, LEAST_VARIANCE * median)) - special.digamma(half) + np.log(half)
+    centre = e.mean(-1, where=part)
+    trigamma = special.polygamma(1, half).mean(-1, where=part)
+    v = e.var(-1, ddof=1, where=part) - trigamma
     finite = v > 0
     half_d0 = trigamma_inverse(np.where(finite, v, 1.0))
-    shift = special.digamma(half_d0) - np.log(half_d0)
+    shift = np.where(finite, special.digamma(half_d0) - np.log(half_d0), 0.0)
     d0 = np.where(finite, 2 * half_d0, math.inf)
-    return d0, np.exp(centre + np.where(finite, shift, 0.0))
+    return np.where(enough, d0, 0.0), np.where(enough, np.exp(centre + shift), 0.0)
 
 
-def shrink(
-    variances: Values, degrees_of_freedom: Values, d0: Any, s02: Any, most: Any
-) -> tuple[Values, Values]:
-    """(d0 s0^2 + d s^2) / (d0 + d) and its degrees of freedom min(d0 + d, most); arrays that
-    broadcast."""
-    weight = 1 / (1 + degrees_of_freedom / d0)
-    total = np.maximum(degrees_of_freedom, np.minimum(d0 + degrees_of_freedom, most))
-    return weight * s02 + (1 - weight) * variances, total
+def takes_part(variances: Values, degrees_of_freedom: Values) -> npt.NDArray[np.bool_]:
+    """The arms [..., G] that show how much values vary."""
+    return (variances > 0) & (degrees_of_freedom >= 1)
 
 
-def pooled_degrees_of_freedom(degrees_of_freedom: Values, correlation: float = CORRELATION) -> Any:
+def pooled_degrees_of_freedom(
+    degrees_of_freedom: Values, part: npt.NDArray[np.bool_], correlation: float = CORRELATION
+) -> Values:
     """Degrees of freedom [...] of the pooled variance of arms [..., G] that share a reference.
 
     Differences with correlation r have variances with correlation r^2, so the mean of G variances
     on d degrees of freedom each varies as if on G d / (1 + (G - 1) r^2) (Satterthwaite 1946).
     """
-    arms = degrees_of_freedom.shape[-1]
-    return degrees_of_freedom.sum(-1) / (1 + (arms - 1) * correlation**2)
+    total = (degrees_of_freedom * part).sum(-1)
+    return np.asarray(total / (1 + np.maximum(0, part.sum(-1) - 1) * correlation**2))
 
 
 def trigamma_inverse(values: Values) -> Values:

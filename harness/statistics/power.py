@@ -134,4 +134,6 @@ def needed(
         last = fewest(lambda n, sd=sd: at(scaled(plan, n), sd)[0] >= chance)  # type: ignore[misc]
         most.append(last)
         average.append(at(scaled(plan, int(last)), sd)[1] if math.isfinite(last) else math.inf)
-    return Needed(chance, fixed, *(Interval(v[0], v[1], v[2], fixed.level) for v in (most, average)))
+    return Needed(
+        chance, fixed, *(Interval(v[0], v[1], v[2], fixed.level) for v in (most, average))
+    )

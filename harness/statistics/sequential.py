@@ -34,21 +34,25 @@ from harness.statistics.verdict import Comparison, Verdict, compare
 
 LOOKS = (5, 8, 12, 16, 24, 32)
 RHO = 2.0
-NODES = 96
-"""Gauss-Legendre nodes of the density between two boundaries."""
+LEGENDRE = np.polynomial.legendre.leggauss(96)
+"""Nodes and weights of the density between two boundaries."""
 FARTHEST = 38.0
 """Standard normal bound beyond which a double knows no probability."""
+REACH = 9.0
+"""Standard deviations beyond which the density is not followed: it is below 1e-17."""
 
 Values = npt.NDArray[np.float64]
 Spending = Callable[[float], float]
 """The error that may be spent until information f in [0, 1]; 0 at 0, alpha at 1."""
 
 
+@lru_cache(maxsize=256)
 def power_spending(error: float, rho: float = RHO) -> Spending:
     """alpha f^rho (Kim and DeMets 1987)."""
     return lambda fraction: error * min(1.0, fraction) ** rho
 
 
+@lru_cache(maxsize=256)
 def obrien_fleming_spending(error: float) -> Spending:
     """2 - 2 Phi(z_{alpha/2} / sqrt(f)), much like O'Brien and Fleming's (Lan and DeMets 1983)."""
     z = -float(special.ndtri(error / 2))
@@ -62,39 +66,52 @@ def nominal_levels(fractions: Sequence[float], spending: Spending) -> tuple[floa
     """
     if any(b <= a for a, b in zip((0.0, *fractions), fractions, strict=False)):
         raise ValueError(f"looks need growing numbers of pairs: {fractions}")
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    # The density of B(f) where no boundary was crossed: at first all of it at 0.
-    places, masses, before, spent = np.zeros(1), np.ones(1), 0.0, 0.0
-    levels = []
-    for fraction in fractions:
-        step = math.sqrt(fraction - before)
-        allowed = spending(fraction) - spent
-        bound = FARTHEST * math.sqrt(fraction)
-        if allowed > 0:
+    return tuple(
+        _uncrossed(tuple(fractions[: k + 1]), spending).error for k in range(len(fractions))
+    )
 
-            def beyond(
-                z: float,
-                places: Values = places,
-                masses: Values = masses,
-                step: float = step,
-                root: float = math.sqrt(fraction),
-                allowed: float = allowed,
-            ) -> float:
-                c = z * root
-                tails = special.ndtr((places - c) / step) + special.ndtr((-places - c) / step)
-                return float(masses @ tails) - allowed
 
-            z = 0.0 if beyond(0.0) <= 0 else float(optimize.brentq(beyond, 0, FARTHEST, xtol=1e-12))
-            bound = z * math.sqrt(fraction)
-        levels.append(2 * float(special.ndtr(-bound / math.sqrt(fraction))) if allowed > 0 else 0.0)
-        reach = min(bound, 9 * math.sqrt(fraction))
-        new = reach * nodes
-        density = np.exp(-(((new[:, None] - places) / step) ** 2) / 2) / (
-            step * math.sqrt(2 * math.pi)
-        )
-        places, masses = new, reach * weights * (density @ masses)
-        before, spent = fraction, spent + max(0.0, allowed)
-    return tuple(levels)
+@dataclass(frozen=True)
+class _Uncrossed:
+    """The paths B(f) that have crossed no boundary after a look: probability masses at nodes."""
+
+    error: float
+    """The look's p_k."""
+    spent: float
+    nodes: Values
+    masses: Values
+
+
+@lru_cache(maxsize=4096)
+def _uncrossed(fractions: tuple[float, ...], spending: Spending) -> _Uncrossed:
+    """After the last of these looks; one step of the recursion."""
+    if not fractions:
+        return _Uncrossed(0.0, 0.0, np.zeros(1), np.ones(1))
+    before = _uncrossed(fractions[:-1], spending)
+    root = math.sqrt(fractions[-1])
+    step = math.sqrt(fractions[-1] - (fractions[-2] if len(fractions) > 1 else 0.0))
+    allowed = max(0.0, spending(fractions[-1]) - before.spent)
+
+    def crossing(z: float) -> float:
+        up, down = (before.nodes - z * root) / step, (-before.nodes - z * root) / step
+        return float(before.masses @ (special.ndtr(up) + special.ndtr(down)))
+
+    if allowed == 0:
+        z = FARTHEST
+    elif crossing(0.0) <= allowed:
+        z = 0.0
+    else:
+        z = float(optimize.brentq(lambda z: crossing(z) - allowed, 0, FARTHEST, xtol=1e-12))
+    unit, weights = LEGENDRE
+    reach = min(z, REACH) * root
+    distance = (reach * unit[:, None] - before.nodes) / step
+    density = np.exp(-(distance**2) / 2) / (step * math.sqrt(2 * math.pi))
+    return _Uncrossed(
+        error=2 * float(special.ndtr(-z)) if allowed > 0 else 0.0,
+        spent=before.spent + allowed,
+        nodes=reach * unit,
+        masses=reach * weights * (density @ before.masses),
+    )
 
 
 @dataclass(frozen=True)
@@ -140,17 +157,13 @@ class Plan:
         """Looks that were made, by their pairs, and the planned ones after them."""
         last = made[-1] if made else 0
         pairs = (*made, *(n for n in self.looks if n > last))
+        fractions = [n / self.most for n in pairs]
+        spending = power_spending(self.error, self.rho)
+        errors = nominal_levels(fractions, spending)
         return tuple(
-            Look(k + 1, n, n / self.most, power_spending(self.error, self.rho)(n / self.most), p)
-            for k, (n, p) in enumerate(
-                zip(pairs, _levels(pairs, self.most, self.error, self.rho), strict=True)
-            )
+            Look(k + 1, n, fraction, spending(fraction), error)
+            for k, (n, fraction, error) in enumerate(zip(pairs, fractions, errors, strict=True))
         )
-
-
-@lru_cache(maxsize=1024)
-def _levels(pairs: tuple[int, ...], most: int, error: float, rho: float) -> tuple[float, ...]:
-    return nominal_levels([n / most for n in pairs], power_spending(error, rho))
 
 
 @dataclass(frozen=True)
