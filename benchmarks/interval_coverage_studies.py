@@ -353,8 +353,8 @@ def page(studies: int, studies_with_collapse: int) -> str:
 NOTES = (
     "A number of seeds is a fixed design. With looks, an interval counts as one that holds where "
     "those of all looks of the arm do. `plain`: the arm's own spread. `published`: moderated over "
-    "the arms as in Smyth (2004), at most on the degrees of freedom of all arms together. `raised`: "
-    "the same, never below the arm's own; what the harness uses."
+    "the arms as in Smyth (2004), at most on the degrees of freedom of all arms together. "
+    "`raised`: the same, never below the arm's own; what the harness uses."
 )
 WHY = {
     "The rule of the harness": (

@@ -31,9 +31,9 @@ ARMS_NEEDED = 3
 CORRELATION = 0.5
 """Of the differences of two arms that are compared with one reference, where the three spread
 alike."""
-LEAST_VARIANCE = 1e-5
-"""Variances below this fraction of the median are raised to it before their logarithm is taken, as
-limma's `fitFDist` does."""
+LEAST_VARIANCE = 1e-4
+"""An arm whose variance is below this fraction of the median arm's does not vary: rounding or a
+defect makes it, and its logarithm would decide the common variance alone."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def moderate(
     spreads = {arm: plain(values, floors[arm]) for arm, values in differences.items()}
     measured = np.array([spread.measured for spread in spreads.values()])
     own_df = np.array([spread.degrees_of_freedom for spread in spreads.values()])
-    if (measured > 0).sum() < ARMS_NEEDED:
+    if takes_part(measured**2, own_df).sum() < ARMS_NEEDED:
         return spreads
     variances, df = moderated(measured**2, own_df, lowers)
     return {
@@ -140,8 +140,7 @@ def prior_of(variances: Values, degrees_of_freedom: Values) -> tuple[Values, Val
     part = part | ~enough[..., None]
     half = np.maximum(degrees_of_freedom, 1) / 2
     known = np.where(part & (variances > 0), variances, 1.0)
-    median = np.nanmedian(np.where(part, known, math.nan), axis=-1, keepdims=True)
-    e = np.log(np.maximum(known, LEAST_VARIANCE * median)) - special.digamma(half) + np.log(half)
+    e = np.log(known) - special.digamma(half) + np.log(half)
     centre = e.mean(-1, where=part)
     trigamma = special.polygamma(1, half).mean(-1, where=part)
     v = e.var(-1, ddof=1, where=part) - trigamma
@@ -153,8 +152,13 @@ def prior_of(variances: Values, degrees_of_freedom: Values) -> tuple[Values, Val
 
 
 def takes_part(variances: Values, degrees_of_freedom: Values) -> npt.NDArray[np.bool_]:
-    """The arms [..., G] that show how much values vary."""
-    return (variances > 0) & (degrees_of_freedom >= 1)
+    """The arms [..., G] that show how much values vary (`LEAST_VARIANCE`)."""
+    vary = (variances > 0) & (degrees_of_freedom >= 1)
+    # The lower median of those that vary: the others are sorted behind them.
+    middle = np.maximum(vary.sum(-1, keepdims=True) - 1, 0) // 2
+    ordered = np.sort(np.where(vary, variances, math.inf), axis=-1)
+    median = np.take_along_axis(ordered, middle, axis=-1)
+    return vary & (variances >= LEAST_VARIANCE * median)
 
 
 def pooled_degrees_of_freedom(
