@@ -1,11 +1,11 @@
 """Seeds until it is decided: looks at growing numbers of seeds whose errors add up to alpha.
 
-Group-sequential error spending (Lan and DeMets 1983): a look at n_k of at most n_K pairs has
-information f_k = n_k / n_K, and alpha f_k^rho may be spent until then (Kim and DeMets 1987). The
-nominal level p_k of a look solves P(no crossing before, crossing at k) = what it may spend, for a
-Brownian motion seen at f_1 < ... < f_k, by recursive integration (Armitage, McPherson and Rowe
-1969). The paired t statistic is held against the t quantile at p_k (the significance-level approach
-of Jennison and Turnbull 2000, chapter 4).
+Group-sequential error spending (Lan and DeMets 1983): until a look at n_k of at most n_K seeds,
+f_k = n_k / n_K, alpha f_k^rho may be spent (Kim and DeMets 1987). The nominal level p_k of a look
+solves P(no crossing before, crossing at k) = what it may spend, for a Brownian motion seen at the
+looks' numbers of pairs, by recursive integration (Armitage, McPherson and Rowe 1969). The paired t
+statistic is held against the t quantile at p_k (the significance-level approach of Jennison and
+Turnbull 2000, chapter 4).
 
 The interval at level 1 - p_k is what a look prints and what decides (`harness.statistics.verdict`).
 Such intervals hold the truth at all looks together with 1 - alpha (Jennison and Turnbull's repeated
@@ -13,11 +13,14 @@ confidence intervals, chapter 9), so better, worse and equal are claims of one k
 is two one-sided tests at the same looks, each with its own alpha / 2. Several arms: Bonferroni.
 
 A look that was skipped is re-planned by spending: levels depend on the looks that were made, which
-the caller records, never on what they showed.
+the caller records, never on what they showed. A seed without a pair (a lost or collapsed run)
+counts as a seed for spending and not as a pair (two time scales; Lan and DeMets 1989), so that the
+last look spends all there is.
 
     plan = Plan(comparisons=3)
-    decision = decide(first_five_differences, plan, margin=0.02)
-    decision = decide(first_twelve_differences, plan, earlier=(5,), margin=0.02)   # 8 was skipped
+    decision = decide(first_five, plan, margin=0.02)
+    # The look at 8 seeds was skipped; of 12 seeds, one has no pair.
+    decision = decide(eleven, plan, seeds=12, earlier=[(5, 5)], margin=0.02)
 """
 
 import math
@@ -43,32 +46,32 @@ REACH = 9.0
 
 Values = npt.NDArray[np.float64]
 Spending = Callable[[float], float]
-"""The error that may be spent until information f in [0, 1]; 0 at 0, alpha at 1."""
+"""The error that may be spent until fraction f in [0, 1] of the seeds; 0 at 0, alpha at 1."""
+Made = tuple[int, int]
+"""A look that was made: seeds until then, and pairs among them."""
 
 
-@lru_cache(maxsize=256)
 def power_spending(error: float, rho: float = RHO) -> Spending:
     """alpha f^rho (Kim and DeMets 1987)."""
     return lambda fraction: error * min(1.0, fraction) ** rho
 
 
-@lru_cache(maxsize=256)
 def obrien_fleming_spending(error: float) -> Spending:
     """2 - 2 Phi(z_{alpha/2} / sqrt(f)), much like O'Brien and Fleming's (Lan and DeMets 1983)."""
     z = -float(special.ndtri(error / 2))
     return lambda fraction: 2 * float(special.ndtr(-z / math.sqrt(min(1.0, fraction))))
 
 
-def nominal_levels(fractions: Sequence[float], spending: Spending) -> tuple[float, ...]:
-    """The two-sided level p_k of each look at growing information `fractions`.
+def nominal_levels(information: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
+    """The two-sided level p_k of each look.
 
-    A look that may spend nothing gets 0. Raises ValueError where fractions do not grow.
+    `information`: growing, in any unit (pairs). `spent`: error that may be spent until each look; a
+    look that adds nothing gets level 0. Raises ValueError where information does not grow.
     """
-    if any(b <= a for a, b in zip((0.0, *fractions), fractions, strict=False)):
-        raise ValueError(f"looks need growing numbers of pairs: {fractions}")
-    return tuple(
-        _uncrossed(tuple(fractions[: k + 1]), spending).error for k in range(len(fractions))
-    )
+    if any(b <= a for a, b in zip((0.0, *information), information, strict=False)):
+        raise ValueError(f"looks need growing numbers of pairs: {information}")
+    looks = tuple(zip(information, spent, strict=True))
+    return tuple(_uncrossed(looks[: k + 1]).error for k in range(len(looks)))
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,15 @@ class _Uncrossed:
 
 
 @lru_cache(maxsize=4096)
-def _uncrossed(fractions: tuple[float, ...], spending: Spending) -> _Uncrossed:
-    """After the last of these looks; one step of the recursion."""
-    if not fractions:
+def _uncrossed(looks: tuple[tuple[float, float], ...]) -> _Uncrossed:
+    """After the last of these looks (information, spent); one step of the recursion."""
+    if not looks:
         return _Uncrossed(0.0, 0.0, np.zeros(1), np.ones(1))
-    before = _uncrossed(fractions[:-1], spending)
-    root = math.sqrt(fractions[-1])
-    step = math.sqrt(fractions[-1] - (fractions[-2] if len(fractions) > 1 else 0.0))
-    allowed = max(0.0, spending(fractions[-1]) - before.spent)
+    before = _uncrossed(looks[:-1])
+    information, spent = looks[-1]
+    root = math.sqrt(information)
+    step = math.sqrt(information - (looks[-2][0] if len(looks) > 1 else 0.0))
+    allowed = max(0.0, spent - before.spent)
 
     def crossing(z: float) -> float:
         up, down = (before.nodes - z * root) / step, (-before.nodes - z * root) / step
@@ -120,8 +124,9 @@ class Look:
 
     number: int
     """From 1."""
+    seeds: int
     pairs: int
-    information: float
+    """Of a planned look: where no more are lost."""
     spent: float
     """Error of this comparison that is spent with this look and those before it."""
     error: float
@@ -137,7 +142,7 @@ class Plan:
     """When an arm is looked at, and how the error is spent."""
 
     looks: tuple[int, ...] = LOOKS
-    """Pairs at each look; the last is the most."""
+    """Seeds at each look; the last is the most."""
     comparisons: int = 1
     """Arms that are compared with the reference; they share the error (Bonferroni)."""
     level: float = 0.95
@@ -150,19 +155,19 @@ class Plan:
 
     @property
     def most(self) -> int:
-        """The pairs of the last look."""
+        """The seeds of the last look."""
         return self.looks[-1]
 
-    def all_looks(self, made: Sequence[int] = ()) -> tuple[Look, ...]:
-        """Looks that were made, by their pairs, and the planned ones after them."""
-        last = made[-1] if made else 0
-        pairs = (*made, *(n for n in self.looks if n > last))
-        fractions = [n / self.most for n in pairs]
+    def all_looks(self, made: Sequence[Made] = ()) -> tuple[Look, ...]:
+        """Looks that were made and the planned ones after them."""
+        last, pairs = made[-1] if made else (0, 0)
+        both = [*made, *((n, pairs + n - last) for n in self.looks if n > last)]
         spending = power_spending(self.error, self.rho)
-        errors = nominal_levels(fractions, spending)
+        spent = [spending(seeds / self.most) for seeds, _ in both]
+        errors = nominal_levels([pairs for _, pairs in both], spent)
         return tuple(
-            Look(k + 1, n, fraction, spending(fraction), error)
-            for k, (n, fraction, error) in enumerate(zip(pairs, fractions, errors, strict=True))
+            Look(k + 1, *look, of_look, error)
+            for k, (look, of_look, error) in enumerate(zip(both, spent, errors, strict=True))
         )
 
 
@@ -207,19 +212,21 @@ def decide(
     differences: Sequence[float],
     plan: Plan,
     *,
-    earlier: Sequence[int] = (),
+    seeds: int | None = None,
+    earlier: Sequence[Made] = (),
     margin: float | None = None,
     spread: Spread | None = None,
 ) -> Decision:
-    """Look at the paired differences [n], after looks at `earlier` numbers of pairs.
+    """Look at the paired differences [n] of `seeds` seeds (n unless given), after `earlier` looks.
 
-    n need not be a planned number. `spread` as in `compare`. Raises ValueError where n is not more
-    than at the look before.
+    The number of seeds need not be a planned one. `spread` as in `compare`. Raises ValueError where
+    seeds or pairs are not more than at the look before, or fewer seeds than pairs.
     """
     n = len(differences)
-    if earlier and n <= earlier[-1]:
-        raise ValueError(f"a look at {n} pairs after one at {earlier[-1]}")
-    looks = plan.all_looks((*earlier, n))
+    seeds = n if seeds is None else seeds
+    if seeds < n or (earlier and (n <= earlier[-1][1] or seeds <= earlier[-1][0])):
+        raise ValueError(f"a look at {seeds} seeds and {n} pairs after {list(earlier)}")
+    looks = plan.all_looks((*earlier, (seeds, n)))
     look = looks[len(earlier)]
     comparison = compare(differences, margin=margin, level=1 - look.error, spread=spread)
     used = comparison.spread
@@ -250,50 +257,59 @@ def follow(
 ) -> dict[str, tuple[Decision, ...]]:
     """The looks of every arm of a study, each until it is decided or its pairs are used up.
 
-    `differences[arm]`: paired differences in the order of their seeds [n of the arm]. At a planned
-    look an arm has its first n_k pairs, or all it has where those are fewer, and arms that are
-    decided keep theirs; spreads are moderated over the arms as they stand there. Arms with no pairs
-    get no look.
+    `differences[arm]`: paired differences in the order of the seeds [seeds of the arm], NaN where a
+    seed has no pair. At a planned look an arm has its first n_k seeds, or all it has where those
+    are fewer, and arms that are decided keep theirs; spreads are moderated over the arms as they
+    stand there. An arm without a new pair is not looked at.
     """
     decisions: dict[str, tuple[Decision, ...]] = dict.fromkeys(differences, ())
-    shown: dict[str, Sequence[float]] = {arm: [] for arm in differences}
-    for pairs in plan.looks:
-        active = [
-            arm
-            for arm, values in differences.items()
-            if not (decisions[arm] and decisions[arm][-1].decided)
-            and min(pairs, len(values)) > len(shown[arm])
-        ]
-        shown |= {arm: differences[arm][:pairs] for arm in active}
+    shown: dict[str, list[float]] = {arm: [] for arm in differences}
+    for planned in plan.looks:
+        active = []
+        for arm, values in differences.items():
+            pairs = [value for value in values[:planned] if not math.isnan(value)]
+            decided = decisions[arm] and decisions[arm][-1].decided
+            if not decided and len(pairs) > len(shown[arm]):
+                shown[arm] = pairs
+                active.append(arm)
         spreads = (
             moderate(shown, floor)
             if moderated
             else {
-                arm: plain(shown[arm], floor[arm] if isinstance(floor, Mapping) else floor)
-                for arm in active
+                arm: plain(pairs, floor[arm] if isinstance(floor, Mapping) else floor)
+                for arm, pairs in shown.items()
             }
         )
         for arm in active:
-            made = [decision.look.pairs for decision in decisions[arm]]
-            found = decide(shown[arm], plan, earlier=made, margin=margin, spread=spreads[arm])
+            found = decide(
+                shown[arm],
+                plan,
+                seeds=min(planned, len(differences[arm])),
+                earlier=[(d.look.seeds, d.look.pairs) for d in decisions[arm]],
+                margin=margin,
+                spread=spreads[arm],
+            )
             decisions[arm] = (*decisions[arm], found)
     return decisions
 
 
-def sequential_p(p: Sequence[float], pairs: Sequence[int], most: int, rho: float = RHO) -> float:
-    """One p value of a comparison from its nominal t tests `p` at looks of `pairs` [looks].
+def sequential_p(p: Sequence[float], looks: Sequence[Made], most: int, rho: float = RHO) -> float:
+    """One p value of a comparison from its nominal t tests `p` at looks, of at most `most` seeds.
 
     The smallest error alpha whose boundaries any of the looks crosses (repeated p value; Jennison
     and Turnbull 2000, section 9.4). Valid whenever one stops; enters Holm's adjustment like any
-    other. For one look at `most` pairs it is that look's p.
+    other. For one look at `most` seeds it is that look's p.
     """
-    if len(p) != len(pairs):
-        raise ValueError(f"{len(p)} p values for {len(pairs)} looks")
+    if len(p) != len(looks):
+        raise ValueError(f"{len(p)} p values for {len(looks)} looks")
     if not p or not all(0 <= value <= 1 for value in p):
         raise ValueError(f"p values lie between 0 and 1: {p}")
 
     def crossed(error: float) -> bool:
-        levels = nominal_levels([n / most for n in pairs], power_spending(error, rho))
+        spending = power_spending(error, rho)
+        levels = nominal_levels(
+            [pairs for _, pairs in looks], [spending(seeds / most) for seeds, _ in looks]
+        )
         return any(value <= level for value, level in zip(p, levels, strict=True))
 
     low, high = math.log(1e-15), 0.0

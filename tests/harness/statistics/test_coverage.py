@@ -12,7 +12,7 @@ from benchmarks.interval_coverage_studies import (
     simulate,
     table,
 )
-from harness.statistics.moderation import moderate, plain
+from harness.statistics.moderation import moderate
 from harness.statistics.sequential import LOOKS, Plan, follow
 from harness.statistics.verdict import compare, simultaneous_level
 
@@ -30,44 +30,18 @@ def test_looks_are_those_of_follow(rule, collapse):
     found = simulate(case, x, paired, effects, MARGIN)
     plan = Plan(comparisons=4)
     assert (paired.sum(2) < 32).any() == collapse
-    seen = []
+    seen = set()
     for s in range(STUDIES):
-        # Pairs that are missing: shift each arm's looks to the pairs it had at them.
-        arms = {str(g): list((x[s, g] + effects[g])[paired[s, g]]) for g in range(4)}
-        if collapse:
-            decisions = _follow_by_seeds(x[s] + np.array(effects)[:, None], paired[s], plan, rule)
-        else:
-            decisions = {
-                arm: d[-1].verdict
-                for arm, d in follow(arms, plan, margin=MARGIN, moderated=rule == "raised").items()
-            }
-        for g in range(4):
-            verdict = decisions[str(g)]
-            seen.append(verdict)
+        arms = {
+            str(g): list(np.where(paired[s, g], x[s, g] + effects[g], np.nan)) for g in range(4)
+        }
+        for arm, decisions in follow(arms, plan, margin=MARGIN, moderated=rule == "raised").items():
+            verdict, g = decisions[-1].verdict, int(arm)
+            seen.add(verdict)
             assert found.equal[s, g] == (verdict == "equal")
             assert found.differs[s, g] == (verdict in ("better", "worse"))
-    assert len(set(seen)) == 4
-
-
-def _follow_by_seeds(x, paired, plan, rule):
-    """Study by study with `decide`, where looks are planned seeds of which some have no pair."""
-    from harness.statistics.sequential import decide
-
-    shown, made = {str(g): [] for g in range(len(x))}, {str(g): [] for g in range(len(x))}
-    verdicts = dict.fromkeys(shown, "undecided")
-    for look in plan.looks:
-        active = []
-        for g in range(len(x)):
-            now = list(x[g, :look][paired[g, :look]])
-            if verdicts[str(g)] == "undecided" and len(now) > len(shown[str(g)]):
-                shown[str(g)] = now
-                active.append(str(g))
-        spreads = moderate(shown) if rule == "raised" else {a: plain(shown[a]) for a in active}
-        for arm in active:
-            found = decide(shown[arm], plan, earlier=made[arm], margin=MARGIN, spread=spreads[arm])
-            verdicts[arm] = found.verdict
-            made[arm].append(len(shown[arm]))
-    return verdicts
+            assert found.seeds[s, g] == decisions[-1].look.seeds
+    assert len(seen) == 4
 
 
 def test_a_fixed_design_is_compare():
