@@ -9,10 +9,9 @@ Three things go beyond that paper.
 * The degrees of freedom are capped by those of all arms together (limma's `eBayes` does the same),
   counted with the correlation that a common reference gives the arms' variances.
 * An arm's spread may be raised by the others, not lowered. With three to eight arms d0 is known
-  badly: where the arms' spreads truly differ (d0 = 4), the published rule makes 7.7 % false claims
-  a study of eight arms and five seeds, at an error of 5 %; raising only, 5.4 %, with intervals
-  still a quarter narrower than plain ones (benchmarks/results/interval_coverage_studies.md).
-  `lowers=True` is the published rule.
+  badly: where the arms' spreads truly differ (d0 = 4), the published rule makes 7.4 % false claims
+  a study of eight arms and five seeds, at an error of 5 %; raising only, 5.2 %
+  (benchmarks/results/interval_coverage_studies.md). `lowers=True` is the published rule.
 * No spread is below a given floor: what evaluation alone must add (`harness.statistics.variance`).
 """
 

@@ -1,10 +1,15 @@
 """The simulation of benchmarks.interval_coverage_studies decides as the harness does."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks.interval_coverage_studies import (
     MARGIN,
+    NOTES,
+    RESULTS,
+    SECTIONS,
     Case,
     collapses,
     differences,
@@ -12,10 +17,12 @@ from benchmarks.interval_coverage_studies import (
     simulate,
     table,
 )
+from benchmarks.interval_coverage_studies import STUDIES as STUDIES_IN_TABLE
 from harness.statistics.moderation import moderate
 from harness.statistics.sequential import LOOKS, Plan, follow
 from harness.statistics.verdict import compare, simultaneous_level
 
+ROOT = Path(__file__).parents[3]
 STUDIES = 25
 
 
@@ -74,3 +81,12 @@ def test_a_row_says_what_misses():
     fine = row(Case((8,), 1, collapse=True, rule="plain"), 4000)
     assert fine.problems == ()
     assert fine.rate_held > 0.95
+
+
+def test_the_committed_table_is_what_the_command_prints():
+    text = (ROOT / RESULTS / "interval_coverage_studies.md").read_text(encoding="utf-8")
+    assert NOTES in text
+    for case in (Case((8,), 1, rule="plain"), Case((5,), 3)):
+        line = table([row(case, STUDIES_IN_TABLE)]).splitlines()[2]
+        assert line in text.splitlines()
+    assert text.count("\n| ") == sum(map(len, SECTIONS.values())) + len(SECTIONS) + 5
