@@ -5,7 +5,8 @@ python -m benchmarks.interval_coverage
 Normal values whose truth is known: intervals of the mean of n seeds, and sweeps of four arms that
 do not differ. Then, without simulation, the difference that n seeds can show. Last, how often a
 page of curves that stay level shows one that turned (`harness.reporting.views.turn`). Takes
-seconds; the same numbers every time.
+seconds; the same numbers every time. Whole studies, moderated spreads and looks:
+`benchmarks.interval_coverage_studies`.
 """
 
 from collections.abc import Sequence
