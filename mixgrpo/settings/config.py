@@ -515,7 +515,8 @@ def _holds_no_secret(key: str, value: object) -> None:
             raise Conflict(
                 f"{key}: a URL with a user, a password or a key in it would be kept in "
                 "config.yaml, in messages and at trackers; write it without, and name the "
-                "environment variable that holds user:password, as login_env of rewards.options.unifiedreward does",
+                "environment variable that holds user:password, as login_env of "
+                "rewards.options.unifiedreward does",
                 key,
             )
         if _SECRET_KEYS.fullmatch(key.rpartition(".")[2]) or _SECRET.search(value):
