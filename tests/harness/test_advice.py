@@ -147,7 +147,7 @@ KNOWN: dict[str, str] = {
     "harness/reference.py": "says what made docs/sweep-reference.md, in tests/docs",
     "harness/report.py": "command_sweep and command_report, in tests/harness/test_report.py",
     "harness/reporting/content.py": "the same",
-    "harness/logs.py": "names harness.status, which takes a file",
+    "harness/runs/logs.py": "names harness.status, which takes a file",
     "harness/searching/confirm.py": "says what made a confirmation's file",
     "mixgrpo/models/embeddings.py": "names mixgrpo.embed, run in tests/mixgrpo/test_embed.py",
     "mixgrpo/reference.py": "says what made docs/settings.md, in tests/docs",

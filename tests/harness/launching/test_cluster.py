@@ -110,7 +110,7 @@ def test_an_sbatch_without_a_cluster_says_where_to_go(desk: Desk) -> None:
         "sbatch: error: fetch_config: DNS SRV lookup failed\n"
         "sbatch: fatal: Could not establish a configuration source",
     )
-    with pytest.raises(ConfigError, match=r"not set up on this machine; run this on a login node"):
+    with pytest.raises(ConfigError, match="not configured on this machine; run this on a login"):
         desk.cluster.start(desk.starts)
 
 

@@ -265,7 +265,7 @@ COMMANDS = {
     "harness.sweep {own}/toy.yaml --executor nope": "nope",
     "harness.sweep {own}/toy.yaml --executor slurm": "--executor slurm: ",
     "harness.sweep {own}/toy.yaml --executor slurm --slurm nope=1": "slurm: nope: unknown key",
-    "harness.sweep {own}/toy.yaml --executor slurm --runs a%b": "a%b/toy': has a % in it",
+    "harness.sweep {own}/toy.yaml --executor slurm --runs a%b": "a%b/toy': contains a %",
     "harness.sweep {own}/toy.yaml --slurm time=1": "--slurm: only --executor slurm",
     "harness.sweep {own}/toy.yaml --runs {own}/mine.py": "--runs: {own}/mine.py is not a folder",
     "harness.sweep {own}/toy.yaml --reports {own}/mine.py/x": "mine.py is not a folder",
