@@ -259,7 +259,9 @@ def test_a_folder_with_a_transformer_alone_is_told_what_to_do(flux: Path, copy: 
 
 def test_a_pipeline_of_another_model_is_named(flux: Path, tmp_path: Path) -> None:
     sd3 = write_sd3(tmp_path / "sd3")
-    with pytest.raises(ConfigError, match=r"is a StableDiffusion3Pipeline, .* of a FluxPipeline"):
+    with pytest.raises(
+        ConfigError, match=r"is a StableDiffusion3Pipeline, .* needs a FluxPipeline"
+    ):
         load(sd3)
     with pytest.raises(ConfigError, match=r"is a FluxPipeline, .* of a QwenImagePipeline"):
         load(flux, QwenImagePolicy)

@@ -362,7 +362,7 @@ NETWORKS = [name for name in rewards.BUILT_IN if name not in scenes.REWARDS]
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_naming_a_rewards_default_is_the_same_run(name: str) -> None:
-    maker: Callable[..., Any] = registry.load(rewards._GROUP, rewards.BUILT_IN, name)
+    maker: Callable[..., Any] = registry.load(rewards.GROUP, rewards.BUILT_IN, name)
     parameters = inspect.signature(maker).parameters
     for option, parameter in parameters.items():
         assert hashed(name, **{option: parameter.default}) == hashed(name), option

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mixgrpo.catalogue import modules
+from mixgrpo.catalogue import source
 from mixgrpo.errors import ConfigError, UnidentifiedError
 from mixgrpo.runs.folder import claim
 from mixgrpo.runs.load import load_run
@@ -99,7 +99,7 @@ def test_a_new_module_is_noticed_and_thousands_of_runs_read_the_code_once(
     config = uses("own.inner.red:Red")
     before = config_hash(config)
     with monkeypatch.context() as patch:
-        patch.setattr(modules, "_digests", None)
+        patch.setattr(source, "_digests", None)
         assert config_hash(config) == before
     write(place / f"{name}.py", "x = 1\n")
     assert config_hash(config) != before
@@ -158,7 +158,9 @@ def test_rewards_that_are_not_asked_do_not_count(place: Path) -> None:
 
 
 def test_a_module_that_is_not_there_is_named(place: Path) -> None:
-    with pytest.raises(UnidentifiedError, match=r"rewards\.classes\.red: gone:Red: no module gone"):
+    with pytest.raises(
+        UnidentifiedError, match=r"rewards\.classes\.red: gone:Red: there is no module gone"
+    ):
         config_hash(uses("gone:Red"))
     (place / "gone.py").write_text(RED)  # made meanwhile
     assert config_hash(uses("gone:Red"))
