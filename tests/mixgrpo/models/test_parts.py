@@ -263,7 +263,7 @@ def test_a_pipeline_of_another_model_is_named(flux: Path, tmp_path: Path) -> Non
         ConfigError, match=r"is a StableDiffusion3Pipeline, .* needs a FluxPipeline"
     ):
         load(sd3)
-    with pytest.raises(ConfigError, match=r"is a FluxPipeline, .* of a QwenImagePipeline"):
+    with pytest.raises(ConfigError, match=r"is a FluxPipeline, .* needs a QwenImagePipeline"):
         load(flux, QwenImagePolicy)
 
 
