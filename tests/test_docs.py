@@ -134,14 +134,14 @@ def test_every_reward_and_option_is_explained_and_no_other() -> None:
     text = (DOCS / "rewards.md").read_text()
     first, second = re.findall(r"(?:^\|.*\n)+", text, re.M)
     named = {n for row in first.splitlines()[2:] for n in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == set(rewards._BUILT_IN)
+    assert named == set(rewards.BUILT_IN)
     explained: dict[str, set[str]] = {name: set() for name in named}
     weighted = {"hps", "pickscore", "imagereward", "clipscore", "aesthetic"}
     for row in second.splitlines()[2:]:
         options, of = (re.findall(r"`(\w+)`", cell) for cell in row.split("|")[1:3])
         for name in of or weighted:
             explained[name] |= set(options)
-    for name, path in rewards._BUILT_IN.items():
+    for name, path in rewards.BUILT_IN.items():
         maker = registry.load("", {name: path}, name)
         own = set() if name in scenes.REWARDS else set(inspect.signature(maker).parameters)
         assert explained[name] == own, name

@@ -20,7 +20,7 @@ from mixgrpo.models.parts import Pipeline
 from mixgrpo.models.protocol import Conditioning
 from mixgrpo.models.sizes import PATCH, image_size, latent_channels, schedule_shift, vae_factor
 from mixgrpo.models.text import NEGATIVE, PromptEncoder, TextSide
-from mixgrpo.models.time import ExactTime
+from mixgrpo.models.time import ExactTime, network_inputs
 from mixgrpo.settings.config import ComputeConfig, ModelConfig
 
 _TILE = 1024
@@ -232,18 +232,10 @@ class DiffusersPolicy:
         With guidance v_neg + cfg (v - v_neg) (Ho and Salimans 2022), both in one forward: the
         network then sees 2 B latents, twice the limit of compute.micro_batch.
         """
-        dtype = self._network.proj_out.weight.dtype
+        x, time = network_inputs(latents, sigma, self._network.proj_out.weight.dtype)
         text = conditioning
-        if torch.is_autocast_enabled(latents.device.type):
-            dtype = latents.dtype  # autocast casts where it is safe; sigma must stay exact
-        else:
-            text = {k: v.to(dtype) if v.is_floating_point() else v for k, v in text.items()}
-        x = latents.to(dtype)
-        exact = torch.promote_types(dtype, torch.float32)
-        if not isinstance(sigma, Tensor):
-            # Filled on the device: copying a number to it would wait for its pending work.
-            sigma = torch.full((), sigma, dtype=exact, device=x.device)
-        time = sigma.to(x.device, exact).expand(len(x))
+        if not torch.is_autocast_enabled(latents.device.type):
+            text = {k: v.to(x.dtype) if v.is_floating_point() else v for k, v in text.items()}
         if self._cfg == 1:
             return self._exact(x, time, text).to(latents.dtype)
         both = {

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from mixgrpo.catalogue.scenes import weights_file
-from mixgrpo.models.time import ExactTime
+from mixgrpo.models.time import ExactTime, network_inputs
 from mixgrpo.scenes import prompts as scenes
 from mixgrpo.scenes.render import SIZE
 
@@ -79,14 +79,9 @@ class ScenesPolicy:
 
         Returns [B, 3, 16, 16] in the dtype of `latents`. Sigma itself is the model's time.
         """
-        dtype = self.model.transformer.proj_out.weight.dtype
-        if torch.is_autocast_enabled(latents.device.type):
-            dtype = latents.dtype  # autocast casts where it is safe; sigma must stay exact
-        x = latents.to(dtype)
-        time = torch.as_tensor(sigma, dtype=torch.promote_types(dtype, torch.float32))
-        time = time.to(x.device).expand(len(x))
+        x, time = network_inputs(latents, sigma, self.model.transformer.proj_out.weight.dtype)
         self._time.set(time)
-        text, pooled = (conditioning[k].to(dtype) for k in ("text", "pooled"))
+        text, pooled = (conditioning[k].to(x.dtype) for k in ("text", "pooled"))
         return self.model.velocity(x, time, text, pooled).to(latents.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:

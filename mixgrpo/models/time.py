@@ -4,7 +4,22 @@ In bf16 the rounding is to multiples of 4 of 1000 near sigma = 1: the network co
 neighbouring steps of a schedule.
 """
 
+import torch
 from torch import Tensor, nn
+
+
+def network_inputs(
+    latents: Tensor, sigma: float | Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Latents [B, ...] in the network's `dtype`, and sigma (a number, [] or [B]) as [B] in float32
+    or better on their device. Under autocast, which casts by itself, latents keep their dtype."""
+    if torch.is_autocast_enabled(latents.device.type):
+        dtype = latents.dtype
+    x, exact = latents.to(dtype), torch.promote_types(dtype, torch.float32)
+    if not isinstance(sigma, Tensor):
+        # Filled on the device: copying a number to it would wait for its pending work.
+        sigma = torch.full((), sigma, dtype=exact, device=x.device)
+    return x, sigma.to(x.device, exact).expand(len(x))
 
 
 class ExactTime:

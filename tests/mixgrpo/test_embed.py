@@ -1,4 +1,4 @@
-"""The command that encodes prompts ahead: its result is the pipeline's own, whatever stops it."""
+"""The command that encodes prompts: its result equals the pipeline's, however often it stops."""
 
 import errno
 import multiprocessing
@@ -36,9 +36,9 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    found = tmp_path / "prompts.txt"
-    found.write_text("\n".join(PROMPTS))
-    return found
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    return file
 
 
 def settings(flux: Path) -> list[str]:
@@ -87,9 +87,9 @@ def test_it_tells_where_the_embeddings_are_and_what_they_take(
     monkeypatch.setattr(embed, "READ_EVERY_S", 0.0)
     out = tmp_path / "e"
     embed.main([file], set_=settings(flux), out=out)
-    said = capsys.readouterr()
-    assert said.out == f"{store_in(out).folder}\n"
-    lines = said.err.splitlines()
+    output = capsys.readouterr()
+    assert output.out == f"{store_in(out).folder}\n"
+    lines = output.err.splitlines()
     assert lines[0] == f"0 of 200 prompts are in {store_in(out).folder}"
     each = 2 * (TOKENS * 32 + 32)  # bytes of bfloat16, encoders 32 wide
     begin = f"{each / 1024:.4g} KiB a prompt, {each * 200 / 1024:.4g} KiB in all; "
@@ -110,10 +110,10 @@ def test_a_terminal_shows_a_bar(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     assert embed.main([file], set_=settings(flux), out=tmp_path / "e") == 0
-    said = capsys.readouterr()
-    assert "200/200" in said.err
-    assert "KiB a prompt" in said.err
-    assert "200/200" not in said.out
+    output = capsys.readouterr()
+    assert "200/200" in output.err
+    assert "KiB a prompt" in output.err
+    assert "200/200" not in output.out
 
 
 def test_nothing_is_loaded_where_nothing_is_missing(

@@ -1,4 +1,4 @@
-"""The committed reference of settings is that of the code, and says something about each."""
+"""The committed reference of settings is current and explains every setting."""
 
 from mixgrpo.reference import reference
 from mixgrpo.settings.keys import known_keys

@@ -82,13 +82,15 @@ def refusal(desk: Path, *settings: str, here: bool = True) -> tuple[str, list[st
 
 OWN = "rewards: {{classes: {{{0}: '{1}'}}, held_out: [{0}]}}"
 REFUSED = {
-    OWN.format("a", "nope:Nope"): "toy.yaml:5: rewards.classes.a: nope:Nope: no module nope is",
+    OWN.format(
+        "a", "nope:Nope"
+    ): "toy.yaml:5: rewards.classes.a: nope:Nope: there is no module nope",
     OWN.format("a", "mine:Nope"): "toy.yaml:5: rewards.classes.a: mine:Nope fails: AttributeError",
     OWN.format("bare", "mine:Bare"): "rewards.classes.bare: mine:Bare has no method score",
     OWN.format("a", "mine:Other"): "rewards.classes.a: its class is named other; give it the",
     OWN.format("a", "mine:needs"): "rewards.classes.a: mine:needs is no class",
     OWN.format("a", "mine:PROMPTS"): "rewards.classes.a: mine:PROMPTS fails: AttributeError",
-    OWN.format("a", "subprocess:Popen"): "rewards.classes.a: subprocess:Popen is of Python's",
+    OWN.format("a", "subprocess:Popen"): "rewards.classes.a: subprocess:Popen is in Python's",
     OWN.format("a", "subprocess:CompletedProcess"): "rewards.classes.a: subprocess:Completed",
     OWN.format("a", "dies:Nope"): "rewards.classes.a: importing its code ended the process "
     "(exit code 3): a last word",

@@ -1,4 +1,4 @@
-"""Rewards and models of other packages: what is wrong with one is said when it is loaded."""
+"""Rewards and models of other packages: loading one reports what is wrong with it."""
 
 import itertools
 from collections.abc import Callable

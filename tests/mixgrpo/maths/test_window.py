@@ -333,8 +333,8 @@ def test_a_run_of_any_length_is_planned_in_a_moment() -> None:
     for strategy in get_args(Strategy):
         for at_end in get_args(AtEnd):
             window = make(strategy, steps=25, size=4, at_end=at_end)
-            found = window.iterations_at(10**9)
-            assert sum(found.values()) == 10**9
+            counts = window.iterations_at(10**9)
+            assert sum(counts.values()) == 10**9
             if strategy == "random":  # as often each
-                assert max(found.values()) - min(found.values()) <= 1
+                assert max(counts.values()) - min(counts.values()) <= 1
     assert time.process_time() - begin < 1

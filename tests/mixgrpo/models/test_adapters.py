@@ -83,7 +83,7 @@ def test_adapters_come_back_after_an_exception_and_out_of_nested_uses() -> None:
 
 def test_only_adapters_are_trained_and_every_one_gets_a_gradient() -> None:
     adapted = policy()
-    found = adapted.trainable_parameters()
+    parameters = adapted.trainable_parameters()
     layers = [
         f"{block}.0.attn.{layer}"
         for block, ends in [
@@ -92,20 +92,20 @@ def test_only_adapters_are_trained_and_every_one_gets_a_gradient() -> None:
         ]
         for layer in ends
     ]
-    assert list(found) == [
+    assert list(parameters) == [
         f"{layer}.lora_{x}.default.weight" for layer in layers for x in ("A", "B")
     ]
-    assert {p.dtype for p in found.values()} == {torch.float32}
-    assert {p.shape[0] for name, p in found.items() if "lora_A" in name} == {3}
+    assert {p.dtype for p in parameters.values()} == {torch.float32}
+    assert {p.shape[0] for name, p in parameters.items() if "lora_A" in name} == {3}
 
     before = {name: p.detach().clone() for name, p in adapted.network.named_parameters()}
-    optimizer = torch.optim.SGD(found.values(), 0.1)
+    optimizer = torch.optim.SGD(parameters.values(), 0.1)
     for _ in range(2):  # A has no gradient while B is 0
         optimizer.zero_grad()
         velocity(adapted).square().mean().backward()
         optimizer.step()
     changed = [n for n, p in adapted.network.named_parameters() if not torch.equal(p, before[n])]
-    assert sorted(changed) == sorted(found)
+    assert sorted(changed) == sorted(parameters)
 
 
 def test_gradients_flow_after_the_base_model_was_used() -> None:
@@ -150,8 +150,8 @@ def test_a_base_in_bfloat16_has_adapters_in_float32() -> None:
     exact = policy()
     train_a_little(exact.network)
     with torch.autocast("cpu", torch.bfloat16):
-        found = velocity(adapted)
-    found.square().mean().backward()
+        prediction = velocity(adapted)
+    prediction.square().mean().backward()
     velocity(exact).square().mean().backward()
     for mine, theirs in zip(
         trained(adapted.network).values(), trained(exact.network).values(), strict=True

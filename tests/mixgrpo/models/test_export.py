@@ -51,7 +51,7 @@ def velocity(network: nn.Module) -> Tensor:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    found: Tensor = network(
+    output: Tensor = network(
         hidden_states=normal(2, 6, 16),
         encoder_hidden_states=normal(2, 5, 24),
         pooled_projections=normal(2, 20),
@@ -61,7 +61,7 @@ def velocity(network: nn.Module) -> Tensor:
         txt_ids=torch.zeros(5, 3),
         return_dict=False,
     )[0]
-    return found
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,11 @@ def picture(pipeline: FluxPipeline) -> Tensor:
 def changed(network: nn.Module, names: list[str]) -> dict[str, Tensor]:
     """Other weights than the network has, as an average has."""
     generator = torch.Generator().manual_seed(6)
-    own = dict(network.named_parameters())
-    return {n: own[n] + 0.2 * torch.randn(own[n].shape, generator=generator) for n in names}
+    parameters = dict(network.named_parameters())
+    return {
+        n: parameters[n] + 0.2 * torch.randn(parameters[n].shape, generator=generator)
+        for n in names
+    }
 
 
 def put(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
@@ -195,10 +198,10 @@ def test_a_fine_tuned_transformer_is_loaded_alone_and_into_a_pipeline(
     network = transformer()
     # A part is trained; the rest is as it was.
     weights = changed(network, [n for n, _ in network.named_parameters() if "attn" in n])
-    own = {name: p.detach().clone() for name, p in network.named_parameters()}
+    parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
     place = export_weights(network, weights, FULL, tmp_path / "new")
     assert place == tmp_path / "new" / "transformer"
-    assert all(torch.equal(p, own[name]) for name, p in network.named_parameters())
+    assert all(torch.equal(p, parameters[name]) for name, p in network.named_parameters())
 
     loaded = FluxTransformer2DModel.from_pretrained(place)
     whole = FluxPipeline.from_pretrained(
@@ -214,8 +217,8 @@ def test_a_fine_tuned_transformer_is_loaded_alone_and_into_a_pipeline(
 
 def test_what_is_written_is_what_diffusers_writes(tmp_path: Path) -> None:
     network = transformer()
-    own = {name: p.detach().clone() for name, p in network.named_parameters()}
-    place = export_weights(network, own, FULL, tmp_path)
+    parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
+    place = export_weights(network, parameters, FULL, tmp_path)
     network.save_pretrained(tmp_path / "known")
     written = {p.name: p.read_bytes() for p in place.iterdir()}
     assert written == {p.name: p.read_bytes() for p in (tmp_path / "known").iterdir()}

@@ -38,9 +38,9 @@ def load(folder: Path, compute: ComputeConfig | None = None, **model: Any) -> Fl
 def pipeline(folder: Path) -> Any:
     from diffusers import FluxPipeline
 
-    found = FluxPipeline.from_pretrained(folder)
-    found.set_progress_bar_config(disable=True)
-    return found
+    pipeline = FluxPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.mark.parametrize("guidance", [None, 7.0])
@@ -119,18 +119,18 @@ def test_the_network_is_told_the_exact_time_and_its_guidance(
     dev: Path, train: str, autocast: bool
 ) -> None:
     policy = load(dev, ComputeConfig(precision="bf16" if autocast else "fp32"), train=train)
-    told: list[Tensor] = []
+    times: list[Tensor] = []
     embedding: Any = policy.network.get_submodule("time_text_embed.time_proj")
-    embedding.register_forward_pre_hook(lambda _, arguments: told.append(arguments[0]))
+    embedding.register_forward_pre_hook(lambda _, arguments: times.append(arguments[0]))
     sigma = 0.99853  # in bfloat16 it is 1
-    found = _velocity(policy, sigma, autocast)
-    assert found.dtype == torch.float32
-    assert torch.equal(told[0], torch.full((2,), sigma) * 1000)
+    velocity = _velocity(policy, sigma, autocast)
+    assert velocity.dtype == torch.float32
+    assert torch.equal(times[0], torch.full((2,), sigma) * 1000)
     # The guidance goes through the same projection, rounded as diffusers rounds it.
-    assert told[1].tolist() == [3504.0 if autocast else 3500.0] * 2
+    assert times[1].tolist() == [3504.0 if autocast else 3500.0] * 2
     each = _velocity(policy, torch.full((2,), sigma), autocast)
-    assert torch.equal(found, each)
-    assert not torch.equal(found, _velocity(policy, 1.0, autocast))
+    assert torch.equal(velocity, each)
+    assert not torch.equal(velocity, _velocity(policy, 1.0, autocast))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_native_attention_is_what_it_is_without_a_setting(dev: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "compute", "said"),
+    ("model", "compute", "message"),
     [
         ({"text_tokens": 513}, {}, "model.text_tokens 513: this model reads at most 512"),
         ({}, {"attention": "fast"}, "compute.attention fast: not one of .*native"),
@@ -212,22 +212,22 @@ def test_native_attention_is_what_it_is_without_a_setting(dev: Path) -> None:
     ],
 )
 def test_a_setting_that_does_not_fit_is_named(
-    dev: Path, model: dict[str, Any], compute: dict[str, Any], said: str
+    dev: Path, model: dict[str, Any], compute: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         load(dev, ComputeConfig(**compute), **model)
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "message"),
     [
         ({"height": 40}, "model.height 40: must be a multiple of 16; 32 is nearest"),
         ({"width": 8}, "model.width 8: must be a multiple of 16; 16 is nearest"),
     ],
 )
-def test_a_size_that_gives_no_whole_tokens_is_named(size: dict[str, int], said: str) -> None:
+def test_a_size_that_gives_no_whole_tokens_is_named(size: dict[str, int], message: str) -> None:
     model = ModelConfig(name="flux").model_copy(update=size)  # which checks nothing itself
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         image_size(model, {}, {"block_out_channels": [4, 4, 4, 4]})
 
 

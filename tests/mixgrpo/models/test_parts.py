@@ -1,4 +1,4 @@
-"""Pipelines on disk: the real repositories' files and sizes, and what is said of a folder amiss."""
+"""Pipelines on disk: the real repositories' files and sizes, and the errors for damaged folders."""
 
 import json
 import shutil
@@ -259,17 +259,19 @@ def test_a_folder_with_a_transformer_alone_is_told_what_to_do(flux: Path, copy: 
 
 def test_a_pipeline_of_another_model_is_named(flux: Path, tmp_path: Path) -> None:
     sd3 = write_sd3(tmp_path / "sd3")
-    with pytest.raises(ConfigError, match=r"is a StableDiffusion3Pipeline, .* of a FluxPipeline"):
+    with pytest.raises(
+        ConfigError, match=r"is a StableDiffusion3Pipeline, .* needs a FluxPipeline"
+    ):
         load(sd3)
-    with pytest.raises(ConfigError, match=r"is a FluxPipeline, .* of a QwenImagePipeline"):
+    with pytest.raises(ConfigError, match=r"is a FluxPipeline, .* needs a QwenImagePipeline"):
         load(flux, QwenImagePolicy)
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2", "tokenizer", "scheduler"])
 def test_a_missing_part_is_named_with_the_command_that_gets_it(copy: Path, part: str) -> None:
     shutil.rmtree(copy / part)
-    said = rf"its folder {part} is missing or empty; `hf download .* --include '{part}/\*'"
-    with pytest.raises(ConfigError, match=said):
+    message = rf"its folder {part} is missing or empty; `hf download .* --include '{part}/\*'"
+    with pytest.raises(ConfigError, match=message):
         load(copy)
 
 
@@ -327,6 +329,6 @@ def test_a_checkpoint_that_is_nowhere_is_one_error(tmp_path: Path) -> None:
 
 def test_an_index_says_which_parts_there_are(tmp_path: Path) -> None:
     folder = write_sd3(tmp_path, t5=False)
-    found = Pipeline.find(str(folder), None, "StableDiffusion3Pipeline", SD3Policy.side.parts)
-    has = [part for part in SD3Policy.side.parts if found.has(part)]
+    pipeline = Pipeline.find(str(folder), None, "StableDiffusion3Pipeline", SD3Policy.side.parts)
+    has = [part for part in SD3Policy.side.parts if pipeline.has(part)]
     assert has == ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]

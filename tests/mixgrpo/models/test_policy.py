@@ -86,11 +86,11 @@ def test_a_lora_run_from_its_folder_to_its_images(
     assert not torch.allclose(loaded.velocity(x, 0.7, conditioning), plain, atol=1e-4)
     assert torch.equal(load_run(tmp_path / "run", 0).velocity(x, 0.7, conditioning), plain)
     # What the run leaves for diffusers is the averaged adapter.
-    found = load_file(tmp_path / "run" / "weights" / "pytorch_lora_weights.safetensors")
+    exported = load_file(tmp_path / "run" / "weights" / "pytorch_lora_weights.safetensors")
     average = load_file(tmp_path / "run" / "checkpoints" / "000004" / "average.safetensors")
-    assert len(found) == len(average)
+    assert len(exported) == len(average)
     for name, value in average.items():
-        assert torch.equal(found[f"transformer.{name.replace('.default.', '.')}"], value)
+        assert torch.equal(exported[f"transformer.{name.replace('.default.', '.')}"], value)
 
 
 def test_the_reference_of_adapters_is_the_network_without_them(
@@ -205,8 +205,8 @@ def test_what_is_no_run_and_what_it_has_not(tiny: Callable[..., RunConfig], tmp_
         load_run(tmp_path / "run", 1)
     last, first = load_run(tmp_path / "run"), load_run(tmp_path / "run", 0)
     assert (last.iteration, first.iteration) == (2, 0)
-    own = load_run(tmp_path / "run", averaged=False)
-    weights = [dict(r.policy.network.state_dict()) for r in (last, first, own)]
+    current = load_run(tmp_path / "run", averaged=False)
+    weights = [dict(r.policy.network.state_dict()) for r in (last, first, current)]
     name = "proj_out.weight"
     assert not torch.equal(weights[0][name], weights[1][name])
     assert not torch.equal(weights[0][name], weights[2][name])
@@ -268,8 +268,8 @@ def test_a_reader_goes_along_with_a_run_that_prunes(
         if newest < 7:
             later = root / f"{newest + 1:06d}"
             shutil.copytree(file.parent, later)
-            said = json.loads((later / "manifest.json").read_text())
-            (later / "manifest.json").write_text(json.dumps({**said, "iteration": newest + 1}))
+            manifest = json.loads((later / "manifest.json").read_text())
+            (later / "manifest.json").write_text(json.dumps({**manifest, "iteration": newest + 1}))
             shutil.rmtree(file.parent)
         return load(file)
 

@@ -71,25 +71,25 @@ def test_a_prompts_row_does_not_depend_on_those_beside_it(folder: Path) -> None:
 def test_padding_is_not_read(folder: Path) -> None:
     policy = load(folder)
     x, rows = normal((2, *policy.latent_shape), "x"), policy.encode(PROMPTS)
-    found = policy.velocity(x, 0.4, rows)
+    velocity = policy.velocity(x, 0.4, rows)
     noisy = {**rows, "text": rows["text"] + (~rows["mask"]).unsqueeze(-1) * 10.0}
-    assert apart(policy.velocity(x, 0.4, noisy), found) < 1e-6
-    assert apart(policy.velocity(x, 0.4, {**rows, "text": rows["text"].flip(0)}), found) > 1e-3
+    assert apart(policy.velocity(x, 0.4, noisy), velocity) < 1e-6
+    assert apart(policy.velocity(x, 0.4, {**rows, "text": rows["text"].flip(0)}), velocity) > 1e-3
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_network_is_told_the_exact_time(folder: Path, autocast: bool) -> None:
     compute = ComputeConfig(precision="bf16" if autocast else "fp32")
     policy = load(folder, compute, train="lora")
-    told: list[Tensor] = []
+    times: list[Tensor] = []
     policy.network.get_submodule("time_text_embed.time_proj").register_forward_pre_hook(
-        lambda _, arguments: told.append(arguments[0])
+        lambda _, arguments: times.append(arguments[0])
     )
     sigma = torch.tensor([0.99853, 0.2])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         policy.velocity(normal((2, *policy.latent_shape), "x"), sigma, policy.encode(PROMPTS))
     # The projection itself multiplies by 1000.
-    torch.testing.assert_close(told[0], sigma, rtol=2e-7, atol=0)
+    torch.testing.assert_close(times[0], sigma, rtol=2e-7, atol=0)
 
 
 def test_the_shift_of_the_schedule_lies_on_the_line_of_qwen_image() -> None:

@@ -74,19 +74,19 @@ def test_without_t5_zeros_take_its_place_as_in_diffusers(tmp_path: Path) -> None
 def test_guidance_leads_from_the_empty_prompt_in_one_forward(folder: Path) -> None:
     policy, plain = load(folder, cfg=3.0), load(folder)
     x = normal((2, *policy.latent_shape), "x")
-    told: list[Tensor] = []
+    received: list[Tensor] = []
     policy.network.register_forward_pre_hook(
-        lambda _, __, named: told.append(named["hidden_states"]), with_kwargs=True
+        lambda _, __, named: received.append(named["hidden_states"]), with_kwargs=True
     )
-    found = policy.velocity(x, torch.tensor([0.3, 0.8]), policy.encode(PROMPTS))
+    velocity = policy.velocity(x, torch.tensor([0.3, 0.8]), policy.encode(PROMPTS))
     each = []
     for row, sigma in enumerate((0.3, 0.8)):
         prompted = plain.velocity(x[row : row + 1], sigma, plain.encode([PROMPTS[row]]))
         empty = plain.velocity(x[row : row + 1], sigma, plain.encode([""]))
         each.append(empty + 3.0 * (prompted - empty))
-    assert [len(batch) for batch in told] == [4]
-    assert apart(found, torch.cat(each)) < 1e-5
-    found.sum().backward()
+    assert [len(batch) for batch in received] == [4]
+    assert apart(velocity, torch.cat(each)) < 1e-5
+    velocity.sum().backward()
     assert all(
         parameter.grad is not None
         for name, parameter in policy.trainable_parameters().items()
@@ -106,24 +106,24 @@ def test_the_negative_row_is_expanded_not_copied(folder: Path) -> None:
 def test_the_network_is_told_the_exact_time(folder: Path, autocast: bool) -> None:
     compute = ComputeConfig(precision="bf16" if autocast else "fp32")
     policy = load(folder, compute, train="lora", cfg=2.0)
-    told: list[Tensor] = []
+    received: list[Tensor] = []
     policy.network.get_submodule("time_text_embed.time_proj").register_forward_pre_hook(
-        lambda _, arguments: told.append(arguments[0])
+        lambda _, arguments: received.append(arguments[0])
     )
     sigma = torch.tensor([0.99853, 0.2])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         policy.velocity(normal((2, *policy.latent_shape), "x"), sigma, policy.encode(PROMPTS))
-    assert torch.equal(told[0], torch.cat([sigma, sigma]) * 1000)
+    assert torch.equal(received[0], torch.cat([sigma, sigma]) * 1000)
 
 
 def test_adapters_find_the_layers_of_both_attentions(folder: Path) -> None:
     model = ModelConfig(name="sd3", train="lora")
     policy = load(folder, train="lora")
     add_lora(policy.network, model, 0)
-    own = [n for n in policy.trainable_parameters() if "lora_A" in n]
+    adapted = [n for n in policy.trainable_parameters() if "lora_A" in n]
     # Two blocks, of which the first has a second attention of the image alone.
-    assert len(own) == 3 * len(model.lora_targets)
-    assert sum(".attn2." in name for name in own) == len(model.lora_targets)
+    assert len(adapted) == 3 * len(model.lora_targets)
+    assert sum(".attn2." in name for name in adapted) == len(model.lora_targets)
     policy = load(folder, train="lora")
     both = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     add_lora(policy.network, model.model_copy(update={"lora_targets": both}), 0)

@@ -1,4 +1,4 @@
-"""Prompts are encoded once, by encoders that come and go, and what is cut is said."""
+"""Prompts are encoded once, by encoders that are loaded and freed; truncation is reported."""
 
 import fnmatch
 import gc
@@ -37,28 +37,28 @@ def encoder(folder: Path, kept: Path | None, **model: Any) -> PromptEncoder:
 def test_embeddings_are_those_of_the_pipeline(flux: Path) -> None:
     from diffusers import FluxPipeline
 
-    found = encoder(flux, None).encode(PROMPTS)
+    encoded = encoder(flux, None).encode(PROMPTS)
     pipeline = FluxPipeline.from_pretrained(flux)
     states, pooled, _ = pipeline.encode_prompt(PROMPTS, None, max_sequence_length=32)
-    torch.testing.assert_close(found["text"], states)
-    torch.testing.assert_close(found["pooled"], pooled)
+    torch.testing.assert_close(encoded["text"], states)
+    torch.testing.assert_close(encoded["pooled"], pooled)
 
 
 def test_a_repeated_prompt_has_a_row_each_time_in_the_order_asked_for(flux: Path) -> None:
-    own = encoder(flux, None)
-    found = own.encode(["rain", "a tree", "rain"])
-    each = own.encode(["a tree", "rain"])
+    prompt_encoder = encoder(flux, None)
+    encoded = prompt_encoder.encode(["rain", "a tree", "rain"])
+    each = prompt_encoder.encode(["a tree", "rain"])
     for name in ("text", "pooled"):
-        assert torch.equal(found[name], each[name][[1, 0, 1]])
+        assert torch.equal(encoded[name], each[name][[1, 0, 1]])
 
 
 def test_kept_prompts_need_no_encoders(
     flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     first = encoder(flux, tmp_path)
-    first.prepare([*PROMPTS, PROMPTS[0]], said.append)
-    assert said == ["encoded 5 of 5 prompts"]
+    first.prepare([*PROMPTS, PROMPTS[0]], messages.append)
+    assert messages == ["encoded 5 of 5 prompts"]
     fresh = encoder(flux, None).encode(PROMPTS)
 
     def none_left(_: PromptEncoder) -> None:
@@ -66,8 +66,8 @@ def test_kept_prompts_need_no_encoders(
 
     monkeypatch.setattr(PromptEncoder, "_encoders", none_left)
     again = encoder(flux, tmp_path)
-    again.prepare(PROMPTS, said.append)
-    assert len(said) == 1
+    again.prepare(PROMPTS, messages.append)
+    assert len(messages) == 1
     for name, value in again.encode(PROMPTS).items():
         assert torch.equal(value, fresh[name].bfloat16())
     with (
@@ -80,10 +80,10 @@ def test_kept_prompts_need_no_encoders(
 
 
 def test_shares_are_all_there_is_whoever_comes_first(flux: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    encoder(flux, tmp_path).prepare(PROMPTS, said.append, (1, 2))
-    encoder(flux, tmp_path).prepare(PROMPTS, said.append, (0, 2))
-    assert said == ["encoded 2 of 2 prompts", "encoded 3 of 3 prompts"]
+    messages: list[str] = []
+    encoder(flux, tmp_path).prepare(PROMPTS, messages.append, (1, 2))
+    encoder(flux, tmp_path).prepare(PROMPTS, messages.append, (0, 2))
+    assert messages == ["encoded 2 of 2 prompts", "encoded 3 of 3 prompts"]
 
 
 def test_batches_give_what_each_prompt_gives(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +111,10 @@ def test_encoders_are_gone_when_the_devices_memory_is_given_back(
     real = Pipeline.load
 
     def load(self: Pipeline, part: str, dtype: torch.dtype | None = None) -> Any:
-        found = real(self, part, dtype)
+        loaded = real(self, part, dtype)
         if dtype is not None:
-            models.append(weakref.ref(found))
-        return found
+            models.append(weakref.ref(loaded))
+        return loaded
 
     monkeypatch.setattr(Pipeline, "load", load)
     monkeypatch.setattr(
@@ -126,19 +126,19 @@ def test_encoders_are_gone_when_the_devices_memory_is_given_back(
 
 
 def test_what_is_loaded_again_after_preparation_is_said(flux: Path, tmp_path: Path) -> None:
-    own = encoder(flux, tmp_path / "kept")
+    prompt_encoder = encoder(flux, tmp_path / "kept")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        own.encode(PROMPTS[:1])  # nothing was prepared: a script may do so
-        own.prepare(PROMPTS[:3], print)
-        own.encode(PROMPTS[:3])
-    with pytest.warns(UserWarning, match="prompts.embeddings") as said:
-        own.encode(PROMPTS)
-    assert str(tmp_path / "kept") in str(said[0].message)
-    assert "2 prompts" in str(said[0].message)
+        prompt_encoder.encode(PROMPTS[:1])  # nothing was prepared: a script may do so
+        prompt_encoder.prepare(PROMPTS[:3], print)
+        prompt_encoder.encode(PROMPTS[:3])
+    with pytest.warns(UserWarning, match="prompts.embeddings") as caught:
+        prompt_encoder.encode(PROMPTS)
+    assert str(tmp_path / "kept") in str(caught[0].message)
+    assert "2 prompts" in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        own.encode(PROMPTS)
+        prompt_encoder.encode(PROMPTS)
 
 
 def test_a_share_that_another_machine_kept_to_itself_is_said_and_lacking(
@@ -169,8 +169,8 @@ def test_the_text_side_needs_of_the_other_parts_the_transformers_config_alone(
     shutil.copy(flux / "transformer" / "config.json", bare / "transformer")
     whole = encoder(flux, None)
     assert encoder(bare, None).identity == whole.identity
-    found = encoder(bare, None).encode(PROMPTS[:2])
-    assert torch.equal(found["text"], whole.encode(PROMPTS[:2])["text"])
+    encoded = encoder(bare, None).encode(PROMPTS[:2])
+    assert torch.equal(encoded["text"], whole.encode(PROMPTS[:2])["text"])
 
 
 def test_of_a_repository_the_text_side_gets_no_weights_of_other_parts(
@@ -209,9 +209,9 @@ def test_the_identity_is_what_is_in_the_folders_and_not_where_they_are(
 def test_prompts_that_are_cut_are_counted_for_each_encoder(flux: Path) -> None:
     # Every letter is a token; T5 has one more for the space before a word, and both have an end.
     long, middle, short = "x" * 90, "x" * 60, "x" * 10
-    with pytest.warns(UserWarning, match="prompts encoded now") as said:
+    with pytest.warns(UserWarning, match="prompts encoded now") as caught:
         encoder(flux, None).encode([long, middle, short])
-    (message,) = [str(w.message) for w in said if "encoded now" in str(w.message)]
+    (message,) = [str(w.message) for w in caught if "encoded now" in str(w.message)]
     assert message.startswith(
         "of 3 prompts encoded now, CLIP cuts 1 at 77 tokens; T5 cuts 2 at 32 tokens"
     )
@@ -221,22 +221,22 @@ def test_prompts_that_are_cut_are_counted_for_each_encoder(flux: Path) -> None:
 
 
 def test_an_empty_list_of_prompts_is_refused(flux: Path, tmp_path: Path) -> None:
-    for own in (encoder(flux, None), encoder(flux, tmp_path)):
+    for prompt_encoder in (encoder(flux, None), encoder(flux, tmp_path)):
         with pytest.raises(ConfigError, match="there are no prompts"):
-            own.encode([])
+            prompt_encoder.encode([])
         with pytest.raises(ConfigError, match="there are no prompts"):
-            own.prepare([], print)
+            prompt_encoder.prepare([], print)
 
 
 def test_with_guidance_the_empty_prompt_is_kept_too(tmp_path: Path) -> None:
     folder = write_sd3(tmp_path / "sd3")
     model = ModelConfig(name="sd3", checkpoint=str(folder), text_tokens=16, cfg=2.0)
-    own = SD3Policy.text_only(model, ComputeConfig(), "cpu", tmp_path / "kept")
-    said: list[str] = []
-    own.prepare(PROMPTS, said.append)
-    assert said == ["encoded 6 of 6 prompts"]
-    rows = own.encode(PROMPTS[:2])
-    empty = own.encode([""])
+    prompt_encoder = SD3Policy.text_only(model, ComputeConfig(), "cpu", tmp_path / "kept")
+    messages: list[str] = []
+    prompt_encoder.prepare(PROMPTS, messages.append)
+    assert messages == ["encoded 6 of 6 prompts"]
+    rows = prompt_encoder.encode(PROMPTS[:2])
+    empty = prompt_encoder.encode([""])
     assert torch.equal(rows["negative_pooled"][1], empty["pooled"][0])
     assert rows["negative_text"].shape == rows["text"].shape
 

@@ -309,14 +309,16 @@ def test_the_sizes_differ_in_size_and_in_what_they_can() -> None:
     means = []
     prompts = scenes.held_out_prompts()[::4]
     for size in SIZES:
-        own = ScenesPolicy.load(size)
-        said = json.loads(weights_file(size).with_suffix(".json").read_text())
-        count = sum(p.numel() for p in own.model.transformer.parameters())
-        assert count == said["parameters"]["transformer"]
-        noise = evaluation_noise(0, prompts, 2, own.latent_shape)
-        scores = evaluate(own, own.velocity, [load_reward("composition")], prompts, noise, 25, 1.0)
+        policy = ScenesPolicy.load(size)
+        description = json.loads(weights_file(size).with_suffix(".json").read_text())
+        count = sum(p.numel() for p in policy.model.transformer.parameters())
+        assert count == description["parameters"]["transformer"]
+        noise = evaluation_noise(0, prompts, 2, policy.latent_shape)
+        scores = evaluate(
+            policy, policy.velocity, [load_reward("composition")], prompts, noise, 25, 1.0
+        )
         means.append(float(scores.scores["composition"].mean()))
-        recorded = said["scores"]["held_out"]["shift_1"]["composition"]
+        recorded = description["scores"]["held_out"]["shift_1"]["composition"]
         assert means[-1] == pytest.approx(recorded, abs=0.12)
     assert means == sorted(means)
 

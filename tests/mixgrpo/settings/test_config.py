@@ -79,7 +79,7 @@ def test_the_window_is_made_of_the_configuration() -> None:
     )
 
 
-# ---- What is refused: place, key and mend
+# ---- What is refused: place, key and fix
 
 
 def refused(tmp_path: Path, text: str, overrides: list[str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""For how long two runs are one: against the windows, iteration by iteration."""
+"""How many first iterations two runs share: compared with the windows, one by one."""
 
 import time
 from typing import Any, get_args
@@ -41,16 +41,16 @@ def test_runs_are_one_until_a_window_stands_elsewhere_or_drift_is_measured(
 ) -> None:
     a = config(one, first, health={"drift": drift})
     b = config(other, second, health={"drift": drift})
-    found = common_iterations(a, b)
-    assert found == common_iterations(b, a)
+    common = common_iterations(a, b)
+    assert common == common_iterations(b, a)
     windows = a.make_window(), b.make_window()
 
     def seen(m: int) -> list[tuple[Any, ...]]:
         return [(w.steps_at(m), w.moves_at(m) if drift else None) for w in windows]
 
-    assert all(seen(m)[0] == seen(m)[1] for m in range(found))
-    if found < min(first, second):
-        assert seen(found)[0] != seen(found)[1]
+    assert all(seen(m)[0] == seen(m)[1] for m in range(common))
+    if common < min(first, second):
+        assert seen(common)[0] != seen(common)[1]
 
 
 @given(st.text("ab", max_size=9), st.text("ab", max_size=9))

@@ -71,13 +71,13 @@ def test_one_other_tensor_among_many_is_another_model(tmp_path: Path) -> None:
 
 def test_the_names_and_the_dtypes_of_tensors_are_seen(tmp_path: Path) -> None:
     a, b = torch.zeros(4, 64), torch.zeros(16, 16)
-    found = [
+    digests = [
         contents(write(tmp_path / str(i), weights))
         for i, weights in enumerate(
             [{"a": a}, {"b": a}, {"a": b}, {"a": a.view(torch.int32)}, {"a": torch.ones(4, 64)}]
         )
     ]
-    assert len(set(found)) == len(found)
+    assert len(set(digests)) == len(digests)
 
 
 def test_a_file_that_only_ends_like_weights_is_told_apart_too(tmp_path: Path) -> None:
@@ -90,11 +90,11 @@ def test_a_file_that_only_ends_like_weights_is_told_apart_too(tmp_path: Path) ->
     for header in headers:
         length = len(header).to_bytes(8, "little")
         texts += [length + header + b"one", length + header + b"two"]
-    found = set()
+    digests = set()
     for text in texts:
         (tmp_path / "model.safetensors").write_bytes(text)
-        found.add(contents(tmp_path))
-    assert len(found) == len(texts)
+        digests.add(contents(tmp_path))
+    assert len(digests) == len(texts)
 
 
 def test_large_weights_are_not_read_whole(tmp_path: Path) -> None:
@@ -211,11 +211,11 @@ BESIDE = (
 @pytest.mark.parametrize("beside", BESIDE)
 def test_what_lies_beside_a_pipelines_files_changes_nothing(tmp_path: Path, beside: str) -> None:
     folder = pipeline(tmp_path / "folder")
-    found = Pipeline.find(str(folder), None, "FluxPipeline", FLUX_PARTS)
-    before = model_weights("flux", str(folder)), found.digest(FLUX_PARTS)
+    opened = Pipeline.find(str(folder), None, "FluxPipeline", FLUX_PARTS)
+    before = model_weights("flux", str(folder)), opened.digest(FLUX_PARTS)
     (folder / beside).parent.mkdir(parents=True, exist_ok=True)
     (folder / beside).write_bytes(b"something")
-    assert (model_weights("flux", str(folder)), found.digest(FLUX_PARTS)) == before
+    assert (model_weights("flux", str(folder)), opened.digest(FLUX_PARTS)) == before
 
 
 @pytest.mark.parametrize(
@@ -305,8 +305,8 @@ def test_identifying_a_run_needs_no_torch() -> None:
 
 
 def hashed(name: str = "hps", **options: Any) -> str:
-    own = {"train": {name: 1.0}, "held_out": (), "options": {name: options}}
-    return config_hash(RunConfig.model_validate({"rewards": own}))
+    settings = {"train": {name: 1.0}, "held_out": (), "options": {name: options}}
+    return config_hash(RunConfig.model_validate({"rewards": settings}))
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ NETWORKS = [name for name in rewards.BUILT_IN if name not in scenes.REWARDS]
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_naming_a_rewards_default_is_the_same_run(name: str) -> None:
-    maker: Callable[..., Any] = registry.load(rewards._GROUP, rewards.BUILT_IN, name)
+    maker: Callable[..., Any] = registry.load(rewards.GROUP, rewards.BUILT_IN, name)
     parameters = inspect.signature(maker).parameters
     for option, parameter in parameters.items():
         assert hashed(name, **{option: parameter.default}) == hashed(name), option

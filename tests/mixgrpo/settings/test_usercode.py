@@ -1,4 +1,4 @@
-"""Code of one's own is part of a run: another one makes another run, and none is mixed."""
+"""The user's code is part of a run's identity: changed code makes another run, never a mix."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mixgrpo.catalogue import modules
+from mixgrpo.catalogue import source
 from mixgrpo.errors import ConfigError, UnidentifiedError
 from mixgrpo.runs.folder import claim
 from mixgrpo.runs.load import load_run
@@ -39,7 +39,7 @@ def uses(path: str, **more: Any) -> RunConfig:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which modules are found."""
+    """A folder on sys.path."""
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
@@ -99,7 +99,7 @@ def test_a_new_module_is_noticed_and_thousands_of_runs_read_the_code_once(
     config = uses("own.inner.red:Red")
     before = config_hash(config)
     with monkeypatch.context() as patch:
-        patch.setattr(modules, "_digests", None)
+        patch.setattr(source, "_digests", None)
         assert config_hash(config) == before
     write(place / f"{name}.py", "x = 1\n")
     assert config_hash(config) != before
@@ -132,7 +132,7 @@ def test_a_flipped_sign_is_another_run_and_a_comment_is_not(place: Path) -> None
 
 
 def test_the_digest_of_a_source_stays(place: Path) -> None:
-    """If this fails, finished runs of users with code of their own are orphaned."""
+    """If this fails, finished runs of users with rewards or models of their own are orphaned."""
     (place / "red.py").write_text("# one\nimport os  # two\n\nX = f'{os.sep}#'\n" + RED)
     assert user_code(uses("red:Red")) == {"reward red": {"red": "40519df68e40338b"}}
 
@@ -140,13 +140,13 @@ def test_the_digest_of_a_source_stays(place: Path) -> None:
 def test_the_same_code_elsewhere_is_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = set()
+    hashes = set()
     for name in ("a", "b"):
         packages(tmp_path / name)
         with monkeypatch.context() as context:
             context.syspath_prepend(tmp_path / name)
-            found.add(config_hash(uses("own.inner.red:Red")))
-    assert len(found) == 1
+            hashes.add(config_hash(uses("own.inner.red:Red")))
+    assert len(hashes) == 1
 
 
 def test_rewards_that_are_not_asked_do_not_count(place: Path) -> None:
@@ -158,7 +158,9 @@ def test_rewards_that_are_not_asked_do_not_count(place: Path) -> None:
 
 
 def test_a_module_that_is_not_there_is_named(place: Path) -> None:
-    with pytest.raises(UnidentifiedError, match=r"rewards\.classes\.red: gone:Red: no module gone"):
+    with pytest.raises(
+        UnidentifiedError, match=r"rewards\.classes\.red: gone:Red: there is no module gone"
+    ):
         config_hash(uses("gone:Red"))
     (place / "gone.py").write_text(RED)  # made meanwhile
     assert config_hash(uses("gone:Red"))
@@ -166,10 +168,10 @@ def test_a_module_that_is_not_there_is_named(place: Path) -> None:
 
 def test_an_optimizer_of_ones_own_counts_and_an_installed_one_does_not(place: Path) -> None:
     (place / "lion.py").write_text("class Lion: ...\n")
-    own = RunConfig.model_validate({"optimizer": {"name": "lion.Lion"}})
-    before = config_hash(own)
+    config = RunConfig.model_validate({"optimizer": {"name": "lion.Lion"}})
+    before = config_hash(config)
     (place / "lion.py").write_text("class Lion: x = 1\n")
-    assert config_hash(own) != before
+    assert config_hash(config) != before
     assert user_code(RunConfig.model_validate({"optimizer": {"name": "torch.optim.SGD"}})) == {}
 
 
@@ -181,10 +183,10 @@ def test_a_module_named_like_one_of_pythons_is_ones_own(tmp_path: Path) -> None:
     )
     paths = os.pathsep.join([str(tmp_path), str(toy.ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths}
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
     )
-    assert said.stdout == "['reward red'] {}\n"
+    assert result.stdout == "['reward red'] {}\n"
 
 
 def install(site: Path, version: str, source: str) -> None:
@@ -394,9 +396,11 @@ def test_what_only_an_import_shows_is_said(
     write(place / f"uses_{name}.py", DYNAMIC[how].format(name=name, lib=lib) + RED)
     rewards = {"train": {"red": 1.0}, "held_out": [], "classes": {"red": f"uses_{name}:Red"}}
     config = toy.config(iterations=1, rewards=rewards)
-    said = f"reward red: its code imports {name} .{place}/lib/{name}.py. in a way that is seen only"
+    message = (
+        f"reward red: its code imports {name} .{place}/lib/{name}.py. in a way that is seen only"
+    )
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=message):
         run(config, place / "run")
 
 
@@ -438,8 +442,10 @@ def test_what_is_imported_while_it_computes_is_said_once(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             run(config, place / f"run{number}")
-        said = [str(one.message) for one in caught if name in str(one.message)]
+        messages = [str(one.message) for one in caught if name in str(one.message)]
         whose = "reward red or model toy" + (f" or optimizer uses_{name}.SGD" if optimizer else "")
-        assert [text.partition(" (")[0] for text in said] == [f"{whose}: its code imports {name}"]
+        assert [text.partition(" (")[0] for text in messages] == [
+            f"{whose}: its code imports {name}"
+        ]
         assert config_hash(config) == planned, "the run keeps its name"
         sys.modules.pop(name)

@@ -22,9 +22,9 @@ def refused(text: str | bytes, tmp_path: Path) -> list[str]:
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as raised:
         read_yaml(file)
-    found = [str(one).replace(f"{tmp_path}/", "") for one in raised.value.errors]
-    assert all("\n" not in one and len(one) < 300 for one in found)
-    return found
+    messages = [str(one).replace(f"{tmp_path}/", "") for one in raised.value.errors]
+    assert all("\n" not in one and len(one) < 300 for one in messages)
+    return messages
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def refused(text: str | bytes, tmp_path: Path) -> list[str]:
     ],
 )
 def test_values_are_those_of_yaml_1_2(text: str, value: Any) -> None:
-    found = parse_yaml(text, HERE)
-    assert (found, type(found)) == (value, type(value))
+    parsed = parse_yaml(text, HERE)
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
@@ -75,18 +75,18 @@ def test_values_are_those_of_yaml_1_2(text: str, value: Any) -> None:
     ],
 )
 def test_what_two_versions_read_differently_is_refused(text: str, fix: str, tmp_path: Path) -> None:
-    (said,) = refused(f"# a comment\na: 1\nb: {text}\n", tmp_path)
-    assert said.startswith(f"a.yaml:3: {text} is read differently by YAML 1.1 and 1.2; ")
-    assert fix in said
+    (message,) = refused(f"# a comment\na: 1\nb: {text}\n", tmp_path)
+    assert message.startswith(f"a.yaml:3: {text} is read differently by YAML 1.1 and 1.2; ")
+    assert fix in message
     with pytest.raises(ConfigError, match=r"--set x: .* is read differently"):
         parse_yaml(f"[{text}]", HERE)
 
 
 @pytest.mark.parametrize("key", ["on", "off", "yes", "No", "1", "null", "~", "1e3", "010", "true"])
 def test_keys_that_are_no_texts_are_to_be_quoted(key: str, tmp_path: Path) -> None:
-    (said,) = refused(f"arms:\n  a: {{}}\n  {key}: {{}}\n", tmp_path)
-    assert said.startswith(f"a.yaml:3: the key {key} is read as ")
-    assert said.endswith(f'; quote it: "{key}"')
+    (message,) = refused(f"arms:\n  a: {{}}\n  {key}: {{}}\n", tmp_path)
+    assert message.startswith(f"a.yaml:3: the key {key} is read as ")
+    assert message.endswith(f'; quote it: "{key}"')
     file = tmp_path / "quoted.yaml"
     file.write_text(f'arms:\n  "{key}": {{}}\n')
     assert read_yaml(file).data == {"arms": {key: {}}}
@@ -142,14 +142,14 @@ def test_rows_of_a_published_table_may_be_numbers(tmp_path: Path) -> None:
 def test_what_is_refused_has_its_line(
     text: str | bytes, line: int, words: str, tmp_path: Path
 ) -> None:
-    (said,) = refused(text, tmp_path)
-    assert said.startswith(f"a.yaml:{line}: ")
-    assert words in said
+    (message,) = refused(text, tmp_path)
+    assert message.startswith(f"a.yaml:{line}: ")
+    assert words in message
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
-    said = refused("a: 010\nb: yes\non: 1\nc: {d: 1, d: off}\n", tmp_path)
-    assert [one.split(":")[1] for one in said] == ["1", "2", "3", "4"]
+    messages = refused("a: 010\nb: yes\non: 1\nc: {d: 1, d: off}\n", tmp_path)
+    assert [one.split(":")[1] for one in messages] == ["1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize("text", ["\ufeffa: 1\n", "a: 1\r\n", "%YAML 1.2\n---\na: 1\n"])
@@ -168,8 +168,8 @@ def test_aliases_are_read_and_may_not_multiply(tmp_path: Path) -> None:
         f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 40)
     )
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    (said,) = refused(bomb, tmp_path)
-    assert "repeat more than 100,000 values; write less" in said
+    (message,) = refused(bomb, tmp_path)
+    assert "repeat more than 100,000 values; write less" in message
     assert time.process_time() - begin < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
