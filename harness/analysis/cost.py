@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.analysis import columns
 from harness.analysis.columns import METHOD_SECONDS, SEED
 from harness.analysis.results import by_arm, by_seed
-from harness.analysis.seconds import HEALTH, PHASES, on_the_clock, steady, totals
+from harness.analysis.seconds import HEALTH, PHASES, iteration_times, steady, totals
 from harness.stats import (
     MIN_SEEDS,
     Interval,
@@ -65,7 +65,7 @@ def costs(
     sweep: "Sweep", results: "Results", runs_of: "Mapping[str, pd.DataFrame]", makers: Makers
 ) -> dict[str, Cost]:
     """By arm. `runs_of`: by arm, the finished rows of `Results.runs`."""
-    times = on_the_clock(results)
+    times = iteration_times(results)
     totals_of, times_of = by_arm(sweep, totals(times)), by_arm(sweep, steady(times))
     ratios = _time_ratios(times_of, sweep.references, makers)
     of_arms = {}

@@ -49,7 +49,7 @@ def method_seconds(results: "Results") -> "pd.Series[float]":
     return metrics[SECONDS] - phase_seconds(metrics, HEALTH)
 
 
-def on_the_clock(results: "Results") -> "pd.DataFrame":
+def iteration_times(results: "Results") -> "pd.DataFrame":
     """The time of each iteration and of its phases, such that the phases of the method add up.
 
     Phases are timed by the clock on the wall. Where the method's seconds are a core's, each phase

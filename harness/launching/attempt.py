@@ -96,7 +96,7 @@ class Record:
         with contextlib.suppress(OSError):  # the trainer reports a full disk itself
             self._write(self.attempt)
 
-    def took_evaluation(self) -> None:
+    def mark_evaluation_taken(self) -> None:
         """The evaluation before training was not this attempt's work."""
         self.attempt = self.attempt.model_copy(update={"evaluation_taken": True})
         self._write(self.attempt)

@@ -274,7 +274,7 @@ class Job:
             elif self.store and first_evaluation.take(
                 Path(self.store), folder, config, record.made_on
             ):
-                record.took_evaluation()
+                record.mark_evaluation_taken()
                 log.info("the evaluation before training is copied from another run")
         except (UnfitError, OSError) as why:
             if isinstance(why, OSError) and why.errno in NO_SPACE:

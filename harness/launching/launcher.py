@@ -26,7 +26,7 @@ from harness.runs.folder import STOP, ask_to_stop, is_of
 from harness.runs.result import read_result
 from harness.runs.state import LIVE, RunState, State, look, sweep_folder
 from harness.slurm import commands as slurm
-from harness.slurm.scheduler import LAUNCH_FAILED, Scheduler, save_answers
+from harness.slurm.scheduler import LAUNCH_FAILED, Scheduler, settle_submissions
 from harness.study.spec import Run, Sweep
 from mixgrpo.compute import signals
 from mixgrpo.errors import ConfigError, RunError
@@ -149,7 +149,7 @@ class Launcher:
             if self.signals:
                 return self._stop()
             started = self._start_missing(states)
-            save_answers(self.scheduler)
+            settle_submissions(self.scheduler)
             self._release(states)
             if not (
                 started or self._under_way(states) or self._has_work_left(states) or self.signals

@@ -1,7 +1,7 @@
 """The state of every run's job in Slurm, from what was submitted and what Slurm answers.
 
-`Scheduler` asks and writes nothing; `save_answers`, which only the launcher calls, writes down what
-Slurm forgets: the ids of the jobs, and how they ended.
+`Scheduler` queries Slurm, and cancels jobs when told to, but writes no file. `settle_submissions`,
+which only the launcher calls, records what Slurm forgets: the ids of jobs, and how they ended.
 """
 
 import contextlib
@@ -198,8 +198,9 @@ def _last_states(of: list[Submission]) -> dict[str, tuple[str, str]]:
     return slurm.last_states(jobs)
 
 
-def save_answers(scheduler: Scheduler) -> None:
-    """Write down what Slurm forgets: the ids of jobs, and how they ended. For the one launcher."""
+def settle_submissions(scheduler: Scheduler) -> None:
+    """Record the ids of jobs and how they ended, and cancel jobs that have nothing to run. For the
+    one launcher."""
     folder = scheduler.sweep_folder
     for recorded in submissions.read(folder):
         submission = scheduler.with_job_id(recorded)

@@ -1,4 +1,5 @@
-"""What may be concluded from few seeds.
+"""What may be concluded from few seeds. Not used by the reports yet, whose verdicts are in
+`harness.stats`: it is to replace that module.
 
 Everything here is mathematics on numbers: no files, sweeps or data frames. The unit of evidence is
 the paired difference: arm minus reference with the same seed, which share prompts and noise. Read

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixgrpo.errors import ConfigError, RunError, shown
 from mixgrpo.files import jsonlines, manifest
@@ -33,10 +33,6 @@ from mixgrpo.settings.config import SCHEMA_VERSION, RunConfig
 from mixgrpo.settings.configfile import dump_config, load_config
 from mixgrpo.settings.continuation import why_not_continued
 from mixgrpo.settings.identity import code_record, config_hash, differences, length_alone
-
-if TYPE_CHECKING:
-    pass
-
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +228,7 @@ def finished_after(folder: Path) -> int | None:
 
 
 class Measured:
-    """metrics.jsonl and eval.jsonl of one run. Lines that are none are as good as missing."""
+    """metrics.jsonl and eval.jsonl of one run. Malformed lines count as missing."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -256,7 +252,8 @@ class Measured:
         return next((m for m in range(done) if self.due(m) and m not in judged), done)
 
     def unchanged(self) -> int:
-        """`whole`, or less where a checkpoint says that lines before it were others."""
+        """Like `whole`, but up to the first line whose digest is not the one that a checkpoint
+        recorded."""
         whole = self.whole()
         for done, digests in self._manifests():
             if done <= whole:
@@ -279,8 +276,8 @@ class Measured:
         }
 
     def cut_back(self, vouched: bool) -> None:
-        """Leave only what belongs to the newest checkpoint up to which nothing is amiss; that must
-        be one that says so where they are `vouched` for."""
+        """Leave only the lines before the newest checkpoint up to which nothing is damaged. With
+        `vouched` only checkpoints that recorded digests of the lines count."""
         for file in (self.metrics, self.evals):
             if file.is_dir():
                 set_aside(file)

@@ -27,7 +27,8 @@ class Plan:
     head: int
     """Steps before the window."""
     head_on_grid: int
-    """Steps of the sampler's grid that the head replaces: more where it is accelerated."""
+    """Steps of the sampler's grid that the head stands for: more than `head` where it is
+    accelerated."""
     tail_begin: int
     """First step after the window."""
 
@@ -174,6 +175,6 @@ def _cost(config: RunConfig, start: int) -> Cost:
         config.trained_images, config.objective.updates, shared, config.trained_per_image
     )
     rollout = plan.evaluations(config.rollout.group_size, shared)
-    judged = update * (2 if config.objective.kl_weight else 1)
+    update_forwards = update * (2 if config.objective.kl_weight else 1)
     prompts = config.rollout.prompts
-    return Cost(prompts * (rollout + judged), prompts * update)
+    return Cost(prompts * (rollout + update_forwards), prompts * update)

@@ -71,7 +71,7 @@ def _moves_by_version_2(config: RunConfig) -> bool:
 
 
 _MODEL_DEFAULTS = {"model.guidance": 3.5, "model.cfg": 1.0}
-"""What none means, for every model that has the setting."""
+"""The value that none stands for, so that writing it out gives the same hash."""
 
 
 _DIGITS = 8

@@ -27,7 +27,7 @@ _RECORDED = ("latents", "sample", "mean", "log_prob")
 
 @dataclass(frozen=True)
 class Batch:
-    """P groups of N images, of which this rank has all, with all that their losses depend on."""
+    """This rank's P groups, each with all of its N images, and all that their losses depend on."""
 
     rollout: Rollout
     conditioning: Conditioning
@@ -43,7 +43,8 @@ class Batch:
     drawn: Tensor | None
     """[P, N, k], on the CPU: positions in the window of each image's trained steps; none: all."""
     coefficients: Tensor
-    """[w, 3]: x, v and std of each window step, on the CPU, like what follows."""
+    """[w, 3]: of each window step the coefficients of x and v, and the std; on the CPU, like what
+    follows."""
     weights: Tensor
     """[w]: of each window step's loss."""
     kl_weights: Tensor
@@ -120,7 +121,7 @@ def make_batch(
     all_groups: bool = False,
 ) -> Batch:
     """`counts`: which of the P groups are learned from; the others are computed where `all_groups`
-    is set, because a forward is a collective."""
+    is set, because with sharded weights every rank must take part in every forward."""
     plan = rollout.plan
     coefficients = [plan_coefficients(plan, index) for index in plan.window]
     dts = [float(plan.sigmas[i + 1]) - float(plan.sigmas[i]) for i in plan.window]

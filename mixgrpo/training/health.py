@@ -44,7 +44,8 @@ CONFLICT_OVER = 10
 """Values that the mean is taken over; one alone is an estimate from a few images."""
 
 DRIFT = 4.0
-"""Factor of growth that is due to training: the window's position alone changes it by less."""
+"""Growth of drift_image_kl over its first value that is due to training: moving the window alone
+makes less."""
 
 DRIFT_LEAST = 0.5
 """Below it the ODE's image is within a standard deviation of the SDE's, which is little."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.analysis import columns
 from harness.analysis.analyse import Analysis
 from harness.analysis.results import by_arm, by_seed
-from harness.analysis.seconds import on_the_clock, steady
+from harness.analysis.seconds import iteration_times, steady
 from harness.reporting.drawing import (
     GREY,
     arm_label,
@@ -158,7 +158,7 @@ def _seconds(analysis: Analysis, results: "Results") -> dict[str, dict[int, floa
     stands far from the others'.
     """
     column = columns.seconds("rollout")
-    times = steady(on_the_clock(results))
+    times = steady(iteration_times(results))
     means = times.groupby(columns.RUN, observed=True)[column].mean().reset_index()
     return {arm: by_seed(rows, column) for arm, rows in by_arm(analysis.sweep, means).items()}
 

@@ -11,8 +11,8 @@ from mixgrpo.settings.config import ObjectiveConfig
 from mixgrpo.training.batch import Steps
 
 STATISTICS = ("ratio_distance", "clipped", "log_ratio", "log_prob_change", "loss", "kl")
-"""Largest |ratio - 1|, number of clipped ratios, largest |log ratio|, largest change of a log-prob,
-loss without the penalty, exact KL: maxima and sums over M steps."""
+"""Over M steps. Maxima: |ratio - 1|, |log ratio|, change of a log-prob. Sums: clipped ratios, loss
+without the penalty, exact KL."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def policy_loss(
     terms = clipped_terms(log_ratio, steps.advantages * steps.counts, objective.clip_range)
     loss = (terms * steps.weight).sum()
 
-    # What only keeps the ranks in step counts 0, which must hold for infinite terms too.
+    # Steps that are computed only so that all ranks make the same calls have `counts` 0: they add
+    # nothing, even where their term is infinite.
     counted = steps.counts > 0
     penalty = exact = torch.zeros_like(loss)
     if reference is not None:

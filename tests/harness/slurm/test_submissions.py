@@ -10,7 +10,7 @@ import pytest
 from harness.launching.status import Observer, as_data, as_text
 from harness.slurm import submissions
 from harness.slurm.commands import Unreachable
-from harness.slurm.scheduler import JobState, Scheduler, save_answers
+from harness.slurm.scheduler import JobState, Scheduler, settle_submissions
 from harness.slurm.submissions import Submission
 from mixgrpo.errors import RunError
 from mixgrpo.files.jsonlines import whole_lines
@@ -235,7 +235,7 @@ def test_a_job_whose_id_was_never_written_down_is_known_by_its_name(
         "31_1", made.token, "queued", "PENDING", "None", "n1"
     )
     assert submissions.read(folder)[0].job is None  # looking writes nothing
-    save_answers(scheduler)
+    settle_submissions(scheduler)
     assert submissions.read(folder)[0].job == "31"
     assert fake.calls("scancel") == []
 
@@ -248,9 +248,9 @@ def test_jobs_without_orders_are_cancelled_by_tidy(fake: FakeSlurm, folder: Path
     )
     scheduler = Scheduler(folder)
     scheduler.job_states()
-    save_answers(scheduler)
+    settle_submissions(scheduler)
     assert fake.calls("scancel") == ["31_1"]
-    save_answers(scheduler)
+    settle_submissions(scheduler)
     assert len(fake.calls("scancel")) == 1
 
 
@@ -313,7 +313,7 @@ def test_without_accounting_the_controller_has_the_last_word(
 def test_what_was_kept_speaks_when_slurm_has_forgotten(fake: FakeSlurm, folder: Path) -> None:
     made = hand_over(folder, ("a",))
     fake.answer("sacct", f"7|PREEMPTED|{STARTED}|{made.name}\n")
-    save_answers(Scheduler(folder))
+    settle_submissions(Scheduler(folder))
     fake.answer("sacct", "")
     fake.fail("squeue", "Invalid job id specified", to="-t all")
     calls = len(fake.calls("sacct"))
@@ -329,7 +329,7 @@ def test_the_accounting_may_lag_behind(
     fake.answer("sacct", f"7_0|RUNNING|2024-05-01T10:00:00|Unknown|n1|{made.name}\n")
     scheduler = Scheduler(folder, poll_s=0, lag_s=60)
     assert statuses(scheduler.job_states())["a"] == ("running", "COMPLETING")
-    save_answers(scheduler)
+    settle_submissions(scheduler)
     assert not submissions.ended_file(folder, made.token).exists()
     fake.answer("sacct", f"7_0|TIMEOUT|{STARTED}|{made.name}\n")
     assert statuses(scheduler.job_states())["a"] == ("gone", "TIMEOUT")
@@ -340,7 +340,7 @@ def test_the_accounting_may_lag_behind(
     scheduler.lag_s = 0.0
     assert statuses(scheduler.job_states())["b"] == ("gone", "")
     # That nobody knew is kept too, so that whoever looks next need not wait.
-    save_answers(scheduler)
+    settle_submissions(scheduler)
     patient = Scheduler(folder, poll_s=0, lag_s=60)
     assert statuses(patient.job_states())["b"] == ("gone", "UNKNOWN")
     # And who looks but once does not wait at all.
@@ -368,7 +368,7 @@ def test_a_line_cut_short_in_what_was_kept_harms_nothing(fake: FakeSlurm, folder
     fake.answer("sacct", f"7_0|NODE_FAIL|{STARTED}|{made.name}\n")
     scheduler = Scheduler(folder, poll_s=0)
     assert statuses(scheduler.job_states())["a"] == ("gone", "NODE_FAIL")
-    save_answers(scheduler)
+    settle_submissions(scheduler)
 
 
 def test_a_pack_is_cancelled_only_as_a_whole(fake: FakeSlurm, folder: Path) -> None:
@@ -399,12 +399,12 @@ def test_tidy_writes_each_end_once_with_every_time_it_ran(fake: FakeSlurm, folde
     fake.answer("sacct", rows)
     scheduler = Scheduler(folder, poll_s=0)
     for _ in range(3):
-        save_answers(scheduler)
+        settle_submissions(scheduler)
     assert kept_words(folder, made) == {"7_0": ["NODE_FAIL", "COMPLETED"]}
     fake.answer("squeue", "")
     fake.answer("sacct", f"{rows}7_1|CANCELLED by 0|{STARTED}|{made.name}\n")
     for one in (scheduler, Scheduler(folder)):  # also another launcher
-        save_answers(one)
+        settle_submissions(one)
     file = submissions.ended_file(folder, made.token)
     kept = [json.loads(text) for text in file.read_text().splitlines()]
     assert [(one["task"], one["state"], one["nodes"]) for one in kept] == [
@@ -421,7 +421,7 @@ def test_tidy_keeps_the_word_alone_where_there_is_no_accounting(
     made = hand_over(folder, ("a",), job="7")
     fake.remove("sacct")
     fake.answer("squeue", f"7|N/A|TIMEOUT|{made.name}\n", to="-t all")
-    save_answers(Scheduler(folder))
+    settle_submissions(Scheduler(folder))
     assert kept_words(folder, made) == {"7": ["TIMEOUT"]}
 
 
@@ -432,7 +432,7 @@ def test_tidy_keeps_nothing_of_an_earlier_job_of_the_same_id(fake: FakeSlurm, fo
         "7|FAILED|2024-05-01T08:00:00|2024-05-01T09:00:00|n9|another\n"
         f"7|TIMEOUT|{STARTED}|{made.name}\n",
     )
-    save_answers(Scheduler(folder))
+    settle_submissions(Scheduler(folder))
     assert kept_words(folder, made) == {"7": ["TIMEOUT"]}
 
 
