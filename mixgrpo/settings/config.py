@@ -259,6 +259,9 @@ class EvaluationConfig(Section):
     """Held-out prompts, chosen by a hash of their text; 0 means all."""
     images_per_prompt: int = Field(2, ge=1, le=10_000)
     """From so many initial noises, the same in every evaluation of a seed."""
+    final_images_per_prompt: int | None = Field(None, ge=1, le=10_000)
+    """The same of the evaluation after the last iteration, which decides: more images make it less
+    noisy, and the first of them are those of the other evaluations; none: as in these."""
     steps: int = Field(25, ge=1, le=1000)
     """ODE steps of an evaluated image, whatever sampler an arm trains with."""
     shift: Annotated[float, Field(gt=0)] | Literal["dynamic"] = 3.0
@@ -340,7 +343,10 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         _holds_no_secret("", self.model_dump())
         found: list[Conflict] = []
-        checks = (_fits_model, _fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer)
+        checks = (
+            *(_fits_model, _fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer),
+            _fits_evaluation,
+        )
         for check in checks:
             try:
                 check(self)
@@ -356,6 +362,13 @@ class RunConfig(Section):
         """The window's position as a function of the iteration."""
         settings = self.window.model_dump(exclude={"fraction", "count"})
         return Window(steps=self.sampler.steps, seed=self.seed, **settings)
+
+    def evaluated_images(self, iteration: int) -> int:
+        """Images of each prompt in the evaluation after so many iterations."""
+        final = self.evaluation.final_images_per_prompt
+        if final is not None and iteration == self.iterations:
+            return final
+        return self.evaluation.images_per_prompt
 
     @property
     def trained_per_image(self) -> int:
@@ -583,6 +596,18 @@ def _fits_model(config: RunConfig) -> None:
 
 _MOST_IMAGES = 10_000_000
 """Of an iteration."""
+
+
+def _fits_evaluation(config: RunConfig) -> None:
+    usual, final = config.evaluation.images_per_prompt, config.evaluation.final_images_per_prompt
+    if final is not None and final < usual:
+        raise Conflict(
+            f"evaluation.final_images_per_prompt {final} is less than "
+            f"evaluation.images_per_prompt {usual}; the last evaluation has at least the images of "
+            "the others",
+            "evaluation.final_images_per_prompt",
+            "evaluation.images_per_prompt",
+        )
 
 
 def _fits_group(config: RunConfig) -> None:
