@@ -10,7 +10,7 @@ from harness.runs.folder import taken_over, trained_by
 from harness.runs.records import Environment
 from harness.runs.store import FIX, look, read_result, sweep_folder
 from harness.study.spec import Sweep
-from mixgrpo.files.records import DamagedFileError, Origin, Result, read
+from mixgrpo.files.records import SCORES_DIGEST, DamagedFileError, Origin, Result, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,9 +110,9 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
             row["shared"] = from_another.iterations if from_another else 0
             row["shared_seconds"] = from_another.seconds if from_another else 0.0
             row["trained_by"] = trained_by(place / run.folder_name, run.config.iterations)
-    return Results(
-        pd.DataFrame(rows), _frame(arms, *metrics), _frame(arms, *evals), machines, left_out
-    )
+    # The scores have their own reader (`harness.analysis.scores`), which checks them by that.
+    of_evals = _frame(arms, *evals).drop(columns=SCORES_DIGEST, errors="ignore")
+    return Results(pd.DataFrame(rows), _frame(arms, *metrics), of_evals, machines, left_out)
 
 
 def _provenance(

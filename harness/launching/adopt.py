@@ -3,8 +3,9 @@
 `adopt`: the first iterations of a shorter or longer run of the same settings, in the job that goes
 on from them. `adopt_accepted`: the whole of a finished run of other code, which the user accepts.
 
-Pictures and lines come first: without a checkpoint the trainer makes them again. The checkpoint
-comes last, under its name all at once, and the result of a whole run after everything else.
+Pictures, scores and lines come first: without a checkpoint the trainer makes them again. The
+checkpoint comes last, under its name all at once, and the result of a whole run after everything
+else.
 """
 
 import os
@@ -24,12 +25,16 @@ from mixgrpo.files.records import (
     METRICS,
     ORIGIN,
     RESULT,
+    SCORES,
+    SCORES_DIGEST,
     DamagedFileError,
     Result,
     check_lines,
     loads,
     parse,
+    scores_bytes,
 )
+from mixgrpo.files.scores import write_scores
 from mixgrpo.runs.folder import CHECKPOINTS, CONFIG, Measured, claim, claimed
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import load_config
@@ -101,6 +106,7 @@ def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: Acce
         claim(config, partial)
         for line in evaluations:
             copy_pictures(source / "samples", partial / "samples", line["iteration"])
+            copy_scores(source, partial, line)
         for name in (METRICS, EVALUATIONS, _ENVIRONMENT):
             if (source / name).exists():
                 write_bytes(partial / name, (source / name).read_bytes())
@@ -147,21 +153,21 @@ def _lines(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The lines of metrics.jsonl and eval.jsonl that the first iterations of a run have.
 
-    An evaluation after the last of them may be missing: it is made.
+    An evaluation after the last of them may be missing, or be none of this run's: it is made.
     """
     metrics = [m for m in jsonlines.whole_lines(source / METRICS) if m["iteration"] < iterations]
     numbers = [line["iteration"] for line in metrics]
     if len(numbers) < iterations or numbers != list(range(iterations)):
         raise UnfitError(f"{source}: {METRICS} lacks lines")
-    due = Measured(config, source).due
+    measured = Measured(config, source)
     evals = [
         line
         for line in jsonlines.whole_lines(source / EVALUATIONS)
-        if line["iteration"] <= iterations and due(line["iteration"])
+        if line["iteration"] <= iterations and measured.belongs(line)
     ]
     judged = {line["iteration"] for line in evals}
-    if any(due(m) and m not in judged for m in range(iterations)):
-        raise UnfitError(f"{source}: {EVALUATIONS} lacks lines")
+    if any(measured.due(m) and m not in judged for m in range(iterations)):
+        raise UnfitError(f"{source}: {EVALUATIONS} lacks lines, or {SCORES} lacks theirs")
     return metrics, evals
 
 
@@ -171,11 +177,12 @@ def _copy_lines(
     folder: Path,
     made_on: MadeOn,
 ) -> None:
-    """Lines, the pictures of the evaluations among them, and where all that comes from."""
+    """Lines, the pictures and scores of the evaluations among them, and where all comes from."""
     metrics, evaluations = lines
-    # Pictures before their lines: an evaluation that has its line is not made again.
+    # Pictures and scores before their lines: an evaluation that has its line is not made again.
     for line in evaluations:
         copy_pictures(source / "samples", folder / "samples", line["iteration"])
+        copy_scores(source, folder, line)
     jsonlines.replace(folder / METRICS, metrics)
     jsonlines.replace(folder / EVALUATIONS, evaluations)
     _write_origin(folder, source, metrics, [(0, made_on)])
@@ -206,6 +213,19 @@ def copy_pictures(samples: Path, target: Path, iteration: int) -> None:
     pictures = samples / f"{iteration:06d}"
     if pictures.is_dir():
         _copy_tree(pictures, target / pictures.name, linked=False)
+
+
+def copy_scores(source: Path, folder: Path, line: dict[str, Any]) -> None:
+    """The scores of the evaluation with this line, from one folder to another; an earlier version's
+    has none. UnfitError where they are damaged."""
+    digest = line.get(SCORES_DIGEST)
+    if digest is None:
+        return
+    try:
+        content = scores_bytes(source, line["iteration"], digest)
+    except DamagedFileError as damaged:
+        raise UnfitError(str(damaged)) from None
+    write_scores(folder, line["iteration"], content)
 
 
 def _copy_checkpoint(checkpoint: Path, folder: Path, said: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from harness.analysis.measurements import read_samples
 from harness.runs.store import look, sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.files.atomic import write_json
+from mixgrpo.files.records import SCORES
 
 LIBRARIES = ("matplotlib", "numpy", "pandas", "pyarrow", "scipy", "jinja2", "pillow")
 MEASURED = ("result.json", "metrics.jsonl", "eval.jsonl", "env.json")
@@ -48,7 +49,8 @@ def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
             yield run.folder_name, look(sweep, run, runs_dir).state
         else:
             finished.add((run.arm, run.seed))
-            yield run.folder_name, stamps
+            scores = sorted((place / run.folder_name / SCORES).glob("*.parquet"))
+            yield run.folder_name, stamps, [(file.name, stamp(file)) for file in scores]
     yield read_samples(sweep, finished, runs_dir)
 
 

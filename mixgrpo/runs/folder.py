@@ -313,10 +313,10 @@ class Measured:
             for line in jsonlines.whole_lines(file)
             if is_line(file.name, line)
             and all(isinstance(line.get(key), int | float) for key in means)
-            and (file == self.metrics or self._is_of_this_run(line))
+            and (file == self.metrics or self._is_whole(line))
         ]
 
-    def _is_of_this_run(self, line: dict[str, Any]) -> bool:
+    def _is_whole(self, line: dict[str, Any]) -> bool:
         """Whether an evaluation has its scores, and as many images as it is to have here: the last
         one of what was a shorter run may have more."""
         with contextlib.suppress(DamagedFileError):
@@ -327,17 +327,20 @@ class Measured:
             return line.get("images") == images * (line.get("prompts") or 0)
         return False
 
-    def evaluations(self, done: int) -> list[dict[str, Any]]:
-        """The lines of the evaluations up to the one after `done` iterations. One after the last
-        iteration of what was a shorter run is none of this run's."""
-        lines = self._lines(self.evals)
-        return [x for x in lines if x["iteration"] <= done and self.due(x["iteration"])]
+    def belongs(self, line: dict[str, Any]) -> bool:
+        """Whether a line of eval.jsonl is this run's, with all that belongs to it. One after the
+        last iteration of what was a shorter run may be none."""
+        return self.due(line["iteration"]) and self._is_whole(line)
 
     def keep(self, done: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Leave in the files what belongs to `done` iterations, and return it: their metrics, and
         the evaluations up to the one after them."""
         lines = [line for line in self._lines(self.metrics) if line["iteration"] < done]
-        evals = self.evaluations(done)
+        evals = [
+            line
+            for line in self._lines(self.evals)
+            if line["iteration"] <= done and self.due(line["iteration"])
+        ]
         jsonlines.replace(self.metrics, lines)
         jsonlines.replace(self.evals, evals)
         self._keep_scores(evals)
@@ -381,8 +384,8 @@ def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:
     measured = Measured(config, folder)
     if measured.whole() < config.iterations or config.iterations not in measured.judged():
         raise RunError(
-            f"{folder}: lines of metrics.jsonl or eval.jsonl, or scores, were lost while the run "
-            "went on; run the same command again to make them again"
+            f"{folder}: lines of metrics.jsonl or eval.jsonl were lost while the run went on, or "
+            "scores of an evaluation; run the same command again to make them again"
         )
     lines, evals = measured.keep(config.iterations)
 

@@ -168,7 +168,7 @@ class _Run:
             stop = self.ranks.any(should_stop())
             # A grace period may be shorter than an evaluation; the next attempt makes it.
             if self.measured.due(done) and not judged and not stop:
-                self._evaluate(done)
+                self._evaluate(done, should_stop)
                 judged = True
                 stop = self.ranks.any(should_stop())  # it may have taken long
             if done == self.config.iterations and judged:
@@ -294,7 +294,7 @@ class _Run:
             besides = [m for m in output.keep if not self._is_usual(m)]
             checkpoint.prune(self.checkpoints, output.checkpoints_kept, done, output.keep, besides)
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, done: int, should_stop: Callable[[], bool]) -> None:
         from mixgrpo.training.metrics import evaluation_metrics
         from mixgrpo.training.samples import keep_samples, shown_prompts
 
@@ -314,6 +314,7 @@ class _Run:
             self._warn_of_unseen()
         line: dict[str, Any] = evaluation_metrics(done, judged, time.perf_counter() - begin)
         pictures = [judged.images[prompt][0] for prompt in shown]
+        should_stop()  # raises where the folder is not this run's any more, before a write
         keep_samples(self.folder, done, pictures)
         # Before the line, which vouches for it: an evaluation that has its line is not made again.
         line[SCORES_DIGEST] = keep_scores(self.folder, done, judged.table(self.config.seed))

@@ -184,8 +184,9 @@ def test_a_line_that_a_sleeping_process_added_counts_once(
         awake = True
         with (tmp_path / name).open("a") as stream:
             stream.write(_stale(undisturbed, name, number))
-        if name == "eval.jsonl":  # its pictures come before the line
-            shutil.copytree(undisturbed / "samples", tmp_path / "samples", dirs_exist_ok=True)
+        if name == "eval.jsonl":  # its pictures and scores come before the line
+            for folder in ("samples", "scores"):
+                shutil.copytree(undisturbed / folder, tmp_path / folder, dirs_exist_ok=True)
         return stops
 
     assert train.run(SMALL, tmp_path, wake) == ("stopped" if stops else "finished")
