@@ -90,6 +90,7 @@ def test_means_over_prompts_are_the_evaluations(made: tuple[Sweep, Path]) -> Non
     assert list(images) == [4] * 4
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_damaged_run_is_named_and_left_out(made: tuple[Sweep, Path]) -> None:
     sweep, runs = made
     run = sweep.runs[0]
