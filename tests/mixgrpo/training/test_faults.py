@@ -342,7 +342,7 @@ def test_a_full_disk_stops_and_room_lets_it_finish(
         def fill_once() -> bool:
             nonlocal polls
             polls += 1
-            if polls == 4:  # before the second iteration
+            if polls == 5:  # before the second iteration
                 fill(disk)
             return False
 
