@@ -1,6 +1,6 @@
 """Judges a policy on held-out prompts: ODE sampling, fixed noise, every reward.
 
-    python -m mixgrpo.evaluate RUN [--checkpoint ITER] [--p-mix P]... [--json]
+    python -m mixgrpo.evaluate RUN [--checkpoint ITER] [--p-mix P]... [--json] [--parquet FILE]
 
 The only measure by which settings are compared. Rewards of a rollout are not: they change with the
 window's position alone, because late noise does less damage than early noise.
@@ -10,6 +10,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +19,21 @@ import typer
 
 from mixgrpo import cli
 from mixgrpo.evaluation.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
-from mixgrpo.evaluation.held_out import check_readable, choose, evaluate, evaluation_noise
-from mixgrpo.files.atomic import is_stream, write_text
+from mixgrpo.evaluation.held_out import (
+    Evaluation,
+    check_readable,
+    choose,
+    evaluate,
+    evaluation_noise,
+    in_blocks,
+)
+from mixgrpo.files.atomic import is_stream, write_bytes, write_text
+from mixgrpo.files.scores import as_parquet, joined
 from mixgrpo.rewards.calls import check_prompts
 from mixgrpo.rewards.load import load_rewards
 from mixgrpo.rewards.protocol import Reward
 from mixgrpo.sampling.inference import Sampling, asked_shift, images_at_once, shift_of
+from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.paths import check_file, check_outside
 
 if TYPE_CHECKING:
@@ -32,6 +42,37 @@ if TYPE_CHECKING:
 
 FEW_PROMPTS = 20
 """Below this a bootstrap interval is clearly too narrow, and the table says so."""
+
+
+def judge(
+    loaded: "Loaded",
+    ways: Sequence[Sampling],
+    rewards: dict[str, Reward],
+    prompts: list[str],
+    images: int,
+    seed: int,
+) -> list[Evaluation]:
+    """What the same images are worth by each way to sample, in the batches of the run's own
+    evaluations."""
+    config, policy = loaded.config, loaded.policy
+    check_readable(loaded, prompts)
+
+    def judged(way: Sampling, block: range) -> Evaluation:
+        return evaluate(
+            policy,
+            loaded.velocity,
+            list(rewards.values()),
+            prompts,
+            evaluation_noise(seed, prompts, len(block), policy.latent_shape, block.start),
+            way.steps,
+            way.shift,
+            images_at_once(config.compute),
+            loaded.reference,
+            way.p_mix,
+        )
+
+    usual = config.evaluation.images_per_prompt
+    return [in_blocks(images, usual, partial(judged, way)) for way in ways]
 
 
 @dataclass(frozen=True)
@@ -48,36 +89,17 @@ class Row:
 
 
 def compare(
-    loaded: "Loaded",
+    config: RunConfig,
     ways: Sequence[Sampling],
-    rewards: dict[str, Reward],
-    prompts: list[str],
-    images: int,
+    judged: Sequence[Evaluation],
     seed: int,
 ) -> list[Row]:
     """Every reward of every way to sample the same images, the first of which is the base model's.
 
-    Intervals are over prompts, each of which counts by the mean of its `images`.
+    Intervals are over prompts, each of which counts by the mean of its images.
     """
-    config, policy = loaded.config, loaded.policy
-    check_readable(loaded, prompts)
-    noise = evaluation_noise(seed, prompts, images, policy.latent_shape)
-    columns = []
-    for way in ways:
-        judged = evaluate(
-            policy,
-            loaded.velocity,
-            list(rewards.values()),
-            prompts,
-            noise,
-            way.steps,
-            way.shift,
-            images_at_once(config.compute),
-            loaded.reference,
-            way.p_mix,
-        )
-        columns += [judged.scores[r.name].double().mean(1).numpy() for r in rewards.values()]
-    means = np.stack(columns, 1)
+    rewards = list(judged[0].scores)
+    means = np.stack([e.scores[name].mean(1).numpy() for e in judged for name in rewards], 1)
     base = np.tile(means[:, : len(rewards)], len(ways))
     intervals, differences = bootstrap(means, seed), bootstrap(means - base, seed)
     rows = []
@@ -177,9 +199,15 @@ def main(
         int | None, typer.Option(min=0, help="Number of held-out prompts; 0 means all.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the images' noise.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For machines, with the score of every image.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write to this file instead of the terminal.")
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the score of every image to this file."),
     ] = None,
     trust: cli.TrustOption = False,
 ) -> None:
@@ -192,10 +220,12 @@ def main(
     from mixgrpo.runs.load import load_run
 
     cli.say_warnings()
-    if out is not None:
-        check_outside(out, run)
-        check_file("--out", out)
-        out = out.absolute()  # code that is called may change the working directory
+    for option, file in (("--out", out), ("--parquet", parquet)):
+        if file is not None:
+            check_outside(file, run)
+            check_file(option, file)
+    # Code that is called may change the working directory.
+    out, parquet = (file.absolute() if file else None for file in (out, parquet))
     loaded = load_run(run, checkpoint, trust=trust)
     config = loaded.config
     names = dict.fromkeys([*config.rewards.train, *config.rewards.held_out, *(reward or [])])
@@ -210,11 +240,18 @@ def main(
         ways = ways[:1]
     known = held_out_prompts(config, loaded.policy)
     chosen = choose(known, ev.prompts if prompts is None else prompts)
-    images = images or ev.images_per_prompt
+    images = images or config.evaluated_images(loaded.iteration)
     seed = config.seed if seed is None else seed
-    for judge in rewards.values():
-        check_prompts(judge, chosen)
-    rows = compare(loaded, ways, rewards, chosen, images, seed)
+    for one in rewards.values():
+        check_prompts(one, chosen)
+    judged = judge(loaded, ways, rewards, chosen, images, seed)
+    rows = compare(config, ways, judged, seed)
+    scores = joined(
+        e.table(seed, checkpoint=loaded.iteration, p_mix=way.p_mix)
+        for way, e in zip(ways, judged, strict=True)
+    )
+    if parquet is not None:
+        write_bytes(parquet, as_parquet(scores))
 
     notes = [_covers(len(chosen), images)]
     notes += [way.in_words for way in ways if way.p_mix not in (0, 1)]
@@ -232,6 +269,7 @@ def main(
                 "shift": base.shift,
                 "notes": notes,
                 "rows": [_as_json(row) for row in rows],
+                "scores": scores.to_pylist(),
             },
             indent=2,
             allow_nan=False,

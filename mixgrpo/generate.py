@@ -1,6 +1,7 @@
 """Images from any run, finished or being trained: pictures, their manifest, and a contact sheet.
 
     python -m mixgrpo.generate RUN [--prompt TEXT]... [--checkpoint ITER]... [--p-mix 0.8]
+                                   [--parquet FILE]
 
 The noise of an image depends on (seed, prompt, index) alone and is that of the run's evaluations,
 so that the same image can be asked for alone, among others, and of every checkpoint.
@@ -17,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 from torch import Tensor
 
@@ -28,10 +30,16 @@ from mixgrpo.files.atomic import is_stream, write_bytes, write_json
 from mixgrpo.files.checkpoint import check_at
 from mixgrpo.files.prompts import read_prompts
 from mixgrpo.files.regular import open_regular
+from mixgrpo.files.scores import as_parquet, joined, scores_table
+from mixgrpo.rewards.calls import check_prompts, score
+from mixgrpo.rewards.load import load_rewards
+from mixgrpo.rewards.protocol import Reward
 from mixgrpo.sampling.inference import Sampling, asked_shift, draw, images_at_once, shift_of
 from mixgrpo.settings.paths import check_file, check_folder, check_outside
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from mixgrpo.runs.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -62,12 +70,54 @@ def generate(
     return cpu
 
 
-def check_places(out: Path, sheet: Path, run: Path) -> None:
-    """ConfigError where the images or their sheet cannot be written, or not there."""
+def check_places(out: Path, sheet: Path, parquet: Path | None, run: Path) -> None:
+    """ConfigError where the images, their sheet or scores cannot be written, or not there."""
     check_outside(out, run)
     check_folder("--out", out)
     check_outside(sheet, run)
     check_file("--sheet", sheet, makes_folder=True)
+    if parquet is not None:
+        check_outside(parquet, run)
+        check_file("--parquet", parquet)
+
+
+class _Scores:
+    """The score of every image by every reward of the run, where they are to be written."""
+
+    def __init__(self, file: Path | None, loaded: "Loaded", prompts: Sequence[str]) -> None:
+        """ConfigError for a prompt that a reward cannot judge."""
+        self.file = file
+        self.tables: list[pa.Table] = []
+        self.rewards: list[Reward] = []
+        if file is not None:
+            settings = loaded.config.rewards
+            names = [*settings.train, *settings.held_out]
+            found = load_rewards(names, settings, loaded.config.compute.offload)
+            self.rewards = list(found.values())
+        for reward in self.rewards:
+            check_prompts(reward, list(prompts))
+
+    def add(
+        self, prompts: Sequence[str], pixels: Tensor, seed: int, checkpoint: int, sampling: Sampling
+    ) -> None:
+        """Score images [prompts, images, 3, H, W], a prompt's at a time."""
+        if self.file is None:
+            return
+        scores = {
+            reward.name: np.stack(
+                [
+                    score(reward, images, [prompt] * len(images)).numpy()
+                    for prompt, images in zip(prompts, pixels, strict=True)
+                ]
+            )
+            for reward in self.rewards
+        }
+        constants = {"checkpoint": checkpoint, "p_mix": sampling.p_mix}
+        self.tables.append(scores_table(prompts, seed, scores, constants))
+
+    def write(self) -> None:
+        if self.file is not None:
+            write_bytes(self.file, as_parquet(joined(self.tables)))
 
 
 class _Listing:
@@ -171,6 +221,12 @@ def main(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Contact sheet; without it DIR/sheet.png.")
     ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write the score of every image by the run's rewards."
+        ),
+    ] = None,
     trust: cli.TrustOption = False,
 ) -> None:
     """Images from any run, also from one that is being trained.
@@ -189,9 +245,10 @@ def main(
         raise ConfigError("--prompt: is empty; write what the image is to show")
     out = out or Path("generated") / run.resolve().name
     sheet = sheet or out / "sheet.png"
-    check_places(out, sheet, run)
+    check_places(out, sheet, parquet, run)
     # Code of a model may change the working directory.
     out, sheet, named, run = out.absolute(), sheet.absolute(), run, run.absolute()
+    parquet = parquet.absolute() if parquet else None
 
     asked = sorted(set(checkpoint or []))
     loaded = load_run(run, asked[0] if asked else None, trust=trust)
@@ -210,6 +267,7 @@ def main(
     )
     wanted = given or choose(held_out_prompts(loaded.config, loaded.policy), DEFAULT_PROMPTS)
     check_readable(loaded, wanted)
+    scores = _Scores(parquet, loaded, wanted)
     out.mkdir(parents=True, exist_ok=True)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     listing = _Listing(out, run)
@@ -224,10 +282,12 @@ def main(
         for k in dict.fromkeys(seed or [loaded.config.seed]):
             pixels = generate(loaded, way, wanted, k, images)
             listing.add(wanted, pixels, k, iteration, way)
+            scores.add(wanted, pixels, k, iteration, way)
             for index in range(images):
                 label = f"seed {k}" + (f", image {index}" if images > 1 else "")
                 columns.append(Column(group, label, pixels[:, index]))
         cli.say(f"{group}: done", sys.stderr)
+    scores.write()
     write_bytes(sheet, contact_sheet(_title(named, sampling), wanted, columns))
     if not is_stream(sheet):  # which may be the standard output
         cli.say(sheet)

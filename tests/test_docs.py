@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pyarrow import parquet
 
 from harness.study.load import load_sweep
 from mixgrpo import train
@@ -211,6 +212,12 @@ def test_every_key_of_a_run_is_explained_and_no_other(folder: Path) -> None:
     assert set(result) == keys("result.json", [])
 
 
+def test_every_column_of_the_scores_is_explained(folder: Path) -> None:
+    explained = keys("scores/", ["brightness", "contrast"])
+    for file in (folder / "scores").iterdir():
+        assert set(parquet.read_schema(file).names) == explained
+
+
 def test_every_row_has_a_meaning() -> None:
     for line in (DOCS / "run-folder.md").read_text().splitlines():
         if line.startswith("| `"):
@@ -223,7 +230,7 @@ def test_every_file_of_a_run_is_explained(folder: Path) -> None:
         for column in tables("Files")
     )
     found = {
-        re.sub(r"\d+\.png$", "<k>.png", re.sub(r"/\d{6}/", "/<iteration>/", name))
+        re.sub(r"\d+\.png$", "<k>.png", re.sub(r"/\d{6}(?=[/.])", "/<iteration>", name))
         for p in folder.rglob("*")
         if p.is_file()
         for name in [str(p.relative_to(folder))]

@@ -17,6 +17,7 @@ from harness.study.spec import Run, Sweep
 from mixgrpo.files.records import (
     EVALUATIONS,
     METRICS,
+    SCORES_DIGEST,
     DamagedFileError,
     Origin,
     Result,
@@ -107,10 +108,12 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
                 folders.get(run.folder_name, folder), run.config.iterations
             )
         rows.append(row)
+    # The digest of the scores is for their own reader, `harness.analysis.scores`.
+    of_evaluations = _frame(order, finished, evaluations)
     return Results(
         pd.DataFrame(rows),
         _frame(order, finished, metrics),
-        _frame(order, finished, evaluations),
+        of_evaluations.drop(columns=SCORES_DIGEST, errors="ignore"),
         sorted(machines),
         left_out,
     )

@@ -3,7 +3,7 @@
 `adopt` copies the first iterations of a shorter or longer run of the same settings, in the job that
 continues from them. `adopt_accepted` copies a finished run of other code that the user accepts.
 
-Pictures and lines are copied first: without a checkpoint the trainer makes them again. The
+Pictures, scores and lines are copied first: without a checkpoint the trainer makes them again. The
 checkpoint follows, atomically, and the result of a whole run comes last.
 """
 
@@ -24,12 +24,16 @@ from mixgrpo.files.records import (
     METRICS,
     ORIGIN,
     RESULT,
+    SCORES,
+    SCORES_DIGEST,
     DamagedFileError,
     check_lines,
     loads,
     parse_result,
+    scores_bytes,
     sealed,
 )
+from mixgrpo.files.scores import write_scores
 from mixgrpo.runs.folder import CHECKPOINTS, CONFIG, Measured, claim, claimed
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import load_config
@@ -101,6 +105,7 @@ def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: Acce
         claim(config, partial)
         for line in evaluations:
             copy_pictures(source / "samples", partial / "samples", line["iteration"])
+            copy_scores(source, partial, line)
         for name in (METRICS, EVALUATIONS, _ENVIRONMENT):
             if (source / name).exists():
                 write_bytes(partial / name, (source / name).read_bytes())
@@ -147,21 +152,22 @@ def _lines(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The lines of metrics.jsonl and eval.jsonl of a run's first iterations.
 
-    The evaluation after the last of them may be missing: the trainer makes it.
+    The evaluation after the last of them may be missing, or not belong to this run: the trainer
+    makes it.
     """
     metrics = [m for m in jsonlines.whole_lines(source / METRICS) if m["iteration"] < iterations]
     numbers = [line["iteration"] for line in metrics]
     if len(numbers) < iterations or numbers != list(range(iterations)):
         raise UnfitError(f"{source}: {METRICS} lacks lines")
-    due = Measured(config, source).due
+    measured = Measured(config, source)
     evals = [
         line
         for line in jsonlines.whole_lines(source / EVALUATIONS)
-        if line["iteration"] <= iterations and due(line["iteration"])
+        if line["iteration"] <= iterations and measured.belongs(line)
     ]
     judged = {line["iteration"] for line in evals}
-    if any(due(m) and m not in judged for m in range(iterations)):
-        raise UnfitError(f"{source}: {EVALUATIONS} lacks lines")
+    if any(measured.due(m) and m not in judged for m in range(iterations)):
+        raise UnfitError(f"{source}: {EVALUATIONS} lacks lines, or {SCORES} lacks theirs")
     return metrics, evals
 
 
@@ -171,11 +177,12 @@ def _copy_lines(
     folder: Path,
     made_on: MadeOn,
 ) -> None:
-    """Copy lines and the pictures of the evaluations, and record where they come from."""
+    """Copy lines, and the pictures and scores of the evaluations; record where they come from."""
     metrics, evaluations = lines
-    # Pictures first: an evaluation that has a line is not made again.
+    # Pictures and scores first: an evaluation that has a line is not made again.
     for line in evaluations:
         copy_pictures(source / "samples", folder / "samples", line["iteration"])
+        copy_scores(source, folder, line)
     jsonlines.replace(folder / METRICS, metrics)
     jsonlines.replace(folder / EVALUATIONS, evaluations)
     _write_origin(folder, source, metrics, [(0, made_on)])
@@ -206,6 +213,21 @@ def copy_pictures(samples: Path, target: Path, iteration: int) -> None:
     pictures = samples / f"{iteration:06d}"
     if pictures.is_dir():
         _copy_tree(pictures, target / pictures.name, linked=False)
+
+
+def copy_scores(source: Path, folder: Path, line: dict[str, Any]) -> None:
+    """Copy the scores of the evaluation with this line; those of earlier versions have none.
+
+    UnfitError where they are damaged.
+    """
+    digest = line.get(SCORES_DIGEST)
+    if digest is None:
+        return
+    try:
+        content = scores_bytes(source, line["iteration"], digest)
+    except DamagedFileError as damaged:
+        raise UnfitError(str(damaged)) from None
+    write_scores(folder, line["iteration"], content)
 
 
 def _copy_checkpoint(checkpoint: Path, folder: Path, content: dict[str, Any]) -> None:

@@ -11,12 +11,20 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from harness.launching.adopt import MadeOn, UnfitError, copy_pictures
+from harness.launching.adopt import MadeOn, UnfitError, copy_pictures, copy_scores
 from mixgrpo.errors import ConfigError
 from mixgrpo.files import jsonlines
 from mixgrpo.files.atomic import write_json
-from mixgrpo.files.records import EVALUATIONS, METRICS, DamagedFileError, is_line, loads
+from mixgrpo.files.records import (
+    EVALUATIONS,
+    METRICS,
+    SCORES,
+    DamagedFileError,
+    is_line,
+    loads,
+)
 from mixgrpo.runs.folder import claim
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.identity import config_digest
@@ -41,9 +49,10 @@ def take(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return False
     claim(config, folder)
-    # Pictures before the line: an evaluation that has its line is not made again.
+    # Pictures and scores before the line: an evaluation that has its line is not made again.
     try:
         copy_pictures(kept / _SAMPLES, folder / _SAMPLES, 0)
+        copy_scores(kept, folder, line)
     except UnfitError:
         return False
     jsonlines.replace(folder / EVALUATIONS, [line])
@@ -62,6 +71,7 @@ def keep(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> None:
         partial = kept.with_name(f"{kept.name}.partial-{os.getpid()}")
         partial.mkdir(parents=True)
         copy_pictures(folder / _SAMPLES, partial / _SAMPLES, 0)
+        copy_scores(folder, partial, lines[0])
         write_json(partial / _LINE, lines[0])
         partial.rename(kept)
     if partial is not None:
@@ -70,7 +80,9 @@ def keep(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> None:
 
 def _kept(store: Path, config: RunConfig, made_on: MadeOn) -> Path:
     untrained = RunConfig()
-    same = {name: getattr(untrained, name) for name in _OF_TRAINING}
-    parts = [config_digest(config.model_copy(update=same)), config.output.samples, made_on]
+    same: dict[str, Any] = {name: getattr(untrained, name) for name in _OF_TRAINING}
+    same["evaluation"] = config.evaluation.model_copy(update={"final_images_per_prompt": None})
+    # Earlier versions kept no scores beside it.
+    parts = [config_digest(config.model_copy(update=same)), config.output.samples, made_on, SCORES]
     text = json.dumps(parts, sort_keys=True)
     return store / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ from harness.analysis.samples import read_samples
 from harness.runs.state import look, sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.files.atomic import write_json
+from mixgrpo.files.records import SCORES
 
 FOLDER = ".cache"
 LIBRARIES = ("matplotlib", "numpy", "pandas", "pyarrow", "scipy", "jinja2", "pillow")
@@ -48,7 +49,8 @@ def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
             yield run.folder_name, look(sweep, run, runs_dir).state
         else:
             finished.add((run.arm, run.seed))
-            yield run.folder_name, stamps
+            scores = sorted((folder / run.folder_name / SCORES).glob("*.parquet"))
+            yield run.folder_name, stamps, [(file.name, stamp(file)) for file in scores]
     yield read_samples(sweep, finished, runs_dir)
 
 

@@ -3,13 +3,14 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mixgrpo.errors import ConfigError
+from mixgrpo.files.scores import scores_table
 from mixgrpo.maths.randomness import normal
 from mixgrpo.models.load import prepare
 from mixgrpo.models.protocol import Policy
@@ -21,6 +22,8 @@ from mixgrpo.sampling.inference import Sampling, draw, images_at_once
 from mixgrpo.sampling.rollout import slices
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from mixgrpo.runs.load import Loaded
 
 
@@ -46,9 +49,16 @@ class Evaluation:
     scores: dict[str, Tensor]
     """By reward: [prompts, images per prompt]."""
     diversity: Tensor | None
-    """[prompts], as `distributions.diversity` has it; None with one image per prompt."""
+    """[prompts], as `distributions.diversity` has it; None with one image per prompt. Of the first
+    block of images alone (`in_blocks`), as is `images`."""
     images: dict[str, Tensor]
     """[images per prompt, 3, H, W] in [0, 1] on the CPU, of the prompts that were to be shown."""
+
+    def table(self, seed: int, **constants: float) -> "pa.Table":
+        """One row an image (`mixgrpo.files.scores`); `seed`: of the noise that it was drawn from.
+        `constants` are columns before the others, with the same number in all rows."""
+        scores = {name: values.numpy() for name, values in self.scores.items()}
+        return scores_table(self.prompts, seed, scores, constants)
 
     def first(self, count: int) -> "Evaluation":
         """Of its first prompts alone."""
@@ -71,13 +81,29 @@ class Evaluation:
         )
 
 
-def evaluation_noise(
-    seed: int, prompts: Sequence[str], images: int, shape: tuple[int, ...]
-) -> Tensor:
-    """Initial noise [prompts * images, ...]; each depends on (seed, prompt, index) alone."""
-    return torch.stack(
-        [normal(shape, "evaluation", seed, p, i) for p in prompts for i in range(images)]
+def in_blocks(images: int, block: int, judge: Callable[[range], Evaluation]) -> Evaluation:
+    """`images` of every prompt, judged `block` at a time; `judge` takes their indices.
+
+    So the first images have the bytes that they have in an evaluation of `block` images, whose
+    batches are the same, and more images take no more memory.
+    """
+    first, *others = (
+        judge(range(start, min(start + block, images))) for start in range(0, images, block)
     )
+    scores = {
+        name: torch.cat([values, *(other.scores[name] for other in others)], 1)
+        for name, values in first.scores.items()
+    }
+    return replace(first, scores=scores)
+
+
+def evaluation_noise(
+    seed: int, prompts: Sequence[str], images: int, shape: tuple[int, ...], first: int = 0
+) -> Tensor:
+    """Initial noise [prompts * images, ...] of the images from index `first` on; each depends on
+    (seed, prompt, index) alone."""
+    indices = range(first, first + images)
+    return torch.stack([normal(shape, "evaluation", seed, p, i) for p in prompts for i in indices])
 
 
 def evaluate(

@@ -2,8 +2,8 @@
 
 Hybrid inference (MixGRPO, arXiv 2507.21802) as `mixgrpo.sampling.inference` has it, with the
 prompts, noise and batches of the run's evaluations: p_mix = 1 gives the numbers of its last
-evaluation, 0 those of its first. What two values of p_mix share, the trained model's first steps,
-is computed once.
+evaluation, 0 those of its first, both of `evaluation.images_per_prompt` images. What two values of
+p_mix share, the trained model's first steps, is computed once.
 """
 
 import logging

@@ -21,12 +21,19 @@ from mixgrpo.errors import RunError
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval.jsonl"
+SCORES = "scores"
+"""The folder of every image's score, a file for each evaluation (`mixgrpo.files.scores`)."""
+SCORES_DIGEST = "scores_sha256"
+"""In a line of eval.jsonl: of the file of its scores. Earlier versions kept none."""
 ORIGIN = "origin.json"
 """Says which run its first iterations were copied from, how many, their seconds, and who made
 them."""
 
 _MOST = 2**63
 """A number of more than 64 bits is none that the program wrote, and no table has room for it."""
+
+_MOST_OF_SCORES = 2**30
+"""Bytes of the scores of one evaluation; the program writes some tens of thousands."""
 
 MOST_OF_A_RECORD = 10_000_000
 """Bytes of a file that is one record; the program writes some thousands."""
@@ -111,6 +118,7 @@ class EvaluationLine(Record):
     __pydantic_extra__: dict[str, float | str | None]
     iteration: Count
     seconds_total: Seconds
+    scores_sha256: str | None = None
 
 
 class Progress(Record):
@@ -228,12 +236,13 @@ def check_lines(
     folder: Path | str, result: Result, every: int | None, thorough: bool = False
 ) -> None:
     """DamagedFileError where a finished run's metrics.jsonl or eval.jsonl are not those of its
-    result. `every` so many iterations it was evaluated; None where that is not known.
+    result, or the scores of an evaluation not those of its line. `every` so many iterations it was
+    evaluated; None where that is not known.
 
     Thousands of runs are checked at a time: metrics.jsonl, the large one, is read where it was
     changed after the result was written, or where the result does not say what it was, or when
-    `thorough`. A result without a digest of its own is one of an earlier version, or was written by
-    hand: its totals are compared with the lines.
+    `thorough`; scores are read likewise. A result without a digest of its own is one of an earlier
+    version, or was written by hand: its totals are compared with the lines.
     """
     is_sealed = RESULT in result.digests
     for name in (EVALUATIONS, METRICS):
@@ -252,7 +261,10 @@ def check_lines(
         elif measured(content) != said:
             raise DamagedFileError(file, _difference(content, said))
         if name == EVALUATIONS:
-            _check_rewards(folder, result, content)
+            lines = _first_lines(content)
+            _check_rewards(folder, result, lines)
+            if SCORES_DIGEST.encode() in content:
+                _check_all_scores(folder, lines, thorough or not is_sealed)
         elif not is_sealed:
             _check_totals(folder, result, content)
 
@@ -264,6 +276,52 @@ def _is_older(folder: Path | str, said: Measured) -> bool:
     except OSError:
         return False
     return metrics.st_size == said.bytes and metrics.st_mtime_ns <= result.st_mtime_ns
+
+
+def scores_file(folder: Path | str, iteration: int) -> Path:
+    """Where a run has the scores of its evaluation after so many iterations."""
+    return Path(folder, SCORES, f"{iteration:06d}.parquet")
+
+
+def scores_bytes(folder: Path | str, iteration: int, digest: str) -> bytes:
+    """The content of that file. DamagedFileError where it has not this sha256."""
+    file = scores_file(folder, iteration)
+    content = read_bytes(file, _MOST_OF_SCORES)
+    if content is None:
+        raise DamagedFileError(file, "is missing")
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DamagedFileError(file, "was changed after it was written")
+    return content
+
+
+def check_scores(folder: Path | str, line: Mapping[str, Any]) -> None:
+    """DamagedFileError where the run in `folder` has not the scores from which this line of its
+    eval.jsonl was computed. Of a line of an earlier version there are none."""
+    digest = line.get(SCORES_DIGEST)
+    if digest is not None:
+        scores_bytes(folder, line["iteration"], digest)
+
+
+def _check_all_scores(folder: Path | str, lines: Mapping[Any, bytes], thorough: bool) -> None:
+    """`check_scores` of all lines; unless `thorough`, a regular file that was not changed after the
+    result was written counts as what it was."""
+    written = os.stat(f"{folder}/{RESULT}").st_mtime_ns  # noqa: PTH116
+    for iteration, text in lines.items():
+        if not isinstance(iteration, int):
+            continue
+        if not thorough:
+            try:
+                found = os.stat(scores_file(folder, iteration))  # noqa: PTH116
+            except OSError:
+                found = None
+            if (
+                found is not None
+                and stat.S_ISREG(found.st_mode)
+                and found.st_size
+                and found.st_mtime_ns <= written
+            ):
+                continue
+        check_scores(folder, loads(text))
 
 
 def _difference(content: bytes, said: Measured) -> str:
@@ -294,9 +352,8 @@ def _first_lines(content: bytes) -> dict[Any, bytes]:
     return found
 
 
-def _check_rewards(folder: Path | str, result: Result, content: bytes) -> None:
+def _check_rewards(folder: Path | str, result: Result, lines: Mapping[Any, bytes]) -> None:
     """DamagedFileError where the result says other rewards than the evaluations."""
-    lines = _first_lines(content)
     known = [iteration for iteration in lines if isinstance(iteration, int)]
     first, last = (lines[f(known)] if known else b"" for f in (min, max))
     for text, key in ((first, "before"), (last, "after")):
@@ -329,7 +386,7 @@ def _check_totals(folder: Path | str, result: Result, content: bytes) -> None:
 
 def needed_numbers(name: str) -> list[str]:
     """What every line of metrics.jsonl or eval.jsonl has, by the file's `name`."""
-    return list(LINES[name].model_fields)
+    return [key for key, field in LINES[name].model_fields.items() if field.is_required()]
 
 
 def check_measured(file: Path, lines: list[dict[str, Any]]) -> None:

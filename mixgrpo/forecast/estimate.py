@@ -96,6 +96,9 @@ def _evaluations(config: RunConfig, ranks: Ranks) -> list[str]:
             f"  in an evaluation, every {config.evaluation.every} iterations, "
             f"{prompts * images * steps:,}"
         )
+        final = config.evaluation.final_images_per_prompt
+        if final is not None:
+            lines.append(f"  in the last evaluation {prompts * final * steps:,}")
     return lines
 
 

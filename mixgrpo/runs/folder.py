@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,16 @@ from mixgrpo.files.records import (
     METRICS,
     ORIGIN,
     RESULT,
+    SCORES,
+    SCORES_DIGEST,
     TOTALS,
     DamagedFileError,
     check_lines,
+    check_scores,
     is_line,
     read_origin,
     read_result,
+    scores_file,
     sealed,
 )
 from mixgrpo.files.records import measured as measure
@@ -210,9 +215,12 @@ def is_finished(config: RunConfig, folder: Path) -> bool:
     return True
 
 
+_ASIDE = ".damaged-"
+
+
 def set_aside(place: Path) -> Path:
     """Give a damaged file a name that nothing reads."""
-    names = (place.with_name(f"{place.name}.damaged-{k}") for k in itertools.count(1))
+    names = (place.with_name(f"{place.name}{_ASIDE}{k}") for k in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     place.rename(aside)
     return aside
@@ -228,7 +236,8 @@ def finished_after(folder: Path) -> int | None:
 
 
 class Measured:
-    """metrics.jsonl and eval.jsonl of one run. Malformed lines count as missing."""
+    """metrics.jsonl, eval.jsonl and the scores of one run. Malformed lines count as missing, and so
+    do those whose scores are missing."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -304,13 +313,29 @@ class Measured:
             for line in jsonlines.whole_lines(file)
             if is_line(file.name, line)
             and all(isinstance(line.get(key), int | float) for key in means)
+            and (file == self.metrics or self._is_whole(line))
         ]
+
+    def _is_whole(self, line: dict[str, Any]) -> bool:
+        """Whether an evaluation has its scores, and as many images as it is to have here: the last
+        one of what was a shorter run may have more."""
+        with contextlib.suppress(DamagedFileError):
+            check_scores(self.folder, line)
+            if self.config.evaluation.final_images_per_prompt is None:
+                return True
+            images = self.config.evaluated_images(line["iteration"])
+            return line.get("images") == images * (line.get("prompts") or 0)
+        return False
+
+    def belongs(self, line: dict[str, Any]) -> bool:
+        """Whether a line of eval.jsonl is this run's, with all that belongs to it. One after the
+        last iteration of what was a shorter run may be none."""
+        return self.due(line["iteration"]) and self._is_whole(line)
 
     def keep(self, done: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Leave in the files what belongs to `done` iterations, and return it: their metrics, and
         the evaluations up to the one after them."""
         lines = [line for line in self._lines(self.metrics) if line["iteration"] < done]
-        # One after the last iteration of what was a shorter run is none of this run's.
         evals = [
             line
             for line in self._lines(self.evals)
@@ -318,8 +343,25 @@ class Measured:
         ]
         jsonlines.replace(self.metrics, lines)
         jsonlines.replace(self.evals, evals)
+        self._keep_scores(evals)
         self._disown(lines)
         return lines, evals
+
+    def _keep_scores(self, evals: list[dict[str, Any]]) -> None:
+        """Leave the scores of these evaluations alone."""
+        folder = self.folder / SCORES
+        if not folder.is_dir():
+            if os.path.lexists(folder):
+                set_aside(folder)
+            return
+        kept = {scores_file(self.folder, x["iteration"]) for x in evals if x.get(SCORES_DIGEST)}
+        for path in folder.iterdir():
+            if path in kept or _ASIDE in path.name:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                set_aside(path)
+            else:
+                path.unlink()
 
     def _disown(self, lines: list[dict[str, Any]]) -> None:
         """Of what was copied, only these are left: the run computes the others itself."""
@@ -342,8 +384,8 @@ def write_result(config: RunConfig, folder: Path, rewards: list[str]) -> None:
     measured = Measured(config, folder)
     if measured.whole() < config.iterations or config.iterations not in measured.judged():
         raise RunError(
-            f"{folder}: lines of metrics.jsonl or eval.jsonl were lost while the run went on; run "
-            "the same command again to make them again"
+            f"{folder}: lines of metrics.jsonl or eval.jsonl were lost while the run went on, or "
+            "scores of an evaluation; run the same command again to make them again"
         )
     lines, evals = measured.keep(config.iterations)
 

@@ -247,6 +247,10 @@ class EvaluationConfig(Section):
     images_per_prompt: int = Field(2, ge=1, le=10_000)
     """Images per prompt, each from another initial noise; the same in every evaluation of a
     seed."""
+    final_images_per_prompt: int | None = Field(None, ge=1, le=10_000)
+    """Images per prompt in the evaluation after the last iteration: more of them make its means
+    less noisy. The first ones are those of the other evaluations. null means
+    `images_per_prompt`."""
     steps: int = Field(25, ge=1, le=1000)
     """ODE steps of an evaluated image, whatever the sampler in training."""
     shift: Annotated[float, Field(gt=0)] | Literal["dynamic"] = 3.0
@@ -336,6 +340,13 @@ class RunConfig(Section):
         """The window of SDE steps as a function of the iteration."""
         settings = self.window.model_dump(exclude={"fraction", "count"})
         return Window(steps=self.sampler.steps, seed=self.seed, **settings)
+
+    def evaluated_images(self, iteration: int) -> int:
+        """Images of each prompt in the evaluation after so many iterations."""
+        final = self.evaluation.final_images_per_prompt
+        if final is not None and iteration == self.iterations:
+            return final
+        return self.evaluation.images_per_prompt
 
     @property
     def trained_per_image(self) -> int:

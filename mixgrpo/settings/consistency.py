@@ -39,7 +39,11 @@ def check_consistency(config: "RunConfig") -> None:
     """Conflict, with all conflicts that there are, where settings do not fit together."""
     _holds_no_secret("", config.model_dump())
     conflicts: list[Conflict] = []
-    for check in (_fits_model, _fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer):
+    checks = (
+        *(_fits_model, _fits_trajectory, _fits_sampler, _fits_group, _fits_optimizer),
+        _fits_evaluation,
+    )
+    for check in checks:
         try:
             check(config)
         except Conflict as conflict:
@@ -264,6 +268,18 @@ def _fits_model(config: "RunConfig") -> None:
                 "model.name",
                 f"prompts.{key}",
             )
+
+
+def _fits_evaluation(config: "RunConfig") -> None:
+    usual, final = config.evaluation.images_per_prompt, config.evaluation.final_images_per_prompt
+    if final is not None and final < usual:
+        raise Conflict(
+            f"evaluation.final_images_per_prompt {final} is less than "
+            f"evaluation.images_per_prompt {usual}; the last evaluation has at least the images of "
+            "the others",
+            "evaluation.final_images_per_prompt",
+            "evaluation.images_per_prompt",
+        )
 
 
 def _fits_group(config: "RunConfig") -> None:

@@ -17,6 +17,8 @@ from mixgrpo.compute.phase import PhaseFile
 from mixgrpo.errors import RunError, UnidentifiedError
 from mixgrpo.files import jsonlines
 from mixgrpo.files.manifest import checkpoints
+from mixgrpo.files.records import SCORES_DIGEST
+from mixgrpo.files.scores import keep_scores
 from mixgrpo.runs.folder import Measured, check_unchanged, claim, is_finished, write_result
 from mixgrpo.settings import usercode
 from mixgrpo.settings.config import RunConfig
@@ -166,7 +168,7 @@ class _Run:
             stop = self.ranks.any(should_stop())
             # A grace period may be shorter than an evaluation; the next attempt makes it.
             if self.measured.due(done) and not judged and not stop:
-                self._evaluate(done)
+                self._evaluate(done, should_stop)
                 judged = True
                 stop = self.ranks.any(should_stop())  # it may have taken long
             if done == self.config.iterations and judged:
@@ -224,8 +226,9 @@ class _Run:
         if newest > whole:
             warnings.warn(
                 f"{self.folder}: metrics.jsonl and eval.jsonl have all lines, as they were "
-                f"written, of the first {whole} iterations only, not of {newest}; going back to a "
-                "checkpoint up to there, or to the beginning, to make the others again",
+                f"written and with their scores, of the first {whole} iterations only, not of "
+                f"{newest}; going back to a checkpoint up to there, or to the beginning, to make "
+                "the others again",
                 stacklevel=2,
             )
         return whole
@@ -291,7 +294,7 @@ class _Run:
             besides = [m for m in output.keep if not self._is_usual(m)]
             checkpoint.prune(self.checkpoints, output.checkpoints_kept, done, output.keep, besides)
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, done: int, should_stop: Callable[[], bool]) -> None:
         from mixgrpo.training.metrics import evaluation_metrics
         from mixgrpo.training.samples import keep_samples, shown_prompts
 
@@ -303,14 +306,18 @@ class _Run:
             judged = self.trainer.evaluate(
                 self.ranks.gather_objects(shown)[0],
                 lambda part: self.phase.enter("evaluating", part),
+                self.config.evaluated_images(done),
             )
         if not self.ranks.first:
             return
         with contextlib.suppress(UnidentifiedError):  # what was there in the beginning counts
             self._warn_of_unseen()
-        line = evaluation_metrics(done, judged, time.perf_counter() - begin)
+        line: dict[str, Any] = evaluation_metrics(done, judged, time.perf_counter() - begin)
         pictures = [judged.images[prompt][0] for prompt in shown]
+        should_stop()  # raises where the folder is not this run's any more, before a write
         keep_samples(self.folder, done, pictures)
+        # Before the line, which vouches for it: an evaluation that has its line is not made again.
+        line[SCORES_DIGEST] = keep_scores(self.folder, done, judged.table(self.config.seed))
         jsonlines.append(self.measured.evals, line)
         means = "  ".join(f"{k} {float(v.mean()):.3f}" for k, v in judged.scores.items())
         log.info("%s: %d of %d iterations  %s", self.folder, done, self.config.iterations, means)

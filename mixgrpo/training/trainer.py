@@ -15,7 +15,13 @@ from torch import Tensor
 from mixgrpo.compute.clock import Clock, memory_peak
 from mixgrpo.compute.ranks import Ranks
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluation.held_out import Evaluation, choose, evaluate, evaluation_noise
+from mixgrpo.evaluation.held_out import (
+    Evaluation,
+    choose,
+    evaluate,
+    evaluation_noise,
+    in_blocks,
+)
 from mixgrpo.maths.advantages import group_advantages
 from mixgrpo.maths.randomness import permutation
 from mixgrpo.models.policy import (
@@ -160,28 +166,38 @@ class Trainer:
         }
 
     def evaluate(
-        self, show: Collection[str] = (), tell: Callable[[float], None] = lambda part: None
+        self,
+        show: Collection[str] = (),
+        tell: Callable[[float], None] = lambda part: None,
+        images: int | None = None,
     ) -> Evaluation:
         """Held-out prompts with the averaged weights, by the ODE from noise fixed per seed.
 
         `show`: the prompts whose images are wanted; `tell` is called with the part that is done.
+        `images`: of each prompt, `evaluation.images_per_prompt` without it.
         """
         config, settings = self.config, self.config.evaluation
+        usual = settings.images_per_prompt
+        count = usual if images is None else images
         indices, counted = self.ranks.share(len(self.held_out))
         prompts = [self.held_out[i] for i in indices]
+
+        def judge(block: range) -> Evaluation:
+            shape, first = self.policy.latent_shape, block.start
+            return evaluate(
+                *(self.policy, self.plain_velocity, self.all_rewards, prompts),
+                evaluation_noise(config.seed, prompts, len(block), shape, first),
+                settings.steps,
+                shift_of(settings.shift, self.policy),
+                images_at_once(config.compute),
+                show=() if first else show,
+                tell=lambda part: tell((first + part * len(block)) / count),
+            )
+
         evaluation = None
         if prompts:
-            shape = self.policy.latent_shape
-            noise = evaluation_noise(config.seed, prompts, settings.images_per_prompt, shape)
             with self.state.averaged():
-                evaluation = evaluate(
-                    *(self.policy, self.plain_velocity, self.all_rewards, prompts, noise),
-                    settings.steps,
-                    shift_of(settings.shift, self.policy),
-                    images_at_once(config.compute),
-                    show=show,
-                    tell=tell,
-                ).first(counted)
+                evaluation = in_blocks(count, usual, judge).first(counted)
         parts = self.ranks.gather_objects(evaluation)
         return Evaluation.joined([part for part in parts if part is not None])
 

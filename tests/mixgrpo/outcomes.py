@@ -32,6 +32,15 @@ def outcome(folder: Path) -> dict[str, Any]:
         return json.dumps(kept)
 
     newest = max(p for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+
+    def contents(name: str) -> dict[str, bytes]:
+        return {
+            str(f.relative_to(folder)): f.read_bytes()
+            for f in (folder / name).rglob("*")
+            # A writer that was killed may leave its hidden temporary file.
+            if f.is_file() and not f.name.startswith(".")
+        }
+
     return {
         "metrics": [reproducible(line) for line in lines(folder / "metrics.jsonl")],
         "eval": [reproducible(line) for line in lines(folder / "eval.jsonl")],
@@ -40,12 +49,8 @@ def outcome(folder: Path) -> dict[str, Any]:
         "newest": newest.name,
         "tensors": {f.name: f.read_bytes() for f in newest.glob("*.safetensors")},
         "manifest": reproducible(json.loads((newest / "manifest.json").read_text())),
-        "samples": {
-            str(f.relative_to(folder)): f.read_bytes()
-            for f in (folder / "samples").rglob("*")
-            # A writer that was killed may leave its hidden temporary file.
-            if f.is_file() and not f.name.startswith(".")
-        },
+        "samples": contents("samples"),
+        "scores": contents("scores"),
     }
 
 

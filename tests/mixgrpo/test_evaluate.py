@@ -16,7 +16,7 @@ from torch import Tensor
 from mixgrpo import cli, train
 from mixgrpo import evaluate as command
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluate import compare
+from mixgrpo.evaluate import compare, judge
 from mixgrpo.evaluation.bootstrap import RESAMPLES, bootstrap
 from mixgrpo.evaluation.held_out import evaluate, evaluation_noise
 from mixgrpo.files.jsonlines import read_lines
@@ -150,7 +150,7 @@ def test_rows_are_what_the_run_itself_measured(run: Path) -> None:
     loaded = load_run(run)
     rewards = {name: load_reward(name) for name in ("brightness", "contrast", "constant")}
     ways = [Sampling(5, 3.0, p) for p in (0.0, 1.0, 0.4)]
-    rows = compare(loaded, ways, rewards, PROMPTS[7:], 2, seed=3)
+    rows = compare(loaded.config, ways, judge(loaded, ways, rewards, PROMPTS[7:], 2, 3), 3)
     assert [(r.reward, r.sampling.p_mix) for r in rows] == [
         (name, p) for name in rewards for p in (0.0, 1.0, 0.4)
     ]
@@ -177,7 +177,8 @@ def test_differences_are_paired_by_prompt(run: Path) -> None:
     """Prompts differ far more than the two models do on one of them: pairing takes that out."""
     loaded = load_run(run)
     ways = [Sampling(5, 3.0, p) for p in (0.0, 1.0)]
-    _, pure = compare(loaded, ways, {"contrast": load_reward("contrast")}, PROMPTS, 2, seed=3)
+    judged = judge(loaded, ways, {"contrast": load_reward("contrast")}, PROMPTS, 2, 3)
+    _, pure = compare(loaded.config, ways, judged, 3)
     difference = pure.difference
     assert difference is not None
     assert difference.high - difference.low < 0.5 * (pure.mean.high - pure.mean.low)
@@ -235,7 +236,7 @@ def test_json_holds_the_same_numbers(
     loaded = load_run(run)
     rewards = {name: load_reward(name) for name in ("brightness", "contrast")}
     ways = [Sampling(5, 3.0, p) for p in (0.0, 1.0, 0.4)]
-    rows = compare(loaded, ways, rewards, PROMPTS[7:], 2, seed=3)
+    rows = compare(loaded.config, ways, judge(loaded, ways, rewards, PROMPTS[7:], 2, 3), 3)
     assert (found["checkpoint"], found["prompts"], found["images_per_prompt"]) == (4, 2, 2)
     assert (found["seed"], found["steps"], found["shift"]) == (3, 5, 3.0)
     assert [(r["reward"], r["policy"], r["trained_steps"]) for r in found["rows"]] == [

@@ -8,7 +8,7 @@ import pytest
 
 from mixgrpo import train
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluate import compare
+from mixgrpo.evaluate import compare, judge
 from mixgrpo.evaluation import hybrid
 from mixgrpo.evaluation.hybrid import measure
 from mixgrpo.files.jsonlines import read_lines
@@ -58,7 +58,8 @@ def test_every_p_mix_is_what_the_evaluation_command_says_of_it(run: Path, toy_si
     ev = loaded.config.evaluation
     rewards = load_rewards(["brightness", "contrast", "constant"], loaded.config.rewards)
     ways = [Sampling(ev.steps, float(ev.shift), p) for p in (0.0, 0.3, 0.8)]
-    for row in compare(loaded, ways, rewards, toy.PROMPTS[7:], 5, 3):
+    judged = judge(loaded, ways, rewards, toy.PROMPTS[7:], 5, 3)
+    for row in compare(loaded.config, ways, judged, 3):
         if row.sampling.p_mix:
             own = rows[row.sampling.p_mix, row.reward]
             assert own["mean"] == pytest.approx(row.mean.mean, rel=1e-6)

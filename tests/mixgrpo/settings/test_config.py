@@ -533,6 +533,7 @@ CHANGED: dict[str, Any] = {
     "evaluation.every": 14,
     "evaluation.prompts": 5,
     "evaluation.images_per_prompt": 3,
+    "evaluation.final_images_per_prompt": 8,
     "evaluation.steps": 20,
     "evaluation.shift": 1.0,
     "compute.micro_batch": 8,

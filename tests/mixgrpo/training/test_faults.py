@@ -184,8 +184,9 @@ def test_a_line_that_a_sleeping_process_added_counts_once(
         awake = True
         with (tmp_path / name).open("a") as stream:
             stream.write(_stale(undisturbed, name, number))
-        if name == "eval.jsonl":  # its pictures come before the line
-            shutil.copytree(undisturbed / "samples", tmp_path / "samples", dirs_exist_ok=True)
+        if name == "eval.jsonl":  # its pictures and scores come before the line
+            for folder in ("samples", "scores"):
+                shutil.copytree(undisturbed / folder, tmp_path / folder, dirs_exist_ok=True)
         return stops
 
     assert train.run(SMALL, tmp_path, wake) == ("stopped" if stops else "finished")
@@ -341,7 +342,7 @@ def test_a_full_disk_stops_and_room_lets_it_finish(
         def fill_once() -> bool:
             nonlocal polls
             polls += 1
-            if polls == 4:  # before the second iteration
+            if polls == 5:  # before the second iteration
                 fill(disk)
             return False
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow.parquet import read_table
 from safetensors.torch import load_file
 
 from mixgrpo import train
@@ -89,10 +90,21 @@ def assert_same(found: Path, expected: Path, ignoring: tuple[str, ...] = ()) -> 
         for a, b in zip(mine, theirs, strict=True):
             assert a.keys() == b.keys()
             for key in a.keys() - set(ignoring):
-                if key.startswith(("seconds", "memory")):
+                if key.startswith(("seconds", "memory", "scores")):
                     continue
                 known = KNOWN_TO.get(key, 1e-7)
                 assert a[key] == pytest.approx(b[key], rel=CLOSE, abs=known), key
+    files = sorted(file.name for file in (found / "scores").iterdir())
+    assert files == sorted(file.name for file in (expected / "scores").iterdir())
+    assert len(files) == len(lines(expected / "eval.jsonl"))
+    for name in files:
+        mine, theirs = (read_table(f / "scores" / name).to_pydict() for f in (found, expected))
+        assert list(mine) == list(theirs)
+        for key, values in theirs.items():
+            if key.startswith("reward_"):
+                assert mine[key] == pytest.approx(values, rel=CLOSE, abs=1e-7)
+            else:
+                assert mine[key] == values
     for group in ("weights", "average"):
         a, b, start = (
             load_file(folder / "checkpoints" / iteration / f"{group}.safetensors")
