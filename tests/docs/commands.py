@@ -67,6 +67,8 @@ RUN: dict[str, str | Path] = {
     ),
     "python -m mixgrpo.evaluate DIR --p-mix 0.8": "p_mix 80 %",
     "python -m mixgrpo.evaluate RUN --p-mix 0.8": "p_mix 80 %",
+    "python -m mixgrpo.evaluate RUN --parquet scores.parquet": Path("scores.parquet"),
+    "python -m mixgrpo.generate RUN --parquet images.parquet": Path("images.parquet"),
     "python -m mixgrpo.embed --config sweeps/presets/flux.yaml": "embeddings",
     "python -m mixgrpo.embed prompts/train.txt prompts/held_out.json --config run.yaml": (
         "embeddings"
