@@ -238,7 +238,7 @@ class Launcher:
                 if known.state == "finished" and self._set_aside(known):
                     known = look(self.sweep, run, self.runs_dir, jobs, self._watch)
                 self._states[run.folder_name] = known
-                if known.state in LIVE:
+                if known.state in LIVE and self._is_ours(known):
                     self.retries.seen_live(known)
                 if known.attempts:
                     self._seen.add(run.folder_name)
@@ -280,12 +280,12 @@ class Launcher:
 
     def _under_way_for_this_sweep(self, states: list[RunState]) -> set[str]:
         """The same without the runs that another sweep, which shares them, has started."""
-        others = {
-            s.run.folder_name
-            for s in states
-            if s.attempts and not is_of(self.sweep.name, s.folder, s.attempts[-1])
-        }
+        others = {s.run.folder_name for s in states if not self._is_ours(s)}
         return self.active | (self._under_way(states) - others)
+
+    def _is_ours(self, state: RunState) -> bool:
+        """Whether the newest attempt at a run, if there is any, is of this sweep."""
+        return not state.attempts or is_of(self.sweep.name, state.folder, state.attempts[-1])
 
     def _has_work_left(self, states: list[RunState]) -> bool:
         """Whether a run is to be started that the queue did not accept, or that must wait."""

@@ -143,8 +143,12 @@ def look(
     other machines, for callers that look repeatedly.
     """
     name = run.folder_name
-    folder = locate(sweep_folder(sweep, runs_dir) / name)
     job = jobs.get(name) if jobs else None
+    path = sweep_folder(sweep, runs_dir) / name
+    try:
+        folder = locate(path)
+    except DamagedFileError as damaged:
+        return RunState(run, path, "lost", job=job, damage=str(damaged))
     finished, damage = _finished(sweep, run, folder, job)
     if finished is not None:
         return finished
@@ -177,6 +181,8 @@ def _finished(
         return None, str(damaged)
     if result is None:
         return None, None
+    if (result.hash, result.seed) != (run.hash, run.config.seed):
+        return None, f"{folder}: has the result of another run ({result.hash})"
     attempts, unreadable = look_at_attempts(folder)
     state = RunState(
         run,

@@ -132,13 +132,12 @@ def check_options(options: Mapping[str, Any], here: bool = True) -> None:
     for option, name in names.items():
         if name is not None and here and not os.environ.get(name):
             raise ConfigError(
-                f"{place}: {option} names the environment variable {name}, which is not set; "
-                "export it"
+                f"{place}: {option} names an environment variable that is not set; export it"
             )
     login, key = names["login_env"], names["api_key_env"]
     if login is not None and (key or (here and ":" not in os.environ[login])):
         raise ConfigError(
-            f"{place}: login_env names the environment variable {login}, which must hold "
+            f"{place}: login_env names an environment variable that must hold "
             "user:password and cannot stand beside api_key_env"
         )
 
