@@ -112,11 +112,11 @@ REFUSED = {
             ("{at_once: 1.5}", "at_once: expected a valid integer, not 1.5"),
             (
                 "{api_key_env: NOT_SET_ANYWHERE}",
-                "api_key_env names an environment variable that is not",
+                "api_key_env names an environment variable",
             ),
             (
                 "{login_env: NOT_SET_ANYWHERE}",
-                "login_env names an environment variable that is not",
+                "login_env names an environment variable",
             ),
             ("{timeout: soon}", "timeout: expected a valid number, not 'soon'"),
         )
