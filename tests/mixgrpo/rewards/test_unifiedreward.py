@@ -492,7 +492,7 @@ def test_a_refused_request_is_not_repeated_and_names_the_mend(
         ({"at_once": 0}, "at_once"),
         ({"timeout": 0}, "timeout"),
         ({"retries": -1}, "retries"),
-        ({"api_key_env": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE"),
+        ({"api_key_env": "NOT_SET_ANYWHERE"}, "api_key_env names an environment variable"),
     ],
 )
 def test_wrong_options_are_named_before_anything_is_asked(
