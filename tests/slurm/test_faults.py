@@ -397,7 +397,7 @@ def test_two_launchers_at_once_submit_once(lab: Lab) -> None:
     [
         (["--slurm", "partition=nowhere"], "sbatch refuses: .*partition"),
         (["--slurm", "partitoin=gpu"], "--slurm partitoin=gpu: slurm: partitoin: unknown key; did"),
-        (["--slurm", "time=soon"], "--slurm time=soon: slurm: time: 'soon' is no time"),
+        (["--slurm", "time=soon"], "--slurm time=soon: slurm: time: 'soon' is not a time"),
         (["--slurm", "gpus"], "--slurm gpus: expected KEY=VALUE"),
         (["--slurm", "sharded=true"], "sharded: needs several processes"),
         (["--jobs", "3"], "--jobs: Slurm decides how many run"),
