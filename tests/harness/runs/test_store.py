@@ -5,13 +5,16 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.analysis.results import collect
+from harness.analysis.samples import read_samples
 from harness.launching.plan import describe, foresee
+from harness.probing.tasks import tasks
 from harness.runs import store
 from harness.runs.folder import STOP
 from harness.runs.ledger import ledger
@@ -125,6 +128,10 @@ def test_a_disk_without_links_has_files_in_their_place(
     assert list(rows["state"]) == ["finished"]
     assert list(rows["trained_by"]) == ["first"]
     assert unused(runs) == []
+    # Pictures and probes, too.
+    assert read_samples(sweep, {("constant", 0)}, runs) is not None
+    probed = replace(sweep, probes={"hybrid": {}})
+    assert [task.folder for task in tasks(probed, runs)] == [states["constant"].folder]
     path.write_text("{")
     with pytest.raises(DamagedFileError, match="remove it, and the sweep's command makes it again"):
         locate(path)
@@ -271,6 +278,7 @@ def test_what_leads_to_another_run_is_never_taken_for_it(lab: Lab, as_link: bool
     state = lab.states()["interval=1-seed0"]
     assert state.state == "lost"
     assert "result of another run" in str(state.damage)
+    assert len(collect(lab.sweep, lab.runs).finished) == 1
     code, output = lab.finish("--jobs", "2")
     assert code == 2, output
     assert f"{one}: leads to" in output
@@ -290,8 +298,8 @@ def test_one_bad_entry_is_one_lost_run(lab: Lab, text: str) -> None:
     _point(bad, text)
     states = lab.states()
     assert [s.state for s in states.values()] == ["lost", "finished"]
-    rows = collect(lab.sweep, lab.runs)
-    assert len(rows.finished) == 1
+    results = collect(lab.sweep, lab.runs)
+    assert len(results.finished) == 1
     code, output = lab.finish("--jobs", "2")
     assert code == 2, output
     assert f"error: {bad}: " in output
