@@ -58,7 +58,7 @@ class Case:
     arms: int
     shape: Shape = "normal"
     spread_df: float = math.inf
-    """Arms' variances are inverse chi-squared on so many degrees of freedom; infinite: equal."""
+    """Of the inverse chi-squared from which the arms' variances come; infinite: equal."""
     collapse: bool = False
     rule: Rule = "raised"
 

@@ -102,7 +102,7 @@ _LABELS: dict[Score, str] = {
 }
 _ANSWER_TOKENS = 4096
 _LONGEST_REPLY = 1 << 20
-"""Bytes: a hundred times what an answer of so many tokens takes."""
+"""Bytes: a hundred times what an answer of that length takes."""
 _CONNECT_S = 10.0
 _FIRST_REST_S, _LONGEST_REST_S = 0.5, 30.0
 """Of a server after a failure: doubled each time, up to a limit."""
@@ -353,7 +353,7 @@ async def _post(client: "httpx.AsyncClient", url: str, body: dict[str, Any]) -> 
 
 
 def _drawing(wrong: int) -> dict[str, float]:
-    """How the answer after so many wrong ones is drawn."""
+    """How the answer after a number of wrong ones is drawn."""
     return {"temperature": 0.7, "seed": wrong} if wrong else {"temperature": 0}
 
 
