@@ -203,7 +203,7 @@ def flops(scale: Scale, gradient: bool) -> Footprint:
 
 
 def seconds(work: Callable[[], object], device: str, times: int) -> float:
-    """Median over so many calls, after one that does not count; on a CPU of processor time."""
+    """Median over the calls, after one that does not count; on a CPU of processor time."""
     work()
     on_gpu = device.startswith("cuda")
 

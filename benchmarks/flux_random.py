@@ -137,7 +137,7 @@ class RandomText:
     ) -> None:
         """Nothing is kept."""
 
-    def lacking(self, prompts: Sequence[str]) -> list[str]:
+    def missing(self, prompts: Sequence[str]) -> list[str]:
         """Nothing has to be."""
         return []
 

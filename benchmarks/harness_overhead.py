@@ -29,6 +29,7 @@ import typer
 from benchmarks.run_folders import all_states, write_again, write_finished, write_sweep_file
 from benchmarks.trivial import OWN_SECONDS
 from harness.runs.environment import cores
+from harness.runs.store import STORE
 from harness.study.load import load_sweep
 from mixgrpo import cli
 from mixgrpo.compute.machine import processor
@@ -157,15 +158,18 @@ class Dispatch:
 
 
 def dispatch(executor: str, runs: int) -> Dispatch:
-    """Start and finish so many runs that compute nothing (`benchmarks.trivial`)."""
+    """Start and finish runs that compute nothing (`benchmarks.trivial`)."""
     tell(f"dispatch of {runs} runs: {executor}")
     # Slurm's nodes may not see this machine's folder for temporary files.
     with tempfile.TemporaryDirectory(dir=Path.cwd() if executor == "slurm" else None) as place:
         folder = Path(place)
-        file = write_sweep_file(folder, min(runs, 20), max(1, runs // 20))
+        arms, seeds = min(runs, 20), max(1, runs // 20)
+        file = write_sweep_file(folder, arms, seeds)
         options = ["--runs", str(folder / "runs"), "--reports", str(folder / "reports")]
         seconds, _ = timed("benchmarks.trivial", str(file), *options, "--executor", executor)
-        own = [float(f.read_text()) for f in (folder / "runs").glob(f"*/*/{OWN_SECONDS}")]
+        own = [float(f.read_text()) for f in (folder / "runs" / STORE).glob(f"*/{OWN_SECONDS}")]
+    if len(own) != arms * seeds:
+        raise RunError(f"{len(own)} of {arms * seeds} runs were made by benchmarks.trivial")
     if executor != "local":
         return Dispatch(executor, len(own), seconds, None)
     slots = min(cores(), len(own))

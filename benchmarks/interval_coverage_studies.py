@@ -7,8 +7,8 @@ correlation 0.5 and spread 1. Each row simulates it many times in three worlds: 
 margin, so that nothing but a false claim stops an arm early; every arm worse by exactly a margin of
 1; and arms that are 0, 0.5, 1 and 2 better in turn, with that margin.
 Writes benchmarks/results/interval_coverage_studies.md; the same numbers every time. The verdicts
-are those of `harness.statistics`, computed for all studies at once (a test compares them with
-`harness.statistics.sequential.follow` study by study).
+are those of `harness.evidence`, computed for all studies at once (a test compares them with
+`harness.evidence.sequential.follow` study by study).
 """
 
 import math
@@ -22,9 +22,9 @@ import numpy.typing as npt
 import typer
 from scipy import special, stats
 
-from harness.statistics.moderation import moderated
-from harness.statistics.sequential import LOOKS, nominal_levels, power_spending
-from harness.statistics.verdict import MIN_PAIRS, simultaneous_level
+from harness.evidence.moderation import moderated
+from harness.evidence.sequential import LOOKS, nominal_levels, power_spending
+from harness.evidence.verdict import MIN_PAIRS, simultaneous_level
 from mixgrpo import cli
 from mixgrpo.files.atomic import write_text
 
@@ -58,7 +58,7 @@ class Case:
     arms: int
     shape: Shape = "normal"
     spread_df: float = math.inf
-    """Arms' variances are inverse chi-squared on so many degrees of freedom; infinite: equal."""
+    """Of the inverse chi-squared from which the arms' variances come; infinite: equal."""
     collapse: bool = False
     rule: Rule = "raised"
 

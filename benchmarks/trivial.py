@@ -14,6 +14,7 @@ from typing import Literal
 
 from benchmarks.finished import REWARDS, write_finished_files
 from harness import sweep as command
+from harness.launching import job
 from harness.study.spec import Sweep
 from mixgrpo.cli import run as run_command
 from mixgrpo.errors import RunError
@@ -57,6 +58,6 @@ def no_report(sweep: Sweep, runs: Path, reports: Path) -> Path | RunError:
 
 
 if __name__ == "__main__":
-    command.TRAIN = "benchmarks.trivial:train"  # type: ignore[attr-defined]
+    job.TRAIN = "benchmarks.trivial:train"
     command.write_report = no_report
     run_command(command.main)

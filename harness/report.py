@@ -20,12 +20,14 @@ from harness import cli
 from harness.analysis.kept import has_frames
 from harness.reporting.write import PAGE, FullerReport, Written, write
 from harness.runs import source
+from harness.runs.state import run_folder, sweep_folder
 from harness.study.load import load_sweep
 from harness.study.spec import Sweep
 from harness.study.sweepfile import is_run_configuration
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say, warn
 from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.files.records import RESULT
 from mixgrpo.settings.yamlfile import read_yaml
 
 SWEEPS = Path("sweeps")
@@ -33,8 +35,9 @@ SEARCHES = SWEEPS / "search"
 
 
 def _has_results(sweep: Sweep, runs_dir: Path, reports_dir: Path) -> bool:
-    runs = runs_dir / sweep.name
-    if any((runs / run.folder_name / "result.json").exists() for run in sweep.runs):
+    if any(
+        (run_folder(sweep_folder(sweep, runs_dir), run) / RESULT).exists() for run in sweep.runs
+    ):
         return True
     return has_frames(reports_dir / sweep.report_name)
 

@@ -262,6 +262,10 @@ def _move_to_trash(asked: Command, prune: bool, yes: bool) -> bool:
 
 
 def _clear(asked: Command, items: list[Item], option: str, yes: bool) -> bool:
+    for item in items:
+        if item.stays:
+            say(str(item))
+    items = [item for item in items if not item.stays]
     if not items:
         return True
     if not confirmed(items, option, yes):

@@ -4,6 +4,7 @@
 of the program keeps its traceback.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -98,6 +99,11 @@ def _run(app: typer.Typer, ranks: bool) -> None:
         sys.stdout = None
         sys.exit(1)
     except OSError as error:
+        if not error.filename and error.errno in _NO_OUTPUT:  # a full disk, a terminal that is gone
+            with contextlib.suppress(OSError):
+                fail(f"the output cannot be written: {error.strerror}", 1)
+            sys.stdout = None  # nothing is left to say, also not at the last flush
+            sys.exit(1)
         # Disks and permissions; without a file's name it is a defect of the program.
         if not error.filename:
             raise
@@ -116,6 +122,10 @@ def _run(app: typer.Typer, ranks: bool) -> None:
             raise
         fail(error.format_message().replace("Value error, ", ""), 2)
     sys.exit(code or 0)
+
+
+_NO_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF)
+"""What a standard output raises that takes nothing any more."""
 
 
 def _follows() -> bool:

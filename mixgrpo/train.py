@@ -58,7 +58,7 @@ def main(
         typer.Option("--dry-run", help="Say what it takes, parameters and memory; load nothing."),
     ] = False,
     processes: Annotated[
-        int, typer.Option(min=1, help="With --dry-run: on so many GPUs, one process on each.")
+        int, typer.Option(min=1, help="With --dry-run: the number of GPUs, one process on each.")
     ] = 1,
     sharded: Annotated[
         bool, typer.Option("--sharded", help="With --dry-run: as shards of FSDP2, not copies.")

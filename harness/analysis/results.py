@@ -72,7 +72,7 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
     for run in runs:
         try:
             of_run = folders[run.folder_name] = locate(folder / run.folder_name)
-            result = read_result(of_run, run.config.evaluation.every)
+            result = read_result(of_run, run)
         except DamagedFileError as damaged:
             left_out.append(f"{run.name}: {damaged}")
             continue

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import RootModel
 
+from harness.runs.state import run_folder, sweep_folder
 from mixgrpo.files.records import DamagedFileError, read, read_bytes
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def read_samples(
     for run in runs:
         if (run.arm, run.seed) in finished:
             try:
-                samples = _samples_of(run, runs_dir / sweep.name / run.folder_name / "samples")
+                samples = _samples_of(
+                    run, run_folder(sweep_folder(sweep, runs_dir), run) / "samples"
+                )
             except DamagedFileError as error:
                 fix = "the report shows another run's pictures; its numbers do not depend on them"
                 if damaged is not None:

@@ -60,7 +60,7 @@ def read_scores(
 
 def _of_run(run: Run, folder: Path, last_only: bool) -> "list[pa.Table]":
     """The scores of a run's evaluations; none of one that is not finished."""
-    result = read_result(folder, run.config.evaluation.every)
+    result = read_result(folder, run)
     if result is None:
         return []
     return list(_evaluations(run, folder, result.iterations if last_only else 0))

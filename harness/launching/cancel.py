@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.launching.sweep_lease import lease_holder, take_lease
-from harness.runs.folder import ask_to_stop, is_of
+from harness.runs.folder import ask_to_stop
 from harness.runs.state import look_at_all, sweep_folder
 from harness.slurm.scheduler import Scheduler
 from harness.study.spec import Sweep
@@ -27,12 +27,7 @@ def cancel(sweep: Sweep, runs_dir: Path) -> str:
     try:
         scheduler = Scheduler(folder)
         states = look_at_all(sweep, runs_dir, scheduler.job_states())
-        running = [
-            s
-            for s in states
-            if s.state == "running"
-            and (not s.attempts or is_of(sweep.name, s.folder, s.attempts[-1]))
-        ]
+        running = [s for s in states if s.state == "running" and s.is_started_by(sweep.name)]
         queued = [s for s in states if s.state == "queued"]
         shared = scheduler.cancel({state.run.folder_name for state in queued})
         ask_to_stop([s.folder for s in states if s in running or s.run.folder_name in shared])

@@ -42,11 +42,10 @@ def take(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> bool:
     kept = _kept(store, config, made_on)
     if any((folder / name).exists() for name in (METRICS, EVALUATIONS)):
         return False
-    try:
-        line = loads((kept / _LINE).read_bytes())
-        if not is_line(EVALUATIONS, line) or line["iteration"] != 0:
-            return False
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+    line = _read(kept)
+    if line is None:
+        if kept.is_dir():  # a damaged one: the next run's takes its place
+            shutil.rmtree(kept, ignore_errors=True)
         return False
     claim(config, folder)
     # Pictures and scores before the line: an evaluation that has its line is not made again.
@@ -72,10 +71,35 @@ def keep(store: Path, folder: Path, config: RunConfig, made_on: MadeOn) -> None:
         partial.mkdir(parents=True)
         copy_pictures(folder / _SAMPLES, partial / _SAMPLES, 0)
         copy_scores(folder, partial, lines[0])
-        write_json(partial / _LINE, lines[0])
+        write_json(partial / _LINE, _signed(lines[0], partial / _SAMPLES))
         partial.rename(kept)
     if partial is not None:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _signed(line: dict[str, Any], samples: Path) -> dict[str, Any]:
+    """A line of eval.jsonl with the digests of itself and of its pictures."""
+    files = [samples / "prompts.json", *sorted((samples / "000000").glob("*"))]
+    digests = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()
+    }
+    text = json.dumps([line, digests], sort_keys=True)
+    return {
+        "line": line,
+        "pictures": digests,
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def _read(kept: Path) -> dict[str, Any] | None:
+    """The line that is cached in a folder; None without one, and where anything was changed."""
+    try:
+        record = loads((kept / _LINE).read_bytes())
+        line: dict[str, Any] = record["line"]
+        valid = is_line(EVALUATIONS, line) and line["iteration"] == 0
+        return line if valid and record == _signed(line, kept / _SAMPLES) else None
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 def _kept(store: Path, config: RunConfig, made_on: MadeOn) -> Path:

@@ -22,7 +22,7 @@ from harness.launching.folders import Folders, HasRuns
 from harness.launching.job import MAX_TRIES
 from harness.launching.retry import Retries, Retry
 from harness.launching.screen import Progress
-from harness.runs.folder import STOP, ask_to_stop, is_of
+from harness.runs.folder import STOP, ask_to_stop
 from harness.runs.result import read_result
 from harness.runs.state import LIVE, RunState, State, look, sweep_folder
 from harness.slurm import commands as slurm
@@ -207,7 +207,7 @@ class Launcher:
     def _set_aside(self, state: RunState) -> bool:
         """Check every line of a finished run, which `look` does not. Where one does not match the
         result, set the result aside, so that the run continues. Whether that was done."""
-        result = read_result(state.folder)
+        result = read_result(state.folder, state.run)
         try:
             if result is not None:
                 check_lines(state.folder, result, None, thorough=True)
@@ -238,7 +238,7 @@ class Launcher:
                 if known.state == "finished" and self._set_aside(known):
                     known = look(self.sweep, run, self.runs_dir, jobs, self._watch)
                 self._states[run.folder_name] = known
-                if known.state in LIVE:
+                if known.state in LIVE and known.is_started_by(self.sweep.name):
                     self.retries.seen_live(known)
                 if known.attempts:
                     self._seen.add(run.folder_name)
@@ -280,11 +280,7 @@ class Launcher:
 
     def _under_way_for_this_sweep(self, states: list[RunState]) -> set[str]:
         """The same without the runs that another sweep, which shares them, has started."""
-        others = {
-            s.run.folder_name
-            for s in states
-            if s.attempts and not is_of(self.sweep.name, s.folder, s.attempts[-1])
-        }
+        others = {s.run.folder_name for s in states if not s.is_started_by(self.sweep.name)}
         return self.active | (self._under_way(states) - others)
 
     def _has_work_left(self, states: list[RunState]) -> bool:

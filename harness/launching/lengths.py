@@ -168,7 +168,7 @@ def _why_not(folder: Path, there: Run, wanted: RunConfig) -> str:
     if not any(point <= common for point in checkpoints_of(folder)):
         return f"it has no checkpoint of at most {common} iterations"
     try:
-        read_result(folder)
+        read_result(folder, there)
         makers = makers_of(folder)
     except DamagedFileError as damaged:
         return f"{damaged.file}: {damaged.why}"

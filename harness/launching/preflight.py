@@ -22,11 +22,15 @@ from harness.launching.dispatch import ExecutorName
 from harness.launching.resources import Slurm, resources
 from harness.runs import environment, source
 from harness.runs.state import RunState, sweep_folder
+from harness.runs.store import STORE
 from harness.slurm import commands as slurm
 from harness.study.names import check_paths
-from harness.study.spec import Sweep
+from harness.study.spec import Run, Sweep
 from mixgrpo.catalogue.models import DIFFUSION
 from mixgrpo.errors import ConfigError, ErrorList
+from mixgrpo.files.records import DamagedFileError
+from mixgrpo.runs.folder import claimed
+from mixgrpo.runs.location import locate
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import located_error, located_errors
 from mixgrpo.settings.layers import Layers
@@ -47,17 +51,38 @@ def check_folders(sweep: Sweep, runs_dir: Path, reports_dir: Path, on_slurm: boo
     folder = sweep_folder(sweep, runs_dir)
     check_paths([folder, *(folder / run.folder_name for run in sweep.runs)], f"--runs {runs_dir}")
     check_paths([reports_dir / sweep.report_name], f"--reports {reports_dir}")
-    for path in (folder / run.folder_name for run in sweep.runs):
-        if path.is_symlink() and not path.exists():
-            raise ConfigError(
-                f"{path}: is a link to {path.readlink()}, which does not exist; restore its "
-                "target, or remove the link to compute the run again"
-            )
+    errors = ErrorList()
+    for run in sweep.runs:
+        with errors.collected():
+            _check_link(folder / run.folder_name, run, runs_dir)
+    errors.raise_all()
     check_folder("--runs", folder)
     check_folder("--reports", reports_dir / sweep.report_name)
     source.check(sweep.name, sweep.file, folder, reports_dir / sweep.report_name)
     if on_slurm:
         slurm.check_path(folder)
+
+
+def _check_link(path: Path, run: Run, runs_dir: Path) -> None:
+    """ConfigError where what leads to a run leads nowhere, or to something else."""
+    if not (path.is_symlink() or path.is_file()):
+        return
+    fix = "remove it, and the run is taken from the store or computed again"
+    try:
+        target = locate(path).resolve()
+    except (DamagedFileError, OSError, RuntimeError) as error:  # a link to itself
+        raise ConfigError(f"{path}: {getattr(error, 'why', error)}; {fix}") from None
+    if target.parent == (runs_dir / STORE).resolve() and not target.exists():
+        return  # it is computed again there
+    if not target.is_dir():
+        raise ConfigError(
+            f"{path}: is a link to {target}, which does not exist; restore its target, or {fix}"
+        )
+    whose = claimed(target)
+    ours = whose is None and target.is_relative_to(runs_dir.resolve())
+    if whose != run.hash and not ours:
+        said = f"of another run ({whose})" if whose else "no run's"
+        raise ConfigError(f"{path}: leads to {target}, which is {said}; {fix}")
 
 
 def check_runs(

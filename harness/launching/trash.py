@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class Item:
     remark: str = ""
     stored: Path | None = None
     """The stored run to be moved, to which `folder` leads; None where `folder` itself is moved."""
+    stays: bool = False
+    """Whether another sweep uses it, so that it is not moved."""
     keeps_link: bool = False
     """Whether the run is computed again at the same location, for all sweeps that use it."""
 
@@ -58,20 +60,31 @@ class Item:
 
 
 def look_at(
-    folder: Path, queued: Collection[str] = (), remark: str = "", again: bool = False
+    folder: Path,
+    queued: Collection[str] = (),
+    remark: str = "",
+    again: bool = False,
+    leading: Mapping[Path, list[Path]] | None = None,
 ) -> Item:
     """What would be moved for one run. `queued`: names of the folders whose jobs wait in Slurm.
-    `again`: the run is computed again, for all sweeps that use it."""
+    `again`: the run is computed again, for all sweeps that use it. `leading`: what `links` gives,
+    where many runs are looked at."""
     stored, runs_dir = None, folder.parent.parent
+    leading = links(runs_dir) if leading is None else leading
     if folder.is_symlink() or folder.is_file():
         stored = locate(folder).resolve()
-        uses = [path.parent.name for path in links(runs_dir).get(stored, []) if path != folder]
+        uses = [path.parent.name for path in leading.get(stored, []) if path != folder]
         if stored.parent != (runs_dir / STORE).resolve() or (uses and not again):
             users = f" (used by {' and '.join(sorted(set(uses)))})" if uses else ""
             target = os.path.relpath(stored, folder.parent)
             return Item(folder, f"a link to {target}{users}, which stays", 0, remark)
         if uses:
             remark = f"{', '.join(sorted(set(uses)))} uses it, too, and gets the new one"
+    elif uses := [path.parent.name for path in leading.get(folder.resolve(), [])]:
+        users = " and ".join(sorted(set(uses)))
+        if not again:
+            return Item(folder, f"used by {users}, stays", 0, remark, stays=True)
+        remark = f"{users} uses it, too, and gets the new one"
     run = stored or folder
     done = newest_checkpoint(run)
     if lease.is_held(run / OWNER):
@@ -82,7 +95,7 @@ def look_at(
         state = "finished"
     else:
         state = f"unfinished, with a checkpoint of {done} iterations" if done else "unfinished"
-    return Item(folder, state, size_of(run), remark, stored, again)
+    return Item(folder, state, size_of(run), remark, stored, keeps_link=again)
 
 
 def confirmed(items: list[Item], option: str, yes: bool) -> bool:
@@ -144,10 +157,11 @@ def how_to_restore(trash: Path, items: Iterable[Item]) -> Iterable[str]:
     there = shlex.quote(str(trash))
     again = [item for item in items if item.keeps_link and (trash / item.folder.name).exists()]
     if again:
-        steps = [f"mkdir {there}-new"]
+        steps = [f"mkdir -p {there}-new"]
         for item in again:
             name, home = shlex.quote(item.folder.name), shlex.quote(str(item.stored or item.folder))
-            steps += [f"mv {home} {there}-new/{name}", f"mv {there}/{name} {home}"]
+            aside = f"{{ [ ! -e {home} ] || mv {home} {there}-new/{name}; }}"
+            steps += [aside, f"mv {there}/{name} {home}"]
         yield f"to put them back: {' && '.join(steps)}"
     else:
         yield f"to put them back: mv {there}/* {shlex.quote(str(trash.parents[1]))}/"

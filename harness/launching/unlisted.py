@@ -7,6 +7,7 @@ from harness.launching.lengths import other_lengths
 from harness.launching.trash import Item, look_at
 from harness.runs.codechange import of_other_code
 from harness.runs.state import sweep_folder, unlisted_runs
+from harness.runs.store import links
 from harness.study.load import known_folders
 from harness.study.spec import Sweep
 from mixgrpo.errors import ConfigError, UnidentifiedError
@@ -34,7 +35,10 @@ def unlisted_items(sweep: Sweep, runs_dir: Path, queued: set[str]) -> list[Item]
             f"({error}); nothing was moved"
         ) from error
     remarks = _remarks(sweep, runs_dir)
-    return [look_at(folder, queued, remarks.get(folder.name, "")) for folder in folders]
+    leading = links(runs_dir) if folders else {}
+    return [
+        look_at(folder, queued, remarks.get(folder.name, ""), leading=leading) for folder in folders
+    ]
 
 
 def say_unlisted(sweep: Sweep, runs_dir: Path, say: Callable[[str], None]) -> None:

@@ -19,7 +19,7 @@ from harness.study.spec import Sweep
 
 Kind = Literal["differs", "alike", "told", "open"]
 """Whether an arm is significantly different from the reference, none is, the study is answered by
-another measurement, or nothing can be concluded."""
+another measurement, or there is no verdict."""
 
 SCORES = ("ir", "hps")
 """The paper's scores that are looked at: those it prints in every table."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.runs.result import read_result
-from harness.runs.state import sweep_folder
+from harness.runs.state import run_folder, sweep_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.files.atomic import write_json
 from mixgrpo.files.records import MOST_OF_A_RECORD, DamagedFileError, loads
@@ -83,7 +83,7 @@ def tasks(sweep: Sweep, runs_dir: Path, damaged: list[str] | None = None) -> lis
 
     def is_finished(run: Run) -> bool:
         try:
-            return read_result(folder / run.folder_name, run.config.evaluation.every) is not None
+            return read_result(run_folder(folder, run), run) is not None
         except DamagedFileError as error:
             if damaged is not None:
                 damaged.append(f"{run.name}: {error}")
@@ -93,7 +93,7 @@ def tasks(sweep: Sweep, runs_dir: Path, damaged: list[str] | None = None) -> lis
     order = {arm.name: index for index, arm in enumerate(sweep.arms)}
     runs = sorted(sweep.runs, key=lambda run: (order[run.arm], run.seed))
     return [
-        Task(run, folder / run.folder_name, name, options)
+        Task(run, run_folder(folder, run), name, options)
         for run in runs
         if sweep.probes and is_finished(run)
         for name, options in sweep.probes.items()

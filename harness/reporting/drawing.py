@@ -189,7 +189,7 @@ def legend_above(figure: Figure, axes: "Axes") -> None:
 
 
 def _width(labels: list[str], columns: int) -> int:
-    """Characters that a legend of so many columns takes, its handles and gaps counted."""
+    """Characters that a legend of this many columns takes, its handles and gaps counted."""
     parts = np.array_split(labels, columns)  # as matplotlib fills a legend
     return sum(9 + max(len(line) for label in part for line in label.split("\n")) for part in parts)
 

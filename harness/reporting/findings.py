@@ -45,7 +45,7 @@ def answer(analysis: Analysis) -> str:
 
 
 def _inconclusive(analysis: Analysis) -> str:
-    """Why nothing can be concluded; empty where something can."""
+    """Why there is no verdict; empty where there is one."""
     reference, arms = analysis.reference, analysis.compared
     references = [analysis.by_name(name) for name in {c.reference: 0 for c in arms}]
     if all(len(result.seeds) < MIN_SEEDS for result in references):

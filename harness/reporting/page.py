@@ -2,7 +2,7 @@
 
 import base64
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,24 +29,26 @@ def render(template: str, **values: Any) -> str:
     return visible(environment.get_template(template).render(**values))
 
 
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, by their paths inside `folder`, each atomically. RunError where one cannot be
+    written."""
+    for name, content in files.items():
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
 def write_parts(
     folder: Path, parts: "Iterable[tuple[dict[str, bytes], list[Picture]]]"
 ) -> "tuple[dict[str, bytes], list[Picture]]":
-    """Write part after part (files by path inside `folder`, and pictures); return all of them.
-
-    Each file is replaced atomically. RunError where one cannot be written.
-    """
+    """`write_files` part after part; return all files, and the pictures that come with them."""
     files: dict[str, bytes] = {}
     pictures: list[Picture] = []
     for part, drawn in parts:
-        for name, content in part.items():
-            path = folder / name
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(path, content)
-            except OSError as error:
-                reason = error.strerror or error
-                raise RunError(f"{path}: cannot be written: {reason}") from None
+        write_files(folder, part)
         files |= part
         pictures += drawn
     return files, pictures

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.samples import read_samples
-from harness.runs.state import look, sweep_folder
+from harness.runs.state import look, run_folder, sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.files.atomic import write_json
 from mixgrpo.files.records import SCORES
@@ -44,7 +44,8 @@ def _parts(sweep: Sweep, runs_dir: Path) -> Iterator[Any]:
     probes = [f"probes/{name}.json" for name in sweep.probes]
     finished = set()
     for run in sweep.runs:
-        stamps = [stamp(folder / run.folder_name / name) for name in (*MEASURED, *probes)]
+        of_run = run_folder(folder, run)
+        stamps = [stamp(of_run / name) for name in (*MEASURED, *probes)]
         if stamps[0] is None:
             yield run.folder_name, look(sweep, run, runs_dir).state
         else:

@@ -103,7 +103,7 @@ def _enter(books: Ledger, state: RunState, accounting: "_Accounting") -> None:
             end = _end(state.folder, attempt, later[0] if later else None, accounted)
         seconds = max(0.0, end - attempt.started)
         useful = sum(s for m, s in iterations.items() if began_at <= m < kept)
-        # An evaluation stands after so many iterations. The one before them all belongs to the
+        # An evaluation is numbered by the iterations before it. The one at 0 belongs to the
         # first attempt that had the time for it.
         useful += sum(s for m, s in evaluations.items() if began_at < m <= kept)
         if not first_counted and seconds >= (before := evaluations.get(0, 0.0)):

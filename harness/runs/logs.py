@@ -8,6 +8,7 @@ from harness.runs.records import Attempt
 from harness.slurm import submissions
 from harness.study.names import stem_of
 from mixgrpo.errors import ConfigError
+from mixgrpo.runs.location import locate
 
 
 def find_run(name: str, runs_dir: Path) -> Path:
@@ -21,6 +22,8 @@ def find_run(name: str, runs_dir: Path) -> Path:
             "-seed" in Path(name).name and Path(name).is_dir()
         ):
             return Path(name)
+        if Path(name).is_file() and (folder := locate(Path(name))).is_dir():
+            return folder
     stem = stem_of(name)
     matches = sorted(
         folder

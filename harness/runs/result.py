@@ -1,8 +1,8 @@
 """Reads the result of a finished run, and checks that it is whole and that run's."""
 
-import re
 from pathlib import Path
 
+from harness.study.spec import Run
 from mixgrpo.errors import RunError
 from mixgrpo.files.records import (
     MOST_OF_A_RECORD,
@@ -21,14 +21,13 @@ FIX = "run the sweep again: it makes again what is damaged"
 """What to do about a damaged result, and about damaged lines."""
 
 
-def read_result(folder: Path, every: int | None = None) -> Result | None:
+def read_result(folder: Path, run: Run | None = None) -> Result | None:
     """The result of a finished run, checked against its lines; None while it is not finished.
 
-    `every`: after how many iterations each it was evaluated, needed for results that do not record
-    their number of lines (`mixgrpo.files.records.check_lines`).
+    `run`: the one that is to lie there; none where any will do.
 
-    DamagedFileError where the result or the lines are damaged: the sweep makes them again. RunError
-    for a result of another version.
+    DamagedFileError where the result or the lines are damaged: the sweep makes them again. Likewise
+    for the result of another run. RunError for a result of another version.
     """
     file = f"{folder}/{RESULT}"
     try:
@@ -43,17 +42,15 @@ def read_result(folder: Path, every: int | None = None) -> Result | None:
                 "wrote it"
             )
         result = parse_result(file, text)
-        check_lines(folder, result, every)
+        check_lines(folder, result, run.config.evaluation.every if run else None)
     except DamagedFileError as damaged:
         raise DamagedFileError(damaged.file, damaged.why, FIX) from None
-    seed = re.search(r"-seed(\d+)-[0-9a-f]{8}$", folder.name)
-    if seed is not None and int(seed[1]) != result.seed:
-        raise DamagedFileError(file, f"seed is {result.seed}, not {seed[1]}", FIX)
-    hash_in_name = folder.name.rpartition("-")[2]
-    if re.fullmatch("[0-9a-f]{8}", hash_in_name) and hash_in_name != result.hash:
+    if run is not None and result.hash != run.hash:
         raise DamagedFileError(
             file,
             f"is the result of another run ({result.hash})",
             "move this run's folder away and run the sweep again",
         )
+    if run is not None and result.seed != run.config.seed:
+        raise DamagedFileError(file, f"seed is {result.seed}, not {run.config.seed}", FIX)
     return result

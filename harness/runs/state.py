@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.runs.folder import ENDED_BY_ITSELF, look_at_attempts
+from harness.runs.folder import ENDED_BY_ITSELF, is_of, look_at_attempts
 from harness.runs.records import Attempt
 from harness.runs.result import read_result
 from harness.slurm.commands import CAUSES
@@ -120,6 +120,11 @@ class RunState:
             return "damaged"
         return _reason(self.attempts, self.job)
 
+    def is_started_by(self, sweep: str) -> bool:
+        """Whether this sweep, and no other that shares the run, made the newest attempt at it; True
+        where there is none."""
+        return not self.attempts or is_of(sweep, self.folder, self.attempts[-1])
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """What any attempt warned of, each text once."""
@@ -128,6 +133,16 @@ class RunState:
 
 def sweep_folder(sweep: Sweep, runs_dir: Path) -> Path:
     return runs_dir / sweep.name
+
+
+def run_folder(folder: Path, run: Run) -> Path:
+    """Where a run of the sweep or search in `folder` lies. Where what leads to it is damaged, the
+    path of that: no run lies there, and `look` says what is wrong."""
+    path = folder / run.folder_name
+    try:
+        return locate(path)
+    except DamagedFileError:
+        return path
 
 
 def look(
@@ -143,8 +158,12 @@ def look(
     other machines, for callers that look repeatedly.
     """
     name = run.folder_name
-    folder = locate(sweep_folder(sweep, runs_dir) / name)
     job = jobs.get(name) if jobs else None
+    path = sweep_folder(sweep, runs_dir) / name
+    try:
+        folder = locate(path)
+    except DamagedFileError as damaged:
+        return RunState(run, path, "lost", job=job, damage=str(damaged))
     finished, damage = _finished(sweep, run, folder, job)
     if finished is not None:
         return finished
@@ -172,7 +191,7 @@ def _finished(
 ) -> tuple[RunState | None, str | None]:
     """The state of a finished run, or what is damaged in its result; neither without a result."""
     try:
-        result = read_result(folder, run.config.evaluation.every)
+        result = read_result(folder, run)
     except DamagedFileError as damaged:
         return None, str(damaged)
     if result is None:

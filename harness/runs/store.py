@@ -151,10 +151,9 @@ def unused(runs_dir: Path) -> list[Path]:
 def _is_finished(folder: Path, run: Run) -> bool:
     """Whether `folder` holds this run, finished, with everything that its settings ask for."""
     try:
-        result = read_result(folder, run.config.evaluation.every)
+        return read_result(folder, run) is not None and what_lacks(folder, run.config) is None
     except RunError:
         return False
-    return result is not None and result.hash == run.hash and what_lacks(folder, run.config) is None
 
 
 def what_lacks(folder: Path, config: RunConfig) -> str | None:

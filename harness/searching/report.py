@@ -7,12 +7,11 @@ same trials give the same bytes.
 """
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.reporting.figures import Picture, check_drawn
-from harness.reporting.page import render, shown
+from harness.reporting.page import render, shown, write_files
 from harness.reporting.tables import Table
 from harness.runs import source
 from harness.runs.environment import Machine
@@ -26,7 +25,6 @@ from harness.searching.storage import NoTrialsError
 from harness.searching.study import Study
 from harness.text import command
 from mixgrpo.errors import ConfigError, RunError
-from mixgrpo.files.atomic import write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,29 +46,19 @@ def write_report(search: Search, runs_dir: Path, reports_dir: Path, url: str | N
     text = confirm.sweep_text(search, trials, folder)
     outcome = Outcome(search, trials, machines)
     if text is not None:
-        _write(folder, {confirm.FILE: text.encode()})
+        write_files(folder, {confirm.FILE: text.encode()})
         confirmed = _confirmed(runs_dir, reports_dir, folder)
         outcome = Outcome(search, trials, machines, confirmed, folder / confirm.FILE)
     made = tables(outcome)
-    _write(folder, {**kept, "table.md": markdown(outcome, made).encode()})
+    write_files(folder, {**kept, "table.md": markdown(outcome, made).encode()})
     pictures = draw(outcome)
     files = {name: content for one in pictures for name, content in one.files.items()}
-    _write(folder, {**files, PAGE: page(outcome, pictures, made).encode()})
+    write_files(folder, {**files, PAGE: page(outcome, pictures, made).encode()})
     for path in (folder / "figures").glob("*.p[nd][gf]"):
         if path.relative_to(folder).as_posix() not in files:
             path.unlink(missing_ok=True)
     check_drawn(folder / PAGE, pictures)
     return folder / PAGE
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, content)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _gather(search: Search, runs_dir: Path, folder: Path, url: str | None) -> dict[str, bytes]:

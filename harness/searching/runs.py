@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.runs.environment import Machine
 from harness.runs.records import Environment
-from harness.runs.state import RunState
+from harness.runs.state import RunState, run_folder
 from harness.searching.file import Search
 from harness.searching.space import arm_name
 from harness.study.arms import Arm
@@ -86,7 +86,7 @@ class Curves:
     def read(self, run: Run) -> None:
         curve = {
             line["iteration"]: float(line[self._column])
-            for line in _lines(self._folder / run.folder_name / EVALUATIONS)
+            for line in _lines(run_folder(self._folder, run) / EVALUATIONS)
             if isinstance(line.get(self._column), int | float)
         }
         if curve:

@@ -23,6 +23,10 @@ Choice = StrictBool | StrictInt | float | str
 Objective = Literal["reward", "seconds", "evaluations"]
 
 
+_MOST_STEPS = 1e9
+"""Of a range."""
+
+
 class RangeText(Section):
     """One range as the file has it; a list is one of choices."""
 
@@ -57,6 +61,8 @@ class RangeText(Section):
             )
         elif step is not None and (step <= 0 or self.log):
             raise ValueError("step must be above 0, and cannot go with log")
+        elif step and not (high - low) / step < _MOST_STEPS:
+            raise ValueError(f"a step of {step} is too small for the range from {low} to {high}")
         elif step and abs((n := (high - low) / step) - round(n)) > 1e-9:
             raise ValueError(f"steps of {step} from {low} do not reach high {high}")
         elif self.log and low <= 0:

@@ -36,7 +36,7 @@ STATES: dict[TrialState, str] = {
 _OPTUNA_NAMES = {state: state.upper().replace("FAILED", "FAIL") for state in STATES}
 
 _MOST_PER_TRIAL = 10
-"""Of so many settings for each one that is tried, the others may come to nothing."""
+"""Settings asked for at most per trial that is run: the others may be invalid or repeated."""
 
 
 @dataclass(frozen=True)

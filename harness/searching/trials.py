@@ -209,7 +209,7 @@ class Trials:
     def _keep_measured(self, opened: OpenTrial, states: list[RunState]) -> None:
         """Keep with a trial what its runs measured."""
         finished = [state for state in states if state.state == "finished"]
-        results = [read_result(s.folder, s.run.config.evaluation.every) for s in finished]
+        results = [read_result(s.folder, s.run) for s in finished]
         spent = {s.run.seed: run_seconds(s.folder) for s in states}
         counts = [float(result.evaluations_computed) for result in results if result]
         self.study.note(

@@ -4,10 +4,7 @@ It may raise anything, also what would end the process, and may change settings 
 process shares.
 """
 
-import atexit
-import ctypes
 import os
-import platform
 import signal
 import sys
 import threading
@@ -109,11 +106,9 @@ def _replace() -> None:
 
 
 def owes(code: int) -> None:
-    """From now on `os._exit(0)`, in whatever thread or handler, ends this process with `code`, and
-    so does `exit(0)` of C, where the C library tells of it."""
+    """From now on `os._exit(0)`, in whatever thread or handler, ends this process with `code`."""
     _replace()
     _owed[os.getpid()] = code
-    _hear_exit_of_c()
 
 
 @contextmanager
@@ -129,40 +124,6 @@ def _owing() -> Iterator[None]:
             _owed.pop(process, None)
         else:
             _owed[process] = before
-
-
-_heard_by: set[int] = set()
-"""Processes in which `exit` of C is heard."""
-
-
-def _hear_exit_of_c() -> None:
-    """Have `exit` of C call `_exit_of_c`. Only of glibc is known that this can be undone."""
-    if os.getpid() in _heard_by or platform.libc_ver()[0] != "glibc":
-        return
-    _heard_by.add(os.getpid())
-    library = ctypes.CDLL(None)
-    library.__cxa_atexit(_exit_of_c, None, ctypes.byref(_handle))
-    # What is left of Python when it has ended cannot be called.
-    atexit.register(_do_not_hear, library)
-
-
-def _do_not_hear(library: ctypes.CDLL) -> None:
-    _heard_by.clear()
-    # Calls it, and takes it off the list.
-    library.__cxa_finalize(ctypes.byref(_handle))
-
-
-_handle = ctypes.c_char()
-"""By its address the C library knows what to take off its list."""
-
-
-def _heard(_: Any) -> None:
-    if os.getpid() in _heard_by and (owed := _owed.get(os.getpid(), 0)):
-        os.write(2, f"error: exit was called by code in C; {ENDS_THE_PROCESS}\n".encode())
-        _hard_exit(owed)
-
-
-_exit_of_c = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_heard)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class Checkpoint(NamedTuple):
 
 
 def load_newest(root: Path, at_most: int | None = None) -> Checkpoint | None:
-    """The newest whole checkpoint under `root`, of at most so many iterations. None without one.
+    """The newest whole checkpoint under `root`, of at most that many iterations. None without one.
 
     A corrupt one is passed over with a warning that names it and what is wrong. RunError where
     one has the format of another version.

@@ -180,7 +180,7 @@ def _json(file: Path, text: str) -> Iterator[_Entry]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{file}: line {error.lineno}: is not JSON ({error.msg}); mend it, or end the file's "
+            f"{file}: line {error.lineno}: is not JSON ({error.msg}); fix it, or end the file's "
             "name in .jsonl where each line is JSON by itself"
         ) from None
     except RecursionError:

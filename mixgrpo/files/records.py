@@ -236,8 +236,8 @@ def check_lines(
     folder: Path | str, result: Result, every: int | None, thorough: bool = False
 ) -> None:
     """DamagedFileError where a finished run's metrics.jsonl or eval.jsonl are not those of its
-    result, or the scores of an evaluation not those of its line. `every` so many iterations it was
-    evaluated; None where that is not known.
+    result, or the scores of an evaluation not those of its line. `every`: the iterations from one
+    evaluation to the next; None where that is not known.
 
     Thousands of runs are checked at a time: metrics.jsonl, the large one, is read where it was
     changed after the result was written, or where the result does not say what it was, or when
@@ -256,7 +256,7 @@ def check_lines(
         if said is None:
             if name == METRICS:
                 _check_count(file, content, result.iterations)
-            elif every is not None:  # one before every so many iterations, and one at the end
+            elif every is not None:  # one at 0, every, 2 * every, ..., and one at the end
                 _check_count(file, content, -(-result.iterations // every) + 1)
         elif measured(content) != said:
             raise DamagedFileError(file, _difference(content, said))

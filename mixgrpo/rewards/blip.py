@@ -73,7 +73,7 @@ class Judge(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """S: images are squares of so many pixels."""
+        """S: images are S x S pixels."""
         size = self.vision.config.image_size
         assert isinstance(size, int)
         return size

@@ -16,7 +16,7 @@ from mixgrpo.rewards import protocol
 from mixgrpo.rewards.protocol import Reward
 
 _MEND = (
-    "mend the reward and run the same command again (harness.sweep and harness.search: with "
+    "fix the reward and run the same command again (harness.sweep and harness.search: with "
     "--retry failed)"
 )
 

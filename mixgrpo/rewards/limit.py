@@ -19,7 +19,7 @@ _GRACE_S = 1.0
 
 
 def limited(reward: Reward, seconds: float | None) -> Reward:
-    """`reward`, whose `score` raises TimeoutError after so many seconds; None: as it is."""
+    """`reward`, whose `score` raises TimeoutError after that many seconds; None: as it is."""
     return reward if seconds is None else _Limited(reward, seconds)
 
 

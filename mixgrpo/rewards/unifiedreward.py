@@ -102,7 +102,7 @@ _LABELS: dict[Score, str] = {
 }
 _ANSWER_TOKENS = 4096
 _LONGEST_REPLY = 1 << 20
-"""Bytes: a hundred times what an answer of so many tokens takes."""
+"""Bytes: a hundred times what an answer of that length takes."""
 _CONNECT_S = 10.0
 _FIRST_REST_S, _LONGEST_REST_S = 0.5, 30.0
 """Of a server after a failure: doubled each time, up to a limit."""
@@ -132,13 +132,12 @@ def check_options(options: Mapping[str, Any], here: bool = True) -> None:
     for option, name in names.items():
         if name is not None and here and not os.environ.get(name):
             raise ConfigError(
-                f"{place}: {option} names the environment variable {name}, which is not set; "
-                "export it"
+                f"{place}: {option} names an environment variable that is not set; export it"
             )
     login, key = names["login_env"], names["api_key_env"]
     if login is not None and (key or (here and ":" not in os.environ[login])):
         raise ConfigError(
-            f"{place}: login_env names the environment variable {login}, which must hold "
+            f"{place}: login_env names an environment variable that must hold "
             "user:password and cannot stand beside api_key_env"
         )
 
@@ -354,7 +353,7 @@ async def _post(client: "httpx.AsyncClient", url: str, body: dict[str, Any]) -> 
 
 
 def _drawing(wrong: int) -> dict[str, float]:
-    """How the answer after so many wrong ones is drawn."""
+    """How the answer after a number of wrong ones is drawn."""
     return {"temperature": 0.7, "seed": wrong} if wrong else {"temperature": 0}
 
 

@@ -15,6 +15,7 @@ from mixgrpo.models.policy import make_policy, reference_of, velocity_of
 from mixgrpo.models.protocol import Conditioning, Policy
 from mixgrpo.models.velocity import Velocity
 from mixgrpo.runs.folder import CHECKPOINTS, CONFIG, Measured, claimed, finished_after
+from mixgrpo.runs.location import locate
 from mixgrpo.settings import usercode
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import load_layers
@@ -130,7 +131,8 @@ def load_run(
     user's own and names code (`mixgrpo.settings.trust`); nothing of that is run here.
     ConfigError for a folder that holds no run and for an iteration without a checkpoint.
     """
-    folder = folder.absolute()  # code that a run calls may change the working directory
+    # Absolute: code that a run calls may change the working directory.
+    folder = locate(folder.absolute())
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder}: holds no run; name a run's folder, with a config.yaml in it")

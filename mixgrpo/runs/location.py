@@ -30,4 +30,8 @@ def locate(path: Path) -> Path:
         named = read(StoredRun, path)
     except DamagedFileError as damaged:
         raise DamagedFileError(damaged.file, damaged.why, FIX) from None
-    return path if named is None else path.parent / named.stored
+    if named is None:
+        return path
+    if not named.stored or "\0" in named.stored or Path(named.stored).is_absolute():
+        raise DamagedFileError(path, "does not name a folder by a relative path", FIX)
+    return path.parent / named.stored

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mixgrpo.catalogue import scenes
 from mixgrpo.catalogue.models import DIFFUSION
 from mixgrpo.text.escape import without_passwords
-from mixgrpo.text.secrets import has_login, why_no_addresses
+from mixgrpo.text.secrets import has_login, is_variable, why_no_addresses
 
 if TYPE_CHECKING:
     from mixgrpo.settings.config import RunConfig
@@ -175,6 +175,9 @@ def _last_step(config: "RunConfig") -> int:
     return (window.start if window.strategy == "frozen" else window.last) + window.size - 1
 
 
+_NAMES_OF_VARIABLES = {
+    f"rewards.options.unifiedreward.{name}" for name in ("api_key_env", "login_env")
+}
 _SECRET_KEYS = re.compile(
     r"(?:.*_)?(password|passwd|secret|api_?key|(?:access|auth|hf|hub|bearer)_token)", re.IGNORECASE
 )
@@ -190,6 +193,13 @@ def _holds_no_secret(key: str, value: object) -> None:
     elif key == "rewards.options.unifiedreward.urls":
         if value is not None and (wrong := why_no_addresses(value)):
             raise Conflict(f"{key}: {wrong}", key)
+    elif key in _NAMES_OF_VARIABLES:
+        if value is not None and not is_variable(value):
+            raise Conflict(
+                f"{key}: must be the name of an environment variable, such as MY_KEY; what stands "
+                "there is not shown, for it may be the key itself",
+                key,
+            )
     elif isinstance(value, list | tuple):
         for inner in value:
             _holds_no_secret(key, inner)

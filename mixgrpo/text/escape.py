@@ -35,7 +35,7 @@ def one_line(text: str) -> str:
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """`one_line` of at most so many characters; an ellipsis stands for the rest."""
+    """`one_line` of at most `most` characters; an ellipsis stands for the rest."""
     text = one_line(text)
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 

@@ -6,7 +6,8 @@ that is refused here is shown.
 
 import re
 
-_ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
+_ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?(/[^\s?#@;%]*)?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOGIN = re.compile(r":/.*@|^[^\s/]+:[^\s/]*@", re.DOTALL)
 """user:password@ behind a scheme, however that is written, or at the beginning."""
 _QUERY = re.compile(
@@ -18,6 +19,11 @@ def is_address(text: object) -> bool:
     """Whether this is the plain address of a server, `http://host:8000/v1`: without user, password,
     query or fragment."""
     return isinstance(text, str) and _ADDRESS.fullmatch(text) is not None
+
+
+def is_variable(text: object) -> bool:
+    """Whether this can be the name of an environment variable: a key itself is mostly none."""
+    return isinstance(text, str) and _VARIABLE.fullmatch(text) is not None
 
 
 def why_no_addresses(urls: object) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import status
 from harness.analysis.analyse import analyse
 from harness.analysis.results import collect
+from harness.launching import status
 from harness.launching.plan import describe
 from harness.reporting import drawing, figures, findings
 from harness.reporting.write import write_report

@@ -397,7 +397,7 @@ def test_two_launchers_at_once_submit_once(lab: Lab) -> None:
     [
         (["--slurm", "partition=nowhere"], "sbatch refuses: .*partition"),
         (["--slurm", "partitoin=gpu"], "--slurm partitoin=gpu: slurm: partitoin: unknown key; did"),
-        (["--slurm", "time=soon"], "--slurm time=soon: slurm: time: 'soon' is no time"),
+        (["--slurm", "time=soon"], "--slurm time=soon: slurm: time: 'soon' is not a time"),
         (["--slurm", "gpus"], "--slurm gpus: expected KEY=VALUE"),
         (["--slurm", "sharded=true"], "sharded: needs several processes"),
         (["--jobs", "3"], "--jobs: Slurm decides how many run"),
@@ -420,7 +420,7 @@ def test_plan_shows_arrays_hours_and_the_sbatch_text_and_submits_nothing(
     lab: Lab, slurm: Cluster
 ) -> None:
     lab.write(SWEEP + "slurm: {gpus: 4, time: '2:00:00', setup: [module load cuda]}\n")
-    code, output = lab.finish("--plan", "--slurm", "max_array=3")
+    code, output = lab.finish("--trust", "--plan", "--slurm", "max_array=3")
     assert code == 0, output
     assert "array 1 of 2: 3 jobs; each 4 GPU(s), 1 cores, at most 2 h 00 min" in output
     assert "GPU hours: unknown; no iteration of these configurations has been finished" in output

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 DIGITS = 4
 PARTS = 30
-"""The figure has so many points per arm: medians over as many parts of a run."""
+"""Points per arm in the figure: medians over as many equal parts of a run."""
 TENTH = 10
 
 

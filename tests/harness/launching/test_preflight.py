@@ -110,8 +110,14 @@ REFUSED = {
             ("{score: nope}", "score: expected 'alignment', 'alignment-2.0' or 'pointwise', not"),
             ("{at_once: 0}", "at_once must be 1 or more, timeout above 0 and retries 0 or more"),
             ("{at_once: 1.5}", "at_once: expected a valid integer, not 1.5"),
-            ("{api_key_env: NOT_SET_ANYWHERE}", "api_key_env names the environment variable NOT"),
-            ("{login_env: NOT_SET_ANYWHERE}", "login_env names the environment variable NOT_SET"),
+            (
+                "{api_key_env: NOT_SET_ANYWHERE}",
+                "api_key_env names an environment variable",
+            ),
+            (
+                "{login_env: NOT_SET_ANYWHERE}",
+                "login_env names an environment variable",
+            ),
             ("{timeout: soon}", "timeout: expected a valid number, not 'soon'"),
         )
     },

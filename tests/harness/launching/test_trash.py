@@ -228,8 +228,8 @@ def test_a_run_that_is_a_link_to_nowhere_is_named(lab: Lab) -> None:
     code, output = lab.finish()
     assert (code, output) == (
         2,
-        f"error: {folder}: is a link to ../unmounted, which does not exist; restore its target, "
-        "or remove the link to compute the run again\n",
+        f"error: {folder}: is a link to {lab.runs / 'unmounted'}, which does not exist; restore "
+        "its target, or remove it, and the run is taken from the store or computed again\n",
     )
     folder.rename(folder.with_name("old-seed0-00000000"))
     code, output = lab.finish("--prune", "--yes")

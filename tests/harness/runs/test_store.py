@@ -5,13 +5,16 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.analysis.results import collect
+from harness.analysis.samples import read_samples
 from harness.launching.plan import describe, foresee
+from harness.probing.tasks import tasks
 from harness.runs import store
 from harness.runs.folder import STOP
 from harness.runs.ledger import ledger
@@ -125,6 +128,10 @@ def test_a_disk_without_links_has_files_in_their_place(
     assert list(rows["state"]) == ["finished"]
     assert list(rows["trained_by"]) == ["first"]
     assert unused(runs) == []
+    # Pictures and probes, too.
+    assert read_samples(sweep, {("constant", 0)}, runs) is not None
+    probed = replace(sweep, probes={"hybrid": {}})
+    assert [task.folder for task in tasks(probed, runs)] == [states["constant"].folder]
     path.write_text("{")
     with pytest.raises(DamagedFileError, match="remove it, and the sweep's command makes it again"):
         locate(path)
@@ -249,3 +256,129 @@ def test_the_evaluation_before_training_is_made_once(tmp_path: Path) -> None:
         (folder / "evaluation.json").write_text('{"iteration": 0}')
     states, _ = launch(write_sweep(tmp_path, {"d": {"optimizer.lr": 0.02}}, "more"), runs)
     assert states["d"].state == "finished"
+
+
+def _point(path: Path, at: str) -> None:
+    """What stands in for a link."""
+    path.unlink()
+    path.write_text(at)
+
+
+@pytest.mark.parametrize("as_link", [True, False])
+def test_what_leads_to_another_run_is_never_taken_for_it(lab: Lab, as_link: bool) -> None:
+    lab.write(SMALL)
+    assert lab.finish("--jobs", "2")[0] == 0
+    one, other = (lab.states()[f"interval={k}-seed0"].folder for k in (1, 3))
+    target = f"../{STORE}/{other.resolve().name}"
+    if as_link:
+        one.unlink()
+        one.symlink_to(target)
+    else:
+        _point(one, json.dumps({"stored": target}))
+    state = lab.states()["interval=1-seed0"]
+    assert state.state == "lost"
+    assert "result of another run" in str(state.damage)
+    assert len(collect(lab.sweep, lab.runs).finished) == 1
+    code, output = lab.finish("--jobs", "2")
+    assert code == 2, output
+    assert f"{one}: leads to" in output
+    assert len(lab.attempts()["interval=3-seed0"]) == 1
+    one.unlink()
+    assert lab.finish("--jobs", "2")[0] == 0
+    assert one.resolve() != other.resolve()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "garbage", '{"stored": 5}', '{"stored": "\\u0000x"}', '{"stored": "/etc"}']
+)
+def test_one_bad_entry_is_one_lost_run(lab: Lab, text: str) -> None:
+    lab.write(SMALL)
+    assert lab.finish("--jobs", "2")[0] == 0
+    bad = lab.states()["interval=1-seed0"].folder
+    _point(bad, text)
+    states = lab.states()
+    assert [s.state for s in states.values()] == ["lost", "finished"]
+    results = collect(lab.sweep, lab.runs)
+    assert len(results.finished) == 1
+    code, output = lab.finish("--jobs", "2")
+    assert code == 2, output
+    assert f"error: {bad}: " in output
+    assert "remove it" in output
+    bad.unlink()
+    assert lab.finish("--jobs", "2")[0] == 0
+    assert len(lab.attempts()["interval=1-seed0"]) == 1
+
+
+def test_a_folder_of_somebody_elses_is_never_written_to(lab: Lab) -> None:
+    lab.write(SMALL)
+    victim = lab.root / "victim"
+    victim.mkdir()
+    (victim / "notes.txt").write_text("mine")
+    folder = lab.runs / "toy" / lab.sweep.runs[0].folder_name
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(victim)
+    for options in ((), ("--no-share",)):
+        code, output = lab.finish("--jobs", "2", *options)
+        assert code == 2, output
+        assert "which is no run's; remove it" in output
+    assert [p.name for p in victim.iterdir()] == ["notes.txt"]
+
+
+def test_a_stored_run_that_was_removed_is_computed_again_for_all(lab: Lab) -> None:
+    lab.write(SMALL)
+    assert lab.finish("--jobs", "2")[0] == 0
+    for state in lab.states().values():
+        shutil.rmtree(state.folder.resolve())
+    assert [s.state for s in lab.states().values()] == ["waiting", "waiting"]
+    code, output = lab.finish("--jobs", "2")
+    assert code == 0, output
+    assert all(s.state == "finished" for s in lab.states().values())
+
+
+def test_a_run_of_an_earlier_version_that_another_sweep_uses_stays(lab: Lab) -> None:
+    lab.write(SMALL)
+    assert lab.finish("--jobs", "2", "--no-share")[0] == 0
+    other = lab.file.with_name("other.yaml")
+    other.write_text(SMALL.replace("name: toy", "name: other"))
+    assert _finish(lab, other)[0] == 0
+    lab.write(SMALL.replace("[1, 3]", "[1]"))
+    used = next((lab.runs / "toy").glob("interval=3-*"))
+    code, output = lab.finish("--prune", "--yes", "--jobs", "2")
+    assert code == 0, output
+    assert f"{used}: used by other, stays" in output
+    assert used.is_dir()
+
+
+def test_a_run_that_another_sweep_stopped_goes_on(lab: Lab) -> None:
+    lab.write(SMALL.replace("[1, 3]", "[1]"))
+    other = lab.file.with_name("other.yaml")
+    other.write_text(SMALL.replace("[1, 3]", "[1]").replace("name: toy", "name: other"))
+    slow = {"*": {"seconds": 0.5}}
+    first = lab.launch("--jobs", "1", fake=slow)
+    lab.wait_for(lambda s: all(x.iteration >= 1 for x in s.values()))
+    second = lab.launch("--jobs", "1", fake=slow, file=other)
+    for _ in range(200):
+        if list((lab.runs / "other").glob("*-seed*")):
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)  # until it follows the run
+    first.send_signal(15)
+    assert first.wait(timeout=60) == 143
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, output
+    assert lab.attempts()["interval=1-seed0"] == ["stopped", "finished"]
+
+
+def test_a_changed_evaluation_before_training_is_made_again(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    launch(write_sweep(tmp_path, {"a": {}}), runs)
+    (kept,) = (runs / STORE / "evaluations").iterdir()
+    record = json.loads((kept / "evaluation.json").read_text())
+    record["line"]["reward_contrast_mean"] = 0.1111
+    (kept / "evaluation.json").write_text(json.dumps(record))
+    states, _ = launch(write_sweep(tmp_path, {"d": {"optimizer.lr": 0.02}}, "more"), runs)
+    line = json.loads((states["d"].folder / "eval.jsonl").read_text().split("\n")[0])
+    assert line["reward_contrast_mean"] != 0.1111
+    # The entry is whole again for the next one.
+    states, _ = launch(write_sweep(tmp_path, {"e": {"optimizer.lr": 0.03}}, "next"), runs)
+    assert states["e"].attempts[0].evaluation_taken

@@ -46,6 +46,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("window.interval:", "window.intervall:", 5, r"did you mean window.interval\?"),
         ("high: 9}", "high: 1}", 5, "low and high are both 1, so there is nothing to search"),
         ("step: 0.2", "step: 0.3", 9, "do not reach high 1.0"),
+        ("step: 0.2", "step: 1.0e-320", 9, "too small for the range"),
         ("low: 0.1", "low: 0.0", 8, "log needs a low above 0"),
         ("{window.strategy: frozen}", "{window.size: 1}", 7, "no other setting of the space"),
         ("iterations: 6", "iterations: 6, window.intervall: 2", 3, "did you mean window.interval"),

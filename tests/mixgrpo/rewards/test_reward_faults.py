@@ -89,7 +89,7 @@ def test_what_are_no_scores_is_named_with_reward_prompt_and_mend(
     seconds: float | None, returned: Any, message: str
 ) -> None:
     reward = limited(FunctionReward("odd", lambda images, prompts: returned), seconds)
-    with pytest.raises(RepeatableError, match=rf"reward odd.*{message}.*; mend the reward") as e:
+    with pytest.raises(RepeatableError, match=rf"reward odd.*{message}.*; fix the reward") as e:
         score(reward, IMAGES, PROMPTS)
     assert "\n" not in str(e.value)
 

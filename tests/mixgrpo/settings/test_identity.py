@@ -19,6 +19,7 @@ from torch import Tensor
 from mixgrpo.catalogue import registry, rewards, scenes
 from mixgrpo.catalogue.models import model_weights
 from mixgrpo.errors import ConfigError
+from mixgrpo.files import contents as module
 from mixgrpo.files.contents import contents, pipeline_contents
 from mixgrpo.files.prompts import prompts_digest, read_prompts
 from mixgrpo.models.embeddings import embeddings_folder
@@ -126,13 +127,13 @@ def test_a_folder_is_read_once_while_it_stays_the_same(
     folder = write(tmp_path, tensors(3))
     before = contents(folder)
     opened: list[Path] = []
-    original = Path.open
+    original = module.open_regular
 
-    def noted(path: Path, *arguments: Any, **named: Any) -> Any:
+    def noted(path: Path) -> Any:
         opened.append(path)
-        return original(path, *arguments, **named)
+        return original(path)
 
-    monkeypatch.setattr(Path, "open", noted)
+    monkeypatch.setattr(module, "open_regular", noted)
     assert contents(folder) == before
     assert opened == []
     write(folder, tensors(4))

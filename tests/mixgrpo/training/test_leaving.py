@@ -230,22 +230,6 @@ ENDS = {
         1,
         ["error: os.execve('/bin/true') was called; code that a run calls must raise an exception"],
     ),
-    "in C": (
-        "ctypes.CDLL(None).exit(0)",
-        1,
-        ["error: exit was called by code in C; code that a run calls must raise an exception"],
-    ),
-    "in C, later": (
-        "atexit.register(ctypes.CDLL(None).exit, 0); raise ConfigError('no')",
-        2,
-        ["error: no", "error: exit was called by code in C; code that a run calls must raise"],
-    ),
-    "in C, after success": ("atexit.register(ctypes.CDLL(None).exit, 0)", 0, []),
-    "in C, in a child": (
-        "child = os.fork() or ctypes.CDLL(None).exit(0); assert os.waitpid(child, 0)[1] == 0",
-        0,
-        [],
-    ),
     "another program in a child": (
         "child = os.fork() or os.execv('/bin/true', ['true']); "
         "assert os.waitpid(child, 0)[1] == 0; subprocess.run(['true'], check=True)",

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from harness import stats
-from harness.statistics.moderation import Spread
-from harness.statistics.resolution import (
+from harness.evidence.moderation import Spread
+from harness.evidence.resolution import (
     chance_of_difference,
     chance_of_equality,
     detectable_difference,

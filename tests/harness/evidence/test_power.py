@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from harness.statistics.moderation import Spread
-from harness.statistics.power import chances, needed, scaled
-from harness.statistics.resolution import chance_of_difference, chance_of_equality
-from harness.statistics.sequential import Plan
+from harness.evidence.moderation import Spread
+from harness.evidence.power import chances, needed, scaled
+from harness.evidence.resolution import chance_of_difference, chance_of_equality
+from harness.evidence.sequential import Plan
 
 GOLDEN = [
     # comparisons, rho, effect in sd, power, mean seeds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from harness.statistics.moderation import (
+from harness.evidence.moderation import (
     moderate,
     moderated,
     plain,

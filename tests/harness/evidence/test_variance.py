@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.statistics.variance import (
+from harness.evidence.variance import (
     PairedVariance,
     best_images,
     cheaper,

@@ -7,7 +7,7 @@ looks' numbers of pairs, by recursive integration (Armitage, McPherson and Rowe 
 statistic is held against the t quantile at p_k (the significance-level approach of Jennison and
 Turnbull 2000, chapter 4).
 
-The interval at level 1 - p_k is what a look prints and what decides (`harness.statistics.verdict`).
+The interval at level 1 - p_k is what a look prints and what decides (`harness.evidence.verdict`).
 Such intervals hold the truth at all looks together with 1 - alpha (Jennison and Turnbull's repeated
 confidence intervals, chapter 9), so better, worse and equal are claims of one kind. Within +-margin
 is two one-sided tests at the same looks, each with its own alpha / 2. Several arms: Bonferroni.
@@ -32,8 +32,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special, stats
 
-from harness.statistics.moderation import Spread, moderate, plain
-from harness.statistics.verdict import Comparison, Verdict, compare
+from harness.evidence.moderation import Spread, moderate, plain
+from harness.evidence.verdict import Comparison, Verdict, compare
 
 LOOKS = (5, 8, 12, 16, 24, 32)
 RHO = 2.0

@@ -18,9 +18,9 @@ from benchmarks.interval_coverage_studies import (
     table,
 )
 from benchmarks.interval_coverage_studies import STUDIES as STUDIES_IN_TABLE
-from harness.statistics.moderation import moderate
-from harness.statistics.sequential import LOOKS, Plan, follow
-from harness.statistics.verdict import compare, simultaneous_level
+from harness.evidence.moderation import moderate
+from harness.evidence.sequential import LOOKS, Plan, follow
+from harness.evidence.verdict import compare, simultaneous_level
 
 ROOT = Path(__file__).parents[3]
 STUDIES = 25

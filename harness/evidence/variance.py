@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from harness.statistics.intervals import Interval
-from harness.statistics.verdict import MIN_PAIRS
+from harness.evidence.intervals import Interval
+from harness.evidence.verdict import MIN_PAIRS
 
 Scores = npt.NDArray[np.floating]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.statistics.moderation import moderate, plain
-from harness.statistics.verdict import compare, simultaneous_level
+from harness.evidence.moderation import moderate, plain
+from harness.evidence.verdict import compare, simultaneous_level
 
 BETTER = [0.031, 0.018, 0.027, 0.022, 0.035]
 

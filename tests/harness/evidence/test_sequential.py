@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.statistics.sequential import (
+from harness.evidence.sequential import (
     LOOKS,
     Plan,
     decide,

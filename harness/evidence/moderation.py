@@ -12,7 +12,7 @@ Three things go beyond that paper.
   badly: where the arms' spreads truly differ (d0 = 4), the published rule makes 7.4 % false claims
   a study of eight arms and five seeds, at an error of 5 %; raising only, 5.2 %
   (benchmarks/results/interval_coverage_studies.md). `lowers=True` is the published rule.
-* No spread is below a given floor: what evaluation alone must add (`harness.statistics.variance`).
+* No spread is below a given floor: what evaluation alone must add (`harness.evidence.variance`).
 """
 
 import math

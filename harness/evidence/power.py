@@ -11,16 +11,16 @@ from typing import Literal
 
 import numpy as np
 
-from harness.statistics.intervals import Interval
-from harness.statistics.moderation import Spread
-from harness.statistics.resolution import (
+from harness.evidence.intervals import Interval
+from harness.evidence.moderation import Spread
+from harness.evidence.resolution import (
     fewest,
     sd_range,
     seeds_for_difference,
     seeds_for_equality,
 )
-from harness.statistics.sequential import LOOKS, Plan
-from harness.statistics.verdict import MIN_PAIRS
+from harness.evidence.sequential import LOOKS, Plan
+from harness.evidence.verdict import MIN_PAIRS
 
 STUDIES = 20_000
 CHANCES = (0.8, 0.9)

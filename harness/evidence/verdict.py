@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from harness.statistics.intervals import Interval, student, unknown
-from harness.statistics.moderation import Spread, plain
+from harness.evidence.intervals import Interval, student, unknown
+from harness.evidence.moderation import Spread, plain
 
 MIN_PAIRS = 3
 """Below this no interval is given and nothing is concluded."""

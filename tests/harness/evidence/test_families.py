@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from harness import stats
-from harness.statistics.families import benjamini_hochberg, expected_false_claims, holm
+from harness.evidence.families import benjamini_hochberg, expected_false_claims, holm
 
 
 def test_holm_is_that_of_the_present_statistics():

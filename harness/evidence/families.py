@@ -42,7 +42,7 @@ class Exploratory:
 
     @property
     def expected_false(self) -> float:
-        """At most so many of the claims are false, on average: the error times their number."""
+        """How many of the claims are false on average, at most: the error times their number."""
         return self.error * self.claims
 
     @property

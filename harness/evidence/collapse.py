@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
 
-from harness.statistics.intervals import Interval, student, unknown
+from harness.evidence.intervals import Interval, student, unknown
 
 Values = npt.NDArray[np.float64]
 

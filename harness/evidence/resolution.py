@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, special, stats
 
-from harness.statistics.intervals import Interval
-from harness.statistics.moderation import Spread
-from harness.statistics.verdict import MIN_PAIRS
+from harness.evidence.intervals import Interval
+from harness.evidence.moderation import Spread
+from harness.evidence.verdict import MIN_PAIRS
 
 POWER = 0.8
 RANGE = (0.1, 0.9)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.statistics.collapse import (
+from harness.evidence.collapse import (
     centre,
     outcome,
     probability_of_improvement,
