@@ -17,7 +17,7 @@ import numpy.typing as npt
 import typer
 
 from harness.reporting.views.turn import best_of_others, since
-from harness.stats import LEVEL, compare, detectable_effect, mean_interval
+from harness.stats import LEVEL, compare, detectable_difference, mean_interval
 from mixgrpo import cli
 
 SEEDS = (3, 5, 8, 10, 20)
@@ -85,7 +85,7 @@ def resolution(seeds: Sequence[int] = SEEDS) -> str:
     """What true difference has an 80 % chance of a verdict, in sd of the paired differences."""
     lines = ["| seeds | one comparison | three comparisons |", "|---|---|---|"]
     for n in seeds:
-        found = (detectable_effect(n, (1 - LEVEL) / family) for family in (1, ARMS - 1))
+        found = (detectable_difference(1.0, n, family) for family in (1, ARMS - 1))
         lines.append(f"| {n} | {' | '.join(f'{effect:.2f}' for effect in found)} |")
     return "\n".join(lines)
 

@@ -3,18 +3,19 @@
 Per arm a Student t interval (a bootstrap of five seeds covers 82 % where it says 95 %). Against
 the reference everything is paired by seed, because arms with the same seed share prompts and noise.
 
-**What decides a verdict**: the simultaneous t interval of the paired difference, whose error is
-divided by the number of comparisons (Bonferroni). An arm is called better or worse only where that
-interval excludes zero, so a figure and a verdict can never disagree, and the chance of any false
-verdict among the arms of one report is at most 5 %; gains, other rewards, times and other budgets
-have 5 % each of their own. Beside it stand the Holm-adjusted p of the same t test, which
-is never larger than what the interval implies, and the sign-flip test, which assumes nothing but
-symmetry. With n seeds the sign-flip p cannot be below 2 / 2^n (0.0625 for five), so for few
-seeds it cannot decide anything by itself.
+**What decides a verdict** (`harness.evidence.verdict`): the simultaneous t interval of the paired
+difference, whose error is divided by the number of comparisons (Bonferroni) and whose spread is
+raised by that of the other arms where an arm's own is small by chance
+(`harness.evidence.moderation`). Better or worse: it excludes zero. Equal: it lies within the
+margin. So a figure and a verdict cannot disagree, and the chance of any false verdict among the
+arms of one report is at most 5 %; gains, other rewards, times and other budgets have 5 % each of
+their own. Beside it stand the Holm-adjusted p of the same t test, which is never larger than what
+the interval implies, and the sign-flip test, which assumes nothing but symmetry. With n seeds the
+sign-flip p cannot be below 2 / 2^n (0.0625 for five), so for few seeds it cannot decide anything by
+itself.
 
-Fewer than `MIN_SEEDS` seeds give no interval, no p and the verdict "too few seeds". The smallest
-detectable difference refers to the rule above. Nothing here knows of files, arms' settings or
-figures.
+Fewer than `MIN_SEEDS` seeds give no interval and no p. Nothing here knows of files, arms' settings
+or figures.
 """
 
 import math
@@ -24,17 +25,25 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
-MIN_SEEDS = 3
+from harness.evidence import verdict
+from harness.evidence.intervals import student
+from harness.evidence.moderation import Spread, moderate
+from harness.evidence.resolution import POWER, detectable_effect
+from harness.evidence.verdict import MIN_PAIRS, Verdict
+from harness.evidence.verdict import simultaneous_level as simultaneous_level
+
+MIN_SEEDS = MIN_PAIRS
 """Below this no interval is given and nothing is concluded."""
 LEVEL = 0.95
-POWER = 0.8
 MOST_FLIPS = 10_000
 """All 2^n sign flips are tried where they are no more than these (13 seeds), else as many random
 ones."""
 
-Verdict = Literal["better", "worse", "indistinguishable", "identical", "no variance", "too few"]
+Reason = Literal["interval", "identical", "no spread", "too few pairs"]
+"""What a verdict rests on: the interval; scores that are the same with every seed, which are equal;
+or why there is nothing to rest on."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,12 @@ class Comparison:
     difference: Interval
     """Mean of the paired differences with its own 95 % interval."""
     simultaneous: Interval
-    """The same mean with the interval that holds for all comparisons together. It decides."""
+    """The same mean with the interval that holds for all comparisons together. It decides. Its `sd`
+    is that of the spread."""
+    spread: Spread
+    """The standard deviation that both intervals use, and its degrees of freedom."""
+    margin: float | None
+    """Differences up to this are worth nothing; None where no margin is known: never equal."""
     p: float
     """This and the other p values are NaN where nothing can be tested: too few pairs, or pairs
     that do not differ from each other."""
@@ -94,14 +108,15 @@ class Comparison:
     p_sign_flip: float
     p_sign_flip_holm: float
     detectable: float
-    """The smallest true difference with an 80 % chance of a verdict, at the observed sd; NaN where
-    nothing can be tested."""
+    """The smallest true difference with an 80 % chance of better or worse, at this spread; NaN
+    where nothing can be tested."""
     verdict: Verdict
+    reason: Reason
 
-
-def simultaneous_level(family: int, level: float = LEVEL) -> float:
-    """The level of each of `family` intervals that hold together with `level` (Bonferroni)."""
-    return 1 - (1 - level) / max(1, family)
+    @property
+    def tested(self) -> bool:
+        """Whether the verdict rests on an interval."""
+        return self.reason == "interval"
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
@@ -159,34 +174,35 @@ def paired_interval(
 def compare(
     values: Mapping[str, Mapping[int, float]],
     reference: str | Mapping[str, str],
-    level: float = LEVEL,
+    margins: Mapping[str, float | None] | None = None,
 ) -> dict[str, Comparison]:
     """Compare every arm with its reference: `values[arm][seed]`, higher is better.
 
     `reference`: the arm that all are compared with, or by arm the one that it is compared with, for
-    a reference itself.
+    a reference itself. `margins`: by reference, the difference that is worth nothing.
     """
     references = dict.fromkeys(values, reference) if isinstance(reference, str) else reference
     arms = [arm for arm in values if arm != references[arm]]
     pairs = {arm: paired_differences(values[arm], values.get(references[arm], {})) for arm in arms}
     differences = {arm: list(pairs[arm][0].values()) for arm in arms}
     family = max(1, sum(len(of_arm) >= MIN_SEEDS for of_arm in differences.values()))
-    intervals = {
-        arm: mean_interval(of_arm, simultaneous_level(family, level))
-        for arm, of_arm in differences.items()
+    level = simultaneous_level(family)
+    spreads = moderate(differences)
+    judged = {
+        arm: verdict.compare(
+            differences[arm],
+            margin=margins.get(references[arm]) if margins else None,
+            level=level,
+            spread=spreads[arm],
+        )
+        for arm in arms
     }
-    p = {arm: paired_t_p(of_arm) for arm, of_arm in differences.items()}
-    p_flip = {arm: sign_flip_p(of_arm) for arm, of_arm in differences.items()}
-    tests = {
-        "p": p,
-        "p_holm": holm(p),
-        "p_sign_flip": p_flip,
-        "p_sign_flip_holm": holm(p_flip),
-        "detectable": {
-            arm: detectable_difference(estimate.sd, estimate.n, family, level)
-            for arm, estimate in intervals.items()
-        },
+    p = {arm: _p(of_arm) for arm, of_arm in judged.items()}
+    p_flip = {
+        arm: sign_flip_p(differences[arm]) if of_arm.reason == "interval" else math.nan
+        for arm, of_arm in judged.items()
     }
+    p_holm, p_flip_holm = holm(p), holm(p_flip)
     return {
         arm: Comparison(
             arm=arm,
@@ -194,34 +210,51 @@ def compare(
             seeds=tuple(pairs[arm][0]),
             left_out=pairs[arm][1],
             family=family,
-            difference=mean_interval(differences[arm], level),
-            simultaneous=interval,
-            verdict=_verdict(interval),
-            **{
-                name: of_arms[arm] if interval.known and interval.varies else math.nan
-                for name, of_arms in tests.items()
-            },
+            difference=_interval(of_arm, LEVEL),
+            simultaneous=_interval(of_arm, level),
+            spread=of_arm.spread,
+            margin=of_arm.margin,
+            p=p[arm],
+            p_holm=p_holm[arm],
+            p_sign_flip=p_flip[arm],
+            p_sign_flip_holm=p_flip_holm[arm],
+            detectable=_detectable(of_arm),
+            verdict="equal" if _identical(of_arm) else of_arm.verdict,
+            reason="identical" if _identical(of_arm) else of_arm.reason,
         )
-        for arm, interval in intervals.items()
+        for arm, of_arm in judged.items()
     }
 
 
-def _verdict(interval: Interval) -> Verdict:
-    if interval.n < MIN_SEEDS:
-        return "too few"
-    if interval.sd == 0:  # the seeds do not vary: no evidence of what another seed would do
-        return "identical" if interval.mean == 0 else "no variance"
-    return {1: "better", -1: "worse", 0: "indistinguishable"}[interval.sign]  # type: ignore[return-value]
+def _identical(of_arm: verdict.Comparison) -> bool:
+    """Whether no score differs with any seed."""
+    return of_arm.reason == "no spread" and of_arm.mean == 0
 
 
-def paired_t_p(differences: Sequence[float]) -> float:
-    """Two-sided p of a paired t test; NaN with too few pairs or where they do not vary."""
-    if len(differences) < MIN_SEEDS:
+def _interval(of_arm: verdict.Comparison, level: float) -> Interval:
+    mean, n, spread = of_arm.mean, of_arm.pairs, of_arm.spread
+    if of_arm.reason == "too few pairs":
+        return Interval(mean, math.nan, math.nan, spread.sd, n, level)
+    if of_arm.reason == "no spread":  # one value with every seed: no width, and no evidence
+        return Interval(mean, mean, mean, 0.0, n, level)
+    found = student(mean, spread.sd, n, spread.degrees_of_freedom, level)
+    return Interval(mean, found.low, found.high, spread.sd, n, level)
+
+
+def _p(of_arm: verdict.Comparison) -> float:
+    """Two-sided p of the t test with the arm's spread; NaN where there is no interval."""
+    if of_arm.reason != "interval":
         return math.nan
-    values = np.asarray(differences, dtype=float)
-    if _sd(values) == 0:
-        return 1.0 if values[0] == 0 else math.nan
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
+    spread = of_arm.spread
+    t = abs(of_arm.mean) * math.sqrt(of_arm.pairs) / spread.sd
+    return float(2 * stats.t.sf(t, spread.degrees_of_freedom))
+
+
+def _detectable(of_arm: verdict.Comparison) -> float:
+    if of_arm.reason != "interval":
+        return math.nan
+    spread, error = of_arm.spread, 1 - of_arm.level
+    return spread.sd * detectable_effect(of_arm.pairs, error, POWER, spread.degrees_of_freedom)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -253,55 +286,14 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def power(n: int, effect: float, error: float = 1 - LEVEL) -> float:
-    """Chance that a two-sided t interval of `n` values excludes zero when mean / sd = effect."""
-    df, shift = n - 1, abs(effect) * math.sqrt(n)
-    bound = _t_quantile(df, error / 2)
-    # The far tail underflows to NaN for large shifts, where it is nothing.
-    return float(stats.nct.sf(bound, df, shift)) + float(
-        np.nan_to_num(stats.nct.cdf(-bound, df, shift))
-    )
+def detectable_difference(sd: float, n: int, family: int = 1) -> float:
+    """The smallest true difference that n values show with 80 % probability among `family` tests.
 
-
-@lru_cache(maxsize=256)
-def detectable_effect(n: int, error: float = 1 - LEVEL, chance: float = POWER) -> float:
-    """The smallest |mean| / sd that `n` pairs show with probability `chance` (noncentral t)."""
+    NaN with too few values. `sd` is theirs.
+    """
     if n < MIN_SEEDS:
         return math.nan
-    high = 1.0
-    while power(n, high, error) < chance:
-        high *= 2
-    return float(optimize.brentq(lambda effect: power(n, effect, error) - chance, 0.0, high))
-
-
-def detectable_difference(sd: float, n: int, family: int = 1, level: float = LEVEL) -> float:
-    """The smallest true difference that n pairs show with 80 % probability among `family` tests.
-
-    NaN with too few pairs. `sd` is that of the paired differences.
-    """
-    return detectable_effect(n, (1 - level) / family) * sd
-
-
-def seeds_needed(sd: float, difference: float, family: int = 1) -> int:
-    """The fewest seeds that show a true difference with 80 % probability among `family` tests.
-
-    `sd` is that of the paired differences.
-    """
-    if not (difference != 0 and math.isfinite(difference) and sd >= 0 and math.isfinite(sd)):
-        raise ValueError(f"needs a finite sd and a difference other than 0: {sd}, {difference}")
-    effect, error = abs(difference), (1 - LEVEL) / family
-    low, high = MIN_SEEDS - 1, MIN_SEEDS
-    while detectable_effect(high, error) * sd > effect:
-        low, high = high, high * 2
-        if high > 10**7:
-            raise ValueError(f"a difference of {difference} is out of reach at sd {sd}")
-    while high - low > 1:
-        middle = (low + high) // 2
-        if detectable_effect(middle, error) * sd > effect:
-            low = middle
-        else:
-            high = middle
-    return high
+    return detectable_effect(n, (1 - LEVEL) / family, POWER) * sd
 
 
 @lru_cache(maxsize=256)

@@ -65,6 +65,9 @@ class Analysis:
     held_out: tuple[str, ...]
     """Those that are measured and no arm trains on."""
     arms: tuple[ArmResult, ...]
+    margins: Mapping[str, float | None]
+    """By reference: the difference in the measure that is worth nothing; None where it is not
+    known."""
     other_comparisons: Mapping[str, Mapping[str, Comparison]]
     """By reward beside the measure, and by arm that is no reference: the comparison after training,
     each reward a family of its own."""
@@ -157,6 +160,7 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
         trained=trained,
         held_out=held_out,
         arms=tuple(arms),
+        margins=rewards.margins,
         other_comparisons={
             reward: of_arms
             for reward, of_arms in rewards.comparisons.items()

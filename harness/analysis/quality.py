@@ -49,6 +49,8 @@ class Quality:
     changes: Mapping[str, Mapping[str, RewardChange]]
     comparisons: Mapping[str, Mapping[str, Comparison]]
     """After training with the arm's reference, each reward a family of its own; no references."""
+    margins: Mapping[str, float | None]
+    """The difference in the measure that is worth nothing, by reference."""
 
 
 def quality(sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]") -> Quality:
@@ -61,11 +63,22 @@ def quality(sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]") -> Quality:
         }
         for name in (columns.before, columns.after)
     )
-    return Quality(
-        after,
-        {reward: _changes(before[reward], after[reward]) for reward in after},
-        {reward: compare(values, sweep.references) for reward, values in after.items()},
-    )
+    changes = {reward: _changes(before[reward], after[reward]) for reward in after}
+    margins = _margins(sweep, changes[sweep.measure])
+    comparisons = {
+        reward: compare(values, sweep.references, margins if reward == sweep.measure else None)
+        for reward, values in after.items()
+    }
+    return Quality(after, changes, comparisons, margins)
+
+
+def _margins(sweep: "Sweep", changes: Mapping[str, RewardChange]) -> dict[str, float | None]:
+    """The margin in the measure's units, by reference; None where its gain is not shown."""
+    gains = {
+        arm: change.simultaneous.mean if change.simultaneous.sign > 0 else None
+        for arm, change in changes.items()
+    }
+    return {arm: sweep.margin.at_gain(gains[arm]) for arm in set(sweep.references.values())}
 
 
 def reward_names(sweep: "Sweep") -> tuple[tuple[str, ...], tuple[str, ...]]:

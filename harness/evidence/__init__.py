@@ -1,5 +1,4 @@
-"""What may be concluded from few seeds. Not used by the reports yet, whose verdicts are in
-`harness.stats`: it is to replace that module.
+"""What may be concluded from few seeds. `harness.stats` applies it to runs, paired by seed.
 
 Everything here is mathematics on numbers: no files, sweeps or data frames. The unit of evidence is
 the paired difference: arm minus reference with the same seed, which share prompts and noise. Read

@@ -88,7 +88,7 @@ def moderate(
     spreads = {arm: plain(values, floors[arm]) for arm, values in differences.items()}
     measured = np.array([spread.measured for spread in spreads.values()])
     own_df = np.array([spread.degrees_of_freedom for spread in spreads.values()])
-    if takes_part(measured**2, own_df).sum() < ARMS_NEEDED:
+    if len(spreads) < ARMS_NEEDED or takes_part(measured**2, own_df).sum() < ARMS_NEEDED:
         return spreads
     variances, df = moderated(measured**2, own_df, lowers)
     return {

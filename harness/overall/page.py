@@ -100,7 +100,7 @@ def draw(overall: "Overall") -> "list[Picture]":
         caption = (
             "The largest effect of every question: held-out reward after training, arm minus "
             "reference, paired by seed, with the interval that holds for all comparisons of the "
-            "study. Full mark: significantly different from the reference. Open mark: not. The "
+            "study. Full mark: better or worse than the reference. Open mark: neither. The "
             "grey bar reaches as far as the smallest detectable difference, to both sides."
         )
         title = "Every question's largest effect"
@@ -120,7 +120,7 @@ def draw(overall: "Overall") -> "list[Picture]":
         caption = (
             "Every setting against its study's reference, on one axis: held-out reward after "
             "training, paired by seed, with the interval that holds for all comparisons of the "
-            "study. Full mark: significantly different from the reference. Open mark: not. The "
+            "study. Full mark: better or worse than the reference. Open mark: neither. The "
             "shaded band is one standard deviation of a single run's reward over seeds, to both "
             "sides."
         )
@@ -134,6 +134,7 @@ def _parts(overall: "Overall") -> dict[str, list[str]]:
     from harness.overall import words
 
     return {
+        "Beside the paper": words.of_the_paper(overall),
         "Arms that are the same": words.same_schedules(overall),
         "What is missing": words.incomplete(overall),
         "How to read the numbers": words.notes(overall),
@@ -144,12 +145,14 @@ def to_html(overall: "Overall", pictures: "list[Picture]") -> str:
     """The page: one file, pictures inside, autoescaped; links to the studies beside it."""
     from harness.overall import tables as overall_tables
     from harness.overall import words
+    from harness.overall.glance import glance
 
     return page.render(
         "overall.html",
         title=TITLE,
         headline=words.headline(overall),
         summary=words.summary(overall),
+        glance=glance(overall),
         front=words.front_sentences(overall),
         pictures={picture.name: picture for picture in pictures},
         questions=overall_tables.questions_table(overall),
@@ -165,6 +168,7 @@ def to_markdown(overall: "Overall", pictures: "list[Picture]") -> str:
     """The same for a reader of the repository, with relative links."""
     from harness.overall import tables as overall_tables
     from harness.overall import words
+    from harness.overall.glance import glance
     from harness.reporting.tables import markdown_list, markdown_section
 
     figures = {
@@ -176,13 +180,12 @@ def to_markdown(overall: "Overall", pictures: "list[Picture]") -> str:
     studies = [question.study for question in overall.questions]
 
     parts = [f"# {TITLE}", f"**{markdown(words.headline(overall))}**"]
-    parts.append(
-        "\n".join(f"* {_linked(study)}{markdown(said)}" for study, said in words.summary(overall))
-    )
+    parts += markdown_list(words.summary(overall))
     parts += [
         "The same as one page with its pictures inside: `index.html`. All tables for print: "
         "[tables.tex](tables.tex). Made by `python -m harness.report --all`, never by hand.",
         figures.get("questions", ""),
+        *markdown_section(glance(overall), links=[f"{study.folder}/table.md" for study in studies]),
         *markdown_section(questions, links=[f"{study.folder}/table.md" for study in studies]),
     ]
     table = overall_tables.front_table(overall)
@@ -204,12 +207,6 @@ def to_markdown(overall: "Overall", pictures: "list[Picture]") -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _linked(study: "Study | None") -> str:
-    if study is None:
-        return ""
-    return f"[{markdown(study.sweep.name)}]({study.folder}/table.md): "
-
-
 def _study_line(study: "Study") -> str:
     folder, sweep = study.folder, study.sweep
     profile = f", profile {sweep.profile}" if sweep.profile else ""
@@ -228,6 +225,7 @@ def to_latex(overall: "Overall") -> str:
     """A whole document: the tables over all studies, then every study's own."""
     from harness.overall import tables as overall_tables
     from harness.overall import words
+    from harness.overall.glance import glance
     from harness.reporting.latex import latex_table
     from harness.reporting.tables import tables
 
@@ -239,10 +237,8 @@ def to_latex(overall: "Overall") -> str:
         "\\def\\fps@table{!htbp}\n\\makeatother\n\\begin{document}",
         rf"\section*{{{latex(TITLE)}}}",
         latex(words.headline(overall)),
-        *(
-            latex(f"{study.sweep.name}: {said}" if study else said)
-            for study, said in words.summary(overall)
-        ),
+        *map(latex, words.summary(overall)),
+        latex_table(glance(overall)),
         latex_table(_without(questions, "question", "answer")),
         latex_table(overall_tables.paper_noise_table()),
         latex_table(overall_tables.costs_table(overall)),

@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.evidence.intervals import Interval
+from harness.evidence.resolution import seeds_for_difference
 from harness.overall.front import Point, points
 from harness.overall.studies import Study
 from harness.reporting import findings
-from harness.stats import Comparison, seeds_needed
+from harness.stats import LEVEL, Comparison
 from harness.study import paper
 from harness.study.spec import Sweep
 
-Kind = Literal["differs", "alike", "told", "open"]
-"""Whether an arm is significantly different from the reference, none is, the study is answered by
-another measurement, or there is no verdict."""
+Kind = Literal["differs", "equal", "undecided", "told", "open"]
+"""Whether an arm is better or worse than the reference, all are equal, some are undecided, the
+study is answered by another measurement, or nothing can be judged yet."""
 
 SCORES = ("ir", "hps")
 """The paper's scores that are looked at: those it prints in every table."""
@@ -67,8 +69,8 @@ class Question:
     effect: Comparison | None
     """The largest of those that are significantly different from the reference; where none is, of
     all. None where another measurement answers."""
-    needed: int | None
-    """Seeds that would resolve a difference as large as the one seen, where it is not resolved."""
+    needed: Interval | None
+    """Seeds that show a difference as large as the margin, where the largest one is undecided."""
     printed: tuple[Printed, ...]
 
     @property
@@ -107,23 +109,22 @@ def ask(study: Study) -> Question:
         return Question(study, kind, None, None, _printed(study, None))
     compared = study.analysis.compared
     different = [c for c in compared if c.verdict in ("better", "worse")]
-    alike = [c for c in compared if c.verdict in ("indistinguishable", "identical")]
-    kind = "differs" if different else "alike" if alike else "open"
+    undecided = [c for c in compared if c.verdict == "undecided" and c.tested]
+    equal = [c for c in compared if c.verdict == "equal"]
+    kind = "differs" if different else "undecided" if undecided else "equal" if equal else "open"
     if not compared and study.said:
         kind = "told"
-    candidates = different or [
-        c for c in compared if c.simultaneous.known and c.simultaneous.varies
-    ]
+    candidates = different or [c for c in compared if c.tested]
     effect = max(candidates, key=lambda c: abs(c.simultaneous.mean), default=None)
-    needed = None if effect is None or different else _needed(effect)
-    return Question(study, kind, effect, needed, _printed(study, effect))
+    return Question(study, kind, effect, _needed(effect), _printed(study, effect))
 
 
-def _needed(effect: Comparison) -> int | None:
-    try:
-        return seeds_needed(effect.simultaneous.sd, effect.simultaneous.mean, effect.family)
-    except ValueError:  # a difference of nothing, or out of reach
+def _needed(effect: Comparison | None) -> Interval | None:
+    """Seeds that show a difference as large as the margin, where the largest one is undecided."""
+    if effect is None or effect.verdict != "undecided" or effect.margin is None:
         return None
+    error = (1 - LEVEL) / effect.family
+    return seeds_for_difference(effect.spread, len(effect.seeds), effect.margin, error)
 
 
 def _printed(study: Study, effect: Comparison | None) -> tuple[Printed, ...]:

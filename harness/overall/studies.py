@@ -4,6 +4,7 @@ Reads no run folder: what a study's own report was made of lies beside it, so th
 report is the same from a fresh clone. Of the large tables it reads the columns that it uses.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,10 @@ from harness.analysis.columns import RUN
 from harness.analysis.kept import has_frames, read_kept
 from harness.analysis.results import Results
 from harness.analysis.seconds import core_time
-from harness.reporting.findings import others_compared
-from harness.reporting.views.budget import EqualCost, at_equal_cost
+from harness.reporting.views.budget import at_equal_cost
 from harness.reporting.views.view import answer, make_views
 from harness.runs.source import MADE
-from harness.stats import MIN_SEEDS
+from harness.stats import MIN_SEEDS, Comparison
 from harness.study.spec import Sweep
 
 if TYPE_CHECKING:
@@ -51,10 +51,8 @@ class Study:
     """Whether there is what this is made from."""
     said: tuple[str, ...]
     """What the study's other views say, in one line each."""
-    at_equal_cost: EqualCost
-    of_other_rewards: str
-    """Where arms train on different rewards: in which of the others they are significantly
-    different from the reference. Empty elsewhere, and where in none."""
+    at_equal_cost: Mapping[str, Mapping[str, Comparison]]
+    """How the arms compare at equal `evaluations` and `seconds` (`budget.at_equal_cost`)."""
 
     @property
     def folder(self) -> str:
@@ -88,9 +86,6 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
         is_answered=len(others) < len(views),
         said=tuple(view.in_one_line for view in others),
         at_equal_cost=at_equal_cost(analysis, results),
-        of_other_rewards=others_compared(analysis)
-        if len({arm.trained for arm in analysis.arms}) > 1
-        else "",
     )
 
 

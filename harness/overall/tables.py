@@ -26,17 +26,17 @@ def questions_table(overall: Overall) -> Table:
     return Table(
         "All questions",
         (
-            *("study", "question", "answer", "largest effect", "at equal cost", "seeds"),
-            *("smallest detectable difference", "seeds that would resolve it"),
+            *("study", "question", "answer", "largest effect", "seeds"),
+            *("smallest detectable difference", "seeds for the margin"),
             *("published differences", "published: against the paper's noise"),
         ),
         tuple(_question_row(question) for question in overall.questions),
-        "Largest effect: of the arms that are significantly different from the reference, or, "
+        "Largest effect: of the arms that are better or worse than the reference, or, "
         "where none is, of all; arm minus reference [interval that holds for all comparisons of "
         "the study together with 95 %]; none where a measurement other than the arms' reward "
         "answers. Answer and "
-        "effect stand at equal iterations. At equal cost: where every run has made as many "
-        "evaluations of the network, or has trained as many seconds. Published: "
+        "effect stand at equal iterations. Seeds for the margin: how many show a true difference "
+        "as large as the margin, where the largest effect is undecided. Published: "
         "another model and task, one run per row; the same pair of arms, then the row that differs "
         "most from the reference's; two numbers where the paper prints a setting with different "
         "scores. One setting differs from itself between the paper's tables by "
@@ -51,12 +51,10 @@ def _question_row(question: Question) -> tuple[str, ...]:
     counts = sorted({len(result.seeds) for result in analysis.arms})
     asked = len(question.study.sweep.seeds)
     seeds_done = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    if question.kind == "differs":
-        needed = "resolved"
-    elif question.needed is None:
-        needed = NOTHING
-    else:
-        needed = f"{question.needed:,}"
+    needed = NOTHING
+    if question.needed is not None:
+        low, high = (f"{value:,.0f}" for value in (question.needed.low, question.needed.high))
+        needed = f"{question.needed.estimate:,.0f} ({low} to {high})"
     return (
         question.study.sweep.name,
         question.study.sweep.question,
@@ -64,7 +62,6 @@ def _question_row(question: Question) -> tuple[str, ...]:
         NOTHING
         if effect is None
         else f"{interval(effect.simultaneous, signed=True)} ({question.effect_label})",
-        question.study.at_equal_cost.said or NOTHING,
         seeds_done if counts == [asked] else f"{seeds_done} of {asked}",
         NOTHING if effect is None else number(effect.detectable),
         needed,

@@ -5,56 +5,22 @@ import math
 
 from harness.analysis.seconds import ONE_CORE
 from harness.overall.front import COSTS, front, hashes_by_arm, steps
-from harness.overall.questions import Kind, Overall, Question
+from harness.overall.glance import findings
+from harness.overall.questions import Overall
 from harness.overall.studies import Study
 from harness.stats import Comparison
 from harness.study import paper
 from harness.text import interval, listed
 
-WORDS = {"better": "better", "worse": "worse", "indistinguishable": "not significant"}
-"""Verdicts as a sentence over several studies has them."""
 
-
-def summary(overall: Overall) -> list[tuple[Study | None, str]]:
-    """What a reader of ten seconds takes away: of a study, or of all of them."""
-    by_kind: dict[Kind, list[Question]] = {"differs": [], "alike": [], "told": [], "open": []}
-    for question in overall.questions:
-        by_kind[question.kind].append(question)
-    sentences: list[tuple[Study | None, str]] = []
-    for question in by_kind["differs"]:
-        assert question.effect is not None
-        size = interval(question.effect.simultaneous, signed=True)
-        line = f"{question.answer} Largest effect: {size} ({question.effect_label})."
-        sentences.append((question.study, f"{line} {question.study.at_equal_cost.said}".strip()))
-    sentences += [(question.study, question.answer) for question in by_kind["told"]]
-    if by_kind["alike"]:
-        names = [q.study.sweep.name for q in by_kind["alike"]]
-        text = (
-            f"No difference is shown at equal iterations in {listed(names)}. That is not the same "
-            "as none: the table has the smallest detectable difference, and how many seeds the "
-            "observed one would take."
-        )
-        sentences.append((None, text))
-        sentences += [
-            (question.study, question.study.at_equal_cost.said)
-            for question in by_kind["alike"]
-            if question.study.at_equal_cost.differs
-        ]
-        sentences += [
-            (question.study, question.study.of_other_rewards)
-            for question in by_kind["alike"]
-            if question.study.of_other_rewards
-        ]
-    if by_kind["open"]:
-        names = [q.study.sweep.name for q in by_kind["open"]]
-        sentences.append((None, f"Nothing can be concluded yet in {listed(names)}."))
+def summary(overall: Overall) -> list[str]:
+    """What a reader of ten seconds takes away, and which studies contradict each other."""
     pairs = same_pairs(overall)
-    if pairs:
-        sentences.append((None, f"Judged differently by several studies: {' '.join(pairs)}"))
-    return [*sentences, *((None, text) for text in _of_the_paper(overall))]
+    contradiction = [f"Judged differently by several studies: {' '.join(pairs)}"] if pairs else []
+    return [*findings(overall), *contradiction]
 
 
-def _of_the_paper(overall: Overall) -> list[str]:
+def of_the_paper(overall: Overall) -> list[str]:
     """How many of the paper's tables differ by more than their own noise, in ImageReward."""
     printed = [p for q in overall.questions for p in q.printed if p.score == "ir"]
     if not printed:
@@ -78,8 +44,9 @@ def headline(overall: Overall) -> str:
     parts = [
         f"{kinds.count(kind)} {words}"
         for kind, words in (
-            ("differs", "in which an arm is significantly different from the reference"),
-            ("alike", "in which none is"),
+            ("differs", "with an arm that is better or worse"),
+            ("equal", "with none worth the margin"),
+            ("undecided", "undecided"),
             ("told", "answered by another measurement"),
             ("open", "still open"),
         )
@@ -87,8 +54,6 @@ def headline(overall: Overall) -> str:
     ]
     if not asked:
         return "No study has results yet."
-    if kinds.count("alike") == asked:
-        parts = ["no arm is significantly different from its reference"]
     return f"{asked} question{'' if asked == 1 else 's'}: {listed(parts)}."
 
 
@@ -159,7 +124,7 @@ def same_pairs(overall: Overall) -> list[str]:
         runs = zip(*(study.runs[c] for c in ("arm", "seed", "hash")), strict=True)
         hashes = {(str(arm), int(seed)): str(own) for arm, seed, own in runs}
         for c in study.analysis.compared:
-            if c.verdict in WORDS:
+            if c.tested:
                 first = c.seeds[0]
                 pair = (hashes[c.arm, first], hashes[c.reference, first])
                 by_pair.setdefault(pair, []).append((study, c))
@@ -168,7 +133,7 @@ def same_pairs(overall: Overall) -> list[str]:
         if len({c.verdict for _, c in judged}) > 1:
             judged.sort(key=lambda one: -len(one[1].seeds))
             parts = [
-                f"{WORDS[c.verdict]} in {study.sweep.name} "
+                f"{c.verdict} in {study.sweep.name} "
                 f"({interval(c.simultaneous, signed=True)}, {len(c.seeds)} seeds)"
                 for study, c in judged
             ]
@@ -213,16 +178,17 @@ def notes(overall: Overall) -> list[str]:
     sentences = [
         "An effect is the mean over seeds of arm minus reference after training, on held-out "
         "prompts, paired by seed. Its interval holds for all comparisons of the study together "
-        "with 95 %. Only where it leaves zero out is an arm called better or worse.",
+        "with 95 %. An arm is better or worse where it leaves zero out, equal where it lies within "
+        "the study's margin, and else undecided.",
         "Between the studies nothing is corrected, nor between what one study says at equal "
         "iterations, at equal evaluations and at equal seconds: each of these by itself has a "
         "chance of 5 % at most to show a difference where there is none, and the more there are, "
         "the likelier it is that one of them does.",
         *same_references(overall),
-        "Smallest detectable difference: the true one that had an 80 % chance of a verdict with "
-        "these seeds. Seeds that would resolve it: how many give the difference that was seen an "
-        "80 % chance. The largest difference seen is larger than the true one more often than not, "
-        "so that more may be needed.",
+        "Smallest detectable difference: the true one that had an 80 % chance of better or worse "
+        "with these seeds. Seeds for the margin: how many give a true difference as large as the "
+        "margin that chance; few seeds tell this only roughly, so that a range of 10 to 90 % "
+        "stands beside it.",
         "Published numbers are of FLUX.1-dev with one run per row. What holds for "
         f"{listed([_model(name) for name in models]) if models else 'the embedded task'} need not "
         "hold there: neither confirms or contradicts the other.",

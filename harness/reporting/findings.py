@@ -1,27 +1,27 @@
 """What a report says in sentences, each made from the numbers of the analysis.
 
-Says "cannot conclude" and "not significantly different" where that is so. Every claim about a
+Says "cannot conclude" and "undecided" where that is so. Every claim about a
 difference rests on `Comparison.verdict`, every claim about a change on an interval that leaves zero
 out. How to read the numbers, and what is missing, is in `notes`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from harness.analysis.analyse import Analysis, ArmResult
+from harness.evidence.resolution import seeds_for_difference
 from harness.reporting.phrases import (
     MOST_QUOTED,
     are,
     named_or_counted,
     of_arms,
-    size,
     span,
-    with_sizes,
+    verdicts_in_words,
+    with_size,
     with_verdict,
 )
-from harness.stats import MIN_SEEDS, seeds_needed
+from harness.stats import LEVEL, MIN_SEEDS
 from harness.text import interval, listed, number
 
 MOST_IN_A_LINE = 4
@@ -57,66 +57,29 @@ def _inconclusive(analysis: Analysis) -> str:
             else f"no reference has {MIN_SEEDS} finished seeds"
         )
         return f"Cannot conclude: {who}, and fewer than {MIN_SEEDS} say nothing about chance."
-    if with_verdict(arms, "identical") and not _moved(analysis, analysis.measure):
+    if any(c.reason == "identical" for c in arms) and not _moved(analysis, analysis.measure):
         return (
             f"Nothing was learned: no arm's {analysis.measure} on held-out prompts moved with any "
             "seed, so that there is nothing to compare."
         )
-    if len(with_verdict(arms, "no variance")) == len(arms):
+    if all(c.reason == "no spread" for c in arms):
         return "Cannot conclude: the seeds do not vary, so nothing is known about chance."
-    if len(with_verdict(arms, "too few", "no variance")) == len(arms):
+    if all(c.reason in ("too few pairs", "no spread") for c in arms):
         whose = f"the reference {reference.arm.label}" if len(references) == 1 else "its reference"
         return f"Cannot conclude: no arm shares {MIN_SEEDS} or more finished seeds with {whose}."
     return ""
 
 
 def _verdicts(analysis: Analysis) -> str:
-    reference, parts = analysis.sweep.reference_label, []
-    for verdict in ("better", "worse"):
-        different = with_verdict(analysis.compared, verdict)
-        if len(different) == 1:
-            (c,) = different
-            parts.append(f"{analysis.label(c.arm)} is {verdict} than {reference} by {size(c)}")
-        elif different:
-            arms = listed(with_sizes(analysis, different))
-            parts.append(f"{arms} are {verdict} than {reference}")
-    alike, same, unknown = (
-        [analysis.label(c.arm) for c in with_verdict(analysis.compared, *verdicts)]
-        for verdicts in (("indistinguishable",), ("identical",), ("too few", "no variance"))
-    )
-    if alike:
-        everyone = len(alike) == len(analysis.compared) > MOST_QUOTED
-        arms = f"all {len(alike)} other arms" if everyone else listed(alike)
-        parts.append(f"{arms} {are(alike)} not significantly different from {reference}")
-    if same:
-        parts.append(f"{listed(same)} scored exactly as {reference} did with every seed")
-    if unknown:
-        parts.append(f"{listed(unknown)} cannot be judged")
-    return f"In {analysis.measure} on held-out prompts, {'; '.join(parts)} ({_pairs(analysis)})."
+    clauses = verdicts_in_words(analysis, analysis.compared, sizes=True)
+    return f"In {analysis.measure} on held-out prompts, {'; '.join(clauses)} ({_pairs(analysis)})."
 
 
 def one_line(analysis: Analysis) -> str:
     """The answer in a line of a table: which arms, not by how much."""
-    parts: list[str] = []
-    for verdict, words in (
-        ("better", "better than"),
-        ("worse", "worse than"),
-        ("indistinguishable", "not significantly different from"),
-        ("identical", "with every seed the same as"),
-    ):
-        names = [analysis.label(c.arm) for c in with_verdict(analysis.compared, verdict)]
-        if names:
-            few = MOST_IN_A_LINE - (len(names) > MOST_IN_A_LINE)
-            everyone = len(names) == len(analysis.compared) > MOST_IN_A_LINE
-            arms = f"all {len(names)} others" if everyone else listed(names, few)
-            what = "it" if parts else analysis.sweep.reference_label
-            parts.append(f"{arms} {are(names)} {words} {what}")
-    if not parts or not _moved(analysis, analysis.measure):
+    if not analysis.compared or _inconclusive(analysis):
         return answer(analysis)
-    unknown = len(with_verdict(analysis.compared, "too few", "no variance"))
-    if unknown:
-        parts.append(f"{unknown} cannot be judged")
-    line = "; ".join(parts)
+    line = "; ".join(verdicts_in_words(analysis, analysis.compared, most=MOST_IN_A_LINE))
     return f"{line[0].upper() if line.startswith('all ') else line[0]}{line[1:]}."
 
 
@@ -127,22 +90,30 @@ def _pairs(analysis: Analysis) -> str:
 
 def resolution(analysis: Analysis) -> str:
     """The smallest detectable difference; empty where too few have run."""
-    tested = [c for c in analysis.compared if math.isfinite(c.detectable)]
+    tested = [c for c in analysis.compared if c.tested]
     if not tested:
-        if not any(c.verdict in ("identical", "no variance") for c in analysis.compared):
+        if all(c.reason == "too few pairs" for c in analysis.compared):
             return ""
         return (
             "The smallest detectable difference is unknown: differences that are the same with "
             "every seed say nothing about chance."
         )
-    # In units of its own sd every arm's smallest difference is the same for the same seeds.
-    hardest = max(tested, key=lambda c: c.detectable)
-    half = seeds_needed(hardest.simultaneous.sd, hardest.detectable / 2, hardest.family)
     smallest = span((c.detectable for c in tested), by="arm")
+    text = (
+        f"With {_pairs(analysis)}, the smallest detectable difference (power 80 %) is {smallest}."
+    )
+    undecided = [c for c in tested if c.verdict == "undecided" and c.margin is not None]
+    if not undecided:
+        return text
+    hardest = max(undecided, key=lambda c: c.detectable)
+    assert hardest.margin is not None
+    needed = seeds_for_difference(
+        hardest.spread, len(hardest.seeds), hardest.margin, (1 - LEVEL) / hardest.family
+    )
     return (
-        f"With {_pairs(analysis)}, the smallest detectable difference (power 80 %) is {smallest}. "
-        f"To detect {number(hardest.detectable / 2)}, half of the largest, takes {half} seeds per "
-        "arm. These figures rest on the spread seen here, which few seeds estimate roughly."
+        f"{text} To detect a difference of {number(hardest.margin)} in every undecided arm takes "
+        f"about {needed.estimate:.0f} seeds ({needed.low:.0f} to {needed.high:.0f}: few seeds tell "
+        "the spread only roughly)."
     )
 
 
@@ -268,7 +239,7 @@ def others_compared(analysis: Analysis) -> str:
         for verdict in ("better", "worse"):
             different = with_verdict(analysis.other_comparisons[reward].values(), verdict)
             if different:
-                names = listed(with_sizes(analysis, different), MOST_QUOTED)
+                names = listed([with_size(analysis, c) for c in different], MOST_QUOTED)
                 parts.append(f"in {reward} {names} {are(different)} {verdict}")
     if not parts:
         return ""

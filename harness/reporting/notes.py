@@ -85,7 +85,7 @@ def statistics_notes(analysis: Analysis) -> list[str]:
             "where the 95 % interval of its difference leaves zero out.",
         )
         notes.insert(2, _tests_note(tested))
-        only_holm = [c for c in tested if c.verdict == "indistinguishable" and c.p_holm < 0.05]
+        only_holm = [c for c in tested if c.verdict == "undecided" and c.p_holm < 0.05]
         if only_holm:
             arms = listed([f"{analysis.label(c.arm)} (p = {p_value(c.p_holm)})" for c in only_holm])
             notes.insert(
@@ -93,10 +93,20 @@ def statistics_notes(analysis: Analysis) -> list[str]:
                 f"Close call: by Holm's test alone, {arms} would be significantly different from "
                 "the reference; by the interval, which decides here, not.",
             )
-    if any(c.verdict == "indistinguishable" for c in tested):
+    if any(c.verdict == "undecided" for c in tested):
         notes.append(
-            "Indistinguishable is not the same as equal: a difference smaller than the smallest "
-            "detectable one may well exist."
+            "Undecided is not the same as equal: more seeds may show a difference, or that there "
+            "is none worth the margin."
+        )
+    if any(c.verdict == "equal" and c.tested for c in tested):
+        notes.append(
+            "Equal does not say that there is no difference: it says that a difference, if there "
+            "is one, is smaller than the margin, which the sweep file sets (`margin:`)."
+        )
+    if any(c.spread.moderated for c in tested):
+        notes.append(
+            "The spread of an arm's differences is raised towards that of the other arms where its "
+            "own is small by chance (empirical Bayes, Smyth 2004; never lowered)."
         )
     parts = [
         f"{analysis.label(arm)} from iteration {m}"

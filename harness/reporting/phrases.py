@@ -7,6 +7,13 @@ from harness.analysis.analyse import Analysis
 from harness.stats import Comparison
 from harness.text import interval, listed, number
 
+WHY = {
+    "identical": "no score differs",
+    "no spread": "the seeds do not vary",
+    "too few pairs": "too few seeds",
+}
+"""What a verdict rests on where it is not the interval."""
+
 MOST_QUOTED = 6
 """A sentence quotes the numbers of at most this many arms and names the others, or counts them."""
 
@@ -27,8 +34,8 @@ def size(comparison: Comparison) -> str:
     return interval(replace(difference, mean=abs(difference.mean), low=low, high=high))
 
 
-def with_sizes(analysis: Analysis, comparisons: Iterable[Comparison]) -> list[str]:
-    return [f"{analysis.label(c.arm)} (by {size(c)})" for c in comparisons]
+def with_size(analysis: Analysis, comparison: Comparison) -> str:
+    return f"{analysis.label(comparison.arm)} (by {size(comparison)})"
 
 
 def span(values: Iterable[float], by: str = "", signed: bool = False) -> str:
@@ -52,29 +59,67 @@ def named_or_counted(names: Sequence[str], total: int) -> str:
     return of_arms(len(names), total) if len(names) > MOST_QUOTED else listed(names)
 
 
-def compared(analysis: Analysis, comparisons: Mapping[str, Comparison], sizes: bool = True) -> str:
-    """Which arms are better or worse than the reference, and how many are not significantly
-    different from it."""
-    reference, parts = analysis.sweep.reference_label, []
+def verdict_words(comparison: Comparison) -> str:
+    """A verdict in a cell of a table, with what it rests on where that is no interval."""
+    why = WHY.get(comparison.reason)
+    return f"{comparison.verdict}: {why}" if why else comparison.verdict
+
+
+def verdicts_in_words(
+    analysis: Analysis,
+    comparisons: Iterable[Comparison],
+    sizes: bool = False,
+    most: int = MOST_QUOTED,
+) -> list[str]:
+    """Which arms are better, worse, equal and undecided, a clause each; the first one names the
+    reference. `sizes`: all that are better or worse are named, with the size of the difference. Of
+    others at most `most` are named."""
+    given = list(comparisons)
+    clauses: list[str] = []
+
+    def reference() -> str:
+        return "it" if clauses else analysis.sweep.reference_label
+
+    def names(of: Sequence[Comparison]) -> str:
+        if len(of) == len(given) > most:
+            return f"all {len(of)} other arms"
+        few = most - (len(of) > most)
+        return listed([analysis.label(c.arm) for c in of], few)
+
     for verdict in ("better", "worse"):
-        different = with_verdict(comparisons.values(), verdict)
-        if different:
-            arms = [
-                analysis.label(c.arm)
-                + (f" ({interval(c.simultaneous, signed=True)})" if sizes else "")
-                for c in different
-            ]
-            parts.append(f"{listed(arms)} {are(arms)} {verdict}")
-    verdicts = [c.verdict for c in comparisons.values()]
-    alike = verdicts.count("indistinguishable") + verdicts.count("identical")
-    unknown = verdicts.count("too few") + verdicts.count("no variance")
-    if not parts:
-        if alike == 0:
-            return "no arm can be judged"
-        who = "no arm is" if alike > 1 else "the arm is not"
-        text = f"{who} significantly different from {reference}"
-    else:
-        text = f"{' and '.join(parts)} than {reference}"
-        if alike:
-            text += f", {alike} of {len(comparisons)} not significantly different from it"
-    return text + (f", and {unknown} cannot be judged" if unknown else "")
+        different = with_verdict(given, verdict)
+        if sizes and len(different) == 1:
+            (c,) = different
+            clauses.append(f"{analysis.label(c.arm)} is {verdict} than {reference()} by {size(c)}")
+        elif different:
+            arms = (
+                listed([with_size(analysis, c) for c in different]) if sizes else names(different)
+            )
+            clauses.append(f"{arms} {are(different)} {verdict} than {reference()}")
+    equal = [c for c in given if c.verdict == "equal" and c.tested]
+    if equal:
+        make = "makes" if len(equal) == 1 else "make"
+        clauses.append(
+            f"{names(equal)} {make} no difference worth {worth(equal)} compared with {reference()}"
+        )
+    same = [c for c in given if c.reason == "identical"]
+    if same:
+        clauses.append(f"{names(same)} scored exactly as {reference()} did with every seed")
+    undecided = [c for c in given if c.verdict == "undecided" and c.tested]
+    if undecided:
+        against = "" if clauses else f" compared with {reference()}"
+        clauses.append(f"{names(undecided)} {are(undecided)} undecided{against}")
+    unknown = [c for c in given if c.reason in ("no spread", "too few pairs")]
+    if unknown:
+        clauses.append(f"{names(unknown)} cannot be judged")
+    return clauses
+
+
+def worth(comparisons: Iterable[Comparison]) -> str:
+    """The margins of comparisons: one number, or the smallest and the largest."""
+    return span([c.margin for c in comparisons if c.margin is not None])
+
+
+def compared(analysis: Analysis, comparisons: Mapping[str, Comparison]) -> str:
+    """Which arms are better, worse, equal and undecided, in a clause of a sentence."""
+    return ", ".join(verdicts_in_words(analysis, comparisons.values(), sizes=True))

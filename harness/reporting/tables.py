@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.analysis.analyse import Analysis
 from harness.analysis.cost import Quartiles
 from harness.analysis.seconds import ONE_CORE
+from harness.reporting.phrases import verdict_words, worth
 from harness.stats import Comparison, Interval
 from harness.study import paper
 from harness.text import NOTHING, interval, number, p_value, seconds
@@ -19,15 +20,6 @@ from mixgrpo.text.escape import csv_cell, markdown, markdown_block
 
 if TYPE_CHECKING:
     import pandas as pd
-
-VERDICTS = {
-    "better": "better",
-    "worse": "worse",
-    "indistinguishable": "not significant",
-    "identical": "identical: no score differs",
-    "no variance": "cannot conclude: seeds do not vary",
-    "too few": "cannot conclude: too few seeds",
-}
 
 PUBLISHED_NAMES = {
     "nfe_old": "NFE_old",
@@ -68,8 +60,8 @@ def _quartiles(quartiles: Quartiles) -> str:
 
 
 def difference_cell(comparison: Comparison) -> str:
-    """The difference, and whether it is better or worse where that is so."""
-    verdict = comparison.verdict if comparison.verdict in ("better", "worse") else ""
+    """The difference and its verdict."""
+    verdict = comparison.verdict if comparison.tested else ""
     return f"{interval(comparison.simultaneous, signed=True)} {verdict}".strip()
 
 
@@ -126,15 +118,25 @@ def _comparison(analysis: Analysis) -> Table:
                 p_value(comparison.p_holm),
                 p_value(comparison.p_sign_flip_holm),
                 number(comparison.detectable),
-                VERDICTS[comparison.verdict],
+                verdict_words(comparison),
             )
             for comparison in analysis.compared
         ),
         "Arm minus reference after training, paired by seed. The intervals hold for all "
-        "comparisons together with 95 % and decide the verdict. Smallest detectable difference: "
-        "the true difference with an 80 % chance of a verdict; a smaller one may be detected "
-        "too, with less chance. A dash: nothing could be tested.",
+        "comparisons together with 95 % and decide the verdict: better or worse where zero is left "
+        f"out, {_equal(analysis)}. Smallest detectable difference: the true difference with an "
+        "80 % chance of better or worse; a smaller one may be detected too, with less chance. A "
+        "dash: nothing could be tested.",
     )
+
+
+def _equal(analysis: Analysis) -> str:
+    """When an arm is equal, in words."""
+    known = [c for c in analysis.compared if c.margin is not None]
+    if not known:
+        return "equal never, because the margin is a part of a gain that is not shown"
+    of_gain = f" ({analysis.sweep.margin})" if analysis.sweep.margin.of_gain else ""
+    return f"equal where it lies within ±{worth(known)}{of_gain}"
 
 
 def _other_rewards(analysis: Analysis) -> Table:
@@ -172,8 +174,8 @@ def _other_comparisons(analysis: Analysis) -> Table:
         ("arm", *analysis.others),
         tuple(rows),
         "Arm minus reference after training, paired by seed. The intervals of one reward hold for "
-        "all arms together with 95 %, those of different rewards each by itself; better and worse "
-        "stand where zero is left out.",
+        "all arms together with 95 %, those of different rewards each by itself. Better and worse: "
+        "zero is left out. These rewards have no margin, so that no arm is equal in them.",
     )
 
 
@@ -274,7 +276,9 @@ def frame(analysis: Analysis) -> "pd.DataFrame":
                 "p_sign_flip": comparison.p_sign_flip,
                 "p_sign_flip_holm": comparison.p_sign_flip_holm,
                 "detectable_difference": comparison.detectable,
+                "margin": comparison.margin,
                 "verdict": comparison.verdict,
+                "verdict_rests_on": comparison.reason,
             }
         row |= {
             "nfe_old_min": result.cost.nfe_rollout[0],

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from harness.study.arms import Arm as Arm
 from harness.study.arms import make_arms, ways_to_name
 from harness.study.configs import arm_configs, arm_layers, check_distinct
+from harness.study.margin import DEFAULT as MARGIN
+from harness.study.margin import Margin, read_margin
 from harness.study.mistakes import wrong_settings
 from harness.study.names import check_name
 from harness.study.paper import TABLES
@@ -16,7 +18,8 @@ from harness.study.profiles import Chosen, Given, asked_of_slurm
 from harness.study.references import references_of, within_label
 from harness.study.spec import Run, Sweep
 from harness.study.sweepfile import MOST_RUNS, SweepFile, read_file
-from harness.study.views import DEFAULT, VIEWS
+from harness.study.views import DEFAULT as ON_EVERY_PAGE
+from harness.study.views import VIEWS
 from mixgrpo.errors import ConfigError, ErrorList
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import located_errors
@@ -54,6 +57,7 @@ def load_sweep(
     paper_rows: dict[str, str] = {}
     probes: dict[str, dict[str, Any]] = {}
     answered_by = measure = ""
+    margin = MARGIN
     with errors.collected():
         check_name(chosen.file.name, chosen.document.place(("name",)))
     with errors.collected():
@@ -65,6 +69,8 @@ def load_sweep(
         answered_by = _answered_by(chosen)
     with errors.collected():
         probes = _probes(chosen)
+    with errors.collected():
+        margin = _margin(chosen)
     if not arms:
         errors.errors += wrong_settings(chosen.document, SweepFile)
     else:
@@ -102,6 +108,7 @@ def load_sweep(
         within=references if chosen.file.within else {},
         within_label=within_label(chosen),
         measure=measure,
+        margin=margin,
         paper=chosen.file.paper,
         paper_rows=paper_rows,
         notes=notes.value.strip() if notes else "",
@@ -186,6 +193,16 @@ def _measure(chosen: Chosen, configs: dict[str, RunConfig]) -> str:
     return str(measure)
 
 
+def _margin(chosen: Chosen) -> Margin:
+    given = chosen.get("margin")
+    if given is None:
+        return MARGIN
+    try:
+        return read_margin(given.value)
+    except ValueError as error:
+        raise chosen.error(given.key, str(error)) from None
+
+
 def _paper_rows(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
     if chosen.file.paper is None:
         return {}
@@ -221,7 +238,7 @@ def _views(chosen: Chosen) -> tuple[str, ...]:
     for i, name in enumerate(chosen.file.views):
         if name not in VIEWS:
             raise chosen.error(("views", i), f"no such view: {name}{did_you_mean(name, VIEWS)}")
-        if name in DEFAULT:
+        if name in ON_EVERY_PAGE:
             raise chosen.error(("views", i), f"the view {name} is on every page; leave it out")
         if name in chosen.file.views[:i]:
             raise chosen.error(("views", i), f"the view {name} is named twice; keep one")

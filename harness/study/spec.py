@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.study.arms import Arm as Arm
+from harness.study.margin import DEFAULT, Margin
 from harness.study.names import run_folder
 from mixgrpo.errors import ConfigError
 from mixgrpo.settings.config import RunConfig
@@ -60,6 +61,8 @@ class Sweep:
     """Row of that table by arm name."""
     notes: str
     """A remark about the profile, shown in the report."""
+    margin: Margin = DEFAULT
+    """The difference in the measure that is worth nothing."""
     overrides: tuple[str, ...] = ()
     """`KEY=VALUE` texts that were laid on top of every arm."""
     within: Mapping[str, str] = field(default_factory=dict)

@@ -48,6 +48,10 @@ class Part(Section):
     """An arm's name, or settings that only one arm has. The first arm by default."""
     measure: Name | None = None
     """The reward that answers; by default the first one that is trained on."""
+    margin: Scalar | None = None
+    """The difference that is worth nothing: in the measure's units (`0.02`), or as a part of what
+    the reference gains by training (`20 %`, the default). Arms are equal where the interval of
+    their difference lies within it."""
     paper_rows: dict[Scalar, Scalar] | None = None
     """Row of the published table by arm name or grid value; by default they are the same."""
     notes: str | None = None

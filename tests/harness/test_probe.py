@@ -336,7 +336,7 @@ def test_the_view_of_p_mix_finds_what_is_there_and_nothing_else(known: Path) -> 
     choice, highest, held_out = view.sentences
     assert choice.startswith("In composition, p_mix = 80 %")
     assert "better in τ = 12 (+0.0" in choice
-    assert "not significantly different from it in τ = 15" in choice
+    assert "not shown to differ in τ = 15" in choice
     assert re.search(r"; the smallest detectable difference is 0\.\d+\.$", choice)
     assert "highest at p_mix = 80 % in τ = 12 (0.6" in highest
     assert "seen and not tested" in highest
@@ -433,11 +433,9 @@ def test_what_training_lost_before_the_window_is_the_sweeps_own_comparison(
     assert [row[0] for row in view.tables[1].rows] == labels
     for name, row in zip(thin, view.tables[1].rows, strict=True):
         assert row[2] == interval(compared[name].simultaneous, signed=True)
-        assert row[4] == {"indistinguishable": "not significant"}.get(
-            compared[name].verdict, compared[name].verdict
-        )
+        assert row[4] == compared[name].verdict
         assert f"{row[2]} in {row[0]} ({row[4]}; smallest detectable difference {row[3]})" in answer
-    assert [row[4] for row in view.tables[1].rows] == ["worse", "not significant"]
+    assert [row[4] for row in view.tables[1].rows] == ["worse", "equal"]
 
 
 def test_a_fresh_clone_reads_the_probes_back_and_writes_the_same_report(

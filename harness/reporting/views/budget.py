@@ -78,28 +78,11 @@ def budget(analysis: Analysis, results: "Results", probes: "pd.DataFrame | None"
     )
 
 
-@dataclass(frozen=True)
-class EqualCost:
-    """How the arms compare at equal evaluations and equal seconds."""
-
-    said: str
-    """In a sentence; empty where nothing is known."""
-    differs: bool
-    """Whether any arm is significantly different from the reference there."""
-
-
-def at_equal_cost(analysis: Analysis, results: "Results") -> EqualCost:
-    kinds: dict[str, list[str]] = {}
-    budgets = [b for b in _budgets(analysis, results) if b.kind != "iteration"]
-    for b in budgets:
-        phrase = compared(analysis, b.comparisons, sizes=False)
-        kinds.setdefault(phrase, []).append(b.kind)
-    text = "; ".join(f"at equal {' and '.join(kind)} {phrase}" for phrase, kind in kinds.items())
-    verdicts = [c.verdict for b in budgets for c in b.comparisons.values()]
-    return EqualCost(
-        f"{text[:1].upper()}{text[1:]}." if text else "",
-        "better" in verdicts or "worse" in verdicts,
-    )
+def at_equal_cost(analysis: Analysis, results: "Results") -> dict[str, dict[str, Comparison]]:
+    """How the arms compare at equal `evaluations` and equal `seconds`, where that is known;
+    without evaluations where all iterations make as many."""
+    budgets = _budgets(analysis, results)
+    return {b.kind: b.comparisons for b in budgets if b.kind != "iteration"}
 
 
 def _budgets(analysis: Analysis, results: "Results") -> list[Budget]:
@@ -129,7 +112,7 @@ def _at_equal(analysis: Analysis, spent: "pd.DataFrame", kind: str) -> Budget:
     return Budget(
         kind,
         amount,
-        compare(values, analysis.sweep.references),
+        compare(values, analysis.sweep.references, analysis.margins),
         {str(arm): float(value) for arm, value in done.items()},
     )
 

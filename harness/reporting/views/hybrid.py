@@ -154,7 +154,7 @@ def _brief(mixed: list[Mixed]) -> str:
                 size = span(means, signed=True)
                 verdicts.append(f"{word} in {len(means)} of {len(known)} arms (means {size})")
         if known:
-            same = "not significantly different in any arm"
+            same = "undecided in every arm"
             parts.append(f"{reward} {' and '.join(verdicts) or same}")
     if not parts:
         return ""
@@ -177,10 +177,7 @@ def _papers_choice(analysis: Analysis, mixed: list[Mixed]) -> str:
     for verdicts, word in (
         (("better",), "better in"),
         (("worse",), "worse in"),
-        (
-            ("indistinguishable", "identical", "no variance"),
-            "not significantly different from it in",
-        ),
+        (("equal", "undecided"), "not shown to differ in"),
     ):
         arms = [
             f"{analysis.label(c.arm)} ({interval(c.simultaneous, signed=True)})"

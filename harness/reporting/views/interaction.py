@@ -4,11 +4,11 @@ For a sweep with `within`: an arm's difference to its own reference, less the sa
 the first value. An effect that is seen for one value and not for another is no such difference.
 """
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.analyse import Analysis
-from harness.reporting.tables import VERDICTS, Table
+from harness.reporting.phrases import verdict_words, worth
+from harness.reporting.tables import Table
 from harness.reporting.views.view import View
 from harness.stats import Comparison, compare, paired_differences
 from harness.text import interval, listed, number, p_value
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
     from harness.analysis.results import Results
 
-WORDS = {
-    "better": "larger",
-    "worse": "smaller",
-    "indistinguishable": "not significant",
-    "identical": "the same with every seed",
-}
+WORDS = {"better": "larger", "worse": "smaller"}
 
 
 def interaction(
@@ -35,18 +30,25 @@ def interaction(
         return None
     first = analysis.reference.arm.label
     different = [c for c in comparisons.values() if c.verdict in ("better", "worse")]
-    tested = [c for c in comparisons.values() if c.verdict in VERDICTS and math.isfinite(c.p)]
+    tested = [c for c in comparisons.values() if c.tested]
     if different:
         which = [
             f"{analysis.label(c.arm)} ({interval(c.simultaneous, signed=True)})" for c in different
         ]
         answer = f"The effect differs from the one in the group of {first} in {listed(which)}."
     elif tested:
-        answer = (
-            f"No effect is significantly different from the same one in the group of {first}; the "
-            "smallest detectable difference between effects is "
-            f"{number(max(c.detectable for c in tested))}."
-        )
+        equal = [c for c in tested if c.verdict == "equal"]
+        rest = len(tested) - len(equal)
+        answer = f"No effect is shown to differ from the same one in the group of {first}"
+        if equal:
+            answer += f"; {len(equal)} of {len(tested)} differ by less than {worth(equal)}"
+        if rest:
+            detectable = number(max(c.detectable for c in tested))
+            answer += (
+                f"; {rest} of {len(tested)} {'is' if rest == 1 else 'are'} undecided (smallest "
+                f"detectable difference between effects {detectable})"
+            )
+        answer += "."
     else:
         answer = "Whether effects differ cannot be concluded: too few seeds."
     rows = tuple(
@@ -57,7 +59,7 @@ def interaction(
             interval(c.simultaneous, signed=True),
             p_value(c.p_holm),
             number(c.detectable),
-            WORDS.get(c.verdict, VERDICTS[c.verdict]),
+            WORDS.get(c.verdict) or verdict_words(c),
         )
         for c in comparisons.values()
     )
@@ -101,4 +103,5 @@ def interactions(analysis: Analysis) -> dict[str, Comparison]:
         arm: twin if (twin := of_first.get(str(rest(arm)))) and twin != arm else arm
         for arm in effects
     }
-    return compare(effects, against)
+    margins = {arm: analysis.margins[sweep.references[arm]] for arm in effects}
+    return compare(effects, against, margins)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.analyse import Analysis
 from harness.reporting.figures import picture
-from harness.reporting.tables import VERDICTS, Table
+from harness.reporting.phrases import verdict_words
+from harness.reporting.tables import Table
 from harness.reporting.views.solver_figures import (
     WINDOWS,
     by_evaluations_saved,
@@ -119,7 +120,7 @@ def _answer(
     if known:
         parts = [
             f"{interval(c.simultaneous, signed=True)} in {analysis.label(c.arm)} "
-            f"({VERDICTS[c.verdict]}{_detectable(c)})"
+            f"({verdict_words(c)}{_detectable(c)})"
             for c in known
         ]
         clauses.append(
@@ -320,7 +321,7 @@ def _loss_table(analysis: Analysis, losses: list[Comparison]) -> Table:
                 analysis.label(c.reference),
                 interval(c.simultaneous, signed=True),
                 number(c.detectable),
-                VERDICTS[c.verdict],
+                verdict_words(c),
                 number(sum(right.cost.nfe_rollout) / 2 - sum(left.cost.nfe_rollout) / 2, 1),
             )
         )

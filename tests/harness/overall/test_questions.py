@@ -21,19 +21,20 @@ from scipy import stats
 from harness import report
 from harness.analysis.kept import to_files
 from harness.analysis.measurements import gather
+from harness.evidence.resolution import seeds_for_difference
 from harness.overall import page as overall_page
 from harness.overall import tables as overall_tables
 from harness.overall import words as overall_words
 from harness.overall.front import Step, distinct, front, points, steps
+from harness.overall.glance import findings, glance
 from harness.overall.page import write_overall
 from harness.overall.questions import Overall, Printed, ask, put_together
 from harness.overall.studies import Study, read_study
 from harness.reporting import figures
 from harness.reporting.tables import Table
 from harness.reporting.views import view as views
-from harness.reporting.views.budget import EqualCost
 from harness.runs.source import relative
-from harness.stats import detectable_difference, mean_interval
+from harness.stats import Comparison, mean_interval
 from harness.study.spec import Sweep
 from harness.text import interval
 from mixgrpo.errors import ConfigError
@@ -145,56 +146,97 @@ def row_of(table: Table, name: str) -> dict[str, str]:
     return dict(zip(table.columns, row, strict=True))
 
 
-def test_the_largest_effect_and_its_interval_are_those_of_scipy(
-    overall: Overall, reports: Path
-) -> None:
+def test_the_largest_effect_is_that_of_the_frames(overall: Overall, reports: Path) -> None:
     row = row_of(overall_tables.questions_table(overall), "tau")
     values = after(reports, "tau")
     differences = values["interval=9"] - values["interval=15"]
+    found = comparison(overall, "tau", "interval=9")
     low, high = stats.t.interval(
-        1 - 0.05 / 3, 3, differences.mean(), differences.std(ddof=1) / math.sqrt(4)
+        1 - 0.05 / 3,
+        found.spread.degrees_of_freedom,
+        differences.mean(),
+        found.spread.sd / math.sqrt(4),
     )
+    assert found.spread.sd >= differences.std(ddof=1) - 1e-12
     assert floats(row["largest effect"])[:3] == pytest.approx(
         [differences.mean(), low, high], abs=5e-4
     )
     assert "(τ = 9)" in row["largest effect"]
     assert "τ = 9 is worse than" in row["answer"]
-    assert row["seeds that would resolve it"] == "resolved"
+    assert row["seeds for the margin"] == "–"
 
 
-def test_an_open_question_says_how_many_seeds_would_do(overall: Overall, reports: Path) -> None:
+def comparison(overall: Overall, study: str, arm: str) -> Comparison:
+    (question,) = (q for q in overall.questions if q.study.sweep.name == study)
+    found = question.study.analysis.by_name(arm).comparison
+    assert found is not None
+    return found
+
+
+def undecided(study: Study, margin: float) -> Study:
+    """The same with a margin within which nothing is equal."""
+    arms = tuple(
+        replace(r, comparison=replace(r.comparison, verdict="undecided", margin=margin))
+        if r.comparison is not None
+        else r
+        for r in study.analysis.arms
+    )
+    return replace(study, analysis=replace(study.analysis, arms=arms))
+
+
+def test_an_undecided_question_says_how_many_seeds_would_do(studies: list[Study]) -> None:
+    stride = undecided(studies[3], margin=0.004)
+    overall = put_together([stride], [])
+    (question,) = overall.questions
+    assert question.kind == "undecided"
     row = row_of(overall_tables.questions_table(overall), "stride")
-    values = after(reports, "stride")
-    differences = {a: (values[a] - values["interval=15"]).dropna() for a in values}
-    del differences["interval=15"]
-    largest = max(differences.values(), key=lambda d: abs(d.mean()))
-    needed = int(row["seeds that would resolve it"].replace(",", ""))
-    sd, size = float(largest.std(ddof=1)), abs(float(largest.mean()))
-    assert detectable_difference(sd, needed, 3) <= size < detectable_difference(sd, needed - 1, 3)
-    assert "not significantly different" in row["answer"]
+    effect = question.effect
+    assert effect is not None
+    found = seeds_for_difference(effect.spread, len(effect.seeds), 0.004, 0.05 / 3)
+    cell = f"{found.estimate:,.0f} ({found.low:,.0f} to {found.high:,.0f})"
+    assert row["seeds for the margin"] == cell
+    assert found.estimate > 10
+    assert "undecided" in row["answer"]
     assert row["seeds"] == "3 to 4 of 4"
+    assert findings(overall) == ["Undecided, at least in part: stride."]
 
 
-def test_nothing_is_called_better_whose_interval_includes_zero(overall: Overall) -> None:
+def test_every_arm_has_the_verdict_of_its_interval(overall: Overall) -> None:
     claimed = 0
-    for study, sentence in overall_words.summary(overall):
-        if study is None:
-            continue
-        at_equal_iterations, _, _ = sentence.partition(" At equal ")
-        for comparison in study.analysis.compared:
-            label = study.analysis.by_name(comparison.arm).arm.label
-            words = rf"{label}\b[^;]*\b(better|worse) than"
-            told = re.search(words, at_equal_iterations) is not None
-            claimed += told
-            assert told == (comparison.simultaneous.sign != 0), (sentence, label)
+    table = glance(overall)
+    for question in overall.questions:
+        analysis = question.study.analysis
+        row = row_of(table, question.study.sweep.name)
+        counts = dict.fromkeys(("better", "worse", "equal", "undecided"), 0)
+        for c in analysis.compared:
+            assert c.margin is not None
+            low, high = c.simultaneous.low, c.simultaneous.high
+            if -c.margin <= low and high <= c.margin:
+                counts["equal"] += 1
+            elif low <= 0 <= high:
+                counts["undecided"] += 1
+            else:
+                verdict = "better" if low > 0 else "worse"
+                counts[verdict] += 1
+                claimed += 1
+                words = rf"{analysis.label(c.arm)}\b[^;]*\b{verdict} than"
+                assert re.search(words, question.answer), (question.answer, c.arm)
+        cell = row["reward at equal iterations"]
+        for verdict, count in counts.items():
+            assert (verdict in cell) == (count > 0), (cell, counts)
     assert claimed
-    alike = [text for study, text in overall_words.summary(overall) if study is None]
-    assert "No difference is shown at equal iterations in" in alike[0]
-    assert "stride" in alike[0]
 
 
-def test_an_answer_says_what_is_left_of_it_at_equal_cost(overall: Overall, reports: Path) -> None:
-    said = {study.sweep.name: text for study, text in overall_words.summary(overall) if study}
+def test_the_first_sentences_name_every_study_once(overall: Overall) -> None:
+    said = " ".join(findings(overall))
+    for question in overall.questions:
+        assert re.search(rf"\b{question.study.sweep.name}\b", said)
+    assert "Settings that change the reward: methods, overhead and tau." in said
+    assert "Settings that make no difference worth the margin: stride." in said
+    assert len(said.split()) <= 150
+
+
+def test_arms_are_compared_at_equal_cost(overall: Overall, reports: Path) -> None:
     metrics = pd.read_parquet(reports / "tau" / "metrics.parquet")
     evals = pd.read_parquet(reports / "tau" / "evals.parquet")
     curves = {}
@@ -204,39 +246,25 @@ def test_an_answer_says_what_is_left_of_it_at_equal_cost(overall: Overall, repor
         curves[arm, seed] = (spent, own["reward_composition_mean"])
     least = min(spent[-1] for spent, _ in curves.values())
     at = {run: np.interp(least, spent, reward) for run, (spent, reward) in curves.items()}
-    _, _, of_cost = said["tau"].partition(" At equal ")
-    told = {}
+    (question,) = (q for q in overall.questions if q.study.sweep.name == "tau")
+    found = question.study.at_equal_cost["seconds"]
     for arm in (9, 12, 18):
         differences = [at[f"interval={arm}", s] - at["interval=15", s] for s in range(4)]
-        found = stats.ttest_1samp(differences, 0.0)
-        told[arm] = np.sign(found.statistic) if found.pvalue < 0.05 / 3 else 0.0
-    assert told == {9: -1.0, 12: 0.0, 18: 0.0}
-    assert of_cost.endswith(
-        "seconds τ = 9 is worse than τ = 15, 2 of 3 not significantly different from it."
-    )
-    row = row_of(overall_tables.questions_table(overall), "tau")
-    assert row["at equal cost"] == f"At equal {of_cost}"
+        assert found[f"interval={arm}"].simultaneous.mean == pytest.approx(np.mean(differences))
+    assert found["interval=9"].verdict == "worse"
+    assert row_of(glance(overall), "tau")["at equal seconds"].startswith("worse: τ = 9")
 
 
-def test_a_study_without_a_difference_says_what_equal_cost_or_other_rewards_show(
-    studies: list[Study],
-) -> None:
-    """Equal cost only where it tells arms apart; a study that does has it in its own line."""
-    stride = next(study for study in studies if study.sweep.name == "stride")
-    assert ask(stride).kind == "alike"
-
-    def said(study: Study) -> list[str]:
-        return [text for which, text in overall_words.summary(put_together([study], [])) if which]
-
-    cheaper, other = "At equal seconds τ = 9 is better.", "In palette τ = 9 is better."
-    assert said(replace(stride, at_equal_cost=EqualCost(cheaper, True))) == [cheaper]
-    assert said(replace(stride, at_equal_cost=EqualCost(cheaper, False))) == []
-    assert said(replace(stride, at_equal_cost=EqualCost("", False), of_other_rewards=other)) == [
-        other
-    ]
+def test_what_is_better_for_the_same_cost_is_said_first(studies: list[Study]) -> None:
     tau = next(study for study in studies if study.sweep.name == "tau")
-    (line,) = said(replace(tau, at_equal_cost=EqualCost(cheaper, False), of_other_rewards=other))
-    assert line.endswith(f" {cheaper}")
+    worse = tau.at_equal_cost["seconds"]["interval=9"]
+    better = {"evaluations": {"interval=9": replace(worse, verdict="better")}}
+    changed = put_together([replace(tau, at_equal_cost=better)], [])
+    expected = "Better than the reference of its study: for the same evaluations τ = 9 (tau)."
+    assert expected in findings(changed)
+    nothing = put_together([replace(tau, at_equal_cost={})], [])
+    assert not any("for the same" in text for text in findings(nothing))
+    assert row_of(glance(nothing), "tau")["at equal seconds"] == "–"
 
 
 def test_the_published_differences_stand_beside_with_the_papers_own_noise(
@@ -246,7 +274,7 @@ def test_the_published_differences_stand_beside_with_the_papers_own_noise(
     # Rows 15 to 30 of the paper's table, minus its 25.
     assert row["published differences"].split("; ")[0] == "ImageReward −0.120 (15 − 25)"
     assert row["published: against the paper's noise"].startswith("ImageReward beyond")
-    (said,) = (text for study, text in overall_words.summary(overall) if "the paper" in text)
+    (said,) = overall_words.of_the_paper(overall)
     assert "0.030 to 0.077" in said
     assert "1 has a difference beyond the largest" in said
 
@@ -622,13 +650,13 @@ def test_two_settings_that_several_studies_judge_differently_are_named(
     methods, _, tau, stride = studies
     said = overall_words.same_pairs(put_together(studies, []))
     nine = next(text for text in said if text.startswith("τ = 9 and τ = 15: "))
-    for word, study in (("worse", tau), ("worse", methods), ("not significant", stride)):
+    for word, study in (("worse", tau), ("worse", methods), ("equal", stride)):
         found = study.analysis.by_name("interval=9").comparison
         assert found is not None
         size = interval(found.simultaneous, signed=True)
         assert f"{word} in {study.sweep.name} ({size}, {len(found.seeds)} seeds)" in nine
     assert overall_words.same_pairs(put_together([stride], [])) == []
-    assert any(nine in text for _, text in overall_words.summary(put_together(studies, [])))
+    assert any(nine in text for text in overall_words.summary(put_together(studies, [])))
     # Fewer seeds stand behind more.
     short = replace(stride.analysis.by_name("interval=9").comparison, seeds=(0, 1, 2))  # type: ignore[type-var]
     arms = tuple(
@@ -637,7 +665,7 @@ def test_two_settings_that_several_studies_judge_differently_are_named(
     )
     fewer = replace(stride, analysis=replace(stride.analysis, arms=arms))
     (text, *_) = overall_words.same_pairs(put_together([fewer, tau], []))
-    assert text.index("worse in tau") < text.index("not significant in stride")
+    assert text.index("worse in tau") < text.index("equal in stride")
 
 
 def test_every_row_has_every_column(overall: Overall) -> None:
@@ -646,6 +674,7 @@ def test_every_row_has_every_column(overall: Overall) -> None:
         overall_tables.front_table(overall),
         overall_tables.paper_noise_table(),
         overall_tables.costs_table(overall),
+        glance(overall),
     ]
     for table in tables:
         assert table is not None
@@ -661,7 +690,7 @@ def test_an_effect_that_is_told_apart_goes_before_a_larger_one_that_is_not(
     noisy = study.analysis.by_name("interval=12")
     assert noisy.comparison is not None
     wide = replace(noisy.comparison.simultaneous, mean=5.0, low=-1.0, high=11.0)
-    comparison = replace(noisy.comparison, simultaneous=wide, verdict="indistinguishable")
+    comparison = replace(noisy.comparison, simultaneous=wide, verdict="undecided")
     arms = tuple(
         replace(r, comparison=comparison) if r.arm.name == "interval=12" else r
         for r in study.analysis.arms
@@ -763,10 +792,9 @@ def test_a_study_that_a_view_answers_shows_the_view_and_no_arm(
     question = ask(answered)
     assert (question.kind, question.effect, question.needed) == ("told", None, None)
     overall = put_together([answered, studies[3]], [])
-    (said,) = (text for study, text in overall_words.summary(overall) if study is answered)
-    assert said == "The two drift apart. It turns at 60. More of that."
+    assert "Answered by another measurement: tau." in overall_words.summary(overall)
     row = row_of(overall_tables.questions_table(overall), "tau")
-    assert row["answer"] == said
+    assert row["answer"] == "The two drift apart. It turns at 60. More of that."
     assert row["largest effect"] == row["smallest detectable difference"] == "–"
     assert "1 answered by another measurement" in overall_words.headline(overall)
     # The same study without the key is answered by its arms.

@@ -54,7 +54,9 @@ def test_csv_holds_every_number(found):
     assert float(row["evaluations_per_iteration"]) == pytest.approx(evaluations)
     assert rows["interval=15"]["verdict"] == ""
     assert rows["interval=9"]["verdict"] == "worse"
-    assert rows["interval=18"]["verdict"] == "indistinguishable"
+    assert rows["interval=18"]["verdict"] == "equal"
+    margin = 0.2 * analysis.reference.rewards["composition"].change.mean
+    assert float(rows["interval=18"]["margin"]) == pytest.approx(margin)
 
 
 def test_markdown_agrees_with_the_analysis(found):
@@ -105,14 +107,15 @@ def test_latex_is_escaped_and_balanced(found):
 def test_one_line_names_few_arms_and_no_sizes(found, tmp_path):
     _, _, analysis = found
     assert findings.one_line(analysis) == (
-        "τ = 9 is worse than τ = 15; τ = 12 and τ = 18 are not significantly different from it."
+        "τ = 9 is worse than τ = 15; τ = 12 and τ = 18 make no difference worth 0.021 compared "
+        "with it."
     )
     many = make_sweep(tuple(range(3, 12)), seeds=3, iterations=12, reference=11)
     write_runs(many, tmp_path, effects={"interval=3": 0.3}, sd=0.01)
     line = findings.one_line(analyse(many, collect(many, tmp_path)))
     assert line.startswith("τ = 3 is better than τ = 11; ")
     others = r"τ = \d+, τ = \d+, τ = \d+ and \d more"
-    assert re.search(rf"{others} are not significantly different from it", line)
+    assert re.search(rf"{others} (are undecided|make no difference)", line)
     few = make_sweep(seeds=2, iterations=12)
     write_runs(few, tmp_path / "few")
     found_few = analyse(few, collect(few, tmp_path / "few"))
@@ -128,7 +131,7 @@ def test_arms_with_the_same_scores_are_not_tested(gain, tmp_path):
     for row in cells(text, "Compared with τ = 15: composition on held-out prompts")[1:]:
         assert row[1:] == [
             *("3", "0.000 (every seed)", "–", "–", "–"),
-            "identical: no score differs",
+            "equal: no score differs",
         ]
     gains = {row[-1] for row in cells(text, "The reward composition")[1:]}
     signed = "+0.110" if gain else "0.000"
@@ -162,6 +165,6 @@ def test_arms_without_runs_keep_their_row(tmp_path):
     assert rows["τ = 12"][1] == "2"
     assert "(n = 2)" in rows["τ = 12"][3]
     compared = cells(to_markdown(content(analysis)), "Compared with τ = 15")[1:]
-    assert compared[0][-1] == "cannot conclude: too few seeds"
+    assert compared[0][-1] == "undecided: too few seeds"
     tables.to_csv(analysis)
     to_latex(content(analysis))

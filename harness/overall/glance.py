@@ -1,0 +1,126 @@
+"""All studies at a glance: a row a study, a cell for each thing that its arms are compared in."""
+
+from collections.abc import Iterable, Sequence
+
+from harness.overall.questions import Overall
+from harness.overall.studies import Study
+from harness.reporting.phrases import with_verdict
+from harness.reporting.tables import Table
+from harness.stats import Comparison
+from harness.text import NOTHING, listed
+
+MOST_NAMED = 2
+"""A cell names at most this many arms of a verdict, and counts more."""
+
+MOST_AT_EQUAL_COST = 3
+
+
+def glance(overall: Overall) -> Table:
+    """Which arms of every study are better, worse, equal and undecided, at equal iterations,
+    evaluations and seconds, and in which other rewards they differ."""
+    return Table(
+        "All studies at a glance",
+        (
+            *("study", "reward at equal iterations", "at equal evaluations", "at equal seconds"),
+            "other rewards",
+        ),
+        tuple(_row(question.study) for question in overall.questions),
+        "Arms compared with the reference of their study. Better, worse: the interval of the "
+        "difference leaves zero out. Equal: it lies within the study's margin. Undecided: neither. "
+        "Of the other rewards, what is better or worse. A dash: nothing is compared.",
+    )
+
+
+def _row(study: Study) -> tuple[str, ...]:
+    analysis, at = study.analysis, study.at_equal_cost
+    # Where all iterations cost as much, at equal evaluations stands what stands at iterations.
+    evaluations = at.get("evaluations", {c.arm: c for c in analysis.compared})
+    others = [
+        f"{reward}: {text}"
+        for reward in analysis.others
+        if (text := _cell(study, analysis.other_comparisons[reward].values(), ("better", "worse")))
+    ]
+    return (
+        study.sweep.name,
+        _cell(study, analysis.compared) or NOTHING,
+        _cell(study, evaluations.values()) or NOTHING,
+        _cell(study, at.get("seconds", {}).values()) or NOTHING,
+        "; ".join(others) or NOTHING,
+    )
+
+
+def _cell(
+    study: Study,
+    comparisons: Iterable[Comparison],
+    verdicts: Sequence[str] = ("better", "worse", "equal", "undecided"),
+) -> str:
+    given = list(comparisons)
+    judged = [c for c in given if c.tested or c.reason == "identical"]
+    parts = []
+    for verdict in verdicts:
+        of_verdict = with_verdict(judged, verdict)
+        if not of_verdict:
+            continue
+        if verdict in ("better", "worse") and len(of_verdict) <= MOST_NAMED:
+            parts.append(f"{verdict}: {listed([study.analysis.label(c.arm) for c in of_verdict])}")
+        else:
+            parts.append(f"{_count(len(of_verdict), len(given))} {verdict}")
+    if "undecided" in verdicts and len(judged) < len(given):
+        parts.append(f"{_count(len(given) - len(judged), len(given))} cannot be judged")
+    return "; ".join(parts)
+
+
+def _count(count: int, total: int) -> str:
+    return f"all {total}" if count == total > 1 else str(count)
+
+
+def findings(overall: Overall) -> list[str]:
+    """What a reader of ten seconds takes away: few sentences over all studies."""
+    studies = [question.study for question in overall.questions]
+    return [
+        sentence
+        for make in (_matters, _equal, _undecided, _saves, _elsewhere)
+        if (sentence := make(overall, studies))
+    ]
+
+
+def _names_of(overall: Overall, kind: str) -> list[str]:
+    return [question.study.sweep.name for question in overall.questions if question.kind == kind]
+
+
+def _matters(overall: Overall, studies: Sequence[Study]) -> str:
+    names = _names_of(overall, "differs")
+    return f"Settings that change the reward: {listed(names)}." if names else ""
+
+
+def _equal(overall: Overall, studies: Sequence[Study]) -> str:
+    names = _names_of(overall, "equal")
+    return f"Settings that make no difference worth the margin: {listed(names)}." if names else ""
+
+
+def _undecided(overall: Overall, studies: Sequence[Study]) -> str:
+    names = _names_of(overall, "undecided")
+    text = f"Undecided, at least in part: {listed(names)}." if names else ""
+    nothing = _names_of(overall, "open")
+    return " ".join(
+        filter(None, (text, f"Nothing to judge yet: {listed(nothing)}." if nothing else ""))
+    )
+
+
+def _elsewhere(overall: Overall, studies: Sequence[Study]) -> str:
+    names = _names_of(overall, "told")
+    return f"Answered by another measurement: {listed(names)}." if names else ""
+
+
+def _saves(overall: Overall, studies: Sequence[Study]) -> str:
+    """Which arms are better than their reference for the same cost."""
+    parts = []
+    for kind in ("evaluations", "seconds"):
+        arms = [
+            f"{study.analysis.label(c.arm)} ({study.sweep.name})"
+            for study in studies
+            for c in with_verdict(study.at_equal_cost.get(kind, {}).values(), "better")
+        ]
+        if arms:
+            parts.append(f"for the same {kind} {listed(arms, MOST_AT_EQUAL_COST)}")
+    return f"Better than the reference of its study: {'; '.join(parts)}." if parts else ""
