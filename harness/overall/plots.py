@@ -13,6 +13,7 @@ from harness.overall.front import Point, front
 from harness.overall.questions import Question
 from harness.overall.studies import Study
 from harness.reporting.drawing import (
+    BAND,
     COLOURS,
     GREY,
     MOST_ARMS,
@@ -29,7 +30,6 @@ from mixgrpo.text.escape import shortened
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BAND = "#DDE3EA"
 
 LABELS = {"seconds": "seconds of training per run", "evaluations": "network evaluations per run"}
 

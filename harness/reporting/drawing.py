@@ -35,6 +35,8 @@ MOST_CHARACTERS = 140
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#555555"
+BAND = "#DDE3EA"
+"""What is worth nothing, or too small to be seen."""
 
 
 @dataclass(frozen=True)

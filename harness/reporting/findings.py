@@ -24,6 +24,8 @@ from harness.reporting.phrases import (
 from harness.stats import LEVEL, MIN_SEEDS
 from harness.text import interval, listed, number
 
+MOST_SIZES = 2
+"""The answer says by how much arms differ where no more than these do: the table has the rest."""
 MOST_IN_A_LINE = 4
 """Names in one line of a table."""
 
@@ -71,7 +73,9 @@ def _inconclusive(analysis: Analysis) -> str:
 
 
 def _verdicts(analysis: Analysis) -> str:
-    clauses = verdicts_in_words(analysis, analysis.compared, sizes=True)
+    different = with_verdict(analysis.compared, "better", "worse")
+    sizes = len(different) <= MOST_SIZES
+    clauses = verdicts_in_words(analysis, analysis.compared, sizes=sizes)
     return f"In {analysis.measure} on held-out prompts, {'; '.join(clauses)} ({_pairs(analysis)})."
 
 

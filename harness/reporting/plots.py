@@ -18,6 +18,7 @@ from harness.analysis.columns import ITERATION, RUN, SEED, WINDOW_SIZE, WINDOW_S
 from harness.analysis.results import by_arm
 from harness.analysis.seconds import HEALTH, PHASES, at_evaluations
 from harness.reporting.drawing import (
+    BAND,
     GREY,
     WIDTH,
     Mark,
@@ -54,6 +55,8 @@ def differences(analysis: Analysis) -> Figure:
     figure, axes = rows_figure(len(shown), per_row=0.62)
     axes.axvline(0, color=GREY, linewidth=1.2)
     for y, comparison in enumerate(shown):
+        if comparison.margin is not None:
+            axes.barh(y, 2 * comparison.margin, left=-comparison.margin, color=BAND, height=1.0)
         mark = marks[comparison.arm]
         values, base = (analysis.by_name(c).after for c in (comparison.arm, comparison.reference))
         style = {"color": mark.colour, "solid_capstyle": "butt"}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis.analyse import Analysis
+from harness.analysis.analyse import Analysis, ArmResult
 from harness.analysis.cost import Quartiles
 from harness.analysis.seconds import ONE_CORE
 from harness.reporting.phrases import verdict_words, worth
@@ -67,7 +67,7 @@ def difference_cell(comparison: Comparison) -> str:
 
 def tables(analysis: Analysis) -> list[Table]:
     """The tables of the report, in the order a reader wants them."""
-    parts = [_quality(analysis)]
+    parts = [verdicts(analysis), _quality(analysis)]
     if analysis.compared:
         parts.append(_comparison(analysis))
     if analysis.others:
@@ -78,6 +78,66 @@ def tables(analysis: Analysis) -> list[Table]:
     if any(result.published.values for result in analysis.arms):
         parts.append(_published(analysis))
     return parts
+
+
+def verdicts(analysis: Analysis) -> Table:
+    """The answer: every arm with its verdict, reward and cost, and what the paper printed."""
+    score = next((s for s in ("ir", "hps") if _prints(analysis, s)), None)
+    rows = []
+    for result in analysis.arms:
+        comparison, cost = result.comparison, result.cost
+        ratio = NOTHING if cost.time_ratio is None else number(cost.time_ratio.mean, 2)
+        row = [
+            analysis.label(result.arm.name),
+            "reference" if comparison is None else verdict_words(comparison),
+            NOTHING if comparison is None else interval(comparison.simultaneous, signed=True),
+            number(result.rewards[analysis.measure].after.mean),
+            *(_range(cost.nfe_rollout), _range(cost.nfe_train)),
+            _evaluations_ratio(analysis, result),
+            ratio,
+        ]
+        if score is not None:
+            row += _published_beside(analysis, result, score)
+        rows.append(tuple(row))
+    columns = ["arm", "verdict", "difference", analysis.measure, "NFE_old", "NFE_θ"]
+    columns += ["evaluations ×", "seconds ×"]
+    if score is not None:
+        name = PUBLISHED_NAMES[score]
+        columns += [f"published: {name}", f"published: difference in {name}"]
+    return Table(
+        "The answer, arm by arm",
+        tuple(columns),
+        tuple(rows),
+        f"Difference: in {analysis.measure} on held-out prompts after training, arm minus "
+        f"{analysis.sweep.reference_label}, paired by seed, with the interval that holds for all "
+        f"arms together with 95 %. Better, worse: zero is left out. Equal: {_equal(analysis)}. "
+        "×: per iteration, as a multiple of the reference's; the interval of the seconds is in "
+        "the table of the cost."
+        + (" Published: another model and task, one run per row." if score else ""),
+    )
+
+
+def _prints(analysis: Analysis, score: str) -> bool:
+    return any(result.published.values.get(score) is not None for result in analysis.arms)
+
+
+def _evaluations_ratio(analysis: Analysis, result: ArmResult) -> str:
+    if result.comparison is None:
+        return NOTHING
+    return number(
+        result.cost.evaluations / analysis.by_name(result.comparison.reference).cost.evaluations, 2
+    )
+
+
+def _published_beside(analysis: Analysis, result: ArmResult, score: str) -> tuple[str, str]:
+    """What the paper printed for an arm, and its difference to the reference's."""
+    value = result.published.values.get(score)
+    if value is None:
+        return NOTHING, NOTHING
+    reference = analysis.sweep.references[result.arm.name]
+    base = analysis.by_name(reference).published.values.get(score)
+    difference = NOTHING if base is None else number(value - base, signed=True)
+    return number(value), NOTHING if result.comparison is None else difference
 
 
 def _quality(analysis: Analysis) -> Table:
@@ -123,10 +183,9 @@ def _comparison(analysis: Analysis) -> Table:
             for comparison in analysis.compared
         ),
         "Arm minus reference after training, paired by seed. The intervals hold for all "
-        "comparisons together with 95 % and decide the verdict: better or worse where zero is left "
-        f"out, {_equal(analysis)}. Smallest detectable difference: the true difference with an "
-        "80 % chance of better or worse; a smaller one may be detected too, with less chance. A "
-        "dash: nothing could be tested.",
+        "comparisons together with 95 % and decide the verdict. Smallest detectable difference: "
+        "the true difference with an 80 % chance of better or worse; a smaller one may be detected "
+        "too, with less chance. A dash: nothing could be tested.",
     )
 
 
@@ -134,9 +193,9 @@ def _equal(analysis: Analysis) -> str:
     """When an arm is equal, in words."""
     known = [c for c in analysis.compared if c.margin is not None]
     if not known:
-        return "equal never, because the margin is a part of a gain that is not shown"
+        return "no arm, because the margin is a part of a gain that is not shown"
     of_gain = f" ({analysis.sweep.margin})" if analysis.sweep.margin.of_gain else ""
-    return f"equal where it lies within ±{worth(known)}{of_gain}"
+    return f"the interval lies within ±{worth(known)}{of_gain}"
 
 
 def _other_rewards(analysis: Analysis) -> Table:

@@ -115,7 +115,7 @@ def test_the_page_is_one_file_and_says_what_was_found(reports):
     assert "prefers-color-scheme: dark" in text
     said = " ".join(" ".join(page.words).split())
     for part in [
-        "τ = 9, τ = 12 and τ = 18 are not significantly different from τ = 15 (5 seeds)",
+        "τ = 9, τ = 12 and τ = 18 are undecided compared with τ = 15 (5 seeds)",
         "the smallest detectable difference (power 80 %) is",
         "Training gained in every arm",
         "That is what reward hacking looks like",
@@ -145,7 +145,7 @@ def test_where_a_view_answers_its_answer_comes_first(
     sweep = replace(make_sweep(), views=("drift",), answered_by="drift")
     page = write_report(sweep, runs, tmp_path)
     order = ["They drift apart." if has_data else "Cannot conclude: the runs do"]
-    order.append("are not significantly different from")
+    order.append("are undecided compared with")
     order += told if has_data else ()
     for text in (words(page).replace("\u00a0", " "), words(page.parent / "table.md")):
         assert sorted(map(text.index, order)) == [text.index(part) for part in order]
@@ -288,7 +288,7 @@ def test_a_lone_arm_and_many_arms(tmp_path, small_figures):
     many = make_sweep(tuple(range(8, 16)), seeds=3, iterations=24)
     write_runs(many, tmp_path / "many")
     page = write_report(many, tmp_path / "many", tmp_path / "b")
-    assert "not significantly different" in words(page)
+    assert "are undecided compared with" in words(page)
 
 
 def same_scores(tmp_path, gain, others=None):
@@ -306,9 +306,9 @@ def test_nothing_learned(tmp_path, small_figures):
     assert "moved in no arm with any seed" in findings.other_rewards(still)[1].text
     page = words(write_report(still.sweep, tmp_path, tmp_path / "reports"))
     assert "differences that are the same with every seed say nothing about chance" in page
-    assert "identical: no score differs" in page
+    assert "equal: no score differs" in page
     for wrong in ("detectable difference 0.000", "1.000", "(power 80 %)", "[0.000"):
-        assert wrong not in page.split("<h2>How to read")[0].replace("\u00a0", " "), wrong
+        assert wrong not in page.split("How to read the numbers")[0].replace("\u00a0", " "), wrong
     assert "p values" not in page
     assert "followed by (every seed)" in page
     table = words(tmp_path / "reports" / "tau" / "table.md")
@@ -398,8 +398,8 @@ def test_answers(tmp_path):
     better = found(tmp_path / "1", effects={"interval=9": 0.1, "interval=18": -0.1}, sd=0.01)
     text = findings.answer(better)
     assert re.search(r"τ = 9 is better than τ = 15 by 0\.\d+ \[0\.\d+, 0\.\d+\];", text)
-    assert re.search(r"τ = 18 is worse than τ = 15 by 0\.\d+ \[0\.\d+, 0\.\d+\];", text)
-    assert "τ = 12 is not significantly different from τ = 15 (5 seeds)." in text
+    assert re.search(r"τ = 18 is worse than it by 0\.\d+ \[0\.\d+, 0\.\d+\];", text)
+    assert text.endswith("τ = 12 makes no difference worth 0.021 compared with it (5 seeds).")
     assert findings.gain(better).startswith("Training gained in")
     flat = found(
         tmp_path / "2", effects=dict.fromkeys([f"interval={i}" for i in (9, 12, 15, 18)], -0.11)

@@ -110,7 +110,7 @@ def test_a_measure_that_nobody_trains_on_can_be_hacked_too(given: Given) -> None
     said = " ".join(finding.text for finding in findings.other_rewards(analysis))
     assert "The reward strict answers the question. It fell while" in said
     assert "trained on as well" not in said
-    assert "In these arms the reward is only measured." in tables.tables(analysis)[0].note
+    assert "In these arms the reward is only measured." in tables.tables(analysis)[1].note
 
 
 def test_what_is_trained_on_is_said_arm_by_arm(mixed: Analysis) -> None:

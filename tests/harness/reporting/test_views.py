@@ -807,8 +807,8 @@ def test_the_page_and_the_tables_have_the_views_that_the_file_names(
     page = write_report(small(views=("turn", "stability")), runs, tmp_path)
     text = page.read_text()
     titles = ["At equal budgets", "Where held-out rewards turn", "How stable training is"]
-    assert [text.index(f"<h2>{t}</h2>") for t in titles] == sorted(
-        text.index(f"<h2>{t}</h2>") for t in titles
+    assert [text.index(f"<summary>{t}</summary>") for t in titles] == sorted(
+        text.index(f"<summary>{t}</summary>") for t in titles
     )
     markdown = (page.parent / "table.md").read_text()
     assert all(f"\n## {title}\n" in markdown for title in titles)

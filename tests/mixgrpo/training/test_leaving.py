@@ -348,5 +348,5 @@ def test_an_error_that_cannot_be_shown_has_its_name() -> None:
     def fails(images: Tensor, prompts: list[str]) -> Tensor:
         raise Shy
 
-    with pytest.raises(RepeatableError, match=r"reward shy on 1 images.*: Shy; mend"):
+    with pytest.raises(RepeatableError, match=r"reward shy on 1 images.*: Shy; fix the reward"):
         score(FunctionReward("shy", fails), torch.zeros(1, 3, 2, 2), ["a"])
