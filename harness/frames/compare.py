@@ -32,7 +32,7 @@ def compare(
     reference's being itself. The columns are those of `Study.compare`, without settings.
 
     The spread of each arm's differences is moderated by the other arms', and the intervals hold
-    together with `level`. ConfigError for a margin or level that is none.
+    together with `level`. ConfigError for a margin or level that is none, and for a single arm.
     """
     import pandas as pd
 
@@ -46,6 +46,8 @@ def compare(
         for arm, reference in references.items()
         if arm != reference
     }
+    if not differences:
+        raise ConfigError(f"compare: {_listed([*references])} is the only arm; nothing to compare")
     family = sum(len(of_arm) >= MIN_PAIRS for of_arm in differences.values())
     spreads = moderate(differences)
     rows = []
@@ -108,10 +110,11 @@ def reference_arm(reference: Reference, settings: Settings) -> str:
         if all(key in of_arm and of_arm[key] == value for key, value in wanted.items())
     ]
     if len(fitting) != 1:
+        some = f"{len(fitting)} arms have" if fitting else "no arm has"
+        which = "name one of them" if fitting else "the arms are"
         raise ConfigError(
-            f"compare: reference: {len(fitting) or 'no'} arms have {shown(dict(wanted))}; "
-            + ("name one of them" if fitting else "the arms are")
-            + f": {_listed(fitting or [*settings])}"
+            f"compare: reference: {some} {shown(dict(wanted))}; {which}: "
+            f"{_listed(fitting or [*settings])}"
         )
     return fitting[0]
 

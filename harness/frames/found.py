@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,29 @@ class FoundRun(Run):
 
     entry: str
     """The name of its folder, or of the link to it."""
+    code: str
+    """The user's own code that made it; empty for none."""
 
     @property
     def folder_name(self) -> str:
         return self.entry
 
 
-def find_runs(folder: Path) -> tuple[Sweep, Path, list[str]]:
-    """The runs in `folder` as a sweep, the folder that holds the sweep's, and what is damaged.
+@dataclass(frozen=True)
+class Found:
+    """The runs in a folder."""
+
+    sweep: Sweep
+    runs_dir: Path
+    """The folder that holds the sweep's."""
+    code: dict[str, str]
+    """By arm, the user's own code that made its runs."""
+    left_out: list[str]
+    """What is damaged."""
+
+
+def find_runs(folder: Path) -> Found:
+    """The runs in `folder` as a sweep.
 
     Reads every run's config.yaml and follows links to the store; nothing that it names is imported.
     ConfigError where there is no folder, or no run in it.
@@ -62,7 +77,8 @@ def find_runs(folder: Path) -> tuple[Sweep, Path, list[str]]:
     if not runs:
         hint = "; ".join(left_out) or f"name the folder of one sweep{_inside(folder)}"
         raise ConfigError(f"load_runs: {folder}: no runs there; {hint}")
-    return _as_sweep(folder.name, runs), folder.parent, left_out
+    code = {run.arm: run.code for run in runs}
+    return Found(_as_sweep(folder.name, runs), folder.parent, code, left_out)
 
 
 def _inside(folder: Path) -> str:
@@ -70,8 +86,7 @@ def _inside(folder: Path) -> str:
     return f", such as {folder / names[0]}" if names else ""
 
 
-def _read(entry: Path) -> tuple[FoundRun, str]:
-    """A run, and a text that is equal for runs that differ in their seed alone."""
+def _read(entry: Path) -> FoundRun:
     place = locate(entry)
     data: Any = yaml.load(read_regular(place / CONFIG, _MOST_BYTES), _LOADER)
     config = RunConfig.model_validate(as_tuples(data))
@@ -80,17 +95,17 @@ def _read(entry: Path) -> tuple[FoundRun, str]:
         raise ValueError(f"{place / CONFIG} does not begin with the run's hash")
     name = _NAME.fullmatch(entry.name)
     record = usercode.read_record(place)
-    same = f"{settings_key(config)} {record and sorted(record.code.items())}"
+    code = repr(sorted(record.code.items())) if record else ""
     arm = name["arm"] if name else entry.name
-    return FoundRun(arm, config.seed, config, identity, entry.name), same
+    return FoundRun(arm, config.seed, config, identity, entry.name, code)
 
 
-def _by_arms(found: Iterable[tuple[FoundRun, str]]) -> list[FoundRun]:
+def _by_arms(found: Iterable[FoundRun]) -> list[FoundRun]:
     """The runs under the names of their arms: the name that most of an arm's folders have, with a
     number where two arms would share it. Sorted as people would, by arm, then by seed."""
-    arms: dict[str, list[FoundRun]] = {}
-    for run, same in found:
-        arms.setdefault(same, []).append(run)
+    arms: dict[tuple[str, str], list[FoundRun]] = {}
+    for run in found:
+        arms.setdefault((settings_key(run.config), run.code), []).append(run)
     named: dict[str, list[FoundRun]] = {}
     for runs in arms.values():
         names = [run.arm for run in runs]
@@ -101,7 +116,7 @@ def _by_arms(found: Iterable[tuple[FoundRun, str]]) -> list[FoundRun]:
             name = f"{first} ({number})"
         named[name] = runs
     return [
-        FoundRun(name, run.seed, run.config, run.hash, run.entry)
+        replace(run, arm=name)
         for name in sorted(named, key=_natural)
         for run in sorted(named[name], key=lambda run: run.seed)
     ]

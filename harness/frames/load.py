@@ -78,8 +78,8 @@ def load_runs(*folders: AnyPath) -> Study:
         raise ConfigError('load_runs: name a folder of runs, such as harness.load_runs("runs/tau")')
     sources = []
     for folder in folders:
-        sweep, runs_dir, left_out = find_runs(Path(folder))
-        results = collect(sweep, runs_dir)
-        results.left_out[:0] = left_out
-        sources.append(Source(sweep, results, runs_dir))
+        found = find_runs(Path(folder))
+        results = collect(found.sweep, found.runs_dir)
+        results.left_out[:0] = found.left_out
+        sources.append(Source(found.sweep, results, found.runs_dir, found.code))
     return pool(sources)

@@ -28,6 +28,8 @@ class Source:
     results: Results
     runs_dir: Path | None
     """Where its runs lie; None for the copies kept with a report, which have no scores."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """By arm, the user's own code that made its runs, where that may not be the code of today."""
 
 
 @dataclass
@@ -93,8 +95,10 @@ def _arms(sources: Sequence[Source]) -> tuple[dict[str, _Arm], list[dict[str, st
             runs.setdefault(run.arm, {})[run.seed] = run.hash
         of_sources.append({})
         for name, of_arm in settings.items():
-            signs = [settings_key(first[name]), *runs[name].items()]
-            like = (i for sign in signs for i in known.get(sign, ()))
+            code = source.code.get(name, "")
+            signs = [(settings_key(first[name]), code), *runs[name].items()]
+            taken = {*of_sources[-1].values()}
+            like = (i for sign in signs for i in known.get(sign, ()) if i not in taken)
             same = next((i for i in like if _fits(arms[i].hashes, runs[name])), len(arms))
             if same == len(arms):
                 arms.append(_Arm(source.sweep.name, name, labels[name], of_arm))

@@ -63,6 +63,6 @@ def _quoted(
 def _meant(name: str, known: dict[str, None]) -> str:
     meant = nearest_setting(name, [key for key in known if "." in key])
     nearest = did_you_mean(name, known, listed=False)
-    if nearest or meant is None:
+    if nearest or meant not in known:
         return nearest or "; `runs` has the columns, and every setting of a run is one too"
     return f"; did you mean {meant}?"

@@ -159,10 +159,6 @@ class Study:
         measure = self.checked(measure)
         references = self.chosen_references(reference)
         compared = compare(self.finished, references, measure, margin, level)
-        if not len(compared):
-            raise ConfigError(
-                f"compare: {', '.join(references)} is the only arm; nothing to compare"
-            )
         return with_settings(compared, self.arms.settings, self.arms.varied)
 
     def checked(self, measure: str | None) -> str:
