@@ -82,8 +82,11 @@ def find_runs(folder: Path) -> Found:
 
 
 def _inside(folder: Path) -> str:
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-    return f", such as {folder / names[0]}" if names else ""
+    """The first folder in this one that holds runs, as an example; "" where none does."""
+    for inner in sorted(folder.iterdir()):
+        if inner.name[0] != "." and unlisted_runs(set(), inner):
+            return f", such as {inner}"
+    return ""
 
 
 def _read(entry: Path) -> FoundRun:

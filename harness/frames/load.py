@@ -39,10 +39,10 @@ def load(
     """
     if not files:
         raise ConfigError('load: name a sweep file, such as harness.load("sweeps/tau.yaml")')
-    sources = [
-        _source(load_sweep(Path(file), profile, overrides), Path(runs_dir), Path(reports_dir))
-        for file in files
-    ]
+    sources = []
+    for file in files:
+        sweep = load_sweep(Path(file), profile, overrides)
+        sources.append(_source(sweep, Path(runs_dir), Path(reports_dir)))
     return pool(sources)
 
 
