@@ -1,7 +1,8 @@
 """The measurements that a report keeps beside itself, so that a fresh clone can draw it again.
 
 Three Parquet files, a fourth where the sweep has probes, the pictures, and what they were made on
-(`made.json`).
+(`made.json`). The Parquet files have the settings that differ between arms as columns, for
+whoever reads them alone; here the settings come from the sweep.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.analysis.columns import ARM, HASH, SEED, STATE
 from harness.analysis.results import Results
 from harness.analysis.samples import Samples
+from harness.analysis.settings import columns_to_keep, is_setting, with_settings
 from harness.runs.environment import Machine
 from harness.runs.source import MADE
 from harness.text import command_for
@@ -59,9 +61,11 @@ def to_files(sweep: "Sweep", measurements: Measurements, file: str) -> dict[str,
         frames[PROBES] = probes
         made["probes"] = sweep.probes
     files = {}
+    settings, keys = columns_to_keep(sweep)
     for name, frame in frames.items():
         stream = io.BytesIO()
-        frame.assign(arm=frame[ARM].astype("str")).to_parquet(stream, index=False)
+        whole = with_settings(frame.assign(arm=frame[ARM].astype("str")), settings, keys)
+        whole.to_parquet(stream, index=False)
         files[name] = stream.getvalue()
     if samples is not None:
         made["samples"] = {key: getattr(samples, key) for key in ("arm", "seed", "iterations")}
@@ -84,17 +88,12 @@ def read_kept(
     configuration's or were probed with other options.
     """
     import pandas as pd
-    import pyarrow.parquet as parquet
 
     with _readable(sweep, report):
         made = json.loads((report / MADE).read_text("utf-8"))
         frames = {}
         for name, of_frame in FRAMES.items():
-            wants = (wanted or {}).get(name)
-            columns = wants and [
-                c for c in parquet.read_schema(report / of_frame).names if wants(c)
-            ]
-            frames[name] = pd.read_parquet(report / of_frame, columns=columns)
+            frames[name] = _read_frame(report / of_frame, (wanted or {}).get(name))
         runs = frames["runs"]
         hashes = {(run.arm, run.seed): run.hash for run in sweep.runs}
         fits = [
@@ -104,7 +103,7 @@ def read_kept(
         machines = [Machine.read(machine) for machine in made["machines"]]
         profile = str(made["profile"])
         options = made.get("probes")
-        probes = pd.read_parquet(report / PROBES) if options and sweep.probes else None
+        probes = _read_frame(report / PROBES) if options and sweep.probes else None
     if not all(fits):
         hint = f"; they were made with --profile {profile}" if profile != sweep.profile else ""
         raise ConfigError(
@@ -125,6 +124,15 @@ def read_kept(
     if new:
         runs = pd.concat([runs, pd.DataFrame(new)], ignore_index=True)
     return Results(runs, frames["metrics"], frames["evaluations"], machines), probes
+
+
+def _read_frame(file: Path, wants: Callable[[str], bool] | None = None) -> "pd.DataFrame":
+    """The columns of a Parquet file that are wanted, and no settings."""
+    import pandas as pd
+    import pyarrow.parquet as parquet
+
+    names = [name for name in parquet.read_schema(file).names if not is_setting(name)]
+    return pd.read_parquet(file, columns=[n for n in names if wants is None or wants(n)])
 
 
 def read_samples(sweep: "Sweep", report: Path) -> Samples | None:

@@ -179,29 +179,6 @@ def _flat_result(result: Result) -> dict[str, Any]:
     return row | {key: getattr(result, key) for key in columns.TOTALS}
 
 
-def with_settings(sweep: Sweep, runs: "pd.DataFrame") -> "pd.DataFrame":
-    """`Results.runs` with every setting that differs between arms, a column each under its dotted
-    key. Numbers are numbers; what an arm lacks is missing."""
-    import pandas as pd
-
-    of_arms = {run.arm: _flat(run.config.model_dump(exclude={"seed"})) for run in sweep.runs}
-    keys = dict.fromkeys(key for of_arm in of_arms.values() for key in of_arm)
-    varied = [k for k in keys if len({repr(of_arm.get(k)) for of_arm in of_arms.values()}) > 1]
-    rows = [{ARM: arm, **{k: of_arm.get(k) for k in varied}} for arm, of_arm in of_arms.items()]
-    return runs.merge(pd.DataFrame(rows), on=ARM, how="left")
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def by_arm(sweep: Sweep, frame: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
     """The rows of every arm (an arm may have none), in one pass over the frame."""
     rows = frame.groupby(ARM, observed=True).indices

@@ -48,14 +48,19 @@ class Mark:
 
 def arm_marks(analysis: Analysis) -> dict[str, Mark]:
     """Colour, marker and line of each arm, by its place in the sweep: the same in every figure."""
+    return marks([arm.name for arm in analysis.sweep.arms])
+
+
+def marks(names: Sequence[str]) -> dict[str, Mark]:
+    """Colour, marker and line by name, each by its place among the names."""
     lines = ("-", "--", ":", "-.")
     return {
-        arm.name: Mark(
+        name: Mark(
             COLOURS[i % len(COLOURS)],
             MARKERS[(i + 3 * (i // len(COLOURS))) % len(MARKERS)],
             lines[(i // len(COLOURS)) % len(lines)],
         )
-        for i, arm in enumerate(analysis.sweep.arms)
+        for i, name in enumerate(names)
     }
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.analysis import lines
-from harness.analysis.results import Results, collect, with_settings
+from harness.analysis.results import Results, collect
 from harness.study.spec import Sweep
 from tests.harness.synthetic import make_sweep, seal, write_runs
 
@@ -107,10 +107,3 @@ def test_the_order_of_runs_and_groups_of_files_do_not_matter(
     assert list(zip(found["arm"], found["seed"], strict=True)) == [
         (arm.name, seed) for arm in sweep.arms for seed in sweep.seeds
     ]
-
-
-def test_every_setting_that_differs_is_a_typed_column(sweep: Sweep, runs: Path) -> None:
-    frame = with_settings(sweep, collect(sweep, runs).runs)
-    assert list(frame["window.interval"]) == [9] * 3 + [15] * 3
-    assert frame["window.interval"].dtype.kind == "i"
-    assert [c for c in frame.columns if "." in c] == ["window.interval"]
