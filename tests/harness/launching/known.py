@@ -52,8 +52,7 @@ def train(
         raise ValueError("broken")
     lines = [json.dumps({"iteration": m} | MEASURED) for m in range(config.iterations)]
     evals = [
-        {"iteration": m, "seconds_total": 0.0}
-        | {f"reward_{name}_mean": value for name in REWARDS}
+        {"iteration": m, "seconds_total": 0.0} | {f"reward_{name}_mean": value for name in REWARDS}
         for m, value in ((0, 0.4), (config.iterations, score(arm, config.seed)))
     ]
     write_finished_files(folder, config, ("\n".join(lines) + "\n").encode(), evals)
