@@ -127,11 +127,10 @@ def scores_of(states: Sequence[RunState]) -> dict[tuple[str, int], float]:
 
 
 def with_runs(sweep: Sweep, runs: Sequence[Run]) -> Sweep:
-    """The sweep with these of its runs, and the seeds that they have."""
-    seeds = {run.seed for run in runs}
-    return replace(
-        sweep, runs=tuple(runs), seeds=tuple(seed for seed in sweep.seeds if seed in seeds)
-    )
+    """The sweep with these of its runs, and the seeds that they have, if any."""
+    there = {run.seed for run in runs}
+    seeds = tuple(seed for seed in sweep.seeds if seed in there)
+    return replace(sweep, runs=tuple(runs), seeds=seeds or sweep.seeds)
 
 
 def _is_decided(made: "tuple[Decision, ...]") -> bool:
