@@ -79,10 +79,16 @@ class Command:
         return Scheduler(self.folder, min(polls, default=30.0), LAG_S)
 
     def now(self) -> Sweep:
-        """The runs of the part that are needed at present: all of them without looks."""
+        """The runs of the part that are needed at present: all of them without looks. ConfigError
+        where no look needs any."""
         if not self.sweep.looks:
             return self.part
-        return seen(self.sweep, self.runs).part_of(self.part)
+        needed = seen(self.sweep, self.runs).part_of(self.part)
+        if not needed.runs:
+            raise ConfigError(
+                "--only, --rerun: no look needs these runs now; --plan alone says which are needed"
+            )
+        return needed
 
     def check_runs(self, states: list[RunState]) -> None:
         """ConfigError where an unfinished run of the part could not run as asked for."""

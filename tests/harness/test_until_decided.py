@@ -49,6 +49,9 @@ def test_the_command_says_the_verdicts_and_what_was_saved(lab: Lab) -> None:
     code, output = lab.finish("--jobs", "2", fake=fake())
     assert (code, "started" in output) == (0, False)
     assert "15 runs were needed" in output
+    for options in (("--only", "interval=2-seed5"), ("--rerun", "interval=2-seed5", "--yes")):
+        code, output = lab.finish(*options)
+        assert (code, "no look needs these runs now" in output) == (2, True), output
 
 
 def test_after_a_kill_it_goes_on_at_the_same_look_and_a_second_command_follows(lab: Lab) -> None:
