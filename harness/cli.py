@@ -16,3 +16,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting on top of all that the file has.", metavar="KEY=VALUE"),
 ]
+UntilDecidedOption = Annotated[
+    bool,
+    typer.Option(
+        "--until-decided", help="Seeds until every arm is decided, if the file has fixed ones."
+    ),
+]

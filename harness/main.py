@@ -29,6 +29,7 @@ COMMANDS = {
     "probe": Command(
         "harness.probe", "Measure finished runs: hybrid inference, the solver's error."
     ),
+    "power": Command("harness.power", "Say how many seeds, runs and hours show an effect."),
     "cost": Command("harness.cost", "Say what the paper's experiments take in GPU hours."),
     "train": Command("mixgrpo.train", "Train one run from its configuration."),
     "generate": Command("mixgrpo.generate", "Draw images from a run."),

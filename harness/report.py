@@ -134,12 +134,13 @@ def main(
     runs: cli.RunsOption = Path("runs"),
     reports: cli.ReportsOption = Path("reports"),
     set_: cli.SetOption = None,
+    until_decided: cli.UntilDecidedOption = False,
 ) -> int:
     """Write a sweep's report from its run folders, or from the measurements kept with it."""
     if (file is None) != every:
         raise ConfigError("give either a sweep file or --all")
     if file is not None:
-        sweep = load_sweep(file, profile, set_ or [])
+        sweep = load_sweep(file, profile, set_ or [], until_decided=until_decided)
         written = write(sweep, runs, reports / sweep.report_name)
         _say(sweep, written)
         return 1 if written.left_out else 0

@@ -31,6 +31,7 @@ from harness.evidence import verdict
 from harness.evidence.intervals import student
 from harness.evidence.moderation import Spread, moderate
 from harness.evidence.resolution import POWER, detectable_effect
+from harness.evidence.sequential import Plan, follow, sequential_p
 from harness.evidence.verdict import MIN_PAIRS, Verdict
 from harness.evidence.verdict import simultaneous_level as simultaneous_level
 
@@ -44,6 +45,10 @@ ones."""
 Reason = Literal["interval", "identical", "no spread", "too few pairs"]
 """What a verdict rests on: the interval; scores that are the same with every seed, which are equal;
 or why there is nothing to rest on."""
+
+
+Pairs = Mapping[str, tuple[dict[int, float], tuple[int, ...]]]
+"""By arm: the paired differences by seed, and the seeds that had to be left out."""
 
 
 @dataclass(frozen=True)
@@ -171,33 +176,52 @@ def paired_interval(
     return replace(mean_interval(list(pairs.values()), level), dropped=len(left_out))
 
 
+@dataclass(frozen=True)
+class Looks:
+    """Looks at growing numbers of seeds (`harness.evidence.sequential`)."""
+
+    at: tuple[int, ...]
+    """Seeds at each."""
+    seeds: tuple[int, ...]
+    """In the order in which they are run."""
+
+    def complete(self, pairs: Mapping[int, float]) -> tuple[int, ...]:
+        """The seeds until the last look that an arm with these pairs has reached: those of a look
+        under way are not looked at."""
+        last = max((self.seeds.index(seed) + 1 for seed in pairs), default=0)
+        return self.seeds[: max((count for count in self.at if count <= last), default=0)]
+
+
+def shown_gain(change: Interval) -> float | None:
+    """The mean of a change where its interval lies above zero; None where no gain is shown."""
+    return change.mean if change.sign > 0 else None
+
+
 def compare(
     values: Mapping[str, Mapping[int, float]],
     reference: str | Mapping[str, str],
     margins: Mapping[str, float | None] | None = None,
+    looks: Looks | None = None,
 ) -> dict[str, Comparison]:
     """Compare every arm with its reference: `values[arm][seed]`, higher is better.
 
     `reference`: the arm that all are compared with, or by arm the one that it is compared with, for
-    a reference itself. `margins`: by reference, the difference that is worth nothing.
+    a reference itself. `margins`: by reference, the difference that is worth nothing. `looks`: of
+    seeds that went on until it was decided; verdict, interval and p are those of an arm's last
+    look.
     """
     references = dict.fromkeys(values, reference) if isinstance(reference, str) else reference
     arms = [arm for arm in values if arm != references[arm]]
     pairs = {arm: paired_differences(values[arm], values.get(references[arm], {})) for arm in arms}
-    differences = {arm: list(pairs[arm][0].values()) for arm in arms}
-    family = max(1, sum(len(of_arm) >= MIN_SEEDS for of_arm in differences.values()))
-    level = simultaneous_level(family)
-    spreads = moderate(differences)
-    judged = {
-        arm: verdict.compare(
-            differences[arm],
-            margin=margins.get(references[arm]) if margins else None,
-            level=level,
-            spread=spreads[arm],
-        )
-        for arm in arms
+    of_arm_margin = {arm: margins.get(references[arm]) if margins else None for arm in arms}
+    if looks is None:
+        judged, p = _at_once(pairs, of_arm_margin)
+    else:
+        judged, p = _at_last_look(pairs, of_arm_margin, looks)
+    differences = {
+        arm: list(of_arm.values())[: judged[arm].pairs] for arm, (of_arm, _) in pairs.items()
     }
-    p = {arm: _p(of_arm) for arm, of_arm in judged.items()}
+    family = max(1, sum(len(of_arm) >= MIN_SEEDS for of_arm in differences.values()))
     p_flip = {
         arm: sign_flip_p(differences[arm]) if of_arm.reason == "interval" else math.nan
         for arm, of_arm in judged.items()
@@ -207,11 +231,11 @@ def compare(
         arm: Comparison(
             arm=arm,
             reference=references[arm],
-            seeds=tuple(pairs[arm][0]),
+            seeds=tuple(pairs[arm][0])[: of_arm.pairs],
             left_out=pairs[arm][1],
             family=family,
             difference=_interval(of_arm, LEVEL),
-            simultaneous=_interval(of_arm, level),
+            simultaneous=_interval(of_arm, of_arm.level),
             spread=of_arm.spread,
             margin=of_arm.margin,
             p=p[arm],
@@ -224,6 +248,43 @@ def compare(
         )
         for arm, of_arm in judged.items()
     }
+
+
+def _at_once(
+    pairs: Pairs, margins: Mapping[str, float | None]
+) -> tuple[dict[str, verdict.Comparison], dict[str, float]]:
+    """The verdict of every arm with all its pairs, and its p."""
+    differences = {arm: list(of_arm.values()) for arm, (of_arm, _) in pairs.items()}
+    family = sum(len(of_arm) >= MIN_SEEDS for of_arm in differences.values())
+    level, spreads = simultaneous_level(family), moderate(differences)
+    judged = {
+        arm: verdict.compare(of_arm, margin=margins[arm], level=level, spread=spreads[arm])
+        for arm, of_arm in differences.items()
+    }
+    return judged, {arm: _p(of_arm) for arm, of_arm in judged.items()}
+
+
+def _at_last_look(
+    pairs: Pairs, margins: Mapping[str, float | None], looks: Looks
+) -> tuple[dict[str, verdict.Comparison], dict[str, float]]:
+    """The same at the last look at each arm; an arm that was not looked at yet is undecided."""
+    plan = Plan(looks.at, max(1, len(pairs)))
+    differences = {
+        arm: [of_arm.get(seed, math.nan) for seed in looks.complete(of_arm)]
+        for arm, (of_arm, _) in pairs.items()
+    }
+    judged: dict[str, verdict.Comparison] = {}
+    p: dict[str, float] = {}
+    for arm, made in follow(differences, plan, margin=margins).items():
+        if not made:
+            judged[arm], p[arm] = verdict.compare([], margin=margins[arm]), math.nan
+            continue
+        judged[arm] = made[-1].comparison
+        of_looks = [_p(decision.comparison) for decision in made]
+        seen = [(decision.look.seeds, decision.look.pairs) for decision in made]
+        known = all(map(math.isfinite, of_looks))
+        p[arm] = sequential_p(of_looks, seen, plan.most) if known else math.nan
+    return judged, p
 
 
 def _identical(of_arm: verdict.Comparison) -> bool:

@@ -28,6 +28,7 @@ def main(
     runs: cli.RunsOption = Path("runs"),
     set_: cli.SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    until_decided: cli.UntilDecidedOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
 ) -> int:
     """Show what a sweep is doing. Writes nothing."""
@@ -35,7 +36,7 @@ def main(
 
     def show(before: str = "") -> None:
         nonlocal seen
-        sweep = load_sweep(file, profile, set_ or [])
+        sweep = load_sweep(file, profile, set_ or [], until_decided=until_decided)
         if seen is None:
             seen = Observer(
                 sweep, runs, Scheduler(sweep_folder(sweep, runs)), lease.Watch() if watch else None

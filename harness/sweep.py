@@ -22,12 +22,14 @@ from harness.launching.background import go_to_background
 from harness.launching.cancel import cancel as cancel_jobs
 from harness.launching.dispatch import Local
 from harness.launching.launcher import Launcher, SweepWork
+from harness.launching.looks import LooksWork, seen
 from harness.launching.resources import resources
 from harness.launching.screen import Progress, say_damage, say_unfinished, say_what_to_do
 from harness.launching.snapshot import locate
 from harness.launching.sweep_lease import lease_holder, take_lease, wait_for_lease
 from harness.launching.trash import Item, confirmed, look_at, move
 from harness.launching.unlisted import say_unlisted, unlisted_items
+from harness.planning.words import outcome, planned
 from harness.probing.workers import after_training
 from harness.runs import source
 from harness.runs.state import RunState, look_at_all, sweep_folder
@@ -61,7 +63,8 @@ class Command:
 
     sweep: Sweep
     part: Sweep
-    """The runs that --only and --rerun choose; all of them without."""
+    """The runs that --only and --rerun choose; all of them without. With looks, `now` says which of
+    them are needed at present."""
     rerun: Sequence[Run]
     runs: Path
     reports: Path
@@ -74,6 +77,18 @@ class Command:
     def scheduler(self) -> Scheduler:
         polls = [asked.poll_s for asked in self.options.resources.values()]
         return Scheduler(self.folder, min(polls, default=30.0), LAG_S)
+
+    def now(self) -> Sweep:
+        """The runs of the part that are needed at present: all of them without looks. ConfigError
+        where no look needs any."""
+        if not self.sweep.looks:
+            return self.part
+        needed = seen(self.sweep, self.runs).part_of(self.part)
+        if not needed.runs:
+            raise ConfigError(
+                "--only, --rerun: no look needs these runs now; --plan alone says which are needed"
+            )
+        return needed
 
     def check_runs(self, states: list[RunState]) -> None:
         """ConfigError where an unfinished run of the part could not run as asked for."""
@@ -112,6 +127,7 @@ def main(
         ),
     ] = None,
     retry: cli_launch.RetryOption = "lost",
+    until_decided: cli.UntilDecidedOption = False,
     prune_: Annotated[
         bool,
         typer.Option(
@@ -135,7 +151,7 @@ def main(
     trust: cli_launch.TrustOption = False,
 ) -> int:
     """Run what a sweep file asks for and is not there yet, follow it, and write the report."""
-    sweep = load_sweep(file, profile, set_ or [], trust)
+    sweep = load_sweep(file, profile, set_ or [], trust, until_decided)
     rerun_runs = single_runs(sweep, rerun or [], "--rerun")
     part = only(sweep, [*(only_ or []), *(run.folder_name for run in rerun_runs)])
     # A run that is made again is neither copied nor refused because of how it ended before.
@@ -171,7 +187,7 @@ def main(
         slurm_commands.check()
     if snapshot:
         locate(asked.folder)
-    asked.check_runs(look_at_all(part, runs))
+    asked.check_runs(look_at_all(asked.now(), runs))
     with removed_if_refused(asked.folder, ("*/attempts", "*/config.yaml")):
         return _run_with_lease(asked, detach, prune_, yes)
 
@@ -179,7 +195,7 @@ def main(
 def _plan(asked: Command) -> int:
     from harness.launching.plan import describe, foresee
 
-    sweep, part, options = asked.sweep, asked.part, asked.options
+    sweep, part, options = asked.sweep, asked.now(), asked.options
     slots = {"inline": 1, "local": Local(options.jobs).slots, "slurm": None}[options.executor]
     states = look_at_all(part, asked.runs, Scheduler(asked.folder).job_states())
     asked.check_runs(states)
@@ -188,6 +204,8 @@ def _plan(asked: Command) -> int:
     if options.share:
         saved = foresee(sweep, states, asked.runs, options.accept_code_change)
     say(describe(part, states, slots, saved))
+    if sweep.looks:
+        say(planned(sweep, seen(sweep, asked.runs)))
     if sweep.probes:
         say(f"afterwards measured on every finished run: {', '.join(sweep.probes)}")
     if options.executor == "slurm":
@@ -240,7 +258,7 @@ def _take_or_wait_for_lease(asked: Command, detach: bool) -> Lease:
             f"{lease_holder(sweep, runs)} runs this sweep: following it (Ctrl-C leaves it alone)"
         )
         try:
-            return wait_for_lease(asked.part, runs, progress, asked.scheduler().job_states)
+            return wait_for_lease(asked.now, runs, progress, asked.scheduler().job_states)
         except Interrupted:
             progress.say("left; the sweep goes on without this command")
             raise
@@ -281,11 +299,12 @@ def _run(asked: Command, held: Lease) -> int:
     source.note(sweep.name, sweep.file, asked.folder, say)
     say_damage(look_at_all(part, runs), say)
     say_unlisted(sweep, runs, say)
+    work = LooksWork(sweep, part, runs) if sweep.looks else SweepWork(part)
     begin = time.monotonic()
     with Progress(sweep.measure) as progress:
         scheduler = asked.scheduler()
         launcher = Launcher(
-            SweepWork(part),
+            work,
             runs,
             progress,
             options.executor_maker(sweep.name, asked.folder, progress.say),
@@ -300,12 +319,16 @@ def _run(asked: Command, held: Lease) -> int:
         goes_on = "left" if launcher.executor.outlive else "stopped; everything is resumable"
         say(f"{goes_on}: the same command continues")
         return launcher.exit_code
+    part = work.sweep
     ended = look_at_all(part, runs, scheduler.job_states())
     unfinished = [state for state in ended if state.state != "finished"]
     took = f" ({duration(time.monotonic() - begin)})" if launcher.retries.starts else ""
     say(f"{len(ended) - len(unfinished)} of {len(ended)} runs finished{took}")
     say_unfinished(unfinished, launcher.vanished, say)
     say_what_to_do(unfinished, options.retry, say)
+    if isinstance(work, LooksWork):
+        for text in outcome(sweep, work.standing):
+            say(text)
     jobs = 1 if options.executor == "inline" else options.jobs
     not_measured = after_training(part, runs, jobs, options.executor == "slurm")
     report: Path | RunError | None = None

@@ -15,9 +15,11 @@ from harness.stats import (
     MIN_SEEDS,
     Comparison,
     Interval,
+    Looks,
     compare,
     mean_interval,
     paired_interval,
+    shown_gain,
     simultaneous_level,
 )
 
@@ -65,8 +67,11 @@ def quality(sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]") -> Quality:
     )
     changes = {reward: _changes(before[reward], after[reward]) for reward in after}
     margins = _margins(sweep, changes[sweep.measure])
+    looks = Looks(sweep.looks, sweep.seeds) if sweep.looks else None
     comparisons = {
-        reward: compare(values, sweep.references, margins if reward == sweep.measure else None)
+        reward: compare(values, sweep.references, margins, looks)
+        if reward == sweep.measure
+        else compare(values, sweep.references)
         for reward, values in after.items()
     }
     return Quality(after, changes, comparisons, margins)
@@ -74,11 +79,10 @@ def quality(sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]") -> Quality:
 
 def _margins(sweep: "Sweep", changes: Mapping[str, RewardChange]) -> dict[str, float | None]:
     """The margin in the measure's units, by reference; None where its gain is not shown."""
-    gains = {
-        arm: change.simultaneous.mean if change.simultaneous.sign > 0 else None
-        for arm, change in changes.items()
+    return {
+        arm: sweep.margin.at_gain(shown_gain(changes[arm].simultaneous))
+        for arm in set(sweep.references.values())
     }
-    return {arm: sweep.margin.at_gain(gains[arm]) for arm in set(sweep.references.values())}
 
 
 def reward_names(sweep: "Sweep") -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,12 +1,13 @@
 """The measurements of a sweep's runs as three data frames."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis import columns
 from harness.analysis.columns import ARM, ITERATION, SEED, STATE
+from harness.planning.standing import with_runs
 from harness.runs import environment
 from harness.runs.codechange import read_accepted
 from harness.runs.folder import taken_over, trained_by
@@ -117,6 +118,17 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
         sorted(machines),
         left_out,
     )
+
+
+def begun(sweep: Sweep, results: Results) -> tuple[Sweep, Results]:
+    """Of a sweep with looks: without the runs that never began, for an arm that is decided needs
+    no further ones. A sweep with fixed seeds as it is."""
+    if not sweep.looks:
+        return sweep, results
+    runs = results.runs[results.runs[STATE] != "waiting"]
+    there = set(zip(runs[ARM], runs[SEED], strict=True))
+    part = with_runs(sweep, [run for run in sweep.runs if (run.arm, run.seed) in there])
+    return part, replace(results, runs=runs.reset_index(drop=True))
 
 
 def _lines(folders: Mapping[str, Path], results: Mapping[str, Result], name: str) -> "Lines":

@@ -251,7 +251,7 @@ def follow(
     differences: Mapping[str, Sequence[float]],
     plan: Plan,
     *,
-    margin: float | None = None,
+    margin: float | Mapping[str, float | None] | None = None,
     floor: float | Mapping[str, float] = 0.0,
     moderated: bool = True,
 ) -> dict[str, tuple[Decision, ...]]:
@@ -260,7 +260,7 @@ def follow(
     `differences[arm]`: paired differences in the order of the seeds [seeds of the arm], NaN where a
     seed has no pair. At a planned look an arm has its first n_k seeds, or all it has where those
     are fewer, and arms that are decided keep theirs; spreads are moderated over the arms as they
-    stand there. An arm without a new pair is not looked at.
+    stand there. An arm without a new pair is not looked at. `margin`: of all arms or by arm.
     """
     decisions: dict[str, tuple[Decision, ...]] = dict.fromkeys(differences, ())
     shown: dict[str, list[float]] = {arm: [] for arm in differences}
@@ -286,7 +286,7 @@ def follow(
                 plan,
                 seeds=min(planned, len(differences[arm])),
                 earlier=[(d.look.seeds, d.look.pairs) for d in decisions[arm]],
-                margin=margin,
+                margin=margin.get(arm) if isinstance(margin, Mapping) else margin,
                 spread=spreads[arm],
             )
             decisions[arm] = (*decisions[arm], found)

@@ -3,7 +3,8 @@
 It decides only from what the folders and the scheduler show, so it can be killed and started again
 at any time, and picks up jobs that an earlier launcher left running. One launcher at a time works
 on a sweep (`harness.launching.sweep_lease`). Its source of work says which runs there are: a sweep
-file, or a search whose trials come one after the other. What is tried again is decided in `retry`.
+file, one with looks (`looks`), or a search whose trials come one after the other. What is tried
+again is decided in `retry`.
 
 It is long because starting, following and stopping share the states of the runs.
 """

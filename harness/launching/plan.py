@@ -109,7 +109,8 @@ def describe(
 
 def _runs(sweep: Sweep) -> str:
     count = len(sweep.arms) * len(sweep.seeds)
-    part = f", of which {len(sweep.runs):,} chosen" if len(sweep.runs) < count else ""
+    word = "needed now" if sweep.looks else "chosen"
+    part = f", of which {len(sweep.runs):,} {word}" if len(sweep.runs) < count else ""
     return f"{count} runs{part}"
 
 

@@ -103,3 +103,12 @@ class Retries:
         """Whether the last `MAX_TRIES` starts came to no new checkpoint."""
         tries, began_at = self._tries.get(state.run.folder_name, (0, 0))
         return tries >= MAX_TRIES and newest_checkpoint(state.folder) <= began_at
+
+
+def seems_over(state: RunState) -> bool:
+    """For whoever only looks: whether a run has ended for good, finished, failed or given up."""
+    if state.state != "lost":
+        return state.state in ("finished", "failed")
+    tries = state.attempts[-MAX_TRIES:]
+    stuck = len(tries) == MAX_TRIES and newest_checkpoint(state.folder) <= tries[0].began_at
+    return state.reason in _PERMANENT or (stuck and state.reason != "no-space")

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.launching.retry import seems_over
 from harness.launching.sweep_lease import LAUNCHER, lease_holder
 from harness.launching.unlisted import find_unlisted
+from harness.planning import words
+from harness.planning.standing import Standing, stand
 from harness.runs.codechange import of_other_code
 from harness.runs.ledger import Ledger, Spent, ledger
 from harness.runs.progress import by_kind, cells, counts, seconds_left, summary, time_left, warned
@@ -39,10 +42,21 @@ class Observer:
     watch: lease.Watch | None = None
     """Remembers the leases of other machines between looks."""
     states: list[RunState] = field(default_factory=list)
+    """Of a sweep with looks: of the runs that are needed until now, and of those that are there."""
+    standing: Standing | None = None
+    """Of a sweep with looks."""
 
     def look(self) -> None:
         jobs = self.scheduler.job_states()
         self.states = look_at_all(self.sweep, self.runs_dir, jobs, self.watch)
+        if self.sweep.looks:
+            self.standing = stand(self.sweep, self.states, seems_over, self.folder)
+            needed = {run.folder_name for run in self.standing.part_of(self.sweep).runs}
+            self.states = [
+                state
+                for state in self.states
+                if state.state != "waiting" or state.run.folder_name in needed
+            ]
 
     @property
     def folder(self) -> Path:
@@ -84,6 +98,7 @@ def as_data(seen: Observer) -> dict[str, Any]:
         "gpu_hours_wasted": {c: spent.gpu_seconds / 3600 for c, spent in costs.wasted.items()},
         "measure": seen.sweep.measure,
         "arms": _arms(seen.states),
+        "until_decided": words.as_data(seen.standing) if seen.standing else None,
         "runs": [_run_data(state) for state in seen.states],
         "no_longer_in_the_file": [f.name for f in unlisted if f not in other_code],
         "of_other_code": [folder.name for folder in other_code],
@@ -131,6 +146,7 @@ def as_text(seen: Observer) -> str:
     lines += _first(rows)
     lines += _queue(states)
     lines += _first(_results(states, sweep.measure))
+    lines += _first(words.status(seen.standing)) if seen.standing else []
     costs = ledger(states, seen.folder)
     if costs.total.seconds:
         lines.append(_cost(costs))

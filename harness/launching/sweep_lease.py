@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.launching.screen import Progress
-from harness.runs.state import look_at_all, sweep_folder
+from harness.runs.state import RunState, look_at_all, sweep_folder
 from harness.slurm.scheduler import JobState
 from harness.study.spec import Sweep
 from mixgrpo.compute import signals
@@ -36,16 +36,26 @@ def lease_holder(sweep: Sweep, runs_dir: Path) -> str:
 
 
 def wait_for_lease(
-    sweep: Sweep, runs_dir: Path, progress: Progress, job_states: Callable[[], dict[str, JobState]]
+    now: Callable[[], Sweep],
+    runs_dir: Path,
+    progress: Progress,
+    job_states: Callable[[], dict[str, JobState]],
 ) -> lease.Lease:
     """Follow the launcher that holds the sweep's lease until it ends, then take the lease.
 
+    `now`: the sweep with the runs to show, which may become more.
+
     Interrupted after a signal. FolderGoneError where the sweep's folder was replaced meanwhile.
     """
+
+    def look() -> list[RunState]:
+        return look_at_all(now(), runs_dir, job_states())
+
+    sweep = now()
     folder = sweep_folder(sweep, runs_dir)
     followed = _identity(folder)
     noted: list[int] = []
-    progress.warnings(look_at_all(sweep, runs_dir, job_states()))
+    progress.warnings(look())
     with signals.handling(noted.append, signals.ENDING):
         while True:
             same = followed is not None and _identity(folder) == followed
@@ -63,9 +73,9 @@ def wait_for_lease(
                 break
             if noted:
                 raise signals.Interrupted(noted[0])
-            progress.update(lambda: look_at_all(sweep, runs_dir, job_states()), None)
+            progress.update(look, None)
             time.sleep(_PAUSE_S)
-    progress.warnings(look_at_all(sweep, runs_dir, job_states()))
+    progress.warnings(look())
     return held
 
 

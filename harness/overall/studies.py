@@ -13,7 +13,7 @@ from harness.analysis import columns
 from harness.analysis.analyse import Analysis, analyse
 from harness.analysis.columns import RUN
 from harness.analysis.kept import has_frames, read_kept
-from harness.analysis.results import Results
+from harness.analysis.results import Results, begun
 from harness.analysis.seconds import core_time
 from harness.reporting.views.budget import at_equal_cost
 from harness.reporting.views.view import answer, make_views
@@ -74,6 +74,7 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
     """The study whose report lies in `reports`. ConfigError where that is another configuration's,
     RunError where it cannot be read."""
     results, probes = read_kept(sweep, reports / sweep.report_name, {} if sweep.views else WANTED)
+    sweep, results = begun(sweep, results)
     analysis = analyse(sweep, results)
     views = make_views(analysis, results, probes, sweep.views)
     others = [view for view in views if view.name != sweep.answered_by]

@@ -48,9 +48,20 @@ def missing(analysis: Analysis) -> list[str]:
     return sentences
 
 
+def _notes_of_looks(analysis: Analysis) -> list[str]:
+    if not analysis.sweep.looks:
+        return []
+    return [
+        "Seeds were added until it was decided: verdicts, their intervals and p values are those "
+        "of an arm's last look and allow for looking often (error spending). The intervals of "
+        "gains, other rewards, times and equal budgets are those of a fixed number of seeds."
+    ]
+
+
 def statistics_notes(analysis: Analysis) -> list[str]:
     """How to read the numbers: what an interval says and what it does not."""
     notes = [
+        *_notes_of_looks(analysis),
         "An interval of an arm is a 95 % Student interval of the mean over seeds: were the sweep "
         "repeated with fresh seeds, 95 of 100 such intervals would hold the true mean. It says "
         "nothing about other prompts, models or tasks. Two intervals that overlap do not show "

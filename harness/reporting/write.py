@@ -5,12 +5,13 @@ A line of pure functions: measurements -> `analyse` -> `content` -> tables, figu
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.analysis.kept import Measurements, kept_finished, to_files
 from harness.analysis.measurements import gather
+from harness.analysis.results import begun
 from harness.reporting import page, unchanged
 from harness.runs import source
 from harness.runs.source import relative
@@ -84,7 +85,8 @@ def _parts(
     from harness.study.views import DEFAULT
 
     _check_replaces_less(sweep, measurements, folder)
-    results = measurements.results
+    sweep, results = begun(sweep, measurements.results)
+    measurements = replace(measurements, results=results)
     analysis = analyse(sweep, results)
     views = make_views(analysis, results, measurements.probes, (*DEFAULT, *sweep.views))
     report = content(analysis, views)

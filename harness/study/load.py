@@ -16,11 +16,12 @@ from harness.study.names import check_name
 from harness.study.paper import TABLES
 from harness.study.profiles import Chosen, Given, asked_of_slurm
 from harness.study.references import references_of, within_label
+from harness.study.seeds import Seeds, seeds_of
 from harness.study.spec import Run, Sweep
 from harness.study.sweepfile import MOST_RUNS, SweepFile, read_file
 from harness.study.views import DEFAULT as ON_EVERY_PAGE
 from harness.study.views import VIEWS
-from mixgrpo.errors import ConfigError, ErrorList
+from mixgrpo.errors import ErrorList
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import located_errors
 from mixgrpo.settings.identity import config_hashes
@@ -37,19 +38,24 @@ def profile_names(path: Path) -> list[str]:
 
 
 def load_sweep(
-    path: Path, profile: str | None = None, overrides: Sequence[str] = (), trust: bool = True
+    path: Path,
+    profile: str | None = None,
+    overrides: Sequence[str] = (),
+    trust: bool = True,
+    until_decided: bool = False,
 ) -> Sweep:
     """The sweep that a file describes. ConfigError names file, line, key and fix.
 
     `overrides` are `KEY=VALUE` texts laid on top of every arm. Without `trust` a file of another
-    user may not name code to import (`mixgrpo.settings.trust`).
+    user may not name code to import (`mixgrpo.settings.trust`). With `until_decided` a file of
+    fixed seeds is read as one with the usual looks (`harness.study.seeds`).
     """
     chosen = Chosen(path, profile)
     errors = ErrorList()
     with errors.collected():
         check_jobs(path, asked_of_slurm(chosen.parts), chosen.document.place, trust)
     arms: list[Arm] = []
-    seeds: tuple[int, ...] = ()
+    asked = Seeds(())
     layers: dict[str, Layers] = {}
     configs: dict[str, RunConfig] = {}
     references: dict[str, str] = {}
@@ -61,7 +67,8 @@ def load_sweep(
     with errors.collected():
         check_name(chosen.file.name, chosen.document.place(("name",)))
     with errors.collected():
-        seeds = _seeds(chosen)
+        asked = seeds_of(chosen, until_decided)
+    seeds = asked.seeds
     with errors.collected():
         arms = make_arms(chosen, MOST_RUNS // max(1, len(seeds)))
     with errors.collected():
@@ -76,6 +83,7 @@ def load_sweep(
     else:
         with errors.collected():
             references = references_of(chosen, arms)
+            _check_compared(chosen, asked, references)
         with errors.collected():
             paper_rows = _paper_rows(chosen, arms)
         with errors.collected():
@@ -103,6 +111,8 @@ def load_sweep(
         profile=chosen.profile,
         arms=tuple(arms),
         seeds=seeds,
+        looks=asked.looks,
+        budget=asked.budget,
         runs=tuple(runs),
         reference=references[arms[0].name],
         within=references if chosen.file.within else {},
@@ -119,6 +129,17 @@ def load_sweep(
         probes=probes,
         layers=layers,
     )
+
+
+def _check_compared(chosen: Chosen, asked: Seeds, references: dict[str, str]) -> None:
+    """ConfigError for looks where no arm is compared with another."""
+    if asked.looks and all(arm == reference for arm, reference in references.items()):
+        given = chosen.get("seeds") or Given(None, ("seeds",))
+        raise chosen.error(
+            given.key,
+            "no arm is compared with another, so that nothing can be decided; add an arm, or give "
+            "a fixed number of seeds",
+        )
 
 
 def _run(arm: str, config: RunConfig, seed: int, identity: str) -> Run:
@@ -151,27 +172,6 @@ def _check_names_of_runs(chosen: Chosen, arms: list[Arm], seeds: Iterable[int]) 
                 f"the arm {arm.name} is called as the run of arm {other} with seed {seed} is; give "
                 "it another name",
             )
-
-
-def _seeds(chosen: Chosen) -> tuple[int, ...]:
-    given = chosen.get("seeds")
-    if given is None:
-        raise ConfigError(
-            f"{chosen.document.file}: seeds: this key is missing; give their number, such as 5"
-        )
-    count = given.value if isinstance(given.value, int) else len(given.value)
-    if count > MOST_RUNS:
-        raise chosen.error(given.key, f"{count:,} seeds are more than {MOST_RUNS:,}; give fewer")
-    if isinstance(given.value, int):
-        return tuple(range(count))
-    seeds: tuple[int, ...] = given.value
-    if not seeds:
-        raise chosen.error(given.key, "is empty; give a count such as 5, or a list of seeds")
-    first: dict[int, int] = {}
-    for i, seed in enumerate(seeds):
-        if first.setdefault(seed, i) < i:
-            raise chosen.error((*given.key, i), f"the seed {seed} is given twice; keep one")
-    return seeds
 
 
 def _measure(chosen: Chosen, configs: dict[str, RunConfig]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.study.arms import Arm as Arm
 from harness.study.margin import DEFAULT, Margin
@@ -37,6 +37,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a sweep may take."""
+
+    hours: float
+    unit: Literal["core", "GPU"]
+
+    def __str__(self) -> str:
+        return f"{self.hours:g} {self.unit} hours"
+
+
+@dataclass(frozen=True)
 class Sweep:
     """What a sweep file says, with one profile chosen."""
 
@@ -48,6 +59,7 @@ class Sweep:
     """The profile chosen; empty where the file has none."""
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
+    """With looks: up to those of the last look."""
     runs: tuple[Run, ...]
     """Ordered by seed, so that the finished runs compare all arms at any time."""
     reference: str
@@ -79,6 +91,11 @@ class Sweep:
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What is measured on every finished run besides its training (`mixgrpo.settings.probes`):
     options by name, the defaults filled in."""
+    looks: tuple[int, ...] = ()
+    """Seeds until it is decided (`harness.planning.standing`): how many of `seeds` each look has;
+    empty for fixed seeds."""
+    budget: Budget | None = None
+    """With looks: what ends it before the last one."""
     layers: Mapping[str, Layers] = field(default_factory=dict, repr=False, compare=False)
     """By arm, its settings, each with where it is written."""
 

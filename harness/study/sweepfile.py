@@ -41,9 +41,10 @@ class Part(Section):
     arms: dict[Name, Settings | None] | None = None
     """Settings by arm name. Beside them an arm may have a `label` for figures, a `base` of its own
     instead of the above, and a `slurm` of its own on top of the others."""
-    seeds: Seeds | None = None
-    """How many (`5` means 0 to 4), or which (`[3, 7]`). Every sweep has seeds; fewer than three
-    conclude nothing."""
+    seeds: Settings | Seeds | None = None
+    """How many (`5` means 0 to 4), or which (`[3, 7]`), or as many as it takes:
+    `{looks: [5, 8, 12, 16, 24, 32], until: decided}`, with a `budget: {core_hours: 2}` or
+    `{gpu_hours: 2}` if wanted. Every sweep has seeds; fewer than three conclude nothing."""
     reference: str | Settings | None = None
     """An arm's name, or settings that only one arm has. The first arm by default."""
     measure: Name | None = None

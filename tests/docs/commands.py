@@ -29,6 +29,9 @@ RUN: dict[str, str | Path] = {
     "python -m harness.sweep sweeps/tau.yaml --profile flux --executor slurm --plan": (
         "#SBATCH --nodes=4"
     ),
+    "python -m harness.sweep FILE --until-decided --plan": "looks at 5, 8, 12, 16, 24, 32 seeds",
+    "python -m harness.power FILE --effect 0.02 --margin 0.02": "fixed seeds",
+    "python -m harness.power FILE --effect 0.02 --pilot 3": "fixed seeds",
     "python -m harness.status FILE": "12 finished",
     "python -m harness.status sweeps/tau.yaml": "12 finished",
     "python -m harness.status sweeps/tau.yaml --profile flux": "12 waiting",

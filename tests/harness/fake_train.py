@@ -3,7 +3,7 @@
 The environment variable FAKE_TRAIN holds JSON: behaviour by run name (`interval=1-seed0`), or "*".
 Behaviours: seconds (per iteration), raise_at, repeatable_at, wrapped_at, no_space_at, fill_at (the
 disk, in truth), config_error, warn (in every iteration), kill_at (once), always_kill_at, show (a
-variable of the environment, in the metrics).
+variable of the environment, in the metrics), score.
 """
 
 import errno
@@ -45,7 +45,7 @@ def run(
     if metrics.exists():
         kept = metrics.read_text().splitlines()[:done]
         metrics.write_text("".join(line + "\n" for line in kept))
-    value = 0.5 + 0.01 * config.window.interval + 0.001 * config.seed
+    value = behaviour.get("score", 0.5 + 0.01 * config.window.interval + 0.001 * config.seed)
     if done == 0:
         (folder / "eval.jsonl").unlink(missing_ok=True)
         _evaluate(config, folder, 0, 0.5)
