@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from harness.runs.result import read_result
 from harness.runs.state import run_folder, sweep_folder
 from harness.study.spec import Run, Sweep
+from mixgrpo.errors import UnidentifiedError
 from mixgrpo.files.atomic import write_json
 from mixgrpo.files.records import MOST_OF_A_RECORD, DamagedFileError, loads
 from mixgrpo.files.regular import open_regular, read_regular
+from mixgrpo.settings.usercode import user_code
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,19 +54,41 @@ class Task:
             "weights": weights,
             "options": self.options,
         }
+        if (code := self._code_of_rewards()) != {}:
+            identity["code"] = code
         text = json.dumps(identity, sort_keys=True)
         return identity | {"digest": hashlib.sha256(text.encode()).hexdigest()}
+
+    def _code_of_rewards(self) -> dict[str, Any] | None:
+        """What scores beside the run's own rewards, of which the run's hash says nothing: classes,
+        options and digests of the user's code. None where that code is not there."""
+        rewards = self.run.config.rewards
+        own = {*rewards.train, *rewards.held_out}
+        others = [name for name in self.options.get("rewards", ()) if name not in own]
+        with_others = rewards.model_copy(update={"held_out": (*rewards.held_out, *others)})
+        config = self.run.config.model_copy(update={"rewards": with_others})
+        try:
+            code = user_code(config) if others else {}
+        except UnidentifiedError:
+            return None
+        return {
+            what: [modules, rewards.classes.get(name), rewards.options.get(name)]
+            for what, modules in code.items()
+            if (name := what.partition(" ")[2]) in others
+        }
 
     def read(self) -> list[dict[str, Any]] | None:
         """The measured rows; None where there are none for this run and these options.
 
-        Without the run's last checkpoint, measured rows are accepted whatever their weights.
+        Without the run's last checkpoint, measured rows are accepted whatever their weights, and so
+        they are without the code of a reward.
         """
         try:
             with open_regular(self.file) as stream:
                 kept = loads(stream.read())
             wanted = self.identity()
-            same = ("digest",) if wanted["weights"] else ("format", "probe", "run", "options")
+            known = wanted["weights"] and wanted.get("code", "none needed")
+            same = ("digest",) if known else ("format", "probe", "run", "options")
             fits = all(kept[key] == wanted[key] for key in same)
             rows = list(kept["rows"]) if fits else None
             return rows if rows is None or all(isinstance(row, dict) for row in rows) else None

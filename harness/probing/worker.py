@@ -23,7 +23,7 @@ from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.configfile import load_config
 from mixgrpo.settings.layers import as_tuples
 from mixgrpo.settings.probes import PROBES, options_of
-from mixgrpo.settings.trust import named_code
+from mixgrpo.settings.trust import Key, named_code
 
 
 def measure(task: Task) -> str | None:
@@ -33,9 +33,10 @@ def measure(task: Task) -> str | None:
         module, _, function = PROBES[task.name].measure.partition(":")
         probe: Any = getattr(importlib.import_module(module), function)
         options = options_of(task.name, task.options)
-        if named_code(load_config(task.folder / "config.yaml")) != named_code(task.run.config):
+        config = task.run.config
+        if _code(load_config(task.folder / "config.yaml")) != _code(config):
             raise ConfigError(f"{task.folder}: names other code than the sweep; it is not measured")
-        rows = probe(task.folder, task.run.config.iterations, options)
+        rows = probe(task.folder, config.iterations, options, config.rewards)
         task.write(rows, time.perf_counter() - begin)
     except CorruptCheckpointError as error:
         result = shlex.quote(str(task.folder / RESULT))
@@ -47,6 +48,17 @@ def measure(task: Task) -> str | None:
     except BaseException as error:  # the other tasks go on
         return in_words(error)
     return None
+
+
+def _code(config: RunConfig) -> dict[Key, str]:
+    """The code that a run names and uses: a run that two sweeps share has the first one's file, and
+    these may differ in rewards that it does not use."""
+    used = {*config.rewards.train, *config.rewards.held_out}
+    return {
+        key: value
+        for key, value in named_code(config).items()
+        if key[0] != "rewards" or key[-1] in used
+    }
 
 
 def _task(line: str) -> Task:

@@ -37,6 +37,12 @@ from mixgrpo.text.suggest import did_you_mean
 SEARCHED = Place("search")
 """Of what a trial was given."""
 
+NAMES_FILES = (
+    *("model.name", "model.checkpoint", "optimizer.name"),
+    *("prompts.train", "prompts.held_out"),
+)
+"""Settings whose values name code or files, beside those of rewards."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -112,6 +118,9 @@ class Search:
             "seeds": self.seeds,
             "base": config_hash(self.layers.validate(self.seeds[0])),
         }
+        if any(one.key in NAMES_FILES or one.key.startswith("rewards.") for one in self.space):
+            # What a choice names counts by its contents, as what the base names does.
+            what["choices"] = [config_hash(config) for config, _ in self.named()]
         return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ It may raise anything, also what would end the process, and may change settings 
 process shares.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -167,14 +168,18 @@ def forks_end() -> Iterator[None]:
 
 @contextmanager
 def stays() -> Iterator[None]:
-    """The working directory is the same afterwards, whatever runs inside; also one without a name,
-    which was removed."""
+    """The working directory, also one that was removed, the mode of new files (umask) and what
+    `logging.disable` silences are the same afterwards, whatever runs inside."""
     before = os.open(".", os.O_RDONLY)
+    umask, silenced = os.umask(0), logging.root.manager.disable
+    os.umask(umask)
     try:
         yield
     finally:
         os.fchdir(before)
         os.close(before)
+        os.umask(umask)
+        logging.disable(silenced)
 
 
 def usable(stream: Any, number: int) -> Any:
@@ -206,12 +211,14 @@ _STREAMS = ("stdout", "stderr", "__stdout__", "__stderr__")
 
 
 @contextmanager
-def streams_stay() -> Iterator[None]:
+def streams_stay(to_stderr: bool = False) -> Iterator[None]:
     """The standard streams are the same afterwards, and open, though what runs inside wraps,
-    replaces or closes those that it sees, which are others on the same descriptors."""
+    replaces or closes those that it sees, which are others on the same descriptors. `to_stderr`:
+    all on that of stderr, for stdout has what a command says, such as JSON."""
     before = {name: getattr(sys, name) for name in _STREAMS}
-    given = {id(stream): _stand_in(stream) for stream in before.values()}
-    for name, stream in before.items():
+    shown = dict.fromkeys(_STREAMS, sys.stderr) if to_stderr else before
+    given = {id(stream): _stand_in(stream) for stream in shown.values()}
+    for name, stream in shown.items():
         setattr(sys, name, given[id(stream)])
     try:
         yield
@@ -229,7 +236,7 @@ def settings_restored() -> Iterator[None]:
     are the same afterwards. Other threads may see the changed ones until then.
 
     Restored are what `_torch_settings` lists, the filters of warnings, the handlers of signals, the
-    standard streams and the working directory. Not: generators of random numbers, of which nothing
+    standard streams and what `stays` keeps. Not: generators of random numbers, of which nothing
     here uses the global ones; the environment.
     """
     settings = [(get(), get, set_) for get, set_ in _torch_settings()]
@@ -238,7 +245,7 @@ def settings_restored() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in numbers if main}
     try:
-        with hard_exits_raise(), forks_end(), stays(), streams_stay():
+        with hard_exits_raise(), forks_end(), stays(), streams_stay(to_stderr=True):
             yield
     finally:
         for before, get, set_ in settings:

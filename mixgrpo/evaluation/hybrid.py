@@ -26,6 +26,7 @@ from mixgrpo.rewards.load import load_rewards
 from mixgrpo.runs.load import load_run
 from mixgrpo.sampling.inference import Sampling, decoded, images_at_once, shift_of
 from mixgrpo.sampling.rollout import sample_ode, slices
+from mixgrpo.settings.config import RewardsConfig
 from mixgrpo.settings.probes import HybridOptions
 
 log = logging.getLogger(__name__)
@@ -76,15 +77,20 @@ def hybrid_images(
 
 
 @torch.no_grad()
-def measure(folder: Path, iteration: int, options: HybridOptions) -> list[dict[str, Any]]:
+def measure(
+    folder: Path,
+    iteration: int,
+    options: HybridOptions,
+    of_sweep: RewardsConfig | None = None,
+) -> list[dict[str, Any]]:
     """One row for every p_mix and reward of the run in `folder`, by its checkpoint `iteration`.
 
     `mean` and `sd` over all `images`; `role` is what the run does with the reward. ConfigError for
-    a reward that is none.
+    a reward that is none. `of_sweep`: classes and options of the rewards; the run's own by default.
     """
     loaded = load_run(folder, iteration)
     config, policy = loaded.config, loaded.policy
-    ev, settings = config.evaluation, config.rewards
+    ev, settings = config.evaluation, of_sweep or config.rewards
     names = dict.fromkeys([*settings.train, *settings.held_out, *options.rewards])
     rewards = load_rewards(names, settings, config.compute.offload)
     prompts = choose(held_out_prompts(config, policy), ev.prompts)

@@ -29,7 +29,7 @@ from mixgrpo.runs.load import load_run
 from mixgrpo.sampling.inference import images_at_once
 from mixgrpo.sampling.plan import Plan, make_plan
 from mixgrpo.sampling.rollout import slices
-from mixgrpo.settings.config import RunConfig, SamplerConfig
+from mixgrpo.settings.config import RewardsConfig, RunConfig, SamplerConfig
 from mixgrpo.settings.probes import SolverErrorOptions
 
 log = logging.getLogger(__name__)
@@ -227,7 +227,12 @@ def window_starts(config: RunConfig, wanted: Sequence[int]) -> list[int]:
 
 
 @torch.no_grad()
-def measure(folder: Path, iteration: int, options: SolverErrorOptions) -> list[dict[str, Any]]:
+def measure(
+    folder: Path,
+    iteration: int,
+    options: SolverErrorOptions,
+    of_sweep: RewardsConfig | None = None,
+) -> list[dict[str, Any]]:
     """The solver's errors for the averaged weights of the run in `folder`, by its checkpoint
     `iteration`, and for the base model; and the error of the reference ODE.
 

@@ -53,8 +53,8 @@ class Probe:
 
     options: type[Section]
     measure: str
-    """`module:function` of (folder of a run, iteration of its last checkpoint, options) -> rows,
-    one dict each."""
+    """`module:function` of (folder of a run, iteration of its last checkpoint, options, the
+    rewards as the sweep has them) -> rows, one dict each."""
 
 
 PROBES: dict[str, Probe] = {

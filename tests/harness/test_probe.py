@@ -21,6 +21,7 @@ from harness import probe
 from harness.analysis.analyse import analyse
 from harness.analysis.measurements import gather
 from harness.analysis.results import collect
+from harness.analysis.settings import is_setting
 from harness.probing import workers
 from harness.probing.tasks import Task, read_probes, tasks
 from harness.probing.workers import measure_missing
@@ -166,6 +167,47 @@ def test_a_run_that_fails_is_one_line_and_the_others_are_measured(place: Path) -
     with pytest.warns(UserWarning, match="corrupt checkpoint"):
         assert train.run(broken.run.config, broken.folder) == "finished"
     assert measure_missing(sweep, place / "runs", jobs=1) == []
+
+
+EXTRA = "class Extra:\n    name = 'extra'\n    def score(self, images, prompts):\n        return "
+
+
+def test_code_that_only_a_probe_uses_is_part_of_its_measurement(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a run whose own file lacks that class, as one that another sweep made, is measured."""
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    (place / "extra_of_probe.py").write_text(f"{EXTRA}images.mean((1, 2, 3))\n")
+    base = toy.settings(rewards={"classes": {"deadly": DEADLY, "extra": "extra_of_probe:Extra"}})
+    del base["seed"]
+    said = {"set": base | {"iterations": 2}, "seeds": 1, "grid": {"window.interval": [1]}}
+    sweep = sweep_of(place, probes={"hybrid": {"p_mix": [1.0], "rewards": ["extra"]}}, **said)
+    (task,) = tasks(sweep, place / "runs")
+    paths = f"{place}{os.pathsep}{os.environ['PYTHONPATH']}"
+
+    def probe() -> str:
+        command = [sys.executable, "-m", "harness.probe", "toy.yaml", "--jobs", "1"]
+        done = subprocess.run(
+            command,
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = task.read()
+        assert rows is not None
+        return str([row["mean"] for row in rows if row["reward"] == "extra"])
+
+    first = probe()
+    (place / "extra_of_probe.py").write_text(f"{EXTRA}-images.mean((1, 2, 3))\n")
+    assert task.read() is None
+    assert probe() != first
+    # Without the code, as in a fresh clone, what was measured is read.
+    (place / "extra_of_probe.py").unlink()
+    assert task.read() is not None
 
 
 def test_a_process_that_dies_costs_its_own_measurement_only(place: Path) -> None:
@@ -463,9 +505,10 @@ def test_a_fresh_clone_reads_the_probes_back_and_writes_the_same_report(
         if p.is_file()
     }
     assert again == contents
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(folder / "probes.parquet"), read_probes(sweep, known)
-    )
+    kept = pd.read_parquet(folder / "probes.parquet")
+    settings = [column for column in kept.columns if is_setting(column)]
+    assert settings == ["window.interval"]
+    pd.testing.assert_frame_equal(kept.drop(columns=settings), read_probes(sweep, known))
     other = replace(sweep, probes={"hybrid": {"p_mix": [0.5], "rewards": []}})
     with pytest.raises(ConfigError, match="measured with other options"):
         gather(other, tmp_path / "none", clone / sweep.name)

@@ -125,6 +125,26 @@ def test_the_identity_changes_with_what_makes_trials_incomparable_alone(tmp_path
     assert identity(FILE + "seeds: 5\n") != first
 
 
+def test_what_a_choice_of_the_space_names_is_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other code or prompts under the same name make other trials."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    prompts, code = tmp_path / "mine.txt", tmp_path / "myopt_of_choice.py"
+    (tmp_path / "other.txt").write_text("a green bar\n")
+    for key, first, choice, file, texts in (
+        ("prompts.train", "other.txt", "mine.txt", prompts, ("a red square\n", "a blue cross\n")),
+        ("optimizer.name", "adamw", "myopt_of_choice.Opt", code, ("lr = 1\n", "lr = 1000\n")),
+    ):
+        found = []
+        for text in texts:
+            file.write_text(text)
+            choices = f"  {key}: [{first}, {choice}]\ntrials:"
+            found.append(load_search(write(tmp_path, FILE.replace("trials:", choices))).identity)
+        assert found[0] != found[1], key
+
+
 @pytest.mark.parametrize("profile", ["laptop", "full", "flux"])
 def test_the_projects_search_has_the_papers_settings_first(
     profile: str, monkeypatch: pytest.MonkeyPatch

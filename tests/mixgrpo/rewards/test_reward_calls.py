@@ -1,5 +1,6 @@
 """No reward sees or changes what another one is given, what it returned, or how a run computes."""
 
+import logging
 import os
 import signal
 import warnings
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixgrpo import train
-from mixgrpo.compute.foreign import _torch_settings, settings_restored
+from mixgrpo.compute.foreign import _torch_settings, settings_restored, stays
 from mixgrpo.compute.ranks import Ranks
 from mixgrpo.errors import ConfigError, RepeatableError
 from mixgrpo.evaluation import hybrid
@@ -382,6 +383,27 @@ def test_random_numbers_of_the_process_are_nobodys(tmp_path: Path) -> None:
         return mean(images)
 
     assert same(measured(draws), measured(lambda images, _: mean(images)))
+
+
+def test_logging_and_the_mode_of_files_are_as_before(tmp_path: Path) -> None:
+    """Of a reward's call and of the import of its module."""
+
+    def spoils(images: Tensor, prompts: list[str]) -> Tensor:
+        logging.disable(logging.CRITICAL)
+        os.umask(0o777)
+        return mean(images)
+
+    umask = os.umask(0o022)
+    try:
+        measured(spoils)
+        assert os.umask(0o022) == 0o022
+        assert logging.root.manager.disable == 0
+        with stays():
+            logging.disable(logging.WARNING)
+        assert logging.getLogger("mixgrpo").isEnabledFor(logging.WARNING)
+    finally:
+        os.umask(umask)
+        logging.disable(logging.NOTSET)
 
 
 def test_nothing_changed_costs_next_to_nothing() -> None:
