@@ -2,6 +2,7 @@
 minutes must know to check it."""
 
 import math
+from collections.abc import Collection
 
 from harness.analysis.seconds import ONE_CORE
 from harness.overall.front import COSTS, front, hashes_by_arm, steps
@@ -180,10 +181,7 @@ def notes(overall: Overall) -> list[str]:
         "prompts, paired by seed. Its interval holds for all comparisons of the study together "
         "with 95 %. An arm is better or worse where it leaves zero out, equal where it lies within "
         "the study's margin, and else undecided.",
-        "Between the studies nothing is corrected, nor between what one study says at equal "
-        "iterations, at equal evaluations and at equal seconds: each of these by itself has a "
-        "chance of 5 % at most to show a difference where there is none, and the more there are, "
-        "the likelier it is that one of them does.",
+        exploratory(overall),
         *same_references(overall),
         "Smallest detectable difference: the true one that had an 80 % chance of better or worse "
         "with these seeds. Seeds for the margin: how many give a true difference as large as the "
@@ -205,6 +203,24 @@ def notes(overall: Overall) -> list[str]:
             "on what else the machine did."
         )
     return sentences
+
+
+def exploratory(overall: Overall) -> str:
+    """How many claims the page makes, and how many false ones chance alone would."""
+    families: list[Collection[Comparison]] = []
+    for study in (question.study for question in overall.questions):
+        families.append(study.analysis.compared)
+        families += [of.values() for of in study.at_equal_cost.values()]
+        families += [of.values() for of in study.analysis.other_comparisons.values()]
+    tested = [family for family in families if any(c.tested for c in family)]
+    claims = sum(c.verdict in ("better", "worse") for family in tested for c in family)
+    return (
+        f"Better and worse stand here {claims} times, in {len(tested)} groups of comparisons (a "
+        "study's arms in one reward, at equal iterations, evaluations or seconds). Each group has "
+        "an error of 5 % of its own: if nothing differed at all, about "
+        f"{0.05 * len(tested):.1f} of the groups would make a false claim. No study was declared "
+        "to answer one question alone, so all of this is exploratory."
+    )
 
 
 def _model(name: str) -> str:

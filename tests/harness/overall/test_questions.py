@@ -31,7 +31,7 @@ from harness.overall.page import write_overall
 from harness.overall.questions import Overall, Printed, ask, put_together
 from harness.overall.studies import Study, read_study
 from harness.reporting import figures
-from harness.reporting.tables import Table
+from harness.reporting.tables import Table, tables
 from harness.reporting.views import view as views
 from harness.runs.source import relative
 from harness.stats import Comparison, mean_interval
@@ -234,6 +234,29 @@ def test_the_first_sentences_name_every_study_once(overall: Overall) -> None:
     assert "Settings that change the reward: methods, overhead and tau." in said
     assert "Settings that make no difference worth the margin: stride." in said
     assert len(said.split()) <= 150
+
+
+def test_the_number_of_false_claims_to_expect_is_said(studies: list[Study]) -> None:
+    tau = studies[2]
+    (others,) = (t for t in tables(tau.analysis) if "the other rewards" in t.title.lower()[-60:]
+                 and "Compared" in t.title)  # fmt: skip
+    with_interval = [column for column in zip(*others.rows, strict=True) if "[" in "".join(column)]
+    families = 1 + len(tau.at_equal_cost) + len(with_interval)
+    claims = sum(
+        "better" in cell or "worse" in cell
+        for table in tables(tau.analysis)
+        if "Compared with" in table.title
+        for row in table.rows
+        for cell in row[1:]
+    )
+    claims += sum(
+        c.simultaneous.sign != 0 and c.verdict != "equal"
+        for of in tau.at_equal_cost.values()
+        for c in of.values()
+    )
+    said = overall_words.exploratory(put_together([tau], []))
+    assert said.startswith(f"Better and worse stand here {claims} times, in {families} groups")
+    assert f"about {0.05 * families:.1f} of the groups would make a false claim" in said
 
 
 def test_arms_are_compared_at_equal_cost(overall: Overall, reports: Path) -> None:
