@@ -34,7 +34,7 @@ from harness.study.load import load_sweep
 from harness.study.spec import Sweep
 from harness.text import interval
 from mixgrpo import train
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, RunError
 from mixgrpo.files.records import DamagedFileError
 from mixgrpo.settings.identity import config_hash
 from tests.mixgrpo import toy
@@ -530,6 +530,12 @@ def test_a_fresh_clone_reads_the_probes_back_and_writes_the_same_report(
     pd.testing.assert_frame_equal(
         pd.read_parquet(folder / "probes.parquet"), read_probes(sweep, known)
     )
+    spoilt = pd.read_parquet(clone / sweep.name / "probes.parquet")
+    for frame in (spoilt.iloc[1:], pd.concat([spoilt, spoilt.iloc[:1]]), spoilt.assign(mean="x")):
+        frame.to_parquet(clone / sweep.name / "probes.parquet", index=False)
+        with pytest.raises(RunError, match=r"probes\.parquet: interval=12-seed0: hybrid: "):
+            gather(sweep, tmp_path / "none", clone / sweep.name)
+    spoilt.to_parquet(clone / sweep.name / "probes.parquet", index=False)
     other = replace(sweep, probes={"hybrid": {"p_mix": [0.5], "rewards": []}})
     with pytest.raises(ConfigError, match="measured with other options"):
         gather(other, tmp_path / "none", clone / sweep.name)
