@@ -20,7 +20,10 @@ import typer
 from mixgrpo import cli
 from mixgrpo.evaluation.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
 from mixgrpo.evaluation.held_out import (
+    LARGEST_SEED,
+    MOST_IMAGES_EACH,
     Evaluation,
+    check_count,
     check_readable,
     choose,
     evaluate,
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from mixgrpo.runs.load import Loaded
 
 
+MOST_IMAGES = 10_000_000
+"""In one call; only their scores are kept."""
 FEW_PROMPTS = 20
 """Below this a bootstrap interval is clearly too narrow, and the table says so."""
 
@@ -194,11 +199,15 @@ def main(
         str | None,
         typer.Option(metavar="S", help="Time shift of the steps; dynamic: the model's own."),
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Images per prompt.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, max=MOST_IMAGES_EACH, help="Images per prompt.")
+    ] = None,
     prompts: Annotated[
         int | None, typer.Option(min=0, help="Number of held-out prompts; 0 means all.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the images' noise.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=LARGEST_SEED, help="Of the images' noise.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For machines, with the score of every image.")
     ] = False,
@@ -242,6 +251,7 @@ def main(
     chosen = choose(known, ev.prompts if prompts is None else prompts)
     images = images or config.evaluated_images(loaded.iteration)
     seed = config.seed if seed is None else seed
+    check_count(images, len(chosen), len(ways), "policies", MOST_IMAGES)
     for one in rewards.values():
         check_prompts(one, chosen)
     judged = judge(loaded, ways, rewards, chosen, images, seed)

@@ -25,7 +25,14 @@ from torch import Tensor
 from mixgrpo import cli
 from mixgrpo.errors import ConfigError, RepeatableError
 from mixgrpo.evaluation.contact_sheet import Column, contact_sheet, png
-from mixgrpo.evaluation.held_out import check_readable, choose, evaluation_noise
+from mixgrpo.evaluation.held_out import (
+    LARGEST_SEED,
+    MOST_IMAGES_EACH,
+    check_count,
+    check_readable,
+    choose,
+    evaluation_noise,
+)
 from mixgrpo.files.atomic import is_stream, write_bytes, write_json
 from mixgrpo.files.checkpoint import check_at
 from mixgrpo.files.prompts import read_prompts
@@ -46,6 +53,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 DEFAULT_PROMPTS = 8
+MOST_IMAGES = 100_000
+"""In one call, which holds them all for the contact sheet."""
 
 
 def generate(
@@ -191,9 +200,12 @@ def main(
         Path | None, typer.Option(metavar="DIR", help="Folder; without it generated/<RUN's name>.")
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="Of the noise; the run's own without it.")
+        list[int] | None,
+        typer.Option(min=0, max=LARGEST_SEED, help="Of the noise; the run's own without it."),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images per prompt and seed.")] = 1,
+    images: Annotated[
+        int, typer.Option(min=1, max=MOST_IMAGES_EACH, help="Images per prompt and seed.")
+    ] = 1,
     checkpoint: Annotated[
         list[int] | None,
         typer.Option(
@@ -266,6 +278,10 @@ def main(
         variant="heun" if variant == "heun" else "midpoint",
     )
     wanted = given or choose(held_out_prompts(loaded.config, loaded.policy), DEFAULT_PROMPTS)
+    seeds = list(dict.fromkeys(seed or [loaded.config.seed]))
+    check_count(
+        images, len(wanted), len(iterations) * len(seeds), "checkpoints and seeds", MOST_IMAGES
+    )
     check_readable(loaded, wanted)
     scores = _Scores(parquet, loaded, wanted)
     out.mkdir(parents=True, exist_ok=True)
@@ -279,7 +295,7 @@ def main(
         # Every checkpoint has the base model beside it.
         way = sampling if iteration else replace(sampling, p_mix=0.0)
         group = f"iteration {iteration}, {way.label}" if iteration else way.label
-        for k in dict.fromkeys(seed or [loaded.config.seed]):
+        for k in seeds:
             pixels = generate(loaded, way, wanted, k, images)
             listing.add(wanted, pixels, k, iteration, way)
             scores.add(wanted, pixels, k, iteration, way)

@@ -24,7 +24,7 @@ from mixgrpo import cli
 from mixgrpo.catalogue.scenes import CLARITY_WEIGHTS, SIZES, weights_file
 from mixgrpo.compute.machine import machine
 from mixgrpo.errors import ConfigError
-from mixgrpo.evaluation.held_out import evaluate, evaluation_noise
+from mixgrpo.evaluation.held_out import LARGEST_SEED, evaluate, evaluation_noise
 from mixgrpo.files.atomic import write_json
 from mixgrpo.models.scenes import ScenesPolicy
 from mixgrpo.rewards.load import load_reward
@@ -186,7 +186,9 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="Where the weights go; by default into the package.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights, the scenes and the noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Of the weights, the scenes and the noise.")
+    ] = 0,
     iterations: Annotated[int, typer.Option(min=1, help="How long to train.")] = Recipe.iterations,
     schedule: Annotated[
         int, typer.Option(min=1, help="Length of the learning rate's cosine.")

@@ -25,7 +25,8 @@ def gather(sweep: "Sweep", runs_dir: Path, report: Path) -> Measurements:
     if len(results.finished):
         finished = set(zip(results.finished[ARM], results.finished[SEED], strict=True))
         samples = read_samples(sweep, finished, runs_dir, results.left_out)
-        return Measurements(results, samples, False, read_probes(sweep, runs_dir))
+        probes = read_probes(sweep, runs_dir, results.left_out)
+        return Measurements(results, samples, False, probes)
     if results.left_out:
         raise RunError(
             f"{sweep.file}: nothing to report: every finished run is damaged: "

@@ -9,7 +9,8 @@ from harness.analysis import columns
 from harness.analysis.columns import ARM, ITERATION, SEED, STATE
 from harness.planning.standing import with_runs
 from harness.runs import environment
-from harness.runs.codechange import read_accepted
+from harness.runs.codechange import FILE as ACCEPTED
+from harness.runs.codechange import AcceptedCode, read_accepted
 from harness.runs.folder import taken_over, trained_by
 from harness.runs.records import Environment
 from harness.runs.result import FIX, read_result
@@ -70,12 +71,17 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
     folders: dict[str, Path] = {}
     left_out: list[str] = []
     lost = set()
+    accepted: dict[str, AcceptedCode] = {}
     for run in runs:
         try:
             of_run = folders[run.folder_name] = locate(folder / run.folder_name)
             result = read_result(of_run, run)
+            if result is not None and (made_by := read_accepted(of_run, result)):
+                accepted[run.folder_name] = made_by
         except DamagedFileError as damaged:
             left_out.append(f"{run.name}: {damaged}")
+            if damaged.file.name == ACCEPTED:  # all else says that it is finished
+                lost.add(run.folder_name)
             continue
         if result is not None:
             results[run.folder_name] = result
@@ -96,8 +102,8 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
         row: dict[str, Any] = {ARM: run.arm, SEED: run.seed, columns.HASH: run.hash}
         if run.folder_name in results:
             row |= {STATE: "finished", **_flat_result(results[run.folder_name])}
-            if accepted := read_accepted(folders[run.folder_name]):
-                row[columns.ACCEPTED_CODE] = accepted.changed
+            if run.folder_name in accepted:
+                row[columns.ACCEPTED_CODE] = accepted[run.folder_name].in_words
         else:  # `look` is slow: only for runs that are not finished
             state = "lost" if run.folder_name in lost else look(sweep, run, runs_dir).state
             row[STATE] = state

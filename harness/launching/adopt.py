@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.runs.codechange import FILE as ACCEPTED
-from harness.runs.codechange import AcceptedCode
+from harness.runs.codechange import AcceptedCode, read_accepted
 from harness.runs.folder import checkpoints_of, origin, read_attempts, trained_by
 from harness.runs.store import what_lacks
 from mixgrpo.errors import ConfigError, RunError
@@ -29,7 +29,9 @@ from mixgrpo.files.records import (
     DamagedFileError,
     check_lines,
     loads,
+    measured,
     parse_result,
+    read_result,
     scores_bytes,
     sealed,
 )
@@ -58,13 +60,14 @@ def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_o
     machine on which it continues: other machines, threads or code may round differently. UnfitError
     where the copy would not be the same to the byte; OSError for a full disk.
     """
-    (folder / ORIGIN).unlink(missing_ok=True)
+    forget(folder)
     checkpoint = manifest.place_of(source / CHECKPOINTS, iterations)
     try:
         content = manifest.read(checkpoint)
         theirs = load_config(source / CONFIG)
         processes = content["made_on"].get("processes", 1)
         makers = makers_of(source)
+        accepted = read_accepted(source, read_result(source))
     except _BROKEN as error:
         raise UnfitError(f"{checkpoint}: {error}") from error
     if common_iterations(config, theirs) < iterations:
@@ -79,11 +82,19 @@ def adopt(folder: Path, config: RunConfig, source: Path, iterations: int, made_o
         raise UnfitError(f"{source}: {METRICS} or {EVALUATIONS} are not as they were written")
     claim(config, folder)
     try:
+        if accepted is not None:
+            write_json(folder / ACCEPTED, accepted.continued(iterations).model_dump())
         _copy_lines(lines, source, folder, made_on)
         _copy_checkpoint(checkpoint, folder, content)
     except BaseException:
-        (folder / ORIGIN).unlink(missing_ok=True)
+        forget(folder)
         raise
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run without a checkpoint says of the run that it was copied from."""
+    for name in (ORIGIN, ACCEPTED):
+        (folder / name).unlink(missing_ok=True)
 
 
 def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: AcceptedCode) -> None:
@@ -115,7 +126,11 @@ def adopt_accepted(folder: Path, config: RunConfig, source: Path, accepted: Acce
             _copy_checkpoint(checkpoint, partial, manifest.read(checkpoint))
         _write_origin(partial, source, metrics, makers_of(source))
         write_json(partial / ACCEPTED, accepted.model_dump())
-        write_json(partial / RESULT, sealed({**loads(text), "hash": claimed(partial)}))
+        of_copy = {
+            "hash": claimed(partial),
+            "accepted": measured((partial / ACCEPTED).read_bytes()).sha256,
+        }
+        write_json(partial / RESULT, sealed({**loads(text), **of_copy}))
         partial.rename(folder)
         flush(folder.parent)
     except (DamagedFileError, FileNotFoundError, ValueError, LookupError, TypeError) as error:

@@ -17,7 +17,7 @@ from harness.runs.folder import checkpoints_of
 from harness.runs.state import sweep_folder
 from harness.runs.store import STORE, find_of_other_code, find_stored, link, links, stored_folder
 from harness.study.spec import Run, Sweep
-from mixgrpo.files.records import RESULT
+from mixgrpo.files.records import RESULT, DamagedFileError
 from mixgrpo.runs.location import locate
 
 
@@ -75,10 +75,11 @@ class Folders:
 
     def _accept(self, run: Run, source: Path) -> bool:
         """Copy a finished run of other code. Whether that succeeded."""
-        accepted, folder = accepting(source, run), stored_folder(run, self.runs_dir)
+        folder = stored_folder(run, self.runs_dir)
         try:
+            accepted = accepting(source, run)
             adopt_accepted(folder, run.config, source, accepted)
-        except UnfitError as error:
+        except (UnfitError, DamagedFileError) as error:
             self.say(f"{run.name}: not copied: {error}")
             return False
         self._link(run, folder)

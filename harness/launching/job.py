@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.launching import first_evaluation
-from harness.launching.adopt import UnfitError, adopt
+from harness.launching.adopt import UnfitError, adopt, forget
 from harness.launching.attempt import (
     NO_SPACE,
     Record,
@@ -43,6 +43,7 @@ from harness.launching.job_environment import (
     requeue,
 )
 from harness.runs import environment
+from harness.runs.codechange import FILE as ACCEPTED
 from harness.runs.folder import (
     ENDED_BY_ITSELF,
     STOP,
@@ -54,7 +55,6 @@ from harness.runs.folder import (
 from mixgrpo.errors import ConfigError
 from mixgrpo.files import lease
 from mixgrpo.files.atomic import write_json
-from mixgrpo.files.records import ORIGIN
 from mixgrpo.runs.folder import OWNER
 from mixgrpo.settings.config import RunConfig
 from mixgrpo.settings.identity import config_hash
@@ -231,7 +231,9 @@ class Job:
                     train = load(self.train)
                     record.owner.check()  # the import took a while
                     reason = train(config, folder, asked_to_stop)
-                if self.store and record.attempt.number == 1:
+                # Of a run that other code began, the first evaluation is that code's.
+                is_own = not (folder / ACCEPTED).exists()
+                if self.store and record.attempt.number == 1 and is_own:
                     first_evaluation.keep(Path(self.store), folder, config, record.made_on)
         except lease.FolderGoneError:
             raise
@@ -264,7 +266,7 @@ class Job:
         iterations, or the evaluation before training. What cannot be copied is computed."""
         if record.attempt.began_at:
             return
-        (folder / ORIGIN).unlink(missing_ok=True)
+        forget(folder)
         source, done = Path(self.source), self.source_iterations
         try:
             if self.source:

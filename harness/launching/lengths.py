@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness.launching.adopt import makers_of
 from harness.runs import environment
+from harness.runs.codechange import read_accepted
 from harness.runs.folder import checkpoints_of
 from harness.runs.result import read_result
 from harness.runs.state import sweep_folder
@@ -168,7 +169,7 @@ def _why_not(folder: Path, there: Run, wanted: RunConfig) -> str:
     if not any(point <= common for point in checkpoints_of(folder)):
         return f"it has no checkpoint of at most {common} iterations"
     try:
-        read_result(folder, there)
+        read_accepted(folder, read_result(folder, there))
         makers = makers_of(folder)
     except DamagedFileError as damaged:
         return f"{damaged.file}: {damaged.why}"

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import JsonValue
+
 from harness.runs.result import read_result
 from harness.runs.state import run_folder, sweep_folder
 from harness.study.spec import Run, Sweep
 from mixgrpo.errors import UnidentifiedError
 from mixgrpo.files.atomic import write_json
-from mixgrpo.files.records import MOST_OF_A_RECORD, DamagedFileError, loads
-from mixgrpo.files.regular import open_regular, read_regular
+from mixgrpo.files.records import MOST_OF_A_RECORD, DamagedFileError, Record, loads, read
+from mixgrpo.files.regular import read_regular
+from mixgrpo.settings.probes import check_rows
 from mixgrpo.settings.usercode import user_code
 
 if TYPE_CHECKING:
@@ -23,6 +26,19 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Increased when the meaning of a measurement changes."""
+
+
+class Kept(Record):
+    """probes/<name>.json."""
+
+    format: int
+    probe: str
+    run: str
+    options: dict[str, JsonValue]
+    digest: str
+    rows: list[dict[str, JsonValue]]
+    sha256: str | None = None
+    """Of the rows; earlier versions kept none."""
 
 
 @dataclass(frozen=True)
@@ -81,24 +97,39 @@ class Task:
         """The measured rows; None where there are none for this run and these options.
 
         Without the run's last checkpoint, measured rows are accepted whatever their weights, and so
-        they are without the code of a reward.
+        they are without the code of a reward. DamagedFileError where they are not what was
+        measured.
         """
-        try:
-            with open_regular(self.file) as stream:
-                kept = loads(stream.read())
-            wanted = self.identity()
-            known = wanted["weights"] and wanted.get("code", "none needed")
-            same = ("digest",) if known else ("format", "probe", "run", "options")
-            fits = all(kept[key] == wanted[key] for key in same)
-            rows = list(kept["rows"]) if fits else None
-            return rows if rows is None or all(isinstance(row, dict) for row in rows) else None
-        except (OSError, ValueError, LookupError, TypeError):
+        kept, wanted = read(Kept, self.file), self.identity()
+        known = wanted["weights"] and wanted.get("code", "none needed")
+        same = ("digest",) if known else ("format", "probe", "run", "options")
+        if kept is None or any(getattr(kept, key) != wanted[key] for key in same):
             return None
+        if kept.sha256 not in (None, _sha256(kept.rows)):
+            raise DamagedFileError(self.file, "was changed after it was measured")
+        try:
+            check_rows(self.name, kept.rows, self.options, self.run.config)
+        except ValueError as error:
+            raise DamagedFileError(self.file, str(error)) from None
+        return list(kept.rows)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it must be measured, for the first time or because the file is damaged."""
+        try:
+            return self.read() is None
+        except DamagedFileError:
+            return True
 
     def write(self, rows: Sequence[dict[str, Any]], seconds: float) -> None:
         """Save rows. ValueError for NaN and Inf, OSError for a full disk."""
         self.file.parent.mkdir(exist_ok=True)
-        write_json(self.file, {**self.identity(), "seconds": seconds, "rows": list(rows)})
+        measured = {"seconds": seconds, "rows": list(rows), "sha256": _sha256(rows)}
+        write_json(self.file, self.identity() | measured)
+
+
+def _sha256(rows: Sequence[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(list(rows), sort_keys=True).encode()).hexdigest()
 
 
 def tasks(sweep: Sweep, runs_dir: Path, damaged: list[str] | None = None) -> list[Task]:
@@ -124,14 +155,19 @@ def tasks(sweep: Sweep, runs_dir: Path, damaged: list[str] | None = None) -> lis
     ]
 
 
-def read_probes(sweep: Sweep, runs_dir: Path) -> "pd.DataFrame | None":
+def read_probes(
+    sweep: Sweep, runs_dir: Path, damaged: list[str] | None = None
+) -> "pd.DataFrame | None":
     """All measured rows, with arm, seed and probe, ordered by arm and seed. None where there are
-    none."""
+    none. What is wrong with a damaged file, whose rows are left out, is added to `damaged`."""
     import pandas as pd
 
-    rows = [
-        {"arm": task.run.arm, "seed": task.run.seed, "probe": task.name, **row}
-        for task in tasks(sweep, runs_dir)
-        for row in task.read() or ()
-    ]
+    rows = []
+    for task in tasks(sweep, runs_dir):
+        of_task = {"arm": task.run.arm, "seed": task.run.seed, "probe": task.name}
+        try:
+            rows += [of_task | row for row in task.read() or ()]
+        except DamagedFileError as error:
+            if damaged is not None:
+                damaged.append(f"{task.run.name}: {error}; harness.probe measures it again")
     return pd.DataFrame(rows) if rows else None

@@ -30,7 +30,7 @@ def measure_missing(
 
     Returns the errors, one line each, which are also said; the other tasks are still measured.
     """
-    missing = [task for task in tasks(sweep, runs_dir) if task.read() is None]
+    missing = [task for task in tasks(sweep, runs_dir) if task.is_missing]
     gpus = environment.gpus()
     count = min(jobs or len(gpus) or environment.cores(), len(missing))
     waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
@@ -78,7 +78,7 @@ def after_training(sweep: Sweep, runs_dir: Path, jobs: int | None, on_slurm: boo
     Returns the errors, one line each."""
     if not on_slurm:
         return measure_missing(sweep, runs_dir, jobs, say)
-    count = sum(task.read() is None for task in tasks(sweep, runs_dir))
+    count = sum(task.is_missing for task in tasks(sweep, runs_dir))
     if count:
         probe = command_for("harness.probe", sweep, runs=runs_dir)
         say(f"{count} measurements are missing: srun --gpus=1 {probe}")

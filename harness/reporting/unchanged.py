@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.samples import read_samples
+from harness.runs.codechange import FILE as ACCEPTED
 from harness.runs.state import look, run_folder, sweep_folder
 from harness.study.spec import Sweep
 from mixgrpo.files.atomic import write_json
-from mixgrpo.files.records import SCORES
+from mixgrpo.files.records import EVALUATIONS, METRICS, ORIGIN, RESULT, SCORES
 
 FOLDER = ".cache"
 LIBRARIES = ("matplotlib", "numpy", "pandas", "pyarrow", "scipy", "jinja2", "pillow")
-MEASURED = ("result.json", "metrics.jsonl", "eval.jsonl", "env.json")
+MEASURED = (RESULT, METRICS, EVALUATIONS, "env.json", ORIGIN, ACCEPTED)
 
 
 def digest(sweep: Sweep, runs_dir: Path, shown: str) -> str:

@@ -8,11 +8,17 @@ the folder of the run that differs from it only in that code, with a record of i
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from harness.study.spec import Run
-from mixgrpo.files.records import MOST_OF_A_RECORD
-from mixgrpo.files.regular import read_regular
+from mixgrpo.files.records import (
+    MOST_OF_A_RECORD,
+    DamagedFileError,
+    Record,
+    Result,
+    measured,
+    parse,
+    read_bytes,
+    read_result,
+)
 from mixgrpo.runs.folder import claimed
 from mixgrpo.settings.identity import settings_hash
 from mixgrpo.settings.usercode import Modules, changes, read_record, user_code
@@ -20,11 +26,11 @@ from mixgrpo.settings.usercode import Modules, changes, read_record, user_code
 FILE = "accepted.json"
 """In the folder of a run that was accepted: the record of which code made it."""
 
+_FIX = "run the sweep again with --rerun and this run's name"
 
-class AcceptedCode(BaseModel):
+
+class AcceptedCode(Record):
     """The record that a run was made by other code than its hash says, and was accepted."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     run: str
     """The run that was copied, as `study/folder`."""
@@ -34,26 +40,52 @@ class AcceptedCode(BaseModel):
     """The code that made it; {} where an earlier version did not record it."""
     changed: str
     """What differs from the code that the run's hash stands for, in words."""
+    iterations: int | None = None
+    """How many of its iterations that code made, where this one has continued it since."""
+
+    @property
+    def in_words(self) -> str:
+        """What differs, and where."""
+        part = f" (until iteration {self.iterations}; the code of now made the rest)"
+        return self.changed + (part if self.iterations is not None else "")
+
+    def continued(self, iterations: int) -> "AcceptedCode":
+        """The record of a run that begins with the first `iterations` of this one."""
+        first = iterations if self.iterations is None else min(iterations, self.iterations)
+        return self.model_copy(update={"iterations": first})
 
 
-def read_accepted(folder: Path) -> AcceptedCode | None:
-    """The record of an accepted run; None for a run of the code that its hash stands for."""
+def read_accepted(folder: Path, result: Result | None) -> AcceptedCode | None:
+    """The record of an accepted run; None for a run of the code that its hash stands for.
+
+    DamagedFileError where it is none, or is not the one that the run's `result` names.
+    """
+    file, said = folder / FILE, result.accepted if result else None
     try:
-        text = read_regular(folder / FILE, MOST_OF_A_RECORD)
-        return AcceptedCode.model_validate_json(text)
-    except (OSError, ValidationError):
-        return None
+        text = read_bytes(file, MOST_OF_A_RECORD)
+        if text is None:
+            if said is not None:
+                raise DamagedFileError(file, "is missing")
+            return None
+        if said not in (None, measured(text).sha256):
+            raise DamagedFileError(file, "was changed after it was written")
+        return parse(AcceptedCode, file, text)
+    except DamagedFileError as damaged:
+        raise DamagedFileError(damaged.file, damaged.why, _FIX) from None
 
 
 def accepting(source: Path, run: Run) -> AcceptedCode:
-    """The record for accepting the finished run in `source` as `run`."""
-    record, before = read_record(source), read_accepted(source)
-    made_by = before.code if before else record.code if record else {}
+    """The record for accepting the finished run in `source` as `run`. DamagedFileError where it is
+    itself accepted, and its record damaged."""
+    record, before = read_record(source), read_accepted(source, read_result(source))
+    own, now = record.code if record else {}, user_code(run.config)
+    made_by = before.code if before else own
+    parts = [made_by, own] if before and before.iterations is not None else [made_by]
     return AcceptedCode(
         run=f"{source.parent.name}/{source.name}",
         hash=claimed(source) or "",
         code=made_by,
-        changed=changes(made_by, user_code(run.config)),
+        changed=", ".join(dict.fromkeys(filter(None, (changes(part, now) for part in parts)))),
     )
 
 

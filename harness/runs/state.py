@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.runs.codechange import read_accepted
 from harness.runs.folder import ENDED_BY_ITSELF, is_of, look_at_attempts
 from harness.runs.records import Attempt
 from harness.runs.result import read_result
@@ -87,7 +88,8 @@ class RunState:
     damage: str | None = None
     """Why a run that was finished counts as lost: which of its files is damaged, and how."""
     unreadable: tuple[str, ...] = ()
-    """Damaged records of attempts, which were skipped, each with what is wrong."""
+    """Damaged records of attempts, which were skipped, and of accepted code, each with what is
+    wrong."""
 
     @property
     def total(self) -> int:
@@ -197,6 +199,10 @@ def _finished(
     if result is None:
         return None, None
     attempts, unreadable = look_at_attempts(folder)
+    try:
+        read_accepted(folder, result)
+    except DamagedFileError as damaged:
+        unreadable = (*unreadable, str(damaged))
     state = RunState(
         run,
         folder,

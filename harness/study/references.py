@@ -18,6 +18,12 @@ def references_of(chosen: Chosen, arms: list[Arm]) -> dict[str, str]:
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
         groups.setdefault(repr(arm.settings[key]), []).append(arm)
+    if len(arms) > 1 and all(len(group) == 1 for group in groups.values()):
+        raise chosen.error(
+            ("within",),
+            f"compares no arm with another: every value of {key} has one arm; name a setting that "
+            "several arms share, or leave it out",
+        )
     references: dict[str, str] = {}
     for group in groups.values():
         references |= dict.fromkeys([arm.name for arm in group], _reference(chosen, group))

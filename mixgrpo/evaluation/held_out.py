@@ -41,6 +41,12 @@ def choose(prompts: list[str], count: int) -> list[str]:
     return [p for p in prompts if p in chosen]
 
 
+MOST_IMAGES_EACH = 10_000
+"""Of one prompt, as the setting `evaluation.images_per_prompt` has it."""
+LARGEST_SEED = 2**31 - 1
+"""The largest seed, as the setting `seed` has it."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What images of held-out prompts were worth, and some of the images."""
@@ -78,6 +84,16 @@ class Evaluation:
             {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores},
             torch.cat(spread) if spread else None,
             {p: image for part in parts for p, image in part.images.items()},
+        )
+
+
+def check_count(images: int, prompts: int, times: int, what: str, most: int) -> None:
+    """ConfigError where `images` of each prompt, `times` over (of which `what` there are so many),
+    are more than `most`: before any of them is made."""
+    if images * prompts * times > most:
+        raise ConfigError(
+            f"--images {images}: {images} images of {prompts} prompts, for {times} {what}, are "
+            f"more than {most:,}; give fewer of them"
         )
 
 

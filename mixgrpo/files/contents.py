@@ -1,7 +1,7 @@
 """What identifies files and folders of weights: what is in them, not where they are.
 
-Planning a sweep asks for it, so that nothing here is heavy: large weights are sampled, and what
-was read is remembered while it stays the same.
+Planning a sweep asks for it, so that nothing here is heavy: large files of folders are sampled, and
+what was read is remembered while it stays the same.
 """
 
 import hashlib
@@ -31,10 +31,12 @@ PART_FILES = (
 """What is loaded of a part's folder; the half-precision copies beside them (model.fp16.safetensors)
 are not."""
 
+READ_WHOLE = 256 << 20
+"""Bytes up to which a file of a folder is read whole; a larger one is sampled."""
 _SPOT = 4096
-"""Bytes that are read from the middle of every tensor."""
+"""Bytes that are read from the middle of every tensor of a larger one."""
 _SAMPLES, _SAMPLE = 16, 1 << 16
-"""How many parts of another large file are read, and bytes of each."""
+"""How many parts of another larger file are read, and bytes of each."""
 
 _LONGEST_HEADER = 100_000_000
 """Bytes that the library safetensors reads at most."""
@@ -46,10 +48,11 @@ _Spots = list[tuple[int, int]]
 def contents(place: Path) -> str:
     """What identifies a file or folder by what is in it, or "" where there is neither.
 
-    The sha256 of a file. Of a folder, which may be tens of gigabytes: the names and sizes of its
-    files and a sample of each. Of .safetensors the sample is the header and a piece of every
-    tensor, since training may change some layers alone; of other files above 1 MiB it is 16 pieces
-    from beginning to end. Hidden files and folders (.cache) are no part of it; links are followed.
+    The sha256 of a file. Of a folder, which may be tens of gigabytes: the names of its files and
+    the sha256 of each; of one above `READ_WHOLE` its size and the sha256 of a sample. Of
+    .safetensors the sample is the header and a piece of every tensor, since training may change
+    some layers alone; of others it is 16 pieces from beginning to end. Hidden files and folders
+    (.cache) are no part of it; links are followed.
 
     ConfigError for a pipe or a device, and for a folder of more than `MOST_FILES`: to read from all
     files of a disk takes hours.
@@ -131,7 +134,9 @@ def _together(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         name = file.relative_to(folder).as_posix()
-        digest.update(f"{name}\0{_sampled(*_state(file))}\0".encode())
+        state = _state(file)
+        of_file = _sha256(*state) if state[2] <= READ_WHOLE else _sampled(*state)
+        digest.update(f"{name}\0{of_file}\0".encode())
     return digest.hexdigest()
 
 
@@ -183,8 +188,6 @@ def _tensors(stream: BinaryIO, size: int) -> _Spots:
 
 
 def _pieces(size: int) -> _Spots:
-    """Spread over the file from its beginning to its end; all of a small one."""
-    if size <= _SAMPLES * _SAMPLE:
-        return [(0, size)]
-    last = size - _SAMPLE
+    """Spread over the file from its beginning to its end."""
+    last = max(0, size - _SAMPLE)
     return [(last * k // (_SAMPLES - 1), _SAMPLE) for k in range(_SAMPLES)]

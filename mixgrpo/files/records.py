@@ -88,6 +88,8 @@ class Result(Record):
     nfe_train: Number
     digests: dict[str, Measured] = {}
     """By name, this file's among them (`sealed`); earlier versions did not say."""
+    accepted: str | None = None
+    """The sha256 of what records that other code made the run (`harness.runs.codechange`)."""
 
 
 class Version(Record):

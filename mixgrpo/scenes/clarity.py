@@ -181,7 +181,9 @@ def held_out_quality(net: ClarityNet, seed: int, batch: int = 4096) -> dict[str,
 
 
 def main(
-    seed: Annotated[int, typer.Option(help="Of the weights and the examples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Of the weights and the examples.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = CLARITY_WEIGHTS,
     iterations: Annotated[int, typer.Option(min=1, help="How long to train.")] = 2500,
 ) -> None:

@@ -3,13 +3,15 @@
 Nothing here imports torch, so that a sweep file is checked in a moment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from mixgrpo.settings.config import Name, Section
+from mixgrpo.files.records import Count, Number, Record, in_words
+from mixgrpo.settings.config import Name, RunConfig, Section
 from mixgrpo.settings.layers import as_tuples
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -47,6 +49,34 @@ class SolverErrorOptions(Section):
         return tuple(map(str, value)) if isinstance(value, tuple) else value
 
 
+class HybridRow(Record):
+    """A row of `hybrid`."""
+
+    p_mix: Fraction
+    trained_steps: Count
+    reward: str
+    role: Literal["trained", "held out", "other"]
+    mean: Number
+    sd: Annotated[Number, Field(ge=0)]
+    images: Annotated[Count, Field(ge=1)]
+
+
+class SolverErrorRow(Record):
+    """A row of `solver-error`."""
+
+    model: Literal["trained", "base"]
+    place: Literal["before", "after", "reference"]
+    order: Literal["1", "2 midpoint", "2 heun", "3", ""]
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    history: Literal["keep", "restart", ""]
+    start: Annotated[int, Field(ge=-1, lt=1e6)]
+    saved: Annotated[int, Field(gt=-1e6, lt=1e6)]
+    window: Literal["ode", "sde"]
+    at: Literal["state", "image"]
+    error: Annotated[Number, Field(ge=0)]
+    images: Annotated[Count, Field(ge=1)]
+
+
 @dataclass(frozen=True)
 class Probe:
     """One kind of measurement."""
@@ -55,11 +85,14 @@ class Probe:
     measure: str
     """`module:function` of (folder of a run, iteration of its last checkpoint, options, the
     rewards as the sweep has them) -> rows, one dict each."""
+    row: type[Record]
 
 
 PROBES: dict[str, Probe] = {
-    "hybrid": Probe(HybridOptions, "mixgrpo.evaluation.hybrid:measure"),
-    "solver-error": Probe(SolverErrorOptions, "mixgrpo.evaluation.solver_error:measure"),
+    "hybrid": Probe(HybridOptions, "mixgrpo.evaluation.hybrid:measure", HybridRow),
+    "solver-error": Probe(
+        SolverErrorOptions, "mixgrpo.evaluation.solver_error:measure", SolverErrorRow
+    ),
 }
 
 
@@ -67,3 +100,38 @@ def options_of(name: str, given: Mapping[str, Any]) -> Section:
     """The options of probe `name`, defaults filled in. pydantic's ValidationError for options that
     it does not have."""
     return PROBES[name].options.model_validate(as_tuples(dict(given)))
+
+
+def check_rows(
+    name: str, rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any], config: RunConfig
+) -> None:
+    """ValueError where these are not the rows of probe `name` with the options `given`, of a run
+    with this configuration: all that there are, each once."""
+    found: list[Any] = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(PROBES[name].row.model_validate(row))
+        except ValidationError as error:
+            raise ValueError(f"rows.{number}: {in_words(error)}") from None
+    if name == "hybrid":
+        asked: Any = options_of(name, given)
+        rewards = {*config.rewards.train, *config.rewards.held_out, *asked.rewards}
+        keys = [(row.p_mix, row.reward) for row in found]
+        is_whole = set(keys) == set(product(asked.p_mix, rewards))
+    else:  # at every position of the window, for both models, the same solvers
+        keys = [tuple(row.model_dump(exclude={"error", "images"}).values()) for row in found]
+        solvers: dict[Any, dict[Any, set[Any]]] = {m: {} for m in ("trained", "base")}
+        for row in found:
+            at = row.place, row.start, row.window, row.at
+            solvers[row.model].setdefault(at, set()).add((row.order, row.ratio, row.history))
+        of_place = {(at[0], frozenset(some)) for at, some in solvers["base"].items()}
+        places = {place for place, _ in of_place}
+        is_whole = (
+            solvers["trained"] == solvers["base"]
+            and "reference" in places
+            and len(of_place) == len(places)
+        )
+    if not is_whole:
+        raise ValueError("lacks rows, or has some that were not asked for")
+    if len(set(keys)) < len(keys):
+        raise ValueError("has rows twice")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ from harness.study.load import load_sweep
 from harness.study.spec import Sweep
 from harness.text import interval
 from mixgrpo import train
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, RunError
+from mixgrpo.files.records import DamagedFileError
+from mixgrpo.settings.identity import config_hash
 from tests.mixgrpo import toy
 
 from .synthetic import make_sweep, write_runs
@@ -124,8 +127,14 @@ def test_what_is_missing_is_measured_once_and_agrees_with_the_run(place: Path) -
 def test_other_options_other_weights_and_damaged_files_are_measured_again(place: Path) -> None:
     sweep = sweep_of(place)
     (first, *_) = tasks(sweep, place / "runs")
-    first.write([{"mean": 1.0}], 0.1)
-    assert first.read() == [{"mean": 1.0}]
+    rows = [
+        {"p_mix": p, "trained_steps": 2, "reward": reward, "role": role, "mean": p, "sd": 0.1}
+        | {"images": 8}
+        for p in (0.0, 1.0)
+        for reward, role in (("brightness", "trained"), ("contrast", "held out"))
+    ]
+    first.write(rows, 0.1)
+    assert first.read() == rows
     assert replace(first, options={**first.options, "p_mix": [0.5]}).read() is None
     assert replace(first, run=replace(first.run, hash="00000000")).read() is None
     manifest = first.folder / "checkpoints/000002/manifest.json"
@@ -137,10 +146,14 @@ def test_other_options_other_weights_and_damaged_files_are_measured_again(place:
     manifest.write_text(kept)
     assert first.read() is not None
     shutil.rmtree(first.folder / "checkpoints")  # to save space: the weights are no others
-    assert first.read() == [{"mean": 1.0}]
+    assert first.read() == rows
     first.file.write_bytes(first.file.read_bytes()[:-9])
-    assert first.read() is None
-    assert read_probes(sweep, place / "runs") is None
+    with pytest.raises(DamagedFileError, match="is not whole JSON"):
+        first.read()
+    assert first.is_missing
+    damaged: list[str] = []
+    assert read_probes(sweep, place / "runs", damaged) is None
+    assert len(damaged) == 1
 
 
 def test_a_run_that_fails_is_one_line_and_the_others_are_measured(place: Path) -> None:
@@ -307,12 +320,18 @@ OPTIONS = {"hybrid": {"p_mix": list(P_MIX), "rewards": []}, "solver-error": {"fi
 
 def known_sweep() -> Sweep:
     """Arms with known truth: in one 0.8 is better than 1 by 0.05, in the other by nothing."""
-    return make_sweep(
+    made = make_sweep(
         intervals=(12, 15),
         seeds=5,
         views=("hybrid", "solver-error"),
         probes=OPTIONS,
     )
+    runs = []
+    for run in made.runs:
+        rewards = run.config.rewards.model_copy(update={"held_out": ("strict",)})
+        config = run.config.model_copy(update={"rewards": rewards})
+        runs.append(replace(run, config=config, hash=config_hash(config)))
+    return replace(made, runs=tuple(runs))
 
 
 def write_probes(sweep: Sweep, runs: Path) -> None:
@@ -368,6 +387,49 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_runs(known_sweep(), runs)
     write_probes(known_sweep(), runs)
     return runs
+
+
+def _set(**values: Any) -> Callable[[list[Any]], Any]:
+    return lambda rows: rows[1].update(values)
+
+
+SPOILT: dict[str, Callable[[list[Any]], Any]] = {
+    "null": _set(images=None),
+    "text": _set(images="abc"),
+    "not finite": _set(mean=math.nan, error=math.nan),
+    "of 300 digits": _set(mean=1e308, error=1e308),
+    "of another type": _set(reward=[], at=[]),
+    "none": lambda rows: rows.clear(),
+    "a list of nothing": lambda rows: rows.append({}),
+    "no rows": lambda rows: rows.append(1),
+    "twice": lambda rows: rows.append(rows[0]),
+    "one lost": lambda rows: rows.pop(),
+    "half": lambda rows: rows.__delitem__(slice(len(rows) // 2, None)),
+    "a column lost": lambda rows: rows[1].pop("images"),
+    "other numbers": _set(mean=0.3, error=0.3),
+}
+
+
+@pytest.mark.parametrize("name", ["hybrid", "solver-error"])
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_rows_that_were_not_measured_are_named_left_out_and_measured_again(
+    known: Path, tmp_path: Path, name: str, spoilt: str
+) -> None:
+    shutil.copytree(known, tmp_path / "runs")
+    sweep = known_sweep()
+    task = next(task for task in tasks(sweep, tmp_path / "runs") if task.name == name)
+    kept = json.loads(task.file.read_text())
+    sha256 = kept.pop("sha256")
+    task.file.write_text(json.dumps(kept))  # as earlier versions wrote it
+    assert not task.is_missing
+    SPOILT[spoilt](kept["rows"])
+    if spoilt == "other numbers":  # which only the digest tells
+        kept["sha256"] = sha256
+    task.file.write_text(json.dumps(kept))
+    assert task.is_missing
+    (text,) = gather(sweep, tmp_path / "runs", tmp_path / "reports").results.left_out
+    assert text.startswith(f"{task.run.name}: {task.file}: ")
+    assert text.endswith("; harness.probe measures it again")
 
 
 def test_the_view_of_p_mix_finds_what_is_there_and_nothing_else(known: Path) -> None:
@@ -509,6 +571,12 @@ def test_a_fresh_clone_reads_the_probes_back_and_writes_the_same_report(
     settings = [column for column in kept.columns if is_setting(column)]
     assert settings == ["window.interval"]
     pd.testing.assert_frame_equal(kept.drop(columns=settings), read_probes(sweep, known))
+    spoilt = pd.read_parquet(clone / sweep.name / "probes.parquet")
+    for frame in (spoilt.iloc[1:], pd.concat([spoilt, spoilt.iloc[:1]]), spoilt.assign(mean="x")):
+        frame.to_parquet(clone / sweep.name / "probes.parquet", index=False)
+        with pytest.raises(RunError, match=r"probes\.parquet: interval=12-seed0: hybrid: "):
+            gather(sweep, tmp_path / "none", clone / sweep.name)
+    spoilt.to_parquet(clone / sweep.name / "probes.parquet", index=False)
     other = replace(sweep, probes={"hybrid": {"p_mix": [0.5], "rewards": []}})
     with pytest.raises(ConfigError, match="measured with other options"):
         gather(other, tmp_path / "none", clone / sweep.name)

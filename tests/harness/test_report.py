@@ -9,6 +9,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from harness import report
@@ -93,6 +95,41 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.words.append(data)
+
+
+def _double(frame):
+    return pd.concat([frame, frame])
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "said"),
+    [
+        ("evals", lambda f: f.drop(columns="reward_composition_mean"), "lacks the column reward_"),
+        ("metrics", lambda f: f.drop(columns="seconds_total"), "lacks the column seconds_total"),
+        ("runs", lambda f: f.drop(columns="after_composition"), "lacks the column after_comp"),
+        ("runs", lambda f: f.assign(after_composition="x"), "after_composition is not a number"),
+        ("runs", lambda f: f.assign(seconds_total=np.nan), "seconds_total is not a number"),
+        ("metrics", lambda f: f.assign(seconds_rollout="x"), "seconds_rollout is not a number"),
+        ("runs", _double, "has rows twice"),
+        ("metrics", _double, "has rows twice"),
+        ("metrics", lambda f: f.iloc[:-3], "lacks rows of"),
+        ("evals", lambda f: f.iloc[1:], "lacks rows of"),
+        ("evals", lambda f: f.iloc[:0], "does not have the runs that are finished"),
+        ("metrics", lambda f: f.assign(arm="x"), "does not have the runs that are finished"),
+        ("evals", lambda f: f.drop(columns="arm"), "cannot be read (KeyError"),
+    ],
+)
+def test_damaged_measurements_of_a_report_are_one_line(
+    file, spoil, said, reports, tmp_path, no_figures
+):
+    kept = tmp_path / "kept"
+    shutil.copytree(reports, kept)
+    path = kept / "tau" / f"{file}.parquet"
+    spoil(pd.read_parquet(path)).to_parquet(path, index=False)
+    with pytest.raises(RunError) as damaged:
+        write_report(make_sweep(), tmp_path / "none", kept)
+    assert said in str(damaged.value)
+    assert "restore them, or run `python -m harness.sweep" in str(damaged.value)
 
 
 def test_everything_is_written(reports):

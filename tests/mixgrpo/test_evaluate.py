@@ -323,6 +323,9 @@ def test_the_base_model_alone_is_one_row_and_one_prompt_has_no_interval(
         (["--shift", "dynamic"], "no schedule of its own"),
         (["--images", "0"], "--images"),
         (["--prompts", "-1"], "--prompts"),
+        (["--images", "100000000"], "--images"),
+        (["--images", "26", "--prompts", "2"], "26 images of 2 prompts, for 2 policies, are more"),
+        (["--seed", "2147483648"], "--seed"),
         (["--out", "."], "is a folder; name a file in it"),
         (["--out", "no/such/file"], "no/such is not a folder"),
     ],
@@ -335,6 +338,7 @@ def test_misuse_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", str(run), *words])
+    monkeypatch.setattr(command, "MOST_IMAGES", 100)
     with pytest.raises(SystemExit) as stopped:
         cli.run(command.main)
     assert stopped.value.code == 2

@@ -383,6 +383,29 @@ def error_of(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["--images", "1000000000"], "--images"),
+        (["--images", "10000"], "10000 images of 3 prompts, for 6 checkpoints and seeds, are more"),
+        (["--seed", "99999999999999999999", "--parquet", "scores.parquet"], "--seed"),
+    ],
+)
+def test_more_images_than_can_be_held_are_refused_before_any_is_made(
+    words: list[str],
+    part: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts = [word for prompt in PROMPTS[:3] for word in ("--prompt", prompt)]
+    many = ["--checkpoint", "0", "--checkpoint", "2", "--seed", "1", "--seed", "2", "--seed", "3"]
+    assert part in error_of([str(run), *prompts, *many, *words], monkeypatch, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
         (["--p-mix", "1.5"], "--p-mix 1.5"),
         (["--p-mix", "nan"], "--p-mix nan"),
         (["--prompts", "no-such.txt"], "no-such.txt: no such file"),

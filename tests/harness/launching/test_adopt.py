@@ -1,6 +1,7 @@
 """Taking over what another run has computed: to the byte, or not at all, killed at any moment."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -170,7 +171,11 @@ def test_a_kill_while_a_finished_run_is_copied_leaves_all_of_it_or_nothing(
     for number, folder in enumerate(_moments(take, tmp_path)):  # noqa: B007
         if not folder.exists():
             take(folder)
-        assert same(folder) == alone["constant"], folder
+        found = same(folder)
+        result = json.loads(found["result"])
+        record = (folder / "accepted.json").read_bytes()
+        assert result.pop("accepted") == hashlib.sha256(record).hexdigest()
+        assert found | {"result": json.dumps(result)} == alone["constant"], folder
         assert train.run(config, folder) == "finished"
     assert number > 15
 

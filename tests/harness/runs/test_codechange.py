@@ -1,5 +1,6 @@
 """Code of the user's own that changes between two commands: other runs, none mixed, none lost."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,8 +13,12 @@ from harness.analysis.results import collect
 from harness.launching.job import make_job
 from harness.launching.status import as_data, as_text
 from harness.reporting.notes import missing
+from harness.reporting.unchanged import digest
 from harness.runs.codechange import AcceptedCode, read_accepted
 from harness.runs.folder import read_attempts
+from harness.runs.state import look
+from harness.study.load import load_sweep
+from mixgrpo.files.records import read_result, sealed
 from mixgrpo.settings.identity import config_hash
 from tests.harness import lab as labs
 from tests.harness.lab import SMALL, Lab
@@ -81,7 +86,7 @@ def test_changed_code_makes_other_runs_and_the_old_ones_stay_and_are_named(lab: 
     states = lab.states()
     for name, state in states.items():
         assert state.attempts == ()
-        accepted = read_accepted(state.folder)
+        accepted = read_accepted(state.folder, read_result(state.folder))
         assert accepted is not None
         assert accepted.run == f"toy/{sources[name].name}"
         assert accepted.changed == "optimizer lion.Lion (lion)"
@@ -97,6 +102,17 @@ def test_changed_code_makes_other_runs_and_the_old_ones_stay_and_are_named(lab: 
     assert "2 of 2 runs finished" in said
     assert all(s.attempts == () for s in lab.states().values())
 
+    # More iterations continue them, and the old code's part is still named, and not shared.
+    shutil.rmtree(lab.runs / ".store" / "evaluations")
+    for iterations in (12, 18):
+        code, said = lab.finish("--set", f"iterations={iterations}")
+        assert (code, said.count("starts from zero")) == (0, 0), said
+        longer = load_sweep(lab.file, None, [f"iterations={iterations}"])
+        assert set(collect(longer, lab.runs).runs["accepted_code"]) == {
+            "optimizer lion.Lion (lion) (until iteration 6; the code of now made the rest)"
+        }
+    assert not list((lab.runs / ".store").glob("evaluations/*"))
+
 
 def test_a_failed_run_whose_code_was_fixed_begins_anew(lab: Lab) -> None:
     code, _ = lab.finish(fake={"*": {"raise_at": 4}})
@@ -110,7 +126,7 @@ def test_a_failed_run_whose_code_was_fixed_begins_anew(lab: Lab) -> None:
     for name, state in lab.states().items():
         assert [attempt.began_at for attempt in state.attempts] == [0], name
         assert lab.iterations(name) == list(range(6))
-        assert read_accepted(state.folder) is None
+        assert read_accepted(state.folder, None) is None
 
 
 def test_a_run_of_an_earlier_version_is_other_code_too(lab: Lab) -> None:
@@ -160,6 +176,36 @@ def test_a_report_says_which_runs_were_made_by_other_code(tmp_path: Path) -> Non
         "1 of 6 runs were made by other code than the sweep's is now, which was accepted "
         "(--accept-code-change): τ = 9 seed 0. What changed: reward red (red)."
     ]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"run": "a/', b"[1]"])
+def test_a_damaged_record_of_other_code_is_named_and_its_run_left_out(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    sweep = make_sweep(intervals=(9, 15), seeds=3)
+    write_runs(sweep, tmp_path)
+    run = sweep.runs[0]
+    folder = tmp_path / sweep.name / run.folder_name
+    accepted = AcceptedCode(run="tau/x", hash="01234567", code={}, changed="reward red (red)")
+    text = accepted.model_dump_json().encode()
+    result = json.loads((folder / "result.json").read_bytes())
+    result["accepted"] = hashlib.sha256(text).hexdigest()
+    (folder / "result.json").write_text(json.dumps(sealed(result)))
+    (folder / "accepted.json").write_bytes(text)
+    whole = digest(sweep, tmp_path, "tau.yaml")
+    assert collect(sweep, tmp_path).left_out == []
+    if content is None:
+        (folder / "accepted.json").unlink()
+    else:
+        (folder / "accepted.json").write_bytes(content)
+    assert digest(sweep, tmp_path, "tau.yaml") != whole
+    results = collect(sweep, tmp_path)
+    (text_of,) = results.left_out
+    assert text_of.startswith(f"{run.name}: {folder / 'accepted.json'}: ")
+    assert text_of.endswith("; run the sweep again with --rerun and this run's name")
+    assert list(results.runs["state"]).count("lost") == 1
+    assert len(results.finished) == len(sweep.runs) - 1
+    assert look(sweep, run, tmp_path).unreadable == (text_of.partition(": ")[2],)
 
 
 def test_accepting_goes_with_copying_alone(lab: Lab) -> None:

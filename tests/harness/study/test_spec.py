@@ -431,6 +431,11 @@ ERRORS = {
         GRID + "within: window.size\n",
         "sweep.yaml:6: within: arm interval=15 does not set window.size",
     ),
+    "within groups of one arm each": (
+        GRID + "within: window.interval\n",
+        "sweep.yaml:6: within: compares no arm with another: every value of window.interval has "
+        "one arm; name a setting that several arms share, or leave it out",
+    ),
     "reference fits no arm": (
         GRID + "reference: {window.interval: 20}\n",
         "no arm has window.interval = 20; the arms are interval=15, interval=25",

@@ -81,7 +81,29 @@ def test_the_names_and_the_dtypes_of_tensors_are_seen(tmp_path: Path) -> None:
     assert len(set(digests)) == len(digests)
 
 
-def test_a_file_that_only_ends_like_weights_is_told_apart_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "table.csv"])
+def test_every_byte_of_a_folders_files_counts(tmp_path: Path, name: str) -> None:
+    """Of small tensors and of tables, too, that are larger than what a sample would have."""
+    if name == "table.csv":
+        (tmp_path / name).write_text("+1.0\n" * 400_000)
+    else:
+        write(tmp_path, {"w": torch.ones(64, 64)})
+    content = bytearray((tmp_path / name).read_bytes())
+    begin = len(content) - 4 * 64 * 64 if name == "model.safetensors" else 0
+    seen = {contents(tmp_path)}
+    places = (begin, begin + 5000, len(content) // 3, len(content) - 1)
+    for place in places:
+        content[place] ^= 1
+        (tmp_path / name).write_bytes(content)
+        seen.add(contents(tmp_path))
+    assert len(seen) == 1 + len(places)
+
+
+@pytest.mark.parametrize("read_whole", [module.READ_WHOLE, -1])
+def test_a_file_that_only_ends_like_weights_is_told_apart_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_whole: int
+) -> None:
+    monkeypatch.setattr(module, "READ_WHOLE", read_whole)
     headers = [b"[1]", b"nothing", b'{"a": 1}', b'{"a": {}}']
     headers += [
         b'{"a": {"data_offsets": %s}}' % offsets.encode()
