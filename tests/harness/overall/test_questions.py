@@ -839,7 +839,8 @@ def test_probes_of_other_options_are_those_of_another_configuration(
     made = json.loads((kept / "tau" / "made.json").read_text())
     made["probes"] = {"hybrid": {"p_mix": [0.5]}}
     (kept / "tau" / "made.json").write_text(json.dumps(made))
-    pd.DataFrame({"arm": ["interval=9"]}).to_parquet(kept / "tau" / "probes.parquet")
+    none: dict[str, list[str]] = {"arm": [], "seed": [], "probe": []}
+    pd.DataFrame(none).to_parquet(kept / "tau" / "probes.parquet")
     sweep = replace(answered.sweep, probes=made["probes"])
     assert read_study(sweep, kept).is_answered
     with pytest.raises(ConfigError, match="measured with other options"):
