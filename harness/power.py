@@ -20,7 +20,7 @@ from harness.study.spec import Sweep
 from harness.text import command_for
 from mixgrpo.cli import run as run_command
 from mixgrpo.cli import say
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, RunError
 
 LEAST = 3
 """Seeds of a pilot: fewer pairs have no spread."""
@@ -60,7 +60,14 @@ def main(
     if not measured:
         _say_pilot(sweep, runs, pilot_, until_decided)
         return
-    for line in describe(sweep, states, measured, sweep_folder(sweep, runs), effect, margin):
+    varied = [one for one in measured if one.spread.sd > 0]
+    if not varied:
+        raise RunError(
+            f"{runs / sweep.name}: {sweep.measure} differs from the reference's by the same with "
+            "every seed, so that nothing is known about chance; train longer, or take another "
+            "measure"
+        )
+    for line in describe(sweep, states, varied, sweep_folder(sweep, runs), effect, margin):
         say(line)
 
 

@@ -31,7 +31,7 @@ from harness.evidence import verdict
 from harness.evidence.intervals import student
 from harness.evidence.moderation import Spread, moderate
 from harness.evidence.resolution import POWER, detectable_effect
-from harness.evidence.sequential import Plan, follow, sequential_p
+from harness.evidence.sequential import Decision, sequential_p
 from harness.evidence.verdict import MIN_PAIRS, Verdict
 from harness.evidence.verdict import simultaneous_level as simultaneous_level
 
@@ -42,9 +42,9 @@ MOST_FLIPS = 10_000
 """All 2^n sign flips are tried where they are no more than these (13 seeds), else as many random
 ones."""
 
-Reason = Literal["interval", "identical", "no spread", "too few pairs"]
+Reason = Literal["interval", "identical", "no spread", "too few pairs", "not looked at"]
 """What a verdict rests on: the interval; scores that are the same with every seed, which are equal;
-or why there is nothing to rest on."""
+or why there is nothing to rest on. Not looked at: its first look is under way."""
 
 
 Pairs = Mapping[str, tuple[dict[int, float], tuple[int, ...]]]
@@ -178,18 +178,12 @@ def paired_interval(
 
 @dataclass(frozen=True)
 class Looks:
-    """Looks at growing numbers of seeds (`harness.evidence.sequential`)."""
+    """What was decided at growing numbers of seeds (`harness.planning.standing.looks_made`)."""
 
-    at: tuple[int, ...]
-    """Seeds at each."""
     seeds: tuple[int, ...]
     """In the order in which they are run."""
-
-    def complete(self, pairs: Mapping[int, float]) -> tuple[int, ...]:
-        """The seeds until the last look that an arm with these pairs has reached: those of a look
-        under way are not looked at."""
-        last = max((self.seeds.index(seed) + 1 for seed in pairs), default=0)
-        return self.seeds[: max((count for count in self.at if count <= last), default=0)]
+    decisions: Mapping[str, tuple[Decision, ...]]
+    """Of the looks at each arm; none where it was not looked at yet."""
 
 
 def shown_gain(change: Interval) -> float | None:
@@ -207,8 +201,8 @@ def compare(
 
     `reference`: the arm that all are compared with, or by arm the one that it is compared with, for
     a reference itself. `margins`: by reference, the difference that is worth nothing. `looks`: of
-    seeds that went on until it was decided; verdict, interval and p are those of an arm's last
-    look.
+    seeds that went on until it was decided; verdict, interval, margin and p are those of an arm's
+    last look.
     """
     references = dict.fromkeys(values, reference) if isinstance(reference, str) else reference
     arms = [arm for arm in values if arm != references[arm]]
@@ -217,13 +211,15 @@ def compare(
     if looks is None:
         judged, p = _at_once(pairs, of_arm_margin)
     else:
-        judged, p = _at_last_look(pairs, of_arm_margin, looks)
-    differences = {
-        arm: list(of_arm.values())[: judged[arm].pairs] for arm, (of_arm, _) in pairs.items()
-    }
+        judged, p = _at_last_look(looks, of_arm_margin)
+        pairs = {arm: (_looked_at(looks, arm, of), rest) for arm, (of, rest) in pairs.items()}
+    differences = {arm: list(of_arm.values()) for arm, (of_arm, _) in pairs.items()}
     family = max(1, sum(len(of_arm) >= MIN_SEEDS for of_arm in differences.values()))
     p_flip = {
-        arm: sign_flip_p(differences[arm]) if of_arm.reason == "interval" else math.nan
+        # With looks it would have to allow for looking often, as the others do.
+        arm: sign_flip_p(differences[arm])
+        if of_arm.reason == "interval" and looks is None
+        else math.nan
         for arm, of_arm in judged.items()
     }
     p_holm, p_flip_holm = holm(p), holm(p_flip)
@@ -231,7 +227,7 @@ def compare(
         arm: Comparison(
             arm=arm,
             reference=references[arm],
-            seeds=tuple(pairs[arm][0])[: of_arm.pairs],
+            seeds=tuple(pairs[arm][0]),
             left_out=pairs[arm][1],
             family=family,
             difference=_interval(of_arm, LEVEL),
@@ -243,8 +239,8 @@ def compare(
             p_sign_flip=p_flip[arm],
             p_sign_flip_holm=p_flip_holm[arm],
             detectable=_detectable(of_arm),
-            verdict="equal" if _identical(of_arm) else of_arm.verdict,
-            reason="identical" if _identical(of_arm) else of_arm.reason,
+            verdict=of_arm.verdict,
+            reason=of_arm.reason if looks is None or looks.decisions[arm] else "not looked at",
         )
         for arm, of_arm in judged.items()
     }
@@ -265,17 +261,12 @@ def _at_once(
 
 
 def _at_last_look(
-    pairs: Pairs, margins: Mapping[str, float | None], looks: Looks
+    looks: Looks, margins: Mapping[str, float | None]
 ) -> tuple[dict[str, verdict.Comparison], dict[str, float]]:
-    """The same at the last look at each arm; an arm that was not looked at yet is undecided."""
-    plan = Plan(looks.at, max(1, len(pairs)))
-    differences = {
-        arm: [of_arm.get(seed, math.nan) for seed in looks.complete(of_arm)]
-        for arm, (of_arm, _) in pairs.items()
-    }
+    """The same at the last look at each arm."""
     judged: dict[str, verdict.Comparison] = {}
     p: dict[str, float] = {}
-    for arm, made in follow(differences, plan, margin=margins).items():
+    for arm, made in looks.decisions.items():
         if not made:
             judged[arm], p[arm] = verdict.compare([], margin=margins[arm]), math.nan
             continue
@@ -283,20 +274,25 @@ def _at_last_look(
         of_looks = [_p(decision.comparison) for decision in made]
         seen = [(decision.look.seeds, decision.look.pairs) for decision in made]
         known = all(map(math.isfinite, of_looks))
-        p[arm] = sequential_p(of_looks, seen, plan.most) if known else math.nan
+        p[arm] = sequential_p(of_looks, seen, len(looks.seeds)) if known else math.nan
     return judged, p
 
 
-def _identical(of_arm: verdict.Comparison) -> bool:
-    """Whether no score differs with any seed."""
-    return of_arm.reason == "no spread" and of_arm.mean == 0
+def _looked_at(looks: Looks, arm: str, pairs: dict[int, float]) -> dict[int, float]:
+    """The pairs of an arm that its last look saw."""
+    made = looks.decisions[arm]
+    seen = looks.seeds[: made[-1].look.seeds] if made else ()
+    return {seed: pairs[seed] for seed in seen if seed in pairs}
 
 
 def _interval(of_arm: verdict.Comparison, level: float) -> Interval:
     mean, n, spread = of_arm.mean, of_arm.pairs, of_arm.spread
     if of_arm.reason == "too few pairs":
         return Interval(mean, math.nan, math.nan, spread.sd, n, level)
-    if of_arm.reason == "no spread":  # one value with every seed: no width, and no evidence
+    if of_arm.reason in (
+        "identical",
+        "no spread",
+    ):  # one value with every seed: no width, and no evidence
         return Interval(mean, mean, mean, 0.0, n, level)
     found = student(mean, spread.sd, n, spread.degrees_of_freedom, level)
     return Interval(mean, found.low, found.high, spread.sd, n, level)

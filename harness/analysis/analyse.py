@@ -138,7 +138,9 @@ def analyse(sweep: "Sweep", results: "Results") -> Analysis:
     """All numbers of the report from the finished runs of a sweep."""
     runs, runs_of = results.runs, by_arm(sweep, results.finished)
     makers = makers_of(results.finished)
-    rewards, cost = quality(sweep, runs_of), costs(sweep, results, runs_of, makers)
+    over = runs[runs[STATE].isin(("finished", "failed"))]
+    ended = set(zip(over[ARM].astype(str), over[SEED].astype(int), strict=True))
+    rewards, cost = quality(sweep, runs_of, ended), costs(sweep, results, runs_of, makers)
     trained, held_out = reward_names(sweep)
     trains_on = {run.arm: tuple(run.config.rewards.train) for run in sweep.runs}
     arms = [

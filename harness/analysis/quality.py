@@ -5,12 +5,13 @@ where the window stands.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.analysis import columns
 from harness.analysis.results import by_seed
+from harness.planning.standing import looks_made
 from harness.stats import (
     MIN_SEEDS,
     Comparison,
@@ -55,8 +56,11 @@ class Quality:
     """The difference in the measure that is worth nothing, by reference."""
 
 
-def quality(sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]") -> Quality:
-    """`runs_of`: by arm, the finished rows of `Results.runs`."""
+def quality(
+    sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]", ended: Set[tuple[str, int]] = frozenset()
+) -> Quality:
+    """`runs_of`: by arm, the finished rows of `Results.runs`. `ended`: of a sweep with looks, arm
+    and seed of the runs that have ended, with a result or without."""
     trained, held_out = reward_names(sweep)
     before, after = (
         {
@@ -67,7 +71,8 @@ def quality(sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]") -> Quality:
     )
     changes = {reward: _changes(before[reward], after[reward]) for reward in after}
     margins = _margins(sweep, changes[sweep.measure])
-    looks = Looks(sweep.looks, sweep.seeds) if sweep.looks else None
+    of_measure = before[sweep.measure], after[sweep.measure]
+    looks = _looks(sweep, *of_measure, ended) if sweep.looks else None
     comparisons = {
         reward: compare(values, sweep.references, margins, looks)
         if reward == sweep.measure
@@ -75,6 +80,23 @@ def quality(sweep: "Sweep", runs_of: "Mapping[str, pd.DataFrame]") -> Quality:
         for reward, values in after.items()
     }
     return Quality(after, changes, comparisons, margins)
+
+
+def _looks(
+    sweep: "Sweep",
+    before: Mapping[str, dict[int, float]],
+    after: Mapping[str, dict[int, float]],
+    ended: Set[tuple[str, int]],
+) -> Looks:
+    """What was decided at the looks at the measure."""
+    scores = {(arm, seed): v for arm, of_arm in after.items() for seed, v in of_arm.items()}
+    gains = {
+        (arm, seed): value - before[arm][seed]
+        for (arm, seed), value in scores.items()
+        if seed in before[arm]
+    }
+    made = looks_made(sweep, lambda arm, seed: (arm, seed) in ended, scores, gains)
+    return Looks(sweep.seeds, made)
 
 
 def _margins(sweep: "Sweep", changes: Mapping[str, RewardChange]) -> dict[str, float | None]:

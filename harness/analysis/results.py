@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from harness.analysis import columns
 from harness.analysis.columns import ARM, ITERATION, SEED, STATE
-from harness.planning.standing import with_runs
 from harness.runs import environment
 from harness.runs.codechange import FILE as ACCEPTED
 from harness.runs.codechange import AcceptedCode, read_accepted
@@ -126,15 +125,13 @@ def collect(sweep: Sweep, runs_dir: Path) -> Results:
     )
 
 
-def begun(sweep: Sweep, results: Results) -> tuple[Sweep, Results]:
+def begun(sweep: Sweep, results: Results) -> Results:
     """Of a sweep with looks: without the runs that never began, for an arm that is decided needs
-    no further ones. A sweep with fixed seeds as it is."""
+    no further ones. Those of a sweep with fixed seeds are all there."""
     if not sweep.looks:
-        return sweep, results
+        return results
     runs = results.runs[results.runs[STATE] != "waiting"]
-    there = set(zip(runs[ARM], runs[SEED], strict=True))
-    part = with_runs(sweep, [run for run in sweep.runs if (run.arm, run.seed) in there])
-    return part, replace(results, runs=runs.reset_index(drop=True))
+    return replace(results, runs=runs.reset_index(drop=True))
 
 
 def _lines(folders: Mapping[str, Path], results: Mapping[str, Result], name: str) -> "Lines":

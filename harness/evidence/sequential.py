@@ -251,7 +251,7 @@ def follow(
     differences: Mapping[str, Sequence[float]],
     plan: Plan,
     *,
-    margin: float | Mapping[str, float | None] | None = None,
+    margin: Callable[[int], Mapping[str, float | None]] | float | None = None,
     floor: float | Mapping[str, float] = 0.0,
     moderated: bool = True,
 ) -> dict[str, tuple[Decision, ...]]:
@@ -260,7 +260,9 @@ def follow(
     `differences[arm]`: paired differences in the order of the seeds [seeds of the arm], NaN where a
     seed has no pair. At a planned look an arm has its first n_k seeds, or all it has where those
     are fewer, and arms that are decided keep theirs; spreads are moderated over the arms as they
-    stand there. An arm without a new pair is not looked at. `margin`: of all arms or by arm.
+    stand there. An arm without a new pair is not looked at. `margin`: of all arms at
+    all looks, or by arm for a look at so many seeds: it may rest on these seeds alone, so that a
+    later look does not change an earlier one.
     """
     decisions: dict[str, tuple[Decision, ...]] = dict.fromkeys(differences, ())
     shown: dict[str, list[float]] = {arm: [] for arm in differences}
@@ -286,7 +288,7 @@ def follow(
                 plan,
                 seeds=min(planned, len(differences[arm])),
                 earlier=[(d.look.seeds, d.look.pairs) for d in decisions[arm]],
-                margin=margin.get(arm) if isinstance(margin, Mapping) else margin,
+                margin=margin(planned)[arm] if callable(margin) else margin,
                 spread=spreads[arm],
             )
             decisions[arm] = (*decisions[arm], found)

@@ -24,8 +24,9 @@ LEAST_SPREAD = 1e-3
 or a defect makes it, and its t statistic exceeds a thousand. With a known floor it is not asked."""
 
 Verdict = Literal["better", "worse", "equal", "undecided"]
-Reason = Literal["interval", "too few pairs", "no spread"]
-"""What the verdict rests on: the interval, or why there is none to rest on."""
+Reason = Literal["interval", "identical", "too few pairs", "no spread"]
+"""What the verdict rests on: the interval; differences that are 0 with every seed, which are equal;
+or why there is nothing to rest on."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ def compare(
     spread = plain(differences) if spread is None else spread
     if n < MIN_PAIRS:
         return Comparison(unknown(mean, level), n, spread, margin, "undecided", "too few pairs")
+    if (
+        spread.floor == 0 and not values.any()
+    ):  # as of arms that are configured differently and compute the same
+        return Comparison(unknown(0.0, level), n, spread, margin, "equal", "identical")
     if spread.floor == 0 and spread.sd <= LEAST_SPREAD * float(np.abs(values).max()):
         return Comparison(unknown(mean, level), n, spread, margin, "undecided", "no spread")
     interval = student(mean, spread.sd, n, spread.degrees_of_freedom, level)

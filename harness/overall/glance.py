@@ -26,8 +26,9 @@ def glance(overall: Overall) -> Table:
         ),
         tuple(_row(question.study) for question in overall.questions),
         "Arms compared with the reference of their study. Better, worse: the interval of the "
-        "difference leaves zero out. Equal: it lies within the study's margin. Undecided: neither. "
-        "Of the other rewards, what is better or worse. A dash: nothing is compared.",
+        "difference leaves zero out. Equal: it lies within the study's margin, also where it "
+        "leaves zero out. Undecided: neither. Of the other rewards, what is better or worse. A "
+        "dash: nothing is compared.",
     )
 
 

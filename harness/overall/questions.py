@@ -110,7 +110,7 @@ def ask(study: Study) -> Question:
     compared = study.analysis.compared
     different = [c for c in compared if c.verdict in ("better", "worse")]
     undecided = [c for c in compared if c.verdict == "undecided" and c.tested]
-    equal = [c for c in compared if c.verdict == "equal"]
+    equal = [c for c in compared if c.verdict == "equal" and c.margin is not None]
     kind = "differs" if different else "undecided" if undecided else "equal" if equal else "open"
     if not compared and study.said:
         kind = "told"

@@ -74,7 +74,7 @@ def read_study(sweep: Sweep, reports: Path) -> Study:
     """The study whose report lies in `reports`. ConfigError where that is another configuration's,
     RunError where it cannot be read."""
     results, probes = read_kept(sweep, reports / sweep.report_name, {} if sweep.views else WANTED)
-    sweep, results = begun(sweep, results)
+    results = begun(sweep, results)
     analysis = analyse(sweep, results)
     views = make_views(analysis, results, probes, sweep.views)
     others = [view for view in views if view.name != sweep.answered_by]

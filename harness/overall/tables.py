@@ -49,7 +49,8 @@ def questions_table(overall: Overall) -> Table:
 def _question_row(question: Question) -> tuple[str, ...]:
     analysis, effect = question.study.analysis, question.effect
     counts = sorted({len(result.seeds) for result in analysis.arms})
-    asked = len(question.study.sweep.seeds)
+    sweep = question.study.sweep
+    complete = bool(sweep.looks) or counts == [len(sweep.seeds)]
     seeds_done = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     needed = NOTHING
     if question.needed is not None:
@@ -62,7 +63,7 @@ def _question_row(question: Question) -> tuple[str, ...]:
         NOTHING
         if effect is None
         else f"{interval(effect.simultaneous, signed=True)} ({question.effect_label})",
-        seeds_done if counts == [asked] else f"{seeds_done} of {asked}",
+        seeds_done if complete else f"{seeds_done} of {len(sweep.seeds)}",
         NOTHING if effect is None else number(effect.detectable),
         needed,
         "; ".join(map(_published, question.printed)) or NOTHING,

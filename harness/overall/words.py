@@ -179,8 +179,8 @@ def notes(overall: Overall) -> list[str]:
     sentences = [
         "An effect is the mean over seeds of arm minus reference after training, on held-out "
         "prompts, paired by seed. Its interval holds for all comparisons of the study together "
-        "with 95 %. An arm is better or worse where it leaves zero out, equal where it lies within "
-        "the study's margin, and else undecided.",
+        "with 95 %. An arm is equal where it lies within the study's margin, else better or worse "
+        "where it leaves zero out, and else undecided.",
         exploratory(overall),
         *same_references(overall),
         "Smallest detectable difference: the true one that had an 80 % chance of better or worse "

@@ -41,7 +41,7 @@ def measure(sweep: Sweep, states: Sequence[RunState]) -> list[Measured]:
     return [
         Measured(arm, spread, len(pairs[arm]))
         for arm, spread in moderate(pairs).items()
-        if len(pairs[arm]) >= MIN_PAIRS and spread.sd > 0
+        if len(pairs[arm]) >= MIN_PAIRS
     ]
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Settled = Callable[[RunState], bool]
 """Whether a run has ended for good, with a result or without."""
+Numbers = Mapping[tuple[str, int], float]
+"""By arm and seed."""
 End = Literal["", "decided", "last look", "budget"]
 """What ended the looks; empty while one is under way."""
 
@@ -69,12 +71,12 @@ def stand(
 ) -> Standing:
     """Where a sweep with looks stands. `states`: of all its runs. `folder`: the sweep's, for the
     budget."""
-    from harness.evidence.sequential import Plan, follow  # they bring scipy
+    from harness.evidence.sequential import Plan  # it brings scipy
 
     plan = Plan(sweep.looks, len(compared(sweep)))
     found = Standing(plan, dict.fromkeys(compared(sweep), ()), {}, 1, "")
     of_run = {(state.run.arm, state.run.seed): state for state in states}
-    scores = scores_of(states)
+    scores, gains = scores_of(states), gains_of(states)
     for look, count in enumerate(sweep.looks, start=1):
         arms = _needed(sweep, found.undecided)
         if not arms:
@@ -92,25 +94,49 @@ def stand(
         found = replace(found, asked=asked, look=look)
         if not all(settled(of_run[arm, seed]) for arm in arms for seed in sweep.seeds[:count]):
             return found
-        differences = differences_of(sweep, scores, count)
-        margins = _margins(sweep, of_run, count)
-        found = replace(found, decisions=follow(differences, plan, margin=margins))
+        found = replace(found, decisions=decide(sweep, scores, gains, count))
     return replace(found, end="last look" if found.undecided else "decided")
 
 
-def _margins(
-    sweep: Sweep, of_run: Mapping[tuple[str, int], RunState], count: int
-) -> dict[str, float | None]:
+def looks_made(
+    sweep: Sweep,
+    settled: Callable[[str, int], bool],
+    scores: Numbers,
+    gains: Numbers,
+) -> "Mapping[str, tuple[Decision, ...]]":
+    """The decisions at all looks at which the runs of all arms that were looked at have ended.
+    `settled`: whether the run of an arm and a seed has."""
+    made: Mapping[str, tuple[Decision, ...]] = dict.fromkeys(compared(sweep), ())
+    for count in sweep.looks:
+        arms = _needed(sweep, [arm for arm, of_arm in made.items() if not _is_decided(of_arm)])
+        if not arms or not all(settled(arm, s) for arm in arms for s in sweep.seeds[:count]):
+            break
+        made = decide(sweep, scores, gains, count)
+    return made
+
+
+def decide(
+    sweep: Sweep, scores: Numbers, gains: Numbers, count: int
+) -> "Mapping[str, tuple[Decision, ...]]":
+    """The decisions at all looks up to the one at `count` seeds."""
+    from harness.evidence.sequential import Plan, follow
+
+    plan = Plan(sweep.looks, len(compared(sweep)))
+    return follow(
+        differences_of(sweep, scores, count), plan, margin=lambda n: _margins(sweep, gains, n)
+    )
+
+
+def _margins(sweep: Sweep, gains: Numbers, count: int) -> dict[str, float | None]:
     """By compared arm: the difference that is worth nothing, from what its reference gained with
-    the first seeds; None where the margin is a part of a gain that is not shown."""
+    the first `count` seeds; None where the margin is a part of a gain that is not shown."""
     from harness.stats import mean_interval, shown_gain, simultaneous_level
 
     level = simultaneous_level(len(sweep.arms))
     margins: dict[str, float | None] = {}
     for arm, reference in compared(sweep).items():
-        states = [of_run[reference, seed] for seed in sweep.seeds[:count]]
-        gains = [s.gain for s in states if s.state == "finished" and s.gain is not None]
-        margins[arm] = sweep.margin.at_gain(shown_gain(mean_interval(gains, level)))
+        of_seeds = [gains.get((reference, seed), math.nan) for seed in sweep.seeds[:count]]
+        margins[arm] = sweep.margin.at_gain(shown_gain(mean_interval(of_seeds, level)))
     return margins
 
 
@@ -119,9 +145,7 @@ def compared(sweep: Sweep) -> dict[str, str]:
     return {arm: other for arm, other in sweep.references.items() if arm != other}
 
 
-def differences_of(
-    sweep: Sweep, scores: Mapping[tuple[str, int], float], count: int
-) -> dict[str, list[float]]:
+def differences_of(sweep: Sweep, scores: Numbers, count: int) -> dict[str, list[float]]:
     """By compared arm: its score less that of its reference for each of the first seeds, NaN where
     one of the two has none. `scores`: by arm and seed."""
     return {
@@ -139,6 +163,15 @@ def scores_of(states: Sequence[RunState]) -> dict[tuple[str, int], float]:
         (state.run.arm, state.run.seed): state.score
         for state in states
         if state.state == "finished" and state.score is not None and math.isfinite(state.score)
+    }
+
+
+def gains_of(states: Sequence[RunState]) -> dict[tuple[str, int], float]:
+    """What training added to the measure of the finished runs, by arm and seed."""
+    return {
+        (state.run.arm, state.run.seed): state.gain
+        for state in states
+        if state.state == "finished" and state.gain is not None
     }
 
 

@@ -121,7 +121,9 @@ def _verdict(found: "Decision", standing: Standing) -> str:
     verdict: str = found.verdict
     if verdict == "undecided" and not standing.end:
         verdict = "needs more seeds, undecided"
-    if verdict == "equal":
+    if found.comparison.reason == "identical":
+        verdict = "equal (no score differs)"
+    elif verdict == "equal":
         verdict = f"equal (within ±{found.comparison.margin:g})"
     interval, look = found.comparison.interval, found.look
     pairs = "" if look.pairs == look.seeds else f" ({look.pairs} with a pair)"

@@ -66,7 +66,10 @@ def _inconclusive(analysis: Analysis) -> str:
         )
     if all(c.reason == "no spread" for c in arms):
         return "Cannot conclude: the seeds do not vary, so nothing is known about chance."
-    if all(c.reason in ("too few pairs", "no spread") for c in arms):
+    if all(c.reason == "not looked at" for c in arms):
+        first = analysis.sweep.looks[0]
+        return f"Cannot conclude yet: the first look is at {first} seeds of every arm."
+    if all(c.reason in ("too few pairs", "no spread", "not looked at") for c in arms):
         whose = f"the reference {reference.arm.label}" if len(references) == 1 else "its reference"
         return f"Cannot conclude: no arm shares {MIN_SEEDS} or more finished seeds with {whose}."
     return ""
@@ -96,7 +99,7 @@ def resolution(analysis: Analysis) -> str:
     """The smallest detectable difference; empty where too few have run."""
     tested = [c for c in analysis.compared if c.tested]
     if not tested:
-        if all(c.reason == "too few pairs" for c in analysis.compared):
+        if all(c.reason in ("too few pairs", "not looked at") for c in analysis.compared):
             return ""
         return (
             "The smallest detectable difference is unknown: differences that are the same with "

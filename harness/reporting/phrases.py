@@ -11,6 +11,7 @@ WHY = {
     "identical": "no score differs",
     "no spread": "the seeds do not vary",
     "too few pairs": "too few seeds",
+    "not looked at": "its first look is under way",
 }
 """What a verdict rests on where it is not the interval."""
 
@@ -109,7 +110,7 @@ def verdicts_in_words(
     if undecided:
         against = "" if clauses else f" compared with {reference()}"
         clauses.append(f"{names(undecided)} {are(undecided)} undecided{against}")
-    unknown = [c for c in given if c.reason in ("no spread", "too few pairs")]
+    unknown = [c for c in given if c.reason in ("no spread", "too few pairs", "not looked at")]
     if unknown:
         clauses.append(f"{names(unknown)} cannot be judged")
     return clauses

@@ -110,7 +110,7 @@ def verdicts(analysis: Analysis) -> Table:
         tuple(rows),
         f"Difference: in {analysis.measure} on held-out prompts after training, arm minus "
         f"{analysis.sweep.reference_label}, paired by seed, with the interval that holds for all "
-        f"arms together with 95 %. Better, worse: zero is left out. Equal: {_equal(analysis)}. "
+        f"arms together with 95 %. {_meaning(analysis)} "
         "×: per iteration, as a multiple of the reference's; the interval of the seconds is in "
         "the table of the cost."
         + (" Published: another model and task, one run per row." if score else ""),
@@ -189,13 +189,19 @@ def _comparison(analysis: Analysis) -> Table:
     )
 
 
-def _equal(analysis: Analysis) -> str:
-    """When an arm is equal, in words."""
+def _meaning(analysis: Analysis) -> str:
+    """What the verdicts say, in words."""
     known = [c for c in analysis.compared if c.margin is not None]
-    if not known:
-        return "no arm, because the margin is a part of a gain that is not shown"
-    of_gain = f" ({analysis.sweep.margin})" if analysis.sweep.margin.of_gain else ""
-    return f"the interval lies within ±{worth(known)}{of_gain}"
+    text = "Better, worse: zero is left out."
+    if known:
+        of_gain = f" ({analysis.sweep.margin})" if analysis.sweep.margin.of_gain else ""
+        text += (
+            f" Equal: the interval lies within ±{worth(known)}{of_gain}, also where zero is left "
+            "out."
+        )
+    if len(known) < len(analysis.compared):
+        text += " An arm whose reference shows no gain has no margin, and is not called equal."
+    return text
 
 
 def _other_rewards(analysis: Analysis) -> Table:

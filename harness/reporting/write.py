@@ -85,7 +85,7 @@ def _parts(
     from harness.study.views import DEFAULT
 
     _check_replaces_less(sweep, measurements, folder)
-    sweep, results = begun(sweep, measurements.results)
+    results = begun(sweep, measurements.results)
     measurements = replace(measurements, results=results)
     analysis = analyse(sweep, results)
     views = make_views(analysis, results, measurements.probes, (*DEFAULT, *sweep.views))

@@ -65,6 +65,8 @@ def seeds_of(chosen: Chosen, until_decided: bool = False) -> Seeds:
     if not until_decided:
         return Seeds(seeds)
     looks = _usual_looks()
+    if len(seeds) > looks[-1]:
+        looks = (*looks, len(seeds))
     # Seeds of a search's confirmation are fresh ones: those after them are as well.
     more = range(max(seeds) + 1, max(seeds) + 1 + looks[-1] - min(len(seeds), looks[-1]))
     if more.stop > 2**31:

@@ -171,7 +171,7 @@ def stays() -> Iterator[None]:
     """The working directory, also one that was removed, the mode of new files (umask) and what
     `logging.disable` silences are the same afterwards, whatever runs inside."""
     before = os.open(".", os.O_RDONLY)
-    umask, silenced = os.umask(0), logging.root.manager.disable
+    umask, silenced = os.umask(0o077), logging.root.manager.disable
     os.umask(umask)
     try:
         yield

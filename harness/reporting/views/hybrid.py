@@ -154,7 +154,7 @@ def _brief(mixed: list[Mixed]) -> str:
                 size = span(means, signed=True)
                 verdicts.append(f"{word} in {len(means)} of {len(known)} arms (means {size})")
         if known:
-            same = "undecided in every arm"
+            same = "neither better nor worse in any arm"
             parts.append(f"{reward} {' and '.join(verdicts) or same}")
     if not parts:
         return ""

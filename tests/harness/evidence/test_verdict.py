@@ -53,7 +53,13 @@ def test_near_zero_spread_is_not_better():
     assert compare(near, spread=spread).verdict == "undecided"
 
 
-@pytest.mark.parametrize("differences", [[0.0] * 5, [0.5] * 5, [0.1 + 0.2, 0.3, 0.3]])
+def test_arms_that_compute_the_same_are_equal():
+    found = compare([0.0] * 5)
+    assert (found.verdict, found.reason, found.sign) == ("equal", "identical", 0)
+    assert compare([0.0] * 2).reason == "too few pairs"
+
+
+@pytest.mark.parametrize("differences", [[0.5] * 5, [0.1 + 0.2, 0.3, 0.3]])
 def test_seeds_that_do_not_vary_conclude_nothing(differences):
     found = compare(differences, margin=0.01)
     assert (found.verdict, found.reason, found.sign) == ("undecided", "no spread", 0)

@@ -1,25 +1,31 @@
 """Seeds until it is decided, with scores that are known: which runs are made, and what is said."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from harness.analysis.analyse import analyse
 from harness.analysis.results import begun, collect
+from harness.evidence.sequential import Plan, follow
 from harness.launching.plan import describe
 from harness.launching.status import Observer, as_data, as_text
 from harness.planning import budget
 from harness.planning.budget import hours
-from harness.planning.standing import stand
+from harness.planning.standing import decide, stand, with_runs
 from harness.planning.words import outcome, planned
 from harness.runs.state import look_at_all
 from harness.slurm.scheduler import Scheduler
+from harness.stats import Comparison
 from harness.study.load import load_sweep
-from harness.study.spec import Budget, only
+from harness.study.margin import Margin
+from harness.study.spec import Budget, Sweep, only
 
 from . import known
 from .known import ARMS, LOOKS, launch, write
@@ -73,8 +79,8 @@ def test_each_arm_gets_the_seeds_that_it_needs_and_each_look_is_one_submission(
         "77 runs were needed; 32 seeds for every arm would have been 128: 51 saved",
     ]
     # The report has the verdicts and intervals of the looks.
-    part, results = begun(sweep, collect(sweep, tmp_path / "runs"))
-    for found in analyse(part, results).compared:
+    results = begun(sweep, collect(sweep, tmp_path / "runs"))
+    for found in analyse(sweep, results).compared:
         decision = standing.decisions[found.arm][-1]
         assert (found.verdict, len(found.seeds)) == (decision.verdict, decision.look.pairs)
         assert found.margin == known.MARGIN
@@ -84,6 +90,65 @@ def test_each_arm_gets_the_seeds_that_it_needs_and_each_look_is_one_submission(
     # Nothing is left to do for the same command.
     again, submitted, said, _ = launch(sweep, tmp_path / "runs")
     assert (submitted, again.decisions) == ([], standing.decisions)
+
+
+def test_a_report_looks_when_the_launcher_looks(tmp_path: Path) -> None:
+    """Not at a look under way, and not at less than the launcher where the last seed fails."""
+    sweep = write(tmp_path)
+    known.BROKEN.add(("far", 4))
+    standing, _, _, _ = launch(sweep, tmp_path / "runs", stop_after=2)
+    found = {c.arm: c for c in reported(sweep, tmp_path / "runs")}
+    decision = standing.decisions["far"][-1]
+    assert (found["far"].verdict, found["far"].seeds) == ("better", (0, 1, 2, 3))
+    assert decision.look.pairs == 4
+    assert math.isnan(found["far"].p_sign_flip)
+    # One run of the first look is missing: nobody looks at any arm.
+    lost = next((tmp_path / "runs" / "known").glob("open-seed2-*")).resolve()
+    (lost / "result.json").unlink()
+    found = {c.arm: c for c in reported(sweep, tmp_path / "runs")}
+    assert {(c.verdict, c.reason) for c in found.values()} == {("undecided", "not looked at")}
+    assert not any(c.seeds for c in found.values())
+
+
+def test_a_report_of_some_arms_of_a_sweep_with_looks(tmp_path: Path) -> None:
+    sweep = write(tmp_path)
+    some = with_runs(sweep, [run for run in sweep.runs if run.arm in ("reference", "far")])
+    launch(sweep, tmp_path / "runs", stop_after=1, part=some)
+    assert {c.reason for c in reported(sweep, tmp_path / "runs")} == {"not looked at"}
+
+
+def test_a_margin_that_is_known_later_does_not_change_an_earlier_look() -> None:
+    """It is a part of the gain, which is shown from twelve seeds on; the first seeds are equal
+    within that margin."""
+    noise = np.random.default_rng(0).standard_normal(12)
+    gains = {("reference", s): 0.4 + (4.0 if s < 5 else 0.1) * noise[s] for s in range(12)}
+    scores = {
+        (arm, s): 0.5 + (arm == "same") * (0.05 * (s >= 5) + 0.002 * noise[s])
+        for arm in ("reference", "same")
+        for s in range(12)
+    }
+    sweep = SimpleNamespace(
+        arms=tuple(SimpleNamespace(name=name) for name in ("reference", "same")),
+        looks=(5, 8, 12),
+        seeds=tuple(range(12)),
+        references={"reference": "reference", "same": "reference"},
+        margin=Margin(0.25, of_gain=True),
+    )
+    last = decide(sweep, scores, gains, 12)["same"]  # type: ignore[arg-type]
+    for count, made in zip(sweep.looks, last, strict=False):
+        then = decide(sweep, scores, gains, count)["same"][-1]  # type: ignore[arg-type]
+        assert (made.comparison.margin, made.verdict) == (then.comparison.margin, then.verdict)
+    assert last[0].comparison.margin is None
+
+
+def test_arms_that_compute_the_same_are_equal_at_the_first_look() -> None:
+    made = follow({"same": [0.0] * 12, "other": [0.1, -0.1] * 6}, Plan((5, 8, 12), 2))
+    assert [(d.look.seeds, d.verdict) for d in made["same"]] == [(5, "equal")]
+    assert len(made["other"]) == 3
+
+
+def reported(sweep: Sweep, runs: Path) -> tuple[Comparison, ...]:
+    return analyse(sweep, begun(sweep, collect(sweep, runs))).compared
 
 
 def test_a_command_that_ended_continues_at_its_look(tmp_path: Path) -> None:
