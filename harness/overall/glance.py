@@ -4,15 +4,13 @@ from collections.abc import Iterable, Sequence
 
 from harness.overall.questions import Overall
 from harness.overall.studies import Study
-from harness.reporting.phrases import with_verdict
+from harness.reporting.phrases import size, with_verdict
 from harness.reporting.tables import Table
 from harness.stats import Comparison
 from harness.text import NOTHING, listed
 
 MOST_NAMED = 2
 """A cell names at most this many arms of a verdict, and counts more."""
-
-MOST_AT_EQUAL_COST = 3
 
 
 def glance(overall: Overall) -> Table:
@@ -96,12 +94,12 @@ def _matters(overall: Overall, studies: Sequence[Study]) -> str:
 
 def _equal(overall: Overall, studies: Sequence[Study]) -> str:
     names = _names_of(overall, "equal")
-    return f"Settings that make no difference worth the margin: {listed(names)}." if names else ""
+    return f"Settings that differ by less than the margin: {listed(names)}." if names else ""
 
 
 def _undecided(overall: Overall, studies: Sequence[Study]) -> str:
     names = _names_of(overall, "undecided")
-    text = f"Undecided, at least in part: {listed(names)}." if names else ""
+    text = f"The seeds do not decide, at least for some arms: {listed(names)}." if names else ""
     nothing = _names_of(overall, "open")
     return " ".join(
         filter(None, (text, f"Nothing to judge yet: {listed(nothing)}." if nothing else ""))
@@ -110,18 +108,19 @@ def _undecided(overall: Overall, studies: Sequence[Study]) -> str:
 
 def _elsewhere(overall: Overall, studies: Sequence[Study]) -> str:
     names = _names_of(overall, "told")
-    return f"Answered by another measurement: {listed(names)}." if names else ""
+    return f"Asked about something else than the reward: {listed(names)}." if names else ""
 
 
 def _saves(overall: Overall, studies: Sequence[Study]) -> str:
     """Which arms are better than their reference for the same cost."""
     parts = []
-    for kind in ("evaluations", "seconds"):
+    for kind, words in (("evaluations", "network evaluations"), ("seconds", "seconds")):
         arms = [
-            f"{study.analysis.label(c.arm)} ({study.sweep.name})"
+            f"{study.analysis.label(c.arm)} beats {study.analysis.label(c.reference)} by {size(c)}"
             for study in studies
             for c in with_verdict(study.at_equal_cost.get(kind, {}).values(), "better")
         ]
-        if arms:
-            parts.append(f"for the same {kind} {listed(arms, MOST_AT_EQUAL_COST)}")
-    return f"Better than the reference of its study: {'; '.join(parts)}." if parts else ""
+        more = f" (and {len(arms) - 1} more beat their reference)" if len(arms) > 1 else ""
+        parts += [f"for the same {words}, {arms[0]}{more}"] if arms else []
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""

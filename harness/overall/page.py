@@ -101,7 +101,8 @@ def draw(overall: "Overall") -> "list[Picture]":
             "The largest effect of every question: held-out reward after training, arm minus "
             "reference, paired by seed, with the interval that holds for all comparisons of the "
             "study. Full mark: better or worse than the reference. Open mark: neither. The "
-            "grey bar reaches as far as the smallest detectable difference, to both sides."
+            "grey bar: differences that are too small to be detected with these seeds, which is "
+            "not the same as equal. Questions about something else are left out."
         )
         title = "Every question's largest effect"
         drawn.append(picture("questions", title, caption, lambda: plots.questions(asked)))

@@ -47,7 +47,7 @@ def questions(asked: Sequence[Question]) -> Figure:
             axes.barh(y, 2 * effect.detectable, left=-effect.detectable, color=BAND, height=0.66)
         _effect(axes, y, effect, COLOURS[0], size=8)
         reference = question.study.analysis.sweep.reference_label
-        pair = wrapped(f"{question.effect_label} − {reference}", 40)
+        pair = wrapped(f"{question.effect_label} vs {reference}", 40)
         names.append(f"{question.study.sweep.name}\n{pair}")
     name_rows(axes, names)
     axes.tick_params(axis="y", labelsize=8.5)

@@ -45,11 +45,11 @@ def headline(overall: Overall) -> str:
     parts = [
         f"{kinds.count(kind)} {words}"
         for kind, words in (
-            ("differs", "with an arm that is better or worse"),
-            ("equal", "with none worth the margin"),
-            ("undecided", "undecided"),
-            ("told", "answered by another measurement"),
-            ("open", "still open"),
+            ("differs", "have an arm that is better or worse"),
+            ("equal", "have none that differs by more than the margin"),
+            ("undecided", "are undecided"),
+            ("told", "ask about something else than the reward"),
+            ("open", "have no results to judge"),
         )
         if kind in kinds
     ]
@@ -139,7 +139,7 @@ def same_pairs(overall: Overall) -> list[str]:
                 for study, c in judged
             ]
             study, c = judged[0]
-            names = f"{study.analysis.label(c.arm)} and {study.analysis.label(c.reference)}"
+            names = f"{study.analysis.label(c.arm)} vs {study.analysis.label(c.reference)}"
             sentences.append(f"{names}: {', '.join(parts)}.")
     return sentences
 

@@ -79,7 +79,8 @@ def _verdicts(analysis: Analysis) -> str:
     different = with_verdict(analysis.compared, "better", "worse")
     sizes = len(different) <= MOST_SIZES
     clauses = verdicts_in_words(analysis, analysis.compared, sizes=sizes)
-    return f"In {analysis.measure} on held-out prompts, {'; '.join(clauses)} ({_pairs(analysis)})."
+    measure = f"the reward {analysis.measure} on held-out prompts"
+    return f"In {measure}, {'; '.join(clauses)} ({_pairs(analysis)})."
 
 
 def one_line(analysis: Analysis) -> str:

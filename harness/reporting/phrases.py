@@ -99,13 +99,13 @@ def verdicts_in_words(
             clauses.append(f"{arms} {are(different)} {verdict} than {reference()}")
     equal = [c for c in given if c.verdict == "equal" and c.tested]
     if equal:
-        make = "makes" if len(equal) == 1 else "make"
-        clauses.append(
-            f"{names(equal)} {make} no difference worth {worth(equal)} compared with {reference()}"
-        )
+        differ = "differs" if len(equal) == 1 else "differ"
+        clauses.append(f"{names(equal)} {differ} from {reference()} by less than {worth(equal)}")
     same = [c for c in given if c.reason == "identical"]
     if same:
-        clauses.append(f"{names(same)} scored exactly as {reference()} did with every seed")
+        has = "has" if len(same) == 1 else "have"
+        scores = f"exactly the scores of {analysis.sweep.reference_label}"
+        clauses.append(f"{names(same)} {has} {scores} with every seed")
     undecided = [c for c in given if c.verdict == "undecided" and c.tested]
     if undecided:
         against = "" if clauses else f" compared with {reference()}"

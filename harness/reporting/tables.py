@@ -192,12 +192,12 @@ def _comparison(analysis: Analysis) -> Table:
 def _meaning(analysis: Analysis) -> str:
     """What the verdicts say, in words."""
     known = [c for c in analysis.compared if c.margin is not None]
-    text = "Better, worse: zero is left out."
+    text = "Better, worse: the interval excludes zero."
     if known:
         of_gain = f" ({analysis.sweep.margin})" if analysis.sweep.margin.of_gain else ""
         text += (
-            f" Equal: the interval lies within ±{worth(known)}{of_gain}, also where zero is left "
-            "out."
+            f" Equal: the interval lies within ±{worth(known)}{of_gain}, also where it excludes "
+            "zero."
         )
     if len(known) < len(analysis.compared):
         text += " An arm whose reference shows no gain has no margin, and is not called equal."
@@ -240,7 +240,7 @@ def _other_comparisons(analysis: Analysis) -> Table:
         tuple(rows),
         "Arm minus reference after training, paired by seed. The intervals of one reward hold for "
         "all arms together with 95 %, those of different rewards each by itself. Better and worse: "
-        "zero is left out. These rewards have no margin, so that no arm is equal in them.",
+        "the interval excludes zero. These rewards have no margin: no arm is equal in them.",
     )
 
 

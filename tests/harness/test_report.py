@@ -355,14 +355,14 @@ def test_nothing_learned(tmp_path, small_figures):
 def test_the_same_scores_after_learning(tmp_path):
     same = same_scores(tmp_path / "all", 0.11)
     assert findings.answer(same) == (
-        "In composition on held-out prompts, τ = 9, τ = 12 and τ = 18 scored exactly as τ = 15 did "
-        "with every seed (3 seeds)."
+        "In the reward composition on held-out prompts, τ = 9, τ = 12 and τ = 18 have exactly the "
+        "scores of τ = 15 with every seed (3 seeds)."
     )
     assert findings.gain(same).startswith("Training gained in every arm")
     # One arm that differs, and by the same in every seed: that is no evidence either.
     one = same_scores(tmp_path / "one", 0.11, {"interval=9": 0.1})
     assert "τ = 9 cannot be judged" in findings.answer(one)
-    assert "τ = 12 and τ = 18 scored exactly as τ = 15 did" in findings.answer(one)
+    assert "τ = 12 and τ = 18 have exactly the scores of" in findings.answer(one)
 
 
 def watch(sweep, runs_dir, arm, seconds):
@@ -436,7 +436,7 @@ def test_answers(tmp_path):
     text = findings.answer(better)
     assert re.search(r"τ = 9 is better than τ = 15 by 0\.\d+ \[0\.\d+, 0\.\d+\];", text)
     assert re.search(r"τ = 18 is worse than it by 0\.\d+ \[0\.\d+, 0\.\d+\];", text)
-    assert text.endswith("τ = 12 makes no difference worth 0.021 compared with it (5 seeds).")
+    assert text.endswith("τ = 12 differs from it by less than 0.021 (5 seeds).")
     assert findings.gain(better).startswith("Training gained in")
     flat = found(
         tmp_path / "2", effects=dict.fromkeys([f"interval={i}" for i in (9, 12, 15, 18)], -0.11)
