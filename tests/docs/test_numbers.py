@@ -174,3 +174,10 @@ def test_the_readme_says_of_the_first_command_what_its_report_says() -> None:
     (row,) = re.findall(r"^\| tau \| 32 of 32.*", overall, re.MULTILINE)
     _, _, _, training, _, evaluation, *_ = (cell.strip() for cell in row.split("|"))
     assert f"trains for {training} hours and evaluates for {evaluation}, summed" in text
+
+
+def test_the_overview_is_read_in_a_moment() -> None:
+    """At most 150 words before its first figure."""
+    page = (ROOT / "reports" / "index.html").read_text(encoding="utf-8")
+    start = page[page.index("<h1") : page.index("<figure")]
+    assert 50 <= len(re.sub("<[^>]+>", " ", start).split()) <= 150
