@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from harness.comparison import compare
 from harness.reporting.views.turn import best_of_others, since
-from harness.stats import LEVEL, compare, detectable_difference, mean_interval
+from harness.stats import LEVEL, detectable_difference, mean_interval
 from mixgrpo import cli
 
 SEEDS = (3, 5, 8, 10, 20)

@@ -15,7 +15,7 @@ from harness.analysis.cost import Cost, Makers, costs, makers_of, trained_by_one
 from harness.analysis.quality import RewardChange, quality, reward_names
 from harness.analysis.results import by_arm
 from harness.analysis.seconds import core_time
-from harness.stats import Comparison
+from harness.comparison import Comparison
 from harness.study import paper
 from harness.study.spec import same_schedules
 from harness.text import listed

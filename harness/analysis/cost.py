@@ -9,13 +9,7 @@ from harness.analysis import columns
 from harness.analysis.columns import METHOD_SECONDS, SEED
 from harness.analysis.results import by_arm, by_seed
 from harness.analysis.seconds import HEALTH, PHASES, iteration_times, steady, totals
-from harness.stats import (
-    MIN_SEEDS,
-    Interval,
-    mean_interval,
-    ratio_interval,
-    simultaneous_level,
-)
+from harness.stats import MIN_SEEDS, Interval, mean_interval, ratio_interval, simultaneous_level
 
 if TYPE_CHECKING:
     import pandas as pd

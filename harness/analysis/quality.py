@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 from harness.analysis import columns
 from harness.analysis.results import by_seed
+from harness.comparison import Comparison, Looks, compare
 from harness.planning.standing import looks_made
 from harness.stats import (
     MIN_SEEDS,
-    Comparison,
     Interval,
-    Looks,
-    compare,
     mean_interval,
     paired_interval,
     shown_gain,

@@ -1,4 +1,4 @@
-"""The score of every image of a sweep's runs, and what is left of them in a report.
+"""The score of every image of a sweep's runs, and the means by prompt.
 
     scores = read_scores(sweep, runs_dir, last_only=True)
     means = prompt_means(scores)
@@ -88,7 +88,7 @@ def _evaluations(run: Run, folder: Path, since: int) -> "Iterator[pa.Table]":
 
 
 def prompt_means(scores: "pd.DataFrame") -> "pd.DataFrame":
-    """The mean over the images of each prompt: what a report keeps of the scores.
+    """The mean over the images of each prompt.
 
     One row a prompt of every evaluation, in the order of `scores`: arm, seed, iteration, prompt,
     `images`, reward_<name> (float32). The mean over the prompts of a run is that of its evaluation.

@@ -1,17 +1,14 @@
-"""Compares arms with a reference: one row a comparison, with the verdicts of `harness.evidence`."""
+"""Compares arms with a reference: one row a comparison (`harness.comparison`)."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness import comparison
 from harness.analysis import columns
 from harness.analysis.columns import ARM, SEED
 from harness.analysis.results import by_seed
 from harness.analysis.settings import Settings, flat
-from harness.evidence import verdict
-from harness.evidence.moderation import moderate
-from harness.evidence.verdict import MIN_PAIRS, simultaneous_level
-from harness.stats import paired_differences
 from mixgrpo.errors import ConfigError, shown
 from mixgrpo.text.suggest import did_you_mean
 
@@ -41,39 +38,27 @@ def compare(
     if not (_is_number(level) and 0 < level < 1):
         raise ConfigError(f"compare: level: expected a number between 0 and 1, not {shown(level)}")
     after = {str(arm): _after(rows, measure) for arm, rows in runs.groupby(ARM, observed=True)}
-    differences = {
-        arm: list(paired_differences(after.get(arm, {}), after.get(reference, {}))[0].values())
-        for arm, reference in references.items()
-        if arm != reference
-    }
-    if not differences:
+    if all(arm == reference for arm, reference in references.items()):
         raise ConfigError(f"compare: {_listed([*references])} is the only arm; nothing to compare")
-    family = sum(len(of_arm) >= MIN_PAIRS for of_arm in differences.values())
-    spreads = moderate(differences)
-    rows = []
-    for arm, of_arm in differences.items():
-        compared = verdict.compare(
-            of_arm,
-            margin=margin,
-            level=simultaneous_level(family, level),
-            spread=spreads[arm],
-        )
-        rows.append(
-            {
-                "arm": arm,
-                "reference": references[arm],
-                "pairs": compared.pairs,
-                "difference": compared.mean,
-                "low": compared.interval.low,
-                "high": compared.interval.high,
-                "verdict": compared.verdict,
-                "reason": compared.reason,
-                "level": compared.level,
-                "sd": compared.spread.sd,
-                "degrees_of_freedom": float(compared.spread.degrees_of_freedom),
-            }
-        )
-    return pd.DataFrame(rows)
+    margins = dict.fromkeys(references.values(), margin)
+    values = {arm: after.get(arm, {}) for arm in references}
+    compared = comparison.compare(values, references, margins, level=level)
+    return pd.DataFrame(
+        {
+            "arm": arm,
+            "reference": found.reference,
+            "pairs": len(found.seeds),
+            "difference": found.simultaneous.mean,
+            "low": found.simultaneous.low,
+            "high": found.simultaneous.high,
+            "verdict": found.verdict,
+            "reason": found.reason,
+            "level": found.simultaneous.level,
+            "sd": found.spread.sd,
+            "degrees_of_freedom": float(found.spread.degrees_of_freedom),
+        }
+        for arm, found in compared.items()
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -2,15 +2,23 @@
 
 from collections.abc import Iterable, Sequence
 
-from harness.overall.questions import Overall
+from harness.comparison import Comparison
+from harness.overall.questions import Kind, Overall
 from harness.overall.studies import Study
 from harness.reporting.phrases import size, with_verdict
 from harness.reporting.tables import Table
-from harness.stats import Comparison
 from harness.text import NOTHING, listed
 
 MOST_NAMED = 2
 """A cell names at most this many arms of a verdict, and counts more."""
+
+KINDS: dict[Kind, str] = {
+    "differs": "Settings that change the reward",
+    "equal": "Settings that differ by less than the margin",
+    "undecided": "The seeds do not decide, at least for some arms",
+    "open": "Nothing to judge yet",
+    "told": "Asked about something else than the reward",
+}
 
 
 def glance(overall: Overall) -> Table:
@@ -24,9 +32,9 @@ def glance(overall: Overall) -> Table:
         ),
         tuple(_row(question.study) for question in overall.questions),
         "Arms compared with the reference of their study. Better, worse: the interval of the "
-        "difference leaves zero out. Equal: it lies within the study's margin, also where it "
-        "leaves zero out. Undecided: neither. Of the other rewards, what is better or worse. A "
-        "dash: nothing is compared.",
+        "difference excludes zero. Equal: it lies within the study's margin, also where it "
+        "excludes zero. Undecided: neither. Of the other rewards, what is better or worse. A dash: "
+        "nothing is compared.",
     )
 
 
@@ -75,52 +83,27 @@ def _count(count: int, total: int) -> str:
 
 def findings(overall: Overall) -> list[str]:
     """What a reader of ten seconds takes away: few sentences over all studies."""
-    studies = [question.study for question in overall.questions]
-    return [
-        sentence
-        for make in (_matters, _equal, _undecided, _saves, _elsewhere)
-        if (sentence := make(overall, studies))
-    ]
+    by_kind: dict[Kind, list[str]] = {}
+    for question in overall.questions:
+        by_kind.setdefault(question.kind, []).append(question.study.sweep.name)
+
+    def named(kind: Kind) -> list[str]:
+        return [f"{KINDS[kind]}: {listed(by_kind[kind])}."] if kind in by_kind else []
+
+    first = [*named("differs"), *named("equal"), *named("undecided"), *named("open")]
+    return [*first, *_better_at_equal_cost(overall), *named("told")]
 
 
-def _names_of(overall: Overall, kind: str) -> list[str]:
-    return [question.study.sweep.name for question in overall.questions if question.kind == kind]
-
-
-def _matters(overall: Overall, studies: Sequence[Study]) -> str:
-    names = _names_of(overall, "differs")
-    return f"Settings that change the reward: {listed(names)}." if names else ""
-
-
-def _equal(overall: Overall, studies: Sequence[Study]) -> str:
-    names = _names_of(overall, "equal")
-    return f"Settings that differ by less than the margin: {listed(names)}." if names else ""
-
-
-def _undecided(overall: Overall, studies: Sequence[Study]) -> str:
-    names = _names_of(overall, "undecided")
-    text = f"The seeds do not decide, at least for some arms: {listed(names)}." if names else ""
-    nothing = _names_of(overall, "open")
-    return " ".join(
-        filter(None, (text, f"Nothing to judge yet: {listed(nothing)}." if nothing else ""))
-    )
-
-
-def _elsewhere(overall: Overall, studies: Sequence[Study]) -> str:
-    names = _names_of(overall, "told")
-    return f"Asked about something else than the reward: {listed(names)}." if names else ""
-
-
-def _saves(overall: Overall, studies: Sequence[Study]) -> str:
-    """Which arms are better than their reference for the same cost."""
+def _better_at_equal_cost(overall: Overall) -> list[str]:
+    """Which arms are better than their reference for the same cost; none or one sentence."""
     parts = []
     for kind, words in (("evaluations", "network evaluations"), ("seconds", "seconds")):
         arms = [
             f"{study.analysis.label(c.arm)} beats {study.analysis.label(c.reference)} by {size(c)}"
-            for study in studies
+            for study in (question.study for question in overall.questions)
             for c in with_verdict(study.at_equal_cost.get(kind, {}).values(), "better")
         ]
         more = f" (and {len(arms) - 1} more beat their reference)" if len(arms) > 1 else ""
         parts += [f"for the same {words}, {arms[0]}{more}"] if arms else []
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+    return [f"{text[0].upper()}{text[1:]}."] if text else []

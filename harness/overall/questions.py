@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.comparison import Comparison
 from harness.evidence.intervals import Interval
 from harness.evidence.resolution import seeds_for_difference
 from harness.overall.front import Point, points
 from harness.overall.studies import Study
 from harness.reporting import findings
-from harness.stats import LEVEL, Comparison
+from harness.stats import LEVEL
 from harness.study import paper
 from harness.study.spec import Sweep
 

@@ -15,10 +15,11 @@ from harness.analysis.columns import RUN
 from harness.analysis.kept import has_frames, read_kept
 from harness.analysis.results import Results, begun
 from harness.analysis.seconds import core_time
+from harness.comparison import Comparison
 from harness.reporting.views.budget import at_equal_cost
 from harness.reporting.views.view import answer, make_views
 from harness.runs.source import MADE
-from harness.stats import MIN_SEEDS, Comparison
+from harness.stats import MIN_SEEDS
 from harness.study.spec import Sweep
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from harness.analysis.analyse import Analysis
-from harness.stats import Comparison
+from harness.comparison import Comparison
 from harness.text import interval, listed, number
 
 WHY = {

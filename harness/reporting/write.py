@@ -79,8 +79,8 @@ def _parts(
     measurements and tables, then the figures, the page last."""
     from harness.analysis.analyse import analyse
     from harness.reporting.content import content, made_of, to_html, to_latex, to_markdown
+    from harness.reporting.csvfile import to_csv
     from harness.reporting.figures import draw
-    from harness.reporting.tables import to_csv
     from harness.reporting.views.view import make_views
     from harness.study.views import DEFAULT
 

@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from harness.comparison import MOST_FLIPS, compare, holm, sign_flip_p
 from harness.stats import (
-    MOST_FLIPS,
-    compare,
     detectable_difference,
-    holm,
     mean_interval,
     paired_differences,
     paired_interval,
     ratio_interval,
-    sign_flip_p,
 )
 
 SWEEPS = 2000

@@ -16,6 +16,7 @@ from harness.analysis import columns
 from harness.analysis.analyse import Analysis
 from harness.analysis.columns import ARM, ITERATION, RUN
 from harness.analysis.seconds import at_evaluations
+from harness.comparison import Comparison, compare
 from harness.reporting.drawing import (
     GREY,
     arm_label,
@@ -32,7 +33,6 @@ from harness.reporting.findings import not_timed_together
 from harness.reporting.phrases import compared
 from harness.reporting.tables import Table, difference_cell
 from harness.reporting.views.view import View
-from harness.stats import Comparison, compare
 from harness.text import NOTHING, seconds
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _table(analysis: Analysis, budgets: list[Budget]) -> Table:
         tuple(columns),
         tuple(rows),
         "Arm minus reference on held-out prompts, paired by seed, with the interval that holds for "
-        "all arms of a column together with 95 %; better and worse stand where it leaves zero out. "
+        "all arms of a column together with 95 %; better and worse stand where it excludes zero. "
         "Between two evaluations of a run its measure is interpolated linearly, which reads a "
         "curve that flattens too low there, so that an arm read between its evaluations stands a "
         "little too low beside one read at an evaluation. Seconds are those of training "

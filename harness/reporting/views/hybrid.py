@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.analysis.analyse import Analysis
+from harness.comparison import Comparison, compare
 from harness.reporting.drawing import (
     arm_label,
     arm_marks,
@@ -24,7 +25,7 @@ from harness.reporting.figures import picture
 from harness.reporting.phrases import span
 from harness.reporting.tables import PUBLISHED_NAMES, Table
 from harness.reporting.views.view import View
-from harness.stats import Comparison, Interval, compare, mean_interval, paired_differences
+from harness.stats import Interval, mean_interval, paired_differences
 from harness.study import paper
 from harness.text import NOTHING, interval, listed, number
 

@@ -7,10 +7,11 @@ the first value. An effect that is seen for one value and not for another is no 
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.analyse import Analysis
+from harness.comparison import Comparison, compare
 from harness.reporting.phrases import verdict_words, worth
 from harness.reporting.tables import Table
 from harness.reporting.views.view import View
-from harness.stats import Comparison, compare, paired_differences
+from harness.stats import paired_differences
 from harness.text import interval, listed, number, p_value
 
 if TYPE_CHECKING:

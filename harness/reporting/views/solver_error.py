@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.analysis.analyse import Analysis
+from harness.comparison import Comparison
 from harness.reporting.figures import picture
 from harness.reporting.phrases import verdict_words
 from harness.reporting.tables import Table
@@ -24,14 +25,7 @@ from harness.reporting.views.solver_figures import (
     solvers,
 )
 from harness.reporting.views.view import View
-from harness.stats import (
-    MIN_SEEDS,
-    Comparison,
-    geometric,
-    ratio_interval,
-    side,
-    simultaneous_level,
-)
+from harness.stats import MIN_SEEDS, geometric, ratio_interval, side, simultaneous_level
 from harness.text import NOTHING, interval, listed, number
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from scipy import stats
 
 from harness.analysis.analyse import analyse
 from harness.analysis.results import begun, collect
+from harness.comparison import Comparison
 from harness.evidence.sequential import Plan, follow
 from harness.launching.plan import describe
 from harness.launching.status import Observer, as_data, as_text
@@ -22,7 +23,6 @@ from harness.planning.standing import decide, stand, with_runs
 from harness.planning.words import outcome, planned
 from harness.runs.state import look_at_all
 from harness.slurm.scheduler import Scheduler
-from harness.stats import Comparison
 from harness.study.load import load_sweep
 from harness.study.margin import Margin
 from harness.study.spec import Budget, Sweep, only

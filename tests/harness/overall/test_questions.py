@@ -21,6 +21,7 @@ from scipy import stats
 from harness import report
 from harness.analysis.kept import to_files
 from harness.analysis.measurements import gather
+from harness.comparison import Comparison
 from harness.evidence.resolution import seeds_for_difference
 from harness.overall import page as overall_page
 from harness.overall import tables as overall_tables
@@ -34,7 +35,7 @@ from harness.reporting import figures
 from harness.reporting.tables import Table, tables
 from harness.reporting.views import view as views
 from harness.runs.source import relative
-from harness.stats import Comparison, mean_interval
+from harness.stats import mean_interval
 from harness.study.spec import Sweep
 from harness.text import interval
 from mixgrpo.errors import ConfigError

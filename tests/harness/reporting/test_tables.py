@@ -10,7 +10,7 @@ import pytest
 from harness import text as numbers
 from harness.analysis.analyse import analyse
 from harness.analysis.results import collect
-from harness.reporting import findings, latex, tables
+from harness.reporting import csvfile, findings, latex, tables
 from harness.reporting.content import content, to_latex, to_markdown
 from harness.stats import mean_interval, paired_interval
 from tests.harness.synthetic import make_sweep, write_runs
@@ -34,7 +34,7 @@ def cells(markdown, title):
 
 def test_csv_holds_every_number(found):
     sweep, results, analysis = found
-    rows = {row["arm"]: row for row in csv.DictReader(io.StringIO(tables.to_csv(analysis)))}
+    rows = {row["arm"]: row for row in csv.DictReader(io.StringIO(csvfile.to_csv(analysis)))}
     assert list(rows) == [arm.name for arm in sweep.arms]
     runs = results.runs[results.runs["arm"] == "interval=12"].set_index("seed")
     row = rows["interval=12"]
@@ -78,7 +78,7 @@ def test_markdown_agrees_with_the_analysis(found):
 def test_the_same_measurements_give_the_same_bytes(found):
     sweep, results, analysis = found
     again = analyse(sweep, results)
-    assert tables.to_csv(again) == tables.to_csv(analysis)
+    assert csvfile.to_csv(again) == csvfile.to_csv(analysis)
     assert content(again) == content(analysis)
 
 
@@ -135,7 +135,7 @@ def test_arms_with_the_same_scores_are_not_tested(gain, tmp_path):
     gains = {row[-1] for row in cells(text, "The reward composition")[1:]}
     signed = "+0.110" if gain else "0.000"
     assert gains == {f"{signed} (every seed)"}
-    rows = list(csv.DictReader(io.StringIO(tables.to_csv(analysis))))
+    rows = list(csv.DictReader(io.StringIO(csvfile.to_csv(analysis))))
     assert {row["p_t_holm"] + row["detectable_difference"] for row in rows} == {""}
 
 
@@ -165,5 +165,5 @@ def test_arms_without_runs_keep_their_row(tmp_path):
     assert "(n = 2)" in rows["τ = 12"][3]
     compared = cells(to_markdown(content(analysis)), "Compared with τ = 15")[1:]
     assert compared[0][-1] == "undecided: too few seeds"
-    tables.to_csv(analysis)
+    csvfile.to_csv(analysis)
     to_latex(content(analysis))
