@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from harness.comparison import Comparison
 from harness.overall.front import Point, front
 from harness.overall.questions import Question
 from harness.overall.studies import Study
@@ -24,7 +25,6 @@ from harness.reporting.drawing import (
     thousands,
     wrapped,
 )
-from harness.stats import Comparison
 from mixgrpo.text.escape import shortened
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def questions(asked: Sequence[Question]) -> Figure:
 
 
 def _effect(axes: "Axes", y: float, effect: Comparison, colour: str, size: float) -> None:
-    """Mean and simultaneous interval: a full mark where it leaves zero out, an open one else."""
+    """Mean and simultaneous interval: a full mark where it excludes zero, an open one else."""
     plot_interval(axes, y, effect.simultaneous, color=colour, linewidth=1.6)
     significant = effect.verdict in ("better", "worse")
     axes.plot(

@@ -5,11 +5,11 @@ import math
 from collections.abc import Collection
 
 from harness.analysis.seconds import ONE_CORE
+from harness.comparison import Comparison
 from harness.overall.front import COSTS, front, hashes_by_arm, steps
 from harness.overall.glance import findings
 from harness.overall.questions import Overall
 from harness.overall.studies import Study
-from harness.stats import Comparison
 from harness.study import paper
 from harness.text import interval, listed
 
@@ -180,7 +180,7 @@ def notes(overall: Overall) -> list[str]:
         "An effect is the mean over seeds of arm minus reference after training, on held-out "
         "prompts, paired by seed. Its interval holds for all comparisons of the study together "
         "with 95 %. An arm is equal where it lies within the study's margin, else better or worse "
-        "where it leaves zero out, and else undecided.",
+        "where it excludes zero, and else undecided.",
         exploratory(overall),
         *same_references(overall),
         "Smallest detectable difference: the true one that had an 80 % chance of better or worse "
@@ -218,8 +218,8 @@ def exploratory(overall: Overall) -> str:
         f"Better and worse stand here {claims} times, in {len(tested)} groups of comparisons (a "
         "study's arms in one reward, at equal iterations, evaluations or seconds). Each group has "
         "an error of 5 % of its own: if nothing differed at all, about "
-        f"{0.05 * len(tested):.1f} of the groups would make a false claim. No study was declared "
-        "to answer one question alone, so all of this is exploratory."
+        f"{0.05 * len(tested):.1f} of the groups would make a false claim. No comparison was named "
+        "as the main one before its runs: all of this is exploratory."
     )
 
 

@@ -101,8 +101,8 @@ def draw(analysis: Analysis, results: "Results", samples: "Samples | None") -> l
         caption = (
             f"{reward} after training on held-out prompts, arm minus reference, paired by seed. "
             "Small marks: one seed each. Thick line: 95 % interval of this arm alone. Thin line: "
-            "the interval that holds for all arms together: better or worse where it leaves zero "
-            "out, equal where it lies in the grey band, which is as wide as the margin. Right of "
+            "the interval that holds for all arms together: better or worse where it excludes "
+            "zero, equal where it lies in the grey band, which is as wide as the margin. Right of "
             "zero: better than the reference."
         )
         title = "Difference to the reference"

@@ -1,8 +1,8 @@
 """What a report says in sentences, each made from the numbers of the analysis.
 
 Says "cannot conclude" and "undecided" where that is so. Every claim about a
-difference rests on `Comparison.verdict`, every claim about a change on an interval that leaves zero
-out. How to read the numbers, and what is missing, is in `notes`.
+difference rests on `Comparison.verdict`, every claim about a change on an interval that excludes
+zero. How to read the numbers, and what is missing, is in `notes`.
 """
 
 from collections.abc import Sequence

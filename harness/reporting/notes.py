@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from harness.analysis.analyse import Analysis
-from harness.stats import Comparison
+from harness.comparison import Comparison
 from harness.text import listed, p_value
 
 
@@ -89,12 +89,12 @@ def statistics_notes(analysis: Analysis) -> list[str]:
             1,
             "Arms are compared with the reference seed by seed: runs with the same seed share "
             "prompts, initial noise and evaluation noise. An arm is called better or worse only "
-            "where the interval of its difference leaves zero out, widened so that all "
+            "where the interval of its difference excludes zero, widened so that all "
             f"{family} intervals hold together with 95 % (Bonferroni)."
             if family > 1
             else "The arm is compared with the reference seed by seed: runs with the same seed "
             "share prompts, initial noise and evaluation noise. It is called better or worse only "
-            "where the 95 % interval of its difference leaves zero out.",
+            "where the 95 % interval of its difference excludes zero.",
         )
         notes.insert(2, _tests_note(tested))
         only_holm = [c for c in tested if c.verdict == "undecided" and c.p_holm < 0.05]

@@ -237,7 +237,8 @@ def measure(
     `iteration`, and for the base model; and the error of the reference ODE.
 
     One row for every model, solver, start and `at`, with the mean `error` over `images`.
-    ConfigError for a run whose sampler is random on all steps.
+    ConfigError for a run whose sampler is random on all steps. `of_sweep` is what all probes are
+    given; nothing is scored here.
     """
     loaded = load_run(folder, iteration)
     config, policy = loaded.config, loaded.policy
